@@ -1,0 +1,63 @@
+# The habits of this repository. Each target installs what it needs where it may
+# (Debian packages as root, Python packages into an environment of its own) and
+# otherwise says which one command does.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PETAFLOP_CACHE ?= $(HOME)/.cache/petaflop
+export PETAFLOP_CACHE
+CARGO ?= cargo
+# The two binaries and the tests share one profile, so nothing is built twice.
+PROFILE := --release --locked
+# Folder with the peers' benchmark scripts; `make bench PEERS=…`.
+PEERS ?=
+# Folder or URI to train the demo on instead of this repository's own text.
+DATA ?=
+
+.PHONY: help demo test lint fmt generate bench toolchain cargo-deny python
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: toolchain ## price the world, train a model here, serve it, ask it (DATA=folder to use your text)
+	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@DATA="$(DATA)" examples/demo.sh
+
+test: toolchain python ## every test of the workspace
+	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) test $(PROFILE) --workspace
+
+lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
+	@$(CARGO) fmt --all --check
+	@$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	@PATH="$(PETAFLOP_CACHE)/tools/bin:$$PATH" $(CARGO) deny --log-level error check licenses bans sources
+
+fmt: toolchain ## format the sources
+	@$(CARGO) fmt --all
+
+generate: toolchain ## write the generated files anew (CRDs); CI checks that nothing changes
+	@$(CARGO) run $(PROFILE) --quiet --bin petaflop -- crds --output charts/petaflop-crds/templates
+
+bench: toolchain python ## figures beside their baselines, with machine, versions and spread (PEERS=folder)
+	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@python3 bench/bench.py --runtime "$$($(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/release/petaflop-runtime" $(if $(PEERS),--peers "$(PEERS)")
+	@$(CARGO) bench --locked -p petaflop-arbiter
+
+toolchain:
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing. Install Rust with rustup, then run this again: rust-toolchain.toml names the version." >&2; exit 1; }
+	@command -v cc >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && apt-get install -qy build-essential >/dev/null; \
+	  else echo "A C compiler is missing: sudo apt-get install build-essential" >&2; exit 1; fi; }
+
+python:
+	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && apt-get install -qy python3 python3-venv >/dev/null; \
+	  else echo "Python 3 with venv is missing: sudo apt-get install python3 python3-venv" >&2; exit 1; fi; }
+
+CARGO_DENY_VERSION := 0.20.2
+cargo-deny: toolchain
+	@test -x "$(PETAFLOP_CACHE)/tools/bin/cargo-deny" || { \
+	  echo "installing cargo-deny $(CARGO_DENY_VERSION) into $(PETAFLOP_CACHE)/tools (once)" >&2; \
+	  $(CARGO) install --quiet --locked cargo-deny --version $(CARGO_DENY_VERSION) --root "$(PETAFLOP_CACHE)/tools"; }

@@ -1,0 +1,116 @@
+#!/usr/bin/env python3
+"""Training speed beside a peer's, in one run: ours and JAX in turn, so that a machine whose speed drifts
+slows both. Prints machine, versions, median and spread, and the ratio pair by pair; appends a row to results.csv.
+
+usage: bench.py --runtime PATH [--peers FOLDER] [--rounds 5] [--seconds 8]
+
+FOLDER holds jax_llama_cpu.py (LAYERS DIM HEADS VOCAB SEQ BATCH as arguments, one line with "N tok/s" as output).
+Without it the peer's column stays empty, and the last line says so.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import pathlib
+import re
+import statistics
+import subprocess
+import sys
+import venv
+
+# Layers, width, heads, vocabulary, sequence, batch: the sizes of the peer's own table.
+SHAPES = [(4, 128, 4, 512, 128, 16), (4, 192, 6, 1024, 256, 8), (4, 256, 8, 2048, 256, 8)]
+REQUIREMENTS = ["jax==0.10.2", "optax==0.2.8"]
+HERE = pathlib.Path(__file__).resolve().parent
+
+
+def output(*command: str, **options) -> str:
+    return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options).stdout
+
+
+def peer_python() -> str:
+    """The interpreter of an environment of its own with REQUIREMENTS, made once."""
+    cache = pathlib.Path(os.environ.get("PETAFLOP_CACHE") or pathlib.Path.home() / ".cache/petaflop")
+    name = hashlib.sha256("\n".join(REQUIREMENTS).encode()).hexdigest()[:12]
+    home = cache / f"venv-bench-{name}"
+    ready = home / "ready"
+    if not ready.exists():
+        print(f"installing {', '.join(REQUIREMENTS)} into {home} (once)", file=sys.stderr)
+        venv.create(home, with_pip=True, clear=True)
+        subprocess.run([home / "bin/pip", "install", "--quiet", *REQUIREMENTS], check=True)
+        ready.touch()
+    return str(home / "bin/python")
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.median(values):,.0f} ({min(values):,.0f}–{max(values):,.0f})"
+
+
+def machine() -> dict[str, str]:
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    commit = output("git", "-C", str(HERE), "describe", "--always", "--dirty").strip()
+    return {"cpu": model, "cores": str(len(os.sched_getaffinity(0))), "commit": commit}
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--runtime", required=True)
+    arguments.add_argument("--peers", type=pathlib.Path)
+    arguments.add_argument("--rounds", type=int, default=5)
+    arguments.add_argument("--seconds", type=float, default=8)
+    chosen = arguments.parse_args()
+
+    where = machine()
+    python = None
+    if chosen.peers:
+        script = chosen.peers / "jax_llama_cpu.py"
+        if not script.is_file():
+            sys.exit(f"{script} is missing: --peers names the folder that holds it")
+        python = peer_python()
+    print(f"machine: {where['cpu']}, {where['cores']} cores; commit {where['commit']}")
+    print(f"versions: {output(chosen.runtime, '--version').strip()}; peer: {', '.join(REQUIREMENTS) if python else 'none'}")
+    print(f"training, f32, forward + backward + AdamW, tokens/s: median (least–most) of {chosen.rounds} rounds in turn")
+
+    rows = []
+    for shape in SHAPES:
+        layers, dim, heads, vocab, seq, batch = map(str, shape)
+        ours, theirs, facts = [], [], {}
+        for _ in range(chosen.rounds):
+            facts = json.loads(output(
+                chosen.runtime, "bench", "training", "--layers", layers, "--dim", dim, "--heads", heads, "--vocab", vocab,
+                "--seq", seq, "--batch", batch, "--seconds", str(chosen.seconds), "--json", stderr=subprocess.DEVNULL))
+            ours.append(facts["tokens_per_second"])
+            if python:
+                line = output(python, str(script), layers, dim, heads, vocab, seq, batch, stderr=subprocess.DEVNULL)
+                found = re.search(r"([\d.]+) tok/s", line)
+                if not found:
+                    sys.exit(f"{script} printed no tokens/s: {line!r}")
+                theirs.append(float(found.group(1)))
+        name = f"L{layers} D{dim} V{vocab} T{seq} B{batch}"
+        ratios = [a / b for a, b in zip(ours, theirs)]
+        beside = (f"   JAX {spread(theirs)}   ratio {statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+                  if theirs else "")
+        print(f"  {name:28} ours {spread(ours)}{beside}")
+        planned, arena, rss = facts["planned_bytes"], facts["arena_bytes"], facts["peak_rss_bytes"]
+        print(f"  {'':28} arena {arena:,} bytes, planned {planned:,}{'' if arena == planned else ' DIFFER'}; peak RSS {rss:,}")
+        rows.append({"what": f"training {name}", "unit": "tokens/s", "ours": round(statistics.median(ours)),
+                     "ours_min": round(min(ours)), "ours_max": round(max(ours)),
+                     "peer": REQUIREMENTS[0] if theirs else "", "peer_median": round(statistics.median(theirs)) if theirs else "",
+                     "ratio": f"{statistics.median(ratios):.3f}" if ratios else "", "rounds": chosen.rounds, **where})
+
+    results = HERE / "results.csv"
+    fresh = not results.exists()
+    with results.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        if fresh:
+            writer.writeheader()
+        writer.writerows(rows)
+    if not python:
+        print("no peer measured: give --peers FOLDER (make bench PEERS=FOLDER)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+//! The CPU a kernel runs on: the instruction set chosen at start, and threads.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A family of vector instructions that the kernels are instantiated for. Which
+/// one runs never changes a bit of any result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Isa {
+    /// x86-64 with AVX-512 F, BW, DQ and VL: 16 lanes.
+    Avx512,
+    /// x86-64 with AVX2, FMA and F16C: 8 lanes.
+    Avx2,
+    /// AArch64: 4 lanes.
+    Neon,
+    /// Any processor: plain Rust, with fused multiply-add in software where the
+    /// target has none (slow, the same bits).
+    Portable,
+}
+
+/// The processor lacks the instruction set that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this processor cannot run the {0} kernels; it can run: {available}", available = Isa::list())]
+pub struct UnsupportedIsa(pub Isa);
+
+/// The name of no instruction set.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown kernel variant {0:?}; expected avx512, avx2, neon or portable")]
+pub struct ParseIsaError(pub String);
+
+impl Isa {
+    /// What this processor can run, best first; never empty.
+    pub fn available() -> Vec<Isa> {
+        [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable]
+            .into_iter()
+            .filter(|isa| isa.is_available())
+            .collect()
+    }
+
+    fn is_available(self) -> bool {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => {
+                is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+                    && Isa::Avx2.is_available()
+            }
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => true,
+            Isa::Portable => true,
+            _ => false,
+        }
+    }
+
+    fn list() -> String {
+        Isa::available()
+            .iter()
+            .map(Isa::to_string)
+            .collect::<Vec<_>>()
+            .join(", ")
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Isa::Avx512 => "avx512",
+            Isa::Avx2 => "avx2",
+            Isa::Neon => "neon",
+            Isa::Portable => "portable",
+        }
+    }
+}
+
+impl fmt::Display for Isa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Isa {
+    type Err = ParseIsaError;
+    fn from_str(s: &str) -> Result<Isa, ParseIsaError> {
+        [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable]
+            .into_iter()
+            .find(|isa| isa.name() == s)
+            .ok_or_else(|| ParseIsaError(s.to_owned()))
+    }
+}
+
+/// Instructions and threads that kernels run on. Neither changes a result.
+pub struct Cpu {
+    isa: Isa,
+    threads: usize,
+    pool: Option<rayon::ThreadPool>,
+}
+
+impl Cpu {
+    /// Takes `isa`, or the best one here, and starts `threads` threads (0 counts as 1).
+    ///
+    /// # Errors
+    /// The processor cannot run `isa`.
+    ///
+    /// # Panics
+    /// The system refuses to start a thread.
+    pub fn new(isa: Option<Isa>, threads: usize) -> Result<Cpu, UnsupportedIsa> {
+        let isa = isa.unwrap_or_else(|| Isa::available()[0]);
+        if !isa.is_available() {
+            return Err(UnsupportedIsa(isa));
+        }
+        let threads = threads.max(1);
+        let pool = (threads > 1).then(|| {
+            rayon::ThreadPoolBuilder::new()
+                .num_threads(threads)
+                .thread_name(|i| format!("kernel-{i}"))
+                .build()
+                .expect("threads can be started")
+        });
+        Ok(Cpu { isa, threads, pool })
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Runs `f` on this CPU's threads, so that many kernels called in a row do not
+    /// each wake them anew. Worth wrapping around a whole training step.
+    pub fn install<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.pool {
+            Some(pool) => pool.install(f),
+            None => f(),
+        }
+    }
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} × {} threads", self.isa, self.threads)
+    }
+}

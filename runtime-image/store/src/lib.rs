@@ -1,4 +1,56 @@
 //! Content-addressed artifacts over the `object_store` crate, and the reports
 //! that outlive a job's machine.
+//!
+//! ```text
+//! chunks/<first two digits>/<blake3>     up to 4 MiB of a file, named by its content
+//! artifacts/<artifact hash>.json         a Manifest: files, lengths, hashes, chunks
+//! keys/<namespace or "-">/<key>          the artifact hash a finished job's key names
+//! .lock                                  local folders only: writers share it, gc takes it alone
+//! ```
+//!
+//! **A name is there only when everything below it is.** Chunks are written first,
+//! then the manifest, then the key; removal goes the other way; each object appears
+//! whole or not at all and, in a local folder, is synced before the next is begun.
+//! A crash in between leaves at most chunks that nobody refers to, which a retry
+//! uses and [`Store::gc`] removes.
+//!
+//! **Nothing is believed on its name.** Every read hashes what it read. What is
+//! missing or altered is an error that names artifact, path, object and mend
+//! ([`Damage`]), and is never handed out.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`hash`] | [`Digest`], [`ArtifactHash`] and how it is computed |
+//! | [`manifest`] | [`Manifest`], [`FileEntry`], which paths an artifact may hold |
+//! | `store` | [`Store::open`], naming artifacts by prefix, listing |
+//! | `put` | [`Store::put_artifact`]: a folder becomes an artifact |
+//! | `read` | [`Store::manifest`], [`Store::read_file`], [`Store::materialise`] |
+//! | `keys` | [`Store::bind_key`], [`Store::find_key`] |
+//! | `verify` | [`Store::verify`]: read everything and name what is damaged |
+//! | `gc` | [`Store::gc`]: remove what nothing refers to |
+//! | [`blocking`] | the same for callers without async |
+//! | [`folder`] | files of a folder in order; its hash without a store |
+//! | [`report`] | progress lines of a job: types, writer, tailing reader |
 
+pub mod blocking;
+mod error;
+pub mod folder;
+mod gc;
+pub mod hash;
+mod keys;
+pub mod manifest;
+mod progress;
+mod put;
+mod read;
 pub mod report;
+mod store;
+mod verify;
+
+pub use error::{Damage, StoreError};
+pub use gc::{GcOptions, GcReport, Keep};
+pub use hash::{ArtifactHash, Digest};
+pub use keys::KeyBinding;
+pub use manifest::{FileEntry, Manifest};
+pub use put::Stored;
+pub use store::{ArtifactInfo, Store};
+pub use verify::VerifyReport;

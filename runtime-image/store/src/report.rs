@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::progress::{ProgressReader, ProgressWriter};
+
 /// One line of a job's progress file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "event")]
@@ -81,4 +83,18 @@ pub enum Progress {
         /// Whether another try could help.
         retry: bool,
     },
+}
+
+impl Progress {
+    /// Whether nothing follows in this run of the job: it is the exit report.
+    pub fn is_last(&self) -> bool {
+        match self {
+            Self::Finished { .. } | Self::Stopped { .. } | Self::Failed { .. } => true,
+            Self::Started { .. }
+            | Self::Step { .. }
+            | Self::Validation { .. }
+            | Self::Checkpoint { .. }
+            | Self::Skipped { .. } => false,
+        }
+    }
 }

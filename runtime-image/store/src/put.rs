@@ -1,0 +1,209 @@
+//! A folder becomes an artifact: chunks, then the manifest.
+
+use std::{
+    fs::File,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use bytes::Bytes;
+use futures::{StreamExt, stream::FuturesUnordered};
+use object_store::{PutMode, path::Path as Object};
+
+use crate::{
+    ArtifactHash, Digest, FileEntry, Manifest, Store, StoreError,
+    folder::{self, FolderFile},
+    manifest::CHUNK_BYTES,
+};
+
+/// Chunks on their way at once: bounds memory to this many × 4 MiB.
+const IN_FLIGHT: usize = 4;
+
+/// What [`Store::put_artifact`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// The artifact's name.
+    pub hash: ArtifactHash,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Bytes that were written; chunks that the store held are not sent again.
+    pub bytes_sent: u64,
+}
+
+impl Store {
+    /// Stores the files under `dir` as an artifact. Doing it again is cheap and
+    /// gives the same hash; a chunk of the same name that was damaged is written anew.
+    ///
+    /// When it returns, the artifact is durable. When it fails or is cut off, the
+    /// artifact is not there, and what was written serves the next try.
+    ///
+    /// # Errors
+    /// A folder that cannot become an artifact ([`folder::files`]) or changes meanwhile;
+    /// [`StoreError::Full`], [`StoreError::ReadOnly`], or what the store said.
+    pub async fn put_artifact(&self, dir: &Path) -> Result<Stored, StoreError> {
+        let _guard = self.writing()?;
+        let folder = dir.to_path_buf();
+        let files = off_thread(move || folder::files(&folder)).await?;
+        let mut entries = Vec::with_capacity(files.len());
+        let mut bytes_sent = 0;
+        for file in files {
+            let (entry, sent) = self.put_file(file).await?;
+            entries.push(entry);
+            bytes_sent += sent;
+        }
+        let manifest = Manifest::new(entries).map_err(|problem| folder::bad(dir, &problem))?;
+        bytes_sent += self.put_manifest(&manifest).await?;
+        Ok(Stored {
+            hash: manifest.artifact,
+            bytes: manifest.bytes(),
+            bytes_sent,
+        })
+    }
+
+    /// Reads the file once: what is hashed is what is stored.
+    async fn put_file(&self, file: FolderFile) -> Result<(FileEntry, u64), StoreError> {
+        let path = file.path.clone();
+        let length = file.length;
+        let mut chunks = Vec::new();
+        let mut sent = 0;
+        let mut in_flight = FuturesUnordered::new();
+        let mut pieces = Pieces::of(file);
+        let content = loop {
+            let (back, piece) = off_thread(move || {
+                let piece = pieces.next()?;
+                Ok((pieces, piece))
+            })
+            .await?;
+            pieces = back;
+            let Some((digest, piece)) = piece else {
+                break pieces.content.finalize().into();
+            };
+            chunks.push(digest);
+            in_flight.push(self.put_chunk(digest, piece));
+            if in_flight.len() >= IN_FLIGHT
+                && let Some(done) = in_flight.next().await
+            {
+                sent += done?;
+            }
+        };
+        while let Some(done) = in_flight.next().await {
+            sent += done?;
+        }
+        let entry = FileEntry {
+            path,
+            length,
+            blake3: content,
+            chunks,
+        };
+        Ok((entry, sent))
+    }
+
+    /// Bytes that were sent: 0 where the store held the chunk.
+    async fn put_chunk(&self, digest: Digest, piece: Bytes) -> Result<u64, StoreError> {
+        let object = Self::chunk_object(digest);
+        let length = piece.len() as u64;
+        if self.holds(&object, digest, length).await? {
+            return Ok(0);
+        }
+        // Overwrite, not Create: the same name is the same bytes, and a damaged
+        // chunk is mended by it. The whole object is replaced at once.
+        self.put(&object, piece, PutMode::Overwrite).await?;
+        Ok(length)
+    }
+
+    /// Whether a good chunk is there. A local folder has only its disk's word for
+    /// that, so the chunk is read; an object store keeps checksums of its own.
+    async fn holds(
+        &self,
+        object: &Object,
+        digest: Digest,
+        length: u64,
+    ) -> Result<bool, StoreError> {
+        match self.head(object).await? {
+            Some(meta) if meta.size == length => {}
+            _ => return Ok(false),
+        }
+        if self.root.is_none() {
+            return Ok(true);
+        }
+        let held = self.get(object).await?;
+        Ok(held.is_some_and(|held| Digest::of(&held) == digest))
+    }
+
+    /// Bytes that were sent: 0 where the store held the manifest.
+    async fn put_manifest(&self, manifest: &Manifest) -> Result<u64, StoreError> {
+        let object = Self::manifest_object(manifest.artifact);
+        let json = serde_json::to_vec(manifest).expect("a manifest is strings and numbers");
+        let json = Bytes::from(json);
+        let length = json.len() as u64;
+        if self.put(&object, json.clone(), PutMode::Create).await? {
+            return Ok(length);
+        }
+        match self.manifest(manifest.artifact).await {
+            Ok(_) => Ok(0),
+            Err(StoreError::Damaged(_) | StoreError::NotFound { .. }) => {
+                self.put(&object, json, PutMode::Overwrite).await?;
+                Ok(length)
+            }
+            Err(e) => Err(e),
+        }
+    }
+}
+
+/// A file, chunk by chunk.
+struct Pieces {
+    path: PathBuf,
+    length: u64,
+    at: u64,
+    open: Option<File>,
+    content: blake3::Hasher,
+}
+
+impl Pieces {
+    fn of(file: FolderFile) -> Self {
+        Self {
+            path: file.file,
+            length: file.length,
+            at: 0,
+            open: None,
+            content: blake3::Hasher::new(),
+        }
+    }
+
+    /// The next chunk, `None` after the last.
+    fn next(&mut self) -> Result<Option<(Digest, Bytes)>, StoreError> {
+        let io = |e| StoreError::io(&self.path, e);
+        let file = match &mut self.open {
+            Some(file) => file,
+            closed => closed.insert(File::open(&self.path).map_err(io)?),
+        };
+        // At the end, look for one byte more than there should be.
+        let left = self.length - self.at;
+        let want = CHUNK_BYTES.min(left).max(1);
+        let mut piece = Vec::with_capacity(want as usize);
+        let got = file.take(want).read_to_end(&mut piece).map_err(io)? as u64;
+        if got != CHUNK_BYTES.min(left) {
+            return Err(folder::bad(
+                &self.path,
+                "changed while it was stored; let its writer finish and try again",
+            ));
+        }
+        if got == 0 {
+            return Ok(None);
+        }
+        self.at += got;
+        self.content.update(&piece);
+        Ok(Some((Digest::of(&piece), piece.into())))
+    }
+}
+
+/// Runs work on files away from the threads that serve others.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StoreError> + Send + 'static,
+) -> Result<T, StoreError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(e) if e.is_panic() => std::panic::resume_unwind(e.into_panic()),
+        Err(_) => Err(StoreError::Stopping),
+    }
+}

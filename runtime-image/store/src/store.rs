@@ -1,0 +1,320 @@
+//! Opening a store, the few primitives that the other modules are made of,
+//! naming artifacts by prefix, and listing them.
+
+use std::{
+    fs::File,
+    path::{Path as FilePath, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::{
+    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload, local::LocalFileSystem,
+    path::Path,
+};
+use serde::Serialize;
+
+use crate::{ArtifactHash, Damage, Digest, Manifest, StoreError};
+
+/// A store of artifacts. Cheap to clone; all clones are the same store.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub(crate) objects: Arc<dyn ObjectStore>,
+    /// The folder of a local store.
+    pub(crate) root: Option<PathBuf>,
+    name: String,
+}
+
+/// One line of [`Store::list`].
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct ArtifactInfo {
+    /// Its name.
+    pub hash: ArtifactHash,
+    /// When its manifest was written to this store.
+    pub written: jiff::Timestamp,
+    /// Number of files; 0 where the manifest is damaged.
+    pub files: usize,
+    /// Bytes of all files together; 0 where the manifest is damaged.
+    pub bytes: u64,
+    /// What is wrong with its manifest. Chunks are looked at by [`Store::verify`].
+    pub damage: Option<Damage>,
+}
+
+/// Holds off [`Store::gc`] in a local folder while it lives; nothing elsewhere.
+pub(crate) struct Guard(
+    #[expect(dead_code, reason = "the lock lasts as long as the file")] Option<File>,
+);
+
+impl Store {
+    /// Opens the store at a folder (`/path`, `path`, `file:///path`), which is made
+    /// if it is not there. A store that can only be read opens, too.
+    ///
+    /// # Errors
+    /// [`StoreError::UnsupportedScheme`] for every other kind of place, or why the
+    /// folder cannot be made or reached.
+    pub fn open(uri: &str) -> Result<Self, StoreError> {
+        let root = folder_of(uri)?;
+        std::fs::create_dir_all(&root).map_err(|e| StoreError::io(&root, e).writing())?;
+        let root = root.canonicalize().map_err(|e| StoreError::io(&root, e))?;
+        let objects = LocalFileSystem::new_with_prefix(&root)
+            .map_err(|e| StoreError::backend(root.display().to_string(), e))?
+            .with_fsync(true);
+        Ok(Self {
+            objects: Arc::new(objects),
+            name: root.display().to_string(),
+            root: Some(root),
+        })
+    }
+
+    /// Over any object store; `name` stands for it in messages.
+    pub fn over(objects: Arc<dyn ObjectStore>, name: impl Into<String>) -> Self {
+        Self {
+            objects,
+            root: None,
+            name: name.into(),
+        }
+    }
+
+    /// The folder or URI, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// An object as a person would look for it: a file path where there is one.
+    pub(crate) fn place(&self, object: &Path) -> String {
+        format!("{}/{object}", self.name)
+    }
+
+    pub(crate) fn chunk_object(digest: Digest) -> Path {
+        let hex = digest.to_string();
+        Path::from_iter(["chunks", &hex[..2], &hex])
+    }
+
+    pub(crate) fn manifest_object(hash: ArtifactHash) -> Path {
+        Path::from_iter(["artifacts", &format!("{hash}.json")])
+    }
+
+    /// `None` where there is no such object.
+    pub(crate) async fn get(&self, object: &Path) -> Result<Option<Bytes>, StoreError> {
+        let got = match self.objects.get(object).await {
+            Ok(got) => got.bytes().await,
+            Err(e) => Err(e),
+        };
+        match got {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(StoreError::backend(self.place(object), e)),
+        }
+    }
+
+    /// `None` where there is no such object.
+    pub(crate) async fn head(&self, object: &Path) -> Result<Option<ObjectMeta>, StoreError> {
+        match self.objects.head(object).await {
+            Ok(meta) => Ok(Some(meta)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(StoreError::backend(self.place(object), e)),
+        }
+    }
+
+    /// Whether the object was written by this call: with [`PutMode::Create`], `false` says
+    /// that it was there.
+    pub(crate) async fn put(
+        &self,
+        object: &Path,
+        bytes: Bytes,
+        mode: PutMode,
+    ) -> Result<bool, StoreError> {
+        let payload = PutPayload::from_bytes(bytes);
+        match self.objects.put_opts(object, payload, mode.into()).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
+            Err(e) => Err(StoreError::backend(self.place(object), e).writing()),
+        }
+    }
+
+    /// Removes an object; one that is gone already is no error.
+    pub(crate) async fn remove(&self, object: &Path) -> Result<(), StoreError> {
+        match self.objects.delete(object).await {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(StoreError::backend(self.place(object), e).writing()),
+        }
+    }
+
+    pub(crate) async fn list_under(&self, prefix: &str) -> Result<Vec<ObjectMeta>, StoreError> {
+        let prefix = Path::from(prefix);
+        let mut found: Vec<ObjectMeta> = self
+            .objects
+            .list(Some(&prefix))
+            .try_collect()
+            .await
+            .map_err(|e| StoreError::backend(self.place(&prefix), e))?;
+        found.sort_by(|a, b| a.location.cmp(&b.location));
+        Ok(found)
+    }
+
+    /// Keeps gc away while an artifact is written. Other writers are let in.
+    pub(crate) fn writing(&self) -> Result<Guard, StoreError> {
+        self.lock(|file, path| {
+            file.lock_shared()
+                .map_err(|e| StoreError::io(path, e).writing())
+        })
+    }
+
+    /// Keeps writers away while gc removes things.
+    pub(crate) fn removing(&self) -> Result<Guard, StoreError> {
+        self.lock(|file, path| {
+            file.try_lock().map_err(|e| match e {
+                std::fs::TryLockError::WouldBlock => StoreError::Busy {
+                    store: self.name.clone(),
+                },
+                std::fs::TryLockError::Error(e) => StoreError::io(path, e).writing(),
+            })
+        })
+    }
+
+    fn lock(
+        &self,
+        take: impl FnOnce(&File, &FilePath) -> Result<(), StoreError>,
+    ) -> Result<Guard, StoreError> {
+        let Some(root) = &self.root else {
+            return Ok(Guard(None));
+        };
+        let path = root.join(".lock");
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .map_err(|e| StoreError::io(&path, e).writing())?;
+        take(&file, &path)?;
+        Ok(Guard(Some(file)))
+    }
+
+    /// Hashes of all artifacts, in order.
+    pub(crate) async fn hashes(&self) -> Result<Vec<(ArtifactHash, ObjectMeta)>, StoreError> {
+        let objects = self.list_under("artifacts").await?;
+        Ok(objects
+            .into_iter()
+            .filter_map(|meta| {
+                let hash = meta.location.filename()?.strip_suffix(".json")?.parse();
+                Some((hash.ok()?, meta))
+            })
+            .collect())
+    }
+
+    /// All artifacts, in the order of their hashes. One with a damaged manifest is
+    /// listed with what is wrong; chunks are not read.
+    ///
+    /// # Errors
+    /// Why the store cannot be read.
+    pub async fn list(&self) -> Result<Vec<ArtifactInfo>, StoreError> {
+        let mut artifacts = Vec::new();
+        for (hash, meta) in self.hashes().await? {
+            let (files, bytes, damage) = match self.manifest(hash).await {
+                Ok(manifest) => (manifest.files.len(), manifest.bytes(), None),
+                Err(StoreError::Damaged(damage)) => (0, 0, Some(*damage)),
+                Err(StoreError::NotFound { .. }) => continue, // removed meanwhile
+                Err(e) => return Err(e),
+            };
+            artifacts.push(ArtifactInfo {
+                hash,
+                written: timestamp(&meta),
+                files,
+                bytes,
+                damage,
+            });
+        }
+        Ok(artifacts)
+    }
+
+    /// The artifact whose hash is, or alone begins with, these 4 to 64 digits.
+    ///
+    /// # Errors
+    /// [`StoreError::BadHash`], [`StoreError::NotFound`] or [`StoreError::Ambiguous`].
+    pub async fn resolve(&self, prefix: &str) -> Result<ArtifactHash, StoreError> {
+        let hex = prefix
+            .bytes()
+            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        if !hex || !(4..=64).contains(&prefix.len()) {
+            return Err(StoreError::BadHash(prefix.into()));
+        }
+        let mut candidates: Vec<ArtifactHash> = self
+            .hashes()
+            .await?
+            .into_iter()
+            .map(|(hash, _)| hash)
+            .filter(|hash| hash.to_string().starts_with(prefix))
+            .collect();
+        match candidates.pop() {
+            None => Err(self.not_found(prefix)),
+            Some(only) if candidates.is_empty() => Ok(only),
+            Some(last) => {
+                candidates.push(last);
+                Err(StoreError::Ambiguous {
+                    prefix: prefix.into(),
+                    candidates,
+                })
+            }
+        }
+    }
+
+    pub(crate) fn not_found(&self, name: impl ToString) -> StoreError {
+        StoreError::NotFound {
+            name: name.to_string(),
+            store: self.name.clone(),
+        }
+    }
+}
+
+/// When an object was written. Times outside of jiff's ten thousand years become its limits.
+pub(crate) fn timestamp(meta: &ObjectMeta) -> jiff::Timestamp {
+    let seconds = meta.last_modified.timestamp();
+    jiff::Timestamp::from_second(seconds).unwrap_or(if seconds < 0 {
+        jiff::Timestamp::MIN
+    } else {
+        jiff::Timestamp::MAX
+    })
+}
+
+fn folder_of(uri: &str) -> Result<PathBuf, StoreError> {
+    let bad = |problem: &str| StoreError::BadUri {
+        uri: uri.into(),
+        problem: problem.into(),
+    };
+    if uri.is_empty() {
+        return Err(bad("is empty"));
+    }
+    let Some((scheme, _)) = uri.split_once("://") else {
+        return Ok(PathBuf::from(uri));
+    };
+    if scheme != "file" {
+        return Err(StoreError::UnsupportedScheme {
+            uri: uri.into(),
+            scheme: scheme.into(),
+        });
+    }
+    let url = url::Url::parse(uri).map_err(|e| bad(&e.to_string()))?;
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("has a query or fragment"));
+    }
+    url.to_file_path()
+        .map_err(|()| bad("is not a local absolute path"))
+}
+
+impl Manifest {
+    pub(crate) fn damage(&self, path: &str, object: String, problem: String) -> Damage {
+        Damage {
+            artifact: Some(self.artifact),
+            path: Some(path.into()),
+            object,
+            problem,
+            mend: mend(),
+        }
+    }
+}
+
+/// How what is damaged becomes whole: content-addressed, it can only come from the same files.
+pub(crate) fn mend() -> String {
+    "run the job again or import the same files again: that writes it anew".into()
+}

@@ -8,11 +8,24 @@
 //! |---|---|
 //! | [`shape`] | [`shape::ModelShape`]: a Llama-shaped model, from a recipe or a Hugging Face `config.json` |
 //! | [`recipe`] | [`recipe::ResolvedRecipe`] and its key; [`recipe::JobSpec`], what the runtime is started with |
+//! | [`training`] | [`training::plan_training`]: forward and backward |
+//! | [`inference`] | [`inference::plan_inference`]: serving over a key/value cache in blocks |
+//! | [`plan`] | [`plan::Plan`]: buffers, steps, exact bytes and arithmetic |
+//! | [`ops`] | [`ops::Op`]: the operations |
+//! | [`dtype`], [`mesh`] | number formats; how a job is spread over devices |
 //! | [`machine`] | [`machine::Machine`]: what `petaflop-runtime detect --json` says of a machine |
 
+mod builder;
+pub mod dtype;
+pub mod inference;
+mod lifetimes;
 pub mod machine;
+pub mod mesh;
+pub mod ops;
+pub mod plan;
 pub mod recipe;
 pub mod shape;
+pub mod training;
 
 /// Raised on purpose whenever a change alters the bits of any result. It is part
 /// of every job's key, so artifacts made by older arithmetic are never mistaken

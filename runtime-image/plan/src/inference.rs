@@ -1,0 +1,281 @@
+//! The plan of one pass in serving: prefill chunks and single tokens of many
+//! sequences, side by side, over a key/value cache in blocks.
+
+use serde::{Deserialize, Serialize};
+
+use crate::builder::{Builder, Keep, LayerWeights};
+use crate::dtype::Dtype;
+use crate::mesh::Mesh;
+use crate::ops::{BufferId, Op};
+use crate::plan::{KV_BLOCK_TOKENS, Plan, PlanError, Ports, Segment};
+use crate::shape::ModelShape;
+
+/// What a serving plan depends on besides the shape.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServingOptions {
+    /// Number format of the matrices: f32, bf16 or q8_0. Gains and biases stay f32.
+    pub weights: Dtype,
+    /// Sequences in flight at most.
+    pub max_sequences: u32,
+    /// Tokens in one pass at most; at least `max_sequences`.
+    pub max_batched_tokens: u32,
+    /// Rows of one pass whose logits may be asked for; at least `max_sequences`.
+    pub logit_rows: u32,
+    /// Tokens of one sequence at most, prompt and answer together.
+    pub context: u32,
+    /// Blocks of [`KV_BLOCK_TOKENS`] tokens in the cache, for all sequences together.
+    pub kv_blocks: u32,
+    /// Devices; one.
+    #[serde(default)]
+    pub mesh: Mesh,
+}
+
+impl ServingOptions {
+    /// Room for every sequence's whole context, and logits for one row a sequence.
+    pub const fn new(
+        weights: Dtype,
+        max_sequences: u32,
+        max_batched_tokens: u32,
+        context: u32,
+    ) -> Self {
+        Self {
+            weights,
+            max_sequences,
+            max_batched_tokens,
+            logit_rows: max_sequences,
+            context,
+            kv_blocks: max_sequences.saturating_mul(context.div_ceil(KV_BLOCK_TOKENS)),
+            mesh: Mesh::ONE,
+        }
+    }
+
+    fn validate(&self, shape: &ModelShape) -> Result<(), PlanError> {
+        let Self {
+            weights,
+            max_sequences,
+            max_batched_tokens,
+            logit_rows,
+            context,
+            kv_blocks,
+            mesh,
+        } = self;
+        mesh.validate().map_err(PlanError::Mesh)?;
+        let refuse = |option, expected: String, found: &dyn std::fmt::Display| {
+            Err(PlanError::Option {
+                option,
+                expected,
+                found: found.to_string(),
+            })
+        };
+        if !matches!(weights, Dtype::F32 | Dtype::Bf16 | Dtype::Q8_0) {
+            return refuse("weights", "f32, bf16 or q8_0".to_owned(), weights);
+        }
+        if !(1..=MAX_SEQUENCES).contains(max_sequences) {
+            return refuse(
+                "max_sequences",
+                format!("1 to {MAX_SEQUENCES}"),
+                max_sequences,
+            );
+        }
+        if !(*max_sequences..=MAX_ROWS).contains(max_batched_tokens) {
+            return refuse(
+                "max_batched_tokens",
+                format!("max_sequences ({max_sequences}) to {MAX_ROWS}"),
+                max_batched_tokens,
+            );
+        }
+        if !(*max_sequences..=*max_batched_tokens).contains(logit_rows) {
+            let expected = format!(
+                "max_sequences ({max_sequences}) to max_batched_tokens ({max_batched_tokens})"
+            );
+            return refuse("logit_rows", expected, logit_rows);
+        }
+        if !(1..=shape.max_positions).contains(context) {
+            return refuse(
+                "context",
+                format!("1 to the model's {} positions", shape.max_positions),
+                context,
+            );
+        }
+        let one = context.div_ceil(KV_BLOCK_TOKENS);
+        if !(one..=MAX_BLOCKS).contains(kv_blocks) {
+            return refuse(
+                "kv_blocks",
+                format!("{one} (one whole context) to {MAX_BLOCKS}"),
+                kv_blocks,
+            );
+        }
+        Ok(())
+    }
+}
+
+// Bounds that keep every sum within 64 bits.
+const MAX_SEQUENCES: u32 = 1 << 16;
+const MAX_ROWS: u32 = 1 << 22;
+const MAX_BLOCKS: u32 = 1 << 22;
+
+/// Plans serving of a shape.
+///
+/// # Errors
+/// A shape or an option out of range, named.
+pub fn plan_inference(shape: &ModelShape, options: &ServingOptions) -> Result<Plan, PlanError> {
+    shape.validate()?;
+    options.validate(shape)?;
+    let mut b = Builder::new(shape, u64::from(options.max_batched_tokens));
+    let weights = b.model_weights(&Keep::Serve(options.weights))?;
+    let (cos, sin) = b.rope_tables(u64::from(options.context));
+    let hidden = u64::from(shape.hidden);
+
+    let mut x = b.activation("embedded", hidden);
+    b.push(Op::Embed {
+        table: b.value(weights.embedding),
+        out: x,
+    });
+    for (l, layer) in weights.layers.iter().enumerate() {
+        x = block(&mut b, l, layer, (cos, sin), x, options);
+    }
+    let wanted = u64::from(options.logit_rows);
+    let gathered = b.buffer(
+        "wanted rows",
+        &[wanted, hidden],
+        Dtype::F32,
+        Segment::Activations,
+    );
+    b.push(Op::GatherRows { x, out: gathered });
+    let normed = b.buffer("norm", &[wanted, hidden], Dtype::F32, Segment::Activations);
+    b.push(Op::RmsNorm {
+        x: gathered,
+        gain: b.value(weights.norm),
+        out: normed,
+        inverse_rms: None,
+    });
+    let logits = b.buffer(
+        "logits",
+        &[wanted, u64::from(shape.vocab)],
+        Dtype::F32,
+        Segment::Activations,
+    );
+    b.push(Op::Linear {
+        x: normed,
+        weight: b.value(weights.head),
+        bias: None,
+        residual: None,
+        out: logits,
+    });
+    let steps = b.steps.len();
+    Ok(b.finish(
+        steps,
+        Ports {
+            cos,
+            sin,
+            logits,
+            losses: None,
+        },
+    ))
+}
+
+fn block(
+    b: &mut Builder<'_>,
+    l: usize,
+    w: &LayerWeights,
+    (cos, sin): (BufferId, BufferId),
+    x: BufferId,
+    options: &ServingOptions,
+) -> BufferId {
+    let shape = b.shape;
+    let (hidden, inner) = (u64::from(shape.hidden), u64::from(shape.intermediate));
+    let (q_width, qkv_width) = (shape.q_width(), shape.qkv_width());
+    let name = |what: &str| format!("layers.{l}.{what}");
+    let cache = [
+        u64::from(options.kv_blocks),
+        u64::from(shape.kv_heads),
+        u64::from(KV_BLOCK_TOKENS),
+        u64::from(shape.head_dim),
+    ];
+
+    let input_norm = b.activation(name("input_norm"), hidden);
+    b.push(Op::RmsNorm {
+        x,
+        gain: b.value(w.input_gain),
+        out: input_norm,
+        inverse_rms: None,
+    });
+    let projected = b.activation(name("qkv"), qkv_width);
+    b.push(Op::Linear {
+        x: input_norm,
+        weight: b.value(w.qkv),
+        bias: w.qkv_bias.map(|i| b.value(i)),
+        residual: None,
+        out: projected,
+    });
+    let qkv = match w.head_gains {
+        None => projected,
+        Some((q_gain, k_gain)) => {
+            let out = b.activation(name("normed_qkv"), qkv_width);
+            let (q_gain, k_gain) = (b.value(q_gain), b.value(k_gain));
+            b.push(Op::HeadNorm {
+                qkv: projected,
+                q_gain,
+                k_gain,
+                out,
+                inverse_rms: None,
+            });
+            out
+        }
+    };
+    b.push(Op::Rope { qkv, cos, sin });
+    let keys = b.buffer(name("keys"), &cache, Dtype::F32, Segment::KvCache);
+    let values = b.buffer(name("values"), &cache, Dtype::F32, Segment::KvCache);
+    b.push(Op::WriteKv { qkv, keys, values });
+    let attended = b.activation(name("attended"), q_width);
+    b.push(Op::PagedAttention {
+        qkv,
+        keys,
+        values,
+        out: attended,
+    });
+    // At most: every row sees a whole context.
+    b.set_flops(
+        (4 * u64::from(options.max_batched_tokens) * u64::from(options.context))
+            .saturating_mul(q_width),
+    );
+    let middle = b.activation(name("middle"), hidden);
+    b.push(Op::Linear {
+        x: attended,
+        weight: b.value(w.output),
+        bias: None,
+        residual: Some(x),
+        out: middle,
+    });
+
+    let post_norm = b.activation(name("post_norm"), hidden);
+    b.push(Op::RmsNorm {
+        x: middle,
+        gain: b.value(w.post_gain),
+        out: post_norm,
+        inverse_rms: None,
+    });
+    let gate_up = b.activation(name("gate_up"), 2 * inner);
+    b.push(Op::Linear {
+        x: post_norm,
+        weight: b.value(w.gate_up),
+        bias: None,
+        residual: None,
+        out: gate_up,
+    });
+    let activated = b.activation(name("activated"), inner);
+    b.push(Op::SwiGlu {
+        gate_up,
+        out: activated,
+    });
+    let out = b.activation(name("out"), hidden);
+    b.push(Op::Linear {
+        x: activated,
+        weight: b.value(w.down),
+        bias: None,
+        residual: Some(middle),
+        out,
+    });
+    out
+}

@@ -1,0 +1,554 @@
+//! Durable states of a run, in a folder that one process at a time may use.
+//!
+//! ```text
+//! checkpoints/
+//!   lock                              held (flock) while a runtime trains; says by whom
+//!   step-0000000050-<16 digits of key>/
+//!     manifest.json                   format, key, step, and (length, blake3) of each file
+//!     <file> …
+//!   .writing-…                        unfinished; removed when the folder is next opened
+//! ```
+//!
+//! A checkpoint appears by one rename after everything in it has reached the disk,
+//! and an older one goes only after that. What is damaged is named and passed over
+//! for the one before.
+
+use std::{
+    collections::BTreeMap,
+    fs::{self, File, TryLockError},
+    io::{self, Read, Seek, Write},
+    path::{Path, PathBuf},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Error;
+
+/// Layout of a checkpoint; raised when a reader of the old one could not read the new one.
+const FORMAT: u32 = 1;
+const MANIFEST: &str = "manifest.json";
+const WRITING: &str = ".writing-";
+
+/// The files of a checkpoint, by name.
+pub type Files = BTreeMap<String, Vec<u8>>;
+
+/// A checkpoint that was read back and verified.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Steps done.
+    pub step: u64,
+    /// Its files, each with the hash that its manifest names.
+    pub files: Files,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Manifest {
+    format: u32,
+    key: String,
+    step: u64,
+    files: BTreeMap<String, Entry>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    length: u64,
+    blake3: String,
+}
+
+/// A folder of checkpoints, locked for this process.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    key: String,
+    keep: usize,
+    // Closing the file releases the lock, also when the process is killed.
+    _lock: File,
+}
+
+impl Folder {
+    /// Creates the folder where it is missing, locks it, and removes what an
+    /// interrupted run left unfinished.
+    ///
+    /// # Errors
+    /// The folder cannot be made or written to; another process holds it.
+    pub fn open(path: &Path, key: &str, keep: u32) -> Result<Self, Error> {
+        let cannot_use = |at: &Path, source| Error::Io {
+            what: "cannot use checkpoints folder",
+            path: at.into(),
+            source,
+        };
+        fs::create_dir_all(path).map_err(|error| cannot_use(path, error))?;
+        let lock =
+            lock(path).map_err(|error| error.unwrap_or_else(|source| cannot_use(path, source)))?;
+        let folder = Self {
+            path: path.to_owned(),
+            key: key.to_owned(),
+            keep: keep.max(1) as usize,
+            _lock: lock,
+        };
+        for name in folder.names()? {
+            if name.starts_with(WRITING) {
+                let path = path.join(name);
+                fs::remove_dir_all(&path)
+                    .map_err(Error::io("cannot remove unfinished checkpoint", &path))?;
+            }
+        }
+        Ok(folder)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The newest undamaged checkpoint of this key. `skipped` is told of every
+    /// newer one that cannot be used, and why.
+    ///
+    /// # Errors
+    /// The folder cannot be listed.
+    pub fn newest(&self, mut skipped: impl FnMut(String)) -> Result<Option<Checkpoint>, Error> {
+        let mut names: Vec<String> = self
+            .names()?
+            .into_iter()
+            .filter(|name| name.starts_with("step-"))
+            .collect();
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        for name in names {
+            match self.read(&name) {
+                Ok(checkpoint) => return Ok(Some(checkpoint)),
+                Err(problem) => {
+                    skipped(format!(
+                        "checkpoint {}: {problem}; not used",
+                        self.path.join(name).display()
+                    ));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Writes a checkpoint and makes it durable, then removes those of this key
+    /// that are no longer kept. Returns its folder.
+    ///
+    /// # Errors
+    /// The system refuses; then nothing that existed has changed.
+    pub fn write(&self, step: u64, files: &Files) -> Result<PathBuf, Error> {
+        let name = self.name(step);
+        let temporary = self.path.join(format!("{WRITING}{name}"));
+        let written = self.write_and_rename(step, files, &temporary, &self.path.join(&name));
+        if written.is_err() {
+            // Gives the space back; the reason to report is the first one.
+            let _ = fs::remove_dir_all(&temporary);
+        }
+        let path = written?;
+        self.prune(step)?;
+        Ok(path)
+    }
+
+    /// [`Folder::write`] in the background.
+    #[must_use]
+    pub fn write_in_background(&self, step: u64, files: Files) -> Writing {
+        let started = Instant::now();
+        let Self {
+            path,
+            key,
+            keep,
+            _lock: lock,
+        } = self;
+        // The lock lives as long as any handle on its file does.
+        let lock = lock.try_clone();
+        let (path, key, keep) = (path.clone(), key.clone(), *keep);
+        Writing(std::thread::spawn(move || {
+            let folder = Self {
+                _lock: lock.map_err(Error::io("cannot share the lock of", &path))?,
+                path,
+                key,
+                keep,
+            };
+            let path = folder.write(step, &files)?;
+            Ok(Written {
+                step,
+                path,
+                took: started.elapsed(),
+            })
+        }))
+    }
+
+    fn write_and_rename(
+        &self,
+        step: u64,
+        files: &Files,
+        temporary: &Path,
+        path: &Path,
+    ) -> Result<PathBuf, Error> {
+        const WHAT: &str = "cannot write checkpoint";
+        let entry = |bytes: &Vec<u8>| Entry {
+            length: bytes.len() as u64,
+            blake3: blake3::hash(bytes).to_string(),
+        };
+        let manifest = Manifest {
+            format: FORMAT,
+            key: self.key.clone(),
+            step,
+            files: files
+                .iter()
+                .map(|(name, bytes)| (name.clone(), entry(bytes)))
+                .collect(),
+        };
+        let manifest = serde_json::to_vec_pretty(&manifest)
+            .map_err(|error| Error::Internal(error.to_string()))?;
+        fs::create_dir_all(temporary).map_err(Error::io(WHAT, temporary))?;
+        for (name, bytes) in files.iter().chain([(&MANIFEST.to_owned(), &manifest)]) {
+            let at = temporary.join(name);
+            let write = || {
+                let mut file = File::create(&at)?;
+                file.write_all(bytes)?;
+                file.sync_all()
+            };
+            write().map_err(Error::io(WHAT, &at))?;
+        }
+        sync_folder(temporary).map_err(Error::io(WHAT, temporary))?;
+        // Only a checkpoint that was passed over as damaged can be in the way.
+        if path.exists() {
+            fs::remove_dir_all(path)
+                .map_err(Error::io("cannot replace damaged checkpoint", path))?;
+        }
+        fs::rename(temporary, path).map_err(Error::io(WHAT, path))?;
+        sync_folder(&self.path).map_err(Error::io(WHAT, &self.path))?;
+        Ok(path.to_owned())
+    }
+
+    /// Removes this key's checkpoints beyond the newest `keep` that are not newer
+    /// than `step` (a newer one was passed over as damaged; it is overwritten when
+    /// training gets there).
+    fn prune(&self, step: u64) -> Result<(), Error> {
+        let newest = self.name(step);
+        let mut mine: Vec<String> = self
+            .names()?
+            .into_iter()
+            .filter(|name| self.is_mine(name) && *name <= newest)
+            .collect();
+        mine.sort_unstable_by(|a, b| b.cmp(a));
+        for name in mine.into_iter().skip(self.keep) {
+            let path = self.path.join(name);
+            fs::remove_dir_all(&path).map_err(Error::io("cannot remove old checkpoint", &path))?;
+        }
+        Ok(())
+    }
+
+    fn read(&self, name: &str) -> Result<Checkpoint, String> {
+        if !self.is_mine(name) {
+            return Err("belongs to another job".into());
+        }
+        let folder = self.path.join(name);
+        let manifest =
+            fs::read(folder.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        let Manifest {
+            format,
+            key,
+            step,
+            files: entries,
+        } = serde_json::from_slice(&manifest).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        if format != FORMAT {
+            return Err(format!(
+                "has format {format}, this runtime reads format {FORMAT}"
+            ));
+        }
+        if key != self.key {
+            return Err(format!("belongs to another job (key {key})"));
+        }
+        if self.name(step) != name {
+            return Err(format!("its manifest says step {step}"));
+        }
+        let mut files = Files::new();
+        for (name, expected) in entries {
+            let bytes = fs::read(folder.join(&name)).map_err(|error| format!("{name}: {error}"))?;
+            let found = Entry {
+                length: bytes.len() as u64,
+                blake3: blake3::hash(&bytes).to_string(),
+            };
+            if found.length != expected.length {
+                return Err(format!(
+                    "{name} has {} bytes, its manifest says {}",
+                    found.length, expected.length
+                ));
+            }
+            if found != expected {
+                return Err(format!("{name} has another content than its manifest says"));
+            }
+            files.insert(name, bytes);
+        }
+        Ok(Checkpoint { step, files })
+    }
+
+    fn names(&self) -> Result<Vec<String>, Error> {
+        let list = || {
+            fs::read_dir(&self.path)?
+                .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+                .collect::<io::Result<_>>()
+        };
+        list().map_err(Error::io("cannot list checkpoints in", &self.path))
+    }
+
+    fn name(&self, step: u64) -> String {
+        format!("step-{step:010}-{:.16}", self.key)
+    }
+
+    fn is_mine(&self, name: &str) -> bool {
+        name.starts_with("step-") && name.ends_with(&format!("-{:.16}", self.key))
+    }
+}
+
+/// A checkpoint on its way to the disk.
+#[derive(Debug)]
+pub struct Writing(JoinHandle<Result<Written, Error>>);
+
+/// A checkpoint that is durable.
+#[derive(Debug)]
+pub struct Written {
+    /// Steps done.
+    pub step: u64,
+    /// Its folder.
+    pub path: PathBuf,
+    /// From the copy of the state to durable.
+    pub took: Duration,
+}
+
+impl Writing {
+    /// Whether [`Writing::wait`] would return at once.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.0.is_finished()
+    }
+
+    /// Waits until the checkpoint is durable.
+    ///
+    /// # Errors
+    /// As [`Folder::write`].
+    pub fn wait(self) -> Result<Written, Error> {
+        self.0
+            .join()
+            .unwrap_or_else(|_| Err(Error::Internal("the checkpoint writer panicked".into())))
+    }
+}
+
+/// Takes the folder's lock and writes into it who has it.
+fn lock(folder: &Path) -> Result<File, Result<Error, io::Error>> {
+    let mut file = File::options()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .open(folder.join("lock"))
+        .map_err(Err)?;
+    match file.try_lock() {
+        Ok(()) => {
+            let host = rustix::system::uname()
+                .nodename()
+                .to_string_lossy()
+                .into_owned();
+            let write = |file: &mut File| {
+                file.set_len(0)?;
+                write!(file, "process {} on {host}", std::process::id())
+            };
+            write(&mut file).map_err(Err)?;
+            Ok(file)
+        }
+        Err(TryLockError::WouldBlock) => {
+            let mut holder = String::new();
+            let read = file
+                .rewind()
+                .and_then(|()| file.read_to_string(&mut holder));
+            if read.is_err() || holder.is_empty() {
+                holder = "another process".into();
+            }
+            Err(Ok(Error::Locked {
+                folder: folder.to_owned(),
+                holder,
+            }))
+        }
+        Err(TryLockError::Error(error)) => Err(Err(error)),
+    }
+}
+
+/// Makes the folder's list of names durable.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    fn files(content: &str) -> Files {
+        Files::from([("state".to_owned(), content.as_bytes().to_vec())])
+    }
+
+    fn open(dir: &Path) -> Folder {
+        Folder::open(dir, KEY, 2).unwrap()
+    }
+
+    fn newest(folder: &Folder) -> (Option<u64>, Vec<String>) {
+        let mut skipped = Vec::new();
+        let step = folder
+            .newest(|message| skipped.push(message))
+            .unwrap()
+            .map(|checkpoint| checkpoint.step);
+        (step, skipped)
+    }
+
+    #[test]
+    fn the_newest_two_are_kept_and_the_newest_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = open(dir.path());
+        assert_eq!(newest(&folder), (None, vec![]));
+        for step in [9, 10, 100] {
+            folder.write(step, &files(&step.to_string())).unwrap();
+        }
+        let mut kept = folder.names().unwrap();
+        kept.sort();
+        assert_eq!(
+            kept,
+            [
+                "lock",
+                "step-0000000010-0123456789abcdef",
+                "step-0000000100-0123456789abcdef"
+            ]
+        );
+        assert_eq!(
+            folder.newest(|_| ()).unwrap().unwrap().files["state"],
+            b"100"
+        );
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
+        type Damage = fn(&Path);
+        let cases: [(&str, Damage); 6] = [
+            ("another content", |dir| {
+                let mut bytes = fs::read(dir.join("state")).unwrap();
+                bytes[0] ^= 1;
+                fs::write(dir.join("state"), bytes).unwrap();
+            }),
+            ("has 3 bytes, its manifest says 6", |dir| {
+                fs::write(dir.join("state"), "two").unwrap()
+            }),
+            ("state: No such file", |dir| {
+                fs::remove_file(dir.join("state")).unwrap()
+            }),
+            ("manifest.json: No such file", |dir| {
+                fs::remove_file(dir.join(MANIFEST)).unwrap()
+            }),
+            ("manifest.json: EOF", |dir| {
+                fs::write(dir.join(MANIFEST), "{").unwrap()
+            }),
+            ("says step 1", |dir| {
+                let json = fs::read_to_string(dir.join(MANIFEST)).unwrap();
+                fs::write(
+                    dir.join(MANIFEST),
+                    json.replace("\"step\": 2", "\"step\": 1"),
+                )
+                .unwrap();
+            }),
+        ];
+        for (problem, damage) in cases {
+            let dir = tempfile::tempdir().unwrap();
+            let folder = open(dir.path());
+            folder.write(1, &files("first")).unwrap();
+            damage(&folder.write(2, &files("second")).unwrap());
+            let (step, skipped) = newest(&folder);
+            assert_eq!(step, Some(1), "{problem}");
+            assert!(
+                skipped.len() == 1 && skipped[0].contains(problem),
+                "{problem}: {skipped:?}"
+            );
+            assert!(skipped[0].contains("step-0000000002-"), "{skipped:?}");
+            // Training gets there again and replaces it.
+            folder.write(2, &files("second")).unwrap();
+            assert_eq!(newest(&folder), (Some(2), vec![]));
+        }
+    }
+
+    #[test]
+    fn another_jobs_checkpoint_is_named_and_left_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let other = KEY.replace('0', "f");
+        let path = Folder::open(dir.path(), &other, 1)
+            .unwrap()
+            .write(7, &files("theirs"))
+            .unwrap();
+        let folder = open(dir.path());
+        let (step, skipped) = newest(&folder);
+        assert_eq!(step, None);
+        assert!(skipped[0].contains("belongs to another job"), "{skipped:?}");
+        for step in 8..12 {
+            folder.write(step, &files("ours")).unwrap();
+        }
+        assert!(path.exists());
+        // The same content under our name is theirs still.
+        fs::rename(&path, dir.path().join(folder.name(20))).unwrap();
+        let (step, skipped) = newest(&folder);
+        assert_eq!(step, Some(11));
+        assert!(
+            skipped[0].contains("belongs to another job (key f123"),
+            "{skipped:?}"
+        );
+    }
+
+    #[test]
+    fn what_a_crash_left_unfinished_is_removed_and_never_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = open(dir.path()).write(3, &files("whole")).unwrap();
+        let unfinished = dir
+            .path()
+            .join(format!("{WRITING}step-0000000004-0123456789abcdef"));
+        fs::create_dir(&unfinished).unwrap();
+        fs::write(unfinished.join("state"), "par").unwrap();
+        let folder = open(dir.path());
+        assert!(!unfinished.exists() && path.exists());
+        assert_eq!(newest(&folder), (Some(3), vec![]));
+    }
+
+    #[test]
+    fn a_second_process_is_told_who_holds_the_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = open(dir.path());
+        let error = Folder::open(dir.path(), KEY, 2).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("in use by process {}", std::process::id())),
+            "{error}"
+        );
+        drop(folder);
+        open(dir.path());
+    }
+
+    #[test]
+    fn a_write_that_fails_leaves_the_last_checkpoint_and_no_litter() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = open(dir.path());
+        folder.write(1, &files("first")).unwrap();
+        // A name that no file can have stands in for every refusal of the system.
+        let impossible = Files::from([("state".to_owned(), vec![1]), ("x".repeat(300), vec![2])]);
+        let error = folder
+            .write_in_background(2, impossible)
+            .wait()
+            .unwrap_err();
+        assert!(
+            error.to_string().starts_with("cannot write checkpoint"),
+            "{error}"
+        );
+        let mut names = folder.names().unwrap();
+        names.sort();
+        assert_eq!(names, ["lock", "step-0000000001-0123456789abcdef"]);
+        assert_eq!(newest(&folder), (Some(1), vec![]));
+    }
+}

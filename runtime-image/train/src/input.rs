@@ -1,0 +1,649 @@
+//! Reading a job's inputs: where they lie, what exactly was read (one content
+//! digest each), and whether it is still the same.
+//!
+//! A folder is read recursively in the order of its relative paths, symbolic
+//! links followed; names that begin with a dot are left out, so that a checkout's
+//! `.git` is not data. In a folder of text, files that are not UTF-8 (or hold a
+//! NUL byte) are left out and counted; a single file like that is an error.
+//!
+//! digest = [`petaflop_store`]'s tree hash over the (relative path, length, blake3)
+//! of what was read: the same function that names artifacts. A single file has
+//! the empty path: its name is not part of its content.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::SystemTime,
+};
+
+use petaflop_plan::recipe::{self, JobSpec, ModelSource};
+use petaflop_store::hash::{HashedFile, artifact_hash};
+
+use crate::error::Error;
+
+/// Text that a program brings along, by its URI (`builtin:petaflop`):
+/// (relative path, text) sorted by path.
+pub type Builtins = BTreeMap<String, Vec<(String, String)>>;
+
+/// A piece of text that was read.
+#[derive(Clone, Debug)]
+pub struct Text {
+    /// Path relative to the input; empty for an input that is one file.
+    pub path: String,
+    /// Its content.
+    pub text: String,
+}
+
+/// An input that was read.
+#[derive(Debug)]
+pub struct Source {
+    /// The name that the recipe uses.
+    pub name: String,
+    /// Where it lies, as the job says.
+    pub uri: String,
+    /// `blake3:<hex>` of what was read.
+    pub digest: String,
+    /// The texts, sorted by path; empty for a base model's files.
+    pub texts: Vec<Text>,
+    /// Files of a folder that were left out because they are not text.
+    pub left_out: u64,
+    role: Role,
+    place: Place,
+}
+
+/// What the recipe uses an input for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    /// Text to train on.
+    Text,
+    /// A base model's files, read by someone else.
+    Files,
+}
+
+#[derive(Debug)]
+enum Place {
+    /// Cannot change: part of the program.
+    Builtin,
+    /// On a file system; what [`Source::still_the_same`] compares.
+    Path { root: PathBuf, stamps: Vec<Stamp> },
+}
+
+/// What a change of a file would change, without reading it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    path: String,
+    len: u64,
+    modified: SystemTime,
+}
+
+/// What an input's digest covers.
+struct Entry {
+    path: String,
+    len: u64,
+    hash: blake3::Hash,
+}
+
+/// `blake3:<hex>` over the entries.
+fn digest(entries: &[Entry]) -> String {
+    let hash = artifact_hash(entries.iter().map(|Entry { path, len, hash }| HashedFile {
+        path,
+        length: *len,
+        content: (*hash).into(),
+    }));
+    format!("blake3:{hash}")
+}
+
+struct Found {
+    relative: String,
+    path: PathBuf,
+    len: u64,
+    modified: SystemTime,
+}
+
+/// Reads every input that the job's recipe names, checks the digests the job asks for.
+///
+/// # Errors
+/// A name without an input, an input without a use, a missing or unreadable path,
+/// a folder without text, a file that is not text, another digest than asked for.
+pub fn read_all(job: &JobSpec, builtins: &Builtins) -> Result<Vec<Source>, Error> {
+    let mut roles: BTreeMap<&str, Role> = BTreeMap::new();
+    if let ModelSource::Base { input } = &job.recipe.model {
+        roles.insert(input, Role::Files);
+    }
+    for dataset in &job.recipe.datasets {
+        if roles.insert(&dataset.input, Role::Text) == Some(Role::Files) {
+            return Err(Error::BadInput(format!(
+                "input '{}': used as a base model and as a dataset; give each its own input",
+                dataset.input
+            )));
+        }
+    }
+    for (i, input) in job.inputs.iter().enumerate() {
+        if job.inputs[..i].iter().any(|other| other.name == input.name) {
+            return Err(Error::BadInput(format!(
+                "inputs[{i}]: the name '{}' is taken already",
+                input.name
+            )));
+        }
+        if !roles.contains_key(input.name.as_str()) {
+            return Err(Error::BadInput(format!(
+                "inputs[{i}]: the recipe has no use for '{}'; remove it or name it in datasets",
+                input.name
+            )));
+        }
+    }
+    roles
+        .into_iter()
+        .map(|(name, role)| {
+            let input = job
+                .inputs
+                .iter()
+                .find(|input| input.name == name)
+                .ok_or_else(|| {
+                    Error::BadInput(format!(
+                        "the recipe names input '{name}', which the job's inputs do not hold"
+                    ))
+                })?;
+            let source = Source::read(input, role, builtins)?;
+            match &input.digest {
+                Some(expected) if *expected != source.digest => Err(Error::Digest {
+                    name: source.name,
+                    uri: source.uri,
+                    expected: expected.clone(),
+                    found: source.digest,
+                }),
+                _ => Ok(source),
+            }
+        })
+        .collect()
+}
+
+impl Source {
+    fn read(input: &recipe::Input, role: Role, builtins: &Builtins) -> Result<Self, Error> {
+        let recipe::Input {
+            name,
+            uri,
+            digest: _,
+        } = input;
+        if uri.starts_with("builtin:") {
+            return Self::read_builtin(name, uri, role, builtins);
+        }
+        let root = local_path(name, uri)?;
+        let at = |message: String| Error::BadInput(format!("input '{name}': {message}"));
+        // Stamps are taken before the content is read, so that a change in between shows later.
+        let found = walk(&root).map_err(at)?;
+        let stamps = found.iter().map(Found::stamp).collect();
+        let Contents {
+            entries,
+            texts,
+            left_out,
+        } = read_files(&root, &found, role).map_err(at)?;
+        Ok(Self {
+            name: name.clone(),
+            uri: uri.clone(),
+            digest: digest(&entries),
+            texts,
+            left_out,
+            role,
+            place: Place::Path { root, stamps },
+        })
+    }
+
+    fn read_builtin(name: &str, uri: &str, role: Role, builtins: &Builtins) -> Result<Self, Error> {
+        let files = builtins
+            .get(uri)
+            .filter(|_| role == Role::Text)
+            .ok_or_else(|| {
+                let known: Vec<&str> = builtins.keys().map(String::as_str).collect();
+                Error::BadInput(format!(
+                    "input '{name}': no such built-in text '{uri}'; this runtime has: {}",
+                    if known.is_empty() {
+                        "none".to_owned()
+                    } else {
+                        known.join(", ")
+                    }
+                ))
+            })?;
+        let entries: Vec<Entry> = files
+            .iter()
+            .map(|(path, text)| Entry {
+                path: path.clone(),
+                len: text.len() as u64,
+                hash: blake3::hash(text.as_bytes()),
+            })
+            .collect();
+        Ok(Self {
+            name: name.to_owned(),
+            uri: uri.to_owned(),
+            digest: digest(&entries),
+            texts: files
+                .iter()
+                .map(|(path, text)| Text {
+                    path: path.clone(),
+                    text: text.clone(),
+                })
+                .collect(),
+            left_out: 0,
+            role,
+            place: Place::Builtin,
+        })
+    }
+
+    /// The folder or file it was read from; none for a built-in text.
+    #[must_use]
+    pub fn root(&self) -> Option<&Path> {
+        match &self.place {
+            Place::Builtin => None,
+            Place::Path { root, .. } => Some(root),
+        }
+    }
+
+    /// Whether the files still look as they did when they were read. Cheap: reads
+    /// contents only where a size or a time moved.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] where the content is another one.
+    pub fn still_the_same(&mut self) -> Result<(), Error> {
+        let Place::Path { root, stamps } = &self.place else {
+            return Ok(());
+        };
+        let now = walk(root).map(|found| found.iter().map(Found::stamp).collect::<Vec<_>>());
+        if now.as_ref() == Ok(stamps) {
+            return Ok(());
+        }
+        self.verify()?;
+        // Touched, but the content stands.
+        if let (Place::Path { stamps, .. }, Ok(now)) = (&mut self.place, now) {
+            *stamps = now;
+        }
+        Ok(())
+    }
+
+    /// Reads everything again and compares the digest.
+    ///
+    /// # Errors
+    /// [`Error::Changed`] where the content is another one or cannot be read.
+    pub fn verify(&self) -> Result<(), Error> {
+        let Place::Path { root, .. } = &self.place else {
+            return Ok(());
+        };
+        let after = walk(root)
+            .and_then(|found| read_files(root, &found, self.role))
+            .map_or_else(
+                |unreadable| unreadable,
+                |contents| digest(&contents.entries),
+            );
+        if after == self.digest {
+            return Ok(());
+        }
+        Err(Error::Changed {
+            name: self.name.clone(),
+            uri: self.uri.clone(),
+            before: self.digest.clone(),
+            after,
+        })
+    }
+}
+
+/// The local path that a URI names.
+fn local_path(name: &str, uri: &str) -> Result<PathBuf, Error> {
+    if let Some(path) = uri.strip_prefix("file://") {
+        return Ok(PathBuf::from(path));
+    }
+    match uri.split_once("://") {
+        Some((scheme, _)) => Err(Error::BadInput(format!(
+            "input '{name}': '{uri}': the scheme '{scheme}' is not read by this runtime; \
+             copy the data to a folder and give its path"
+        ))),
+        None => Ok(PathBuf::from(uri)),
+    }
+}
+
+/// Every file under `root` (or `root` itself), sorted by relative path.
+fn walk(root: &Path) -> Result<Vec<Found>, String> {
+    let meta = fs::metadata(root).map_err(|error| format!("{}: {error}", root.display()))?;
+    let mut found = Vec::new();
+    if meta.is_dir() {
+        walk_folder(root, "", &mut vec![(meta.dev(), meta.ino())], &mut found)?;
+        found.sort_by(|a, b| a.relative.as_bytes().cmp(b.relative.as_bytes()));
+    } else if meta.is_file() {
+        found.push(Found::new(String::new(), root.to_owned(), &meta)?);
+    } else {
+        return Err(format!(
+            "{}: expected a file or a folder, found a device, pipe or socket",
+            root.display()
+        ));
+    }
+    Ok(found)
+}
+
+fn walk_folder(
+    folder: &Path,
+    prefix: &str,
+    above: &mut Vec<(u64, u64)>,
+    found: &mut Vec<Found>,
+) -> Result<(), String> {
+    let at = |path: &Path, error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+    for entry in fs::read_dir(folder).map_err(|error| at(folder, &error))? {
+        let path = entry.map_err(|error| at(folder, &error))?.path();
+        let Some(file_name) = path.file_name() else {
+            continue;
+        };
+        let Some(file_name) = file_name.to_str() else {
+            return Err(at(&path, &"the file's name is not UTF-8; rename it"));
+        };
+        if file_name.starts_with('.') {
+            continue;
+        }
+        let relative = if prefix.is_empty() {
+            file_name.to_owned()
+        } else {
+            format!("{prefix}/{file_name}")
+        };
+        // Follows links; a link to itself or to nothing is an error here.
+        let meta = fs::metadata(&path).map_err(|error| at(&path, &error))?;
+        if meta.is_dir() {
+            let id = (meta.dev(), meta.ino());
+            if above.contains(&id) {
+                return Err(at(
+                    &path,
+                    &"a symbolic link leads back to a folder that holds it; remove the link",
+                ));
+            }
+            above.push(id);
+            walk_folder(&path, &relative, above, found)?;
+            above.pop();
+        } else if meta.is_file() {
+            found.push(Found::new(relative, path, &meta)?);
+        } else {
+            return Err(at(
+                &path,
+                &"expected a file or a folder, found a device, pipe or socket; remove it",
+            ));
+        }
+    }
+    Ok(())
+}
+
+impl Found {
+    fn new(relative: String, path: PathBuf, meta: &fs::Metadata) -> Result<Self, String> {
+        let modified = meta
+            .modified()
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self {
+            relative,
+            path,
+            len: meta.len(),
+            modified,
+        })
+    }
+
+    fn stamp(&self) -> Stamp {
+        Stamp {
+            path: self.relative.clone(),
+            len: self.len,
+            modified: self.modified,
+        }
+    }
+}
+
+struct Contents {
+    entries: Vec<Entry>,
+    texts: Vec<Text>,
+    left_out: u64,
+}
+
+fn read_files(root: &Path, found: &[Found], role: Role) -> Result<Contents, String> {
+    let mut contents = Contents {
+        entries: Vec::new(),
+        texts: Vec::new(),
+        left_out: 0,
+    };
+    let single = matches!(found, [file] if file.relative.is_empty());
+    for Found {
+        relative,
+        path,
+        len,
+        modified: _,
+    } in found
+    {
+        let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
+        match role {
+            Role::Files => {
+                let mut hasher = blake3::Hasher::new();
+                let file = fs::File::open(path).map_err(|error| at(&error))?;
+                hasher.update_reader(file).map_err(|error| at(&error))?;
+                contents.entries.push(Entry {
+                    path: relative.clone(),
+                    len: *len,
+                    hash: hasher.finalize(),
+                });
+            }
+            Role::Text => {
+                let bytes = fs::read(path).map_err(|error| at(&error))?;
+                let hash = blake3::hash(&bytes);
+                let text = match text(bytes) {
+                    Ok(text) => text,
+                    Err(reason) if single => {
+                        return Err(at(&format_args!(
+                            "{reason}; convert the file to UTF-8 or give another one"
+                        )));
+                    }
+                    Err(_) => {
+                        contents.left_out += 1;
+                        continue;
+                    }
+                };
+                if text.is_empty() {
+                    if single {
+                        return Err(at(&"the file is empty; there is nothing to train on"));
+                    }
+                    continue;
+                }
+                contents.entries.push(Entry {
+                    path: relative.clone(),
+                    len: text.len() as u64,
+                    hash,
+                });
+                contents.texts.push(Text {
+                    path: relative.clone(),
+                    text,
+                });
+            }
+        }
+    }
+    if contents.entries.is_empty() {
+        let what = match contents.left_out {
+            0 => "the folder holds no file with content (names that begin with a dot are left out)"
+                .to_owned(),
+            n => format!("the folder holds no text: none of its {n} files is UTF-8"),
+        };
+        return Err(format!("{}: {what}", root.display()));
+    }
+    Ok(contents)
+}
+
+/// The bytes as text, or why they are none.
+fn text(bytes: Vec<u8>) -> Result<String, String> {
+    if let Some(at) = bytes.iter().position(|&byte| byte == 0) {
+        return Err(format!("not text: there is a NUL byte at offset {at}"));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        format!(
+            "not UTF-8: the byte at offset {} does not fit",
+            error.utf8_error().valid_up_to()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(path: &Path) -> Result<Source, Error> {
+        let input = recipe::Input {
+            name: "data".into(),
+            uri: path.display().to_string(),
+            digest: None,
+        };
+        Source::read(&input, Role::Text, &Builtins::new())
+    }
+
+    fn problem(path: &Path) -> String {
+        let error = read(path).unwrap_err();
+        assert_eq!(error.class(), crate::Class::BadInput);
+        error.to_string()
+    }
+
+    fn folder(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (path, bytes) in files {
+            let path = dir.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        }
+        dir
+    }
+
+    #[test]
+    fn a_folder_is_read_in_the_order_of_its_paths() {
+        let dir = folder(&[
+            ("b/1.txt", b"one"),
+            ("a.txt", b"two"),
+            ("b.txt", b"three"),
+            (".git/x", b"no"),
+            ("e", b""),
+        ]);
+        let source = read(dir.path()).unwrap();
+        let paths: Vec<&str> = source.texts.iter().map(|text| text.path.as_str()).collect();
+        assert_eq!(paths, ["a.txt", "b.txt", "b/1.txt"]);
+        assert_eq!(source.left_out, 0);
+    }
+
+    #[test]
+    fn the_digest_is_of_paths_and_contents_alone() {
+        let files: [(&str, &[u8]); 2] = [("x/1", b"one"), ("y", b"two")];
+        let (a, b) = (folder(&files), folder(&files));
+        assert_eq!(
+            read(a.path()).unwrap().digest,
+            read(b.path()).unwrap().digest
+        );
+        for other in [
+            [("x/1", b"one" as &[u8]), ("y", b"twO")],
+            [("x/2", b"one"), ("y", b"two")],
+        ] {
+            assert_ne!(
+                read(folder(&other).path()).unwrap().digest,
+                read(a.path()).unwrap().digest
+            );
+        }
+        // A file's own name is not its content.
+        let dir = folder(&[("p", b"same"), ("q", b"same")]);
+        let digest = |name| read(&dir.path().join(name)).unwrap().digest;
+        assert_eq!(digest("p"), digest("q"));
+    }
+
+    #[test]
+    fn what_is_not_text_is_left_out_of_a_folder_and_refused_alone() {
+        let dir = folder(&[
+            ("good", b"text"),
+            ("latin1", b"caf\xe9"),
+            ("binary", b"a\0b"),
+        ]);
+        let source = read(dir.path()).unwrap();
+        assert_eq!((source.texts.len(), source.left_out), (1, 2));
+        let latin1 = problem(&dir.path().join("latin1"));
+        assert!(
+            latin1.contains("latin1: not UTF-8: the byte at offset 3"),
+            "{latin1}"
+        );
+        let binary = problem(&dir.path().join("binary"));
+        assert!(
+            binary.contains("binary: not text: there is a NUL byte at offset 1"),
+            "{binary}"
+        );
+        fs::remove_file(dir.path().join("good")).unwrap();
+        assert!(problem(dir.path()).contains("none of its 2 files is UTF-8"));
+    }
+
+    #[test]
+    fn nothing_to_read_is_said_plainly() {
+        let dir = folder(&[("zero", b""), ("sub/.hidden", b"x")]);
+        for (path, expected) in [
+            ("zero", "zero: the file is empty"),
+            ("sub", "the folder holds no file with content"),
+            ("missing", "missing: No such file or directory"),
+        ] {
+            let problem = problem(&dir.path().join(path));
+            assert!(
+                problem.contains(expected) && problem.starts_with("input 'data': "),
+                "{problem}"
+            );
+        }
+        let input = recipe::Input {
+            name: "data".into(),
+            uri: "s3://b/k".into(),
+            digest: None,
+        };
+        let error = Source::read(&input, Role::Text, &Builtins::new())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("the scheme 's3' is not read"), "{error}");
+    }
+
+    #[test]
+    fn links_are_followed_and_loops_are_refused() {
+        let dir = folder(&[("real/text", b"text")]);
+        std::os::unix::fs::symlink(dir.path().join("real"), dir.path().join("link")).unwrap();
+        assert_eq!(read(dir.path()).unwrap().texts.len(), 2);
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("real/loop")).unwrap();
+        assert!(problem(dir.path()).contains("leads back to a folder that holds it"));
+        fs::remove_file(dir.path().join("real/loop")).unwrap();
+        std::os::unix::fs::symlink("self", dir.path().join("self")).unwrap();
+        assert!(problem(dir.path()).contains("self: Too many levels of symbolic links"));
+    }
+
+    #[test]
+    fn a_change_is_noticed_and_a_touch_is_not_one() {
+        let dir = folder(&[("a", b"text"), ("b", b"more")]);
+        let mut source = read(dir.path()).unwrap();
+        source.still_the_same().unwrap();
+        let file = fs::File::options()
+            .append(true)
+            .open(dir.path().join("a"))
+            .unwrap();
+        file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
+        source.still_the_same().unwrap();
+        source.verify().unwrap();
+        fs::write(dir.path().join("a"), "teXt").unwrap();
+        let error = source.still_the_same().unwrap_err();
+        assert!(
+            matches!(&error, Error::Changed { before, after, .. } if before != after),
+            "{error}"
+        );
+        fs::remove_dir_all(dir.path()).unwrap();
+        assert!(
+            source
+                .verify()
+                .unwrap_err()
+                .to_string()
+                .contains("No such file")
+        );
+    }
+
+    #[test]
+    fn a_digest_that_differs_names_both() {
+        let dir = folder(&[("a", b"text")]);
+        let found = read(dir.path()).unwrap().digest;
+        let expected = format!("blake3:{}", "0".repeat(64));
+        let error = Error::Digest {
+            name: "data".into(),
+            uri: "u".into(),
+            expected: expected.clone(),
+            found: found.clone(),
+        };
+        assert!(error.to_string().contains(&expected) && error.to_string().contains(&found));
+    }
+}

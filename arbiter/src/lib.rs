@@ -1,1 +1,33 @@
-//! .
+//! Deciding money: which place a workload goes to, why, and what it cost.
+//!
+//! Pure: no I/O, no clock, no threads, no randomness. World and time go in, a plan comes out:
+//! the same world gives the same plan, bit for bit, on every machine, and a recorded world can be
+//! replayed. This crate knows no provider's interface and no Kubernetes.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`money`] | dollars and dollars an hour, in whole micro-dollars |
+//! | [`catalogue`] | what each accelerator can do, and all its names |
+//! | [`offer`] | one thing that can be had now |
+//! | [`market`] | all offers, indexed |
+//! | [`workload`] | what is asked for |
+//! | [`support`] | where our runtime runs |
+//! | [`estimate`] | tokens a second, with uncertainty, corrected by past runs |
+//! | [`world`] | everything a decision may depend on |
+//! | [`decision`] | what a decision says, and why each rejected offer lost |
+//! | [`claim`] | one machine we intend to pay for, and the protocol that buys it |
+//! | [`ledger`] | what every claim cost |
+//! | [`reason`] | the closed list of reasons |
+
+pub mod catalogue;
+pub mod claim;
+pub mod decision;
+pub mod estimate;
+pub mod ledger;
+pub mod market;
+pub mod money;
+pub mod offer;
+pub mod reason;
+pub mod support;
+pub mod workload;
+pub mod world;

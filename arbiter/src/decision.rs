@@ -1,0 +1,429 @@
+//! What a decision says: the plan, and for every offer that was not taken why not.
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::claim::{ClaimSpec, Device};
+use crate::money::{Usd, UsdPerHour};
+use crate::offer::{Capacity, Offer, OfferId};
+use crate::reason::Reason;
+use crate::support::Level;
+use crate::workload::WorkloadId;
+
+/// What to do now for all workloads.
+///
+/// Placing never buys: it writes claims, which is safe to repeat. Each claim is then bought by its
+/// own sequence of [`crate::claim::next_step`], which holds at most one launch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Plan {
+    /// What to write, in order.
+    pub actions: Vec<Action>,
+    /// One for each workload, in the order they were decided.
+    pub decisions: Vec<Decision>,
+    /// When to look again though nothing happens; `None`: only when something changes.
+    pub requeue_at: Option<Timestamp>,
+}
+
+/// One thing to write.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields
+)]
+pub enum Action {
+    /// Create this claim (with its finalizer); an existing one of the same name and owner is the same.
+    CreateClaim(ClaimSpec),
+    /// Stop wanting this claim: drain, end the machine, close its ledger.
+    EndClaim {
+        /// Uid of the claim.
+        uid: String,
+        /// Why.
+        reason: Reason,
+    },
+}
+
+/// What was decided for one workload.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Decision {
+    /// For whom.
+    pub workload: WorkloadId,
+    /// What came out.
+    pub outcome: Outcome,
+    /// Something to warn about though a place was found (`DeadlineAtRisk`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warning: Option<Reason>,
+    /// Offers that were looked at.
+    pub considered: u32,
+    /// How many offers each constraint stopped first, by the constraint's name, sorted.
+    pub stopped: Vec<StoppedBy>,
+    /// The cheapest places, the chosen one first, those that are not for sale included; at most
+    /// [`RANKED_SHOWN`].
+    pub ranked: Vec<Ranked>,
+    /// Where nothing was found: what came nearest.
+    pub misses: Vec<Miss>,
+    /// Against the cheapest on-demand offer that meets the same constraints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub saving: Option<Saving>,
+}
+
+/// Places that a decision shows.
+pub const RANKED_SHOWN: usize = 10;
+
+/// Nearest misses that a decision shows.
+pub const MISSES_SHOWN: usize = 5;
+
+/// What came out for one workload.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields
+)]
+pub enum Outcome {
+    /// It has all the machines it wants, or wants none.
+    Settled {
+        /// Machines that work for it.
+        machines: u32,
+    },
+    /// New machines were planned.
+    Placed {
+        /// Names of the new claims.
+        claims: Vec<String>,
+        /// Machines that it still lacks, for want of offers.
+        lacking: u32,
+    },
+    /// Nothing could be planned.
+    Waiting {
+        /// The reason in the API's words.
+        reason: Reason,
+        /// For people, with numbers.
+        message: String,
+    },
+}
+
+/// How many offers a constraint stopped.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct StoppedBy {
+    /// Name of the constraint, as in [`Obstacle::name`].
+    pub constraint: String,
+    /// Offers.
+    pub offers: u32,
+}
+
+/// A place with its price to the end.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ranked {
+    /// The offer.
+    pub offer: Offer,
+    /// Which part of it computes.
+    pub device: Device,
+    /// What the rest of the work costs there.
+    pub cost: CostBreakdown,
+    /// Why it was not taken; `None` for the chosen one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub obstacle: Option<Obstacle>,
+}
+
+/// Expected time and dollars of a workload at a place. For services: of one replica for one hour.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CostBreakdown {
+    /// What counts: the sum of the terms. Offers are compared by it.
+    pub total: Usd,
+    /// The terms, in a fixed order.
+    pub terms: Vec<CostTerm>,
+    /// Milliseconds from asking until the work is done; one hour for services.
+    pub millis: i64,
+    /// The same if everything goes well, and if it goes badly (about nine runs in ten lie between).
+    pub millis_range: (i64, i64),
+    /// Tokens a second: trained, or decoded at full load; `None` where nothing is known of the work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<Range>,
+    /// Dollars for 10⁶ decoded tokens at full load, for services.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usd_per_million_tokens: Option<Usd>,
+}
+
+/// An estimate and how sure it is.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Range {
+    /// About one in twenty lies below.
+    pub low: f64,
+    /// The value that is planned with.
+    pub expected: f64,
+    /// About one in twenty lies above.
+    pub high: f64,
+}
+
+/// One term of the cost.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CostTerm {
+    /// What for.
+    pub what: Term,
+    /// Milliseconds of the machine, 0 where the term is not time.
+    pub millis: i64,
+    /// Dollars.
+    pub usd: Usd,
+}
+
+/// What a part of the cost is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Term {
+    /// From asking until the machine can begin.
+    StartUp,
+    /// Fetching the image.
+    Image,
+    /// Fetching data, base model or checkpoint.
+    Inputs,
+    /// The work itself.
+    Work,
+    /// Work done twice and starts repeated because machines are lost.
+    Rework,
+    /// Writing checkpoints and the artifact away.
+    Upload,
+    /// Bytes that leave the place.
+    Egress,
+}
+
+/// The dollars that the choice saves.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Saving {
+    /// The cheapest on-demand offer that meets the same constraints, for sale or not.
+    pub against: OfferId,
+    /// Says so where that price is dated and cannot be bought from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// What the workload costs there.
+    pub would_cost: Usd,
+    /// What it costs at the chosen place.
+    pub costs: Usd,
+    /// The difference; negative where on-demand would have been cheaper but could not be had.
+    pub saved: Usd,
+}
+
+/// An offer that one or two constraints stand before.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Miss {
+    /// The offer.
+    pub offer: Offer,
+    /// Everything that would have to give.
+    pub obstacles: Vec<Obstacle>,
+    /// What it would cost, where that can be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<Usd>,
+}
+
+/// Why an offer is not taken, with numbers. The order of the variants is the order of the checks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(
+    rename_all = "camelCase",
+    rename_all_fields = "camelCase",
+    deny_unknown_fields,
+    tag = "constraint"
+)]
+pub enum Obstacle {
+    /// Its provider is not known.
+    ProviderUnknown {
+        /// The provider.
+        provider: String,
+    },
+    /// Its provider is not in `placement.providers`.
+    ProviderNotListed {
+        /// The provider.
+        provider: String,
+    },
+    /// Its provider does not serve the namespace.
+    NamespaceNotAllowed {
+        /// The provider.
+        provider: String,
+        /// The namespace.
+        namespace: String,
+    },
+    /// Its provider takes nothing new.
+    ProviderOff {
+        /// The provider.
+        provider: String,
+    },
+    /// The capacity type is another.
+    CapacityType {
+        /// Asked for.
+        needs: Capacity,
+        /// Offered.
+        has: Capacity,
+    },
+    /// Its region is not in `placement.regions`, or is excluded.
+    Region {
+        /// Offered.
+        has: String,
+        /// It is excluded by name.
+        excluded: bool,
+    },
+    /// Its zone is not in `placement.zones`.
+    Zone {
+        /// Offered.
+        has: String,
+    },
+    /// Its owner is unknown, and `allowUntrustedHosts` is false.
+    UntrustedHost,
+    /// Its devices are not among those asked for.
+    AcceleratorModel {
+        /// Asked for.
+        needs: String,
+        /// Offered.
+        has: String,
+    },
+    /// Too few devices.
+    AcceleratorCount {
+        /// Asked for.
+        needs: u32,
+        /// Offered.
+        has: u32,
+    },
+    /// Its devices have too little memory for `accelerator.minMemory`.
+    AcceleratorMemory {
+        /// Bytes asked for.
+        needs: u64,
+        /// Bytes of one device.
+        has: u64,
+    },
+    /// Its devices are of too old a generation.
+    ComputeCapability {
+        /// Asked for.
+        needs: (u32, u32),
+        /// Offered; `None`: not an NVIDIA part.
+        has: Option<(u32, u32)>,
+    },
+    /// Too few processors.
+    Vcpus {
+        /// Thousandths asked for.
+        needs: u32,
+        /// Thousandths offered; `None`: the provider does not say.
+        has: Option<u32>,
+    },
+    /// Too little host memory.
+    Memory {
+        /// Bytes needed: the floor, or what the plan says where that is more.
+        needs: u64,
+        /// Bytes offered; `None`: the provider does not say.
+        has: Option<u64>,
+    },
+    /// The engine does not run there, or was never run there.
+    Engine {
+        /// How far it is.
+        level: Level,
+        /// Where: `cuda sm_90`, `cpu aarch64`.
+        on: String,
+    },
+    /// The plan needs more device memory than there is.
+    DeviceMemory {
+        /// Bytes the plan needs.
+        needs: u64,
+        /// Bytes that a plan may count on.
+        has: u64,
+    },
+    /// The price is above `placement.maxHourlyPrice`.
+    HourlyPrice {
+        /// The limit.
+        limit: UsdPerHour,
+        /// The price.
+        price: UsdPerHour,
+    },
+    /// One token takes longer than the latency target.
+    Latency {
+        /// Milliseconds allowed.
+        limit: u32,
+        /// Milliseconds expected.
+        expected: u32,
+    },
+    /// It would be done after the deadline.
+    Deadline {
+        /// The deadline.
+        finish_by: Timestamp,
+        /// Milliseconds after it.
+        late_millis: i64,
+    },
+    /// It would cost more than `maxTotalCost` leaves.
+    TotalCost {
+        /// What is left of the limit.
+        left: Usd,
+        /// What it would cost.
+        needs: Usd,
+    },
+    /// A budget has not enough left.
+    Budget {
+        /// Its name.
+        budget: String,
+        /// What is left of it, reservations taken off.
+        left: Usd,
+        /// What it would cost in the period.
+        needs: Usd,
+    },
+    /// The provider's hourly limit is reached.
+    ProviderHourly {
+        /// What is left of the limit.
+        left: UsdPerHour,
+        /// The price.
+        price: UsdPerHour,
+    },
+    /// The provider's monthly limit is reached.
+    ProviderMonthly {
+        /// What is left of the limit, reservations taken off.
+        left: Usd,
+        /// What it would cost in the month.
+        needs: Usd,
+    },
+    /// The provider's number of machines is reached.
+    ProviderMachines {
+        /// The limit.
+        limit: u32,
+    },
+    /// All of it is taken.
+    NoSlot {
+        /// How many there are.
+        slots: u32,
+    },
+    /// It refused a launch lately.
+    Unavailable {
+        /// When it is worth another try.
+        until: Timestamp,
+        /// What it said.
+        reason: Reason,
+    },
+    /// The quote is too old.
+    StaleQuote {
+        /// When it was quoted.
+        quoted_at: Timestamp,
+        /// When it stopped being good.
+        expired_at: Timestamp,
+    },
+    /// The quote is from the future.
+    FutureQuote {
+        /// When it claims to have been quoted.
+        quoted_at: Timestamp,
+    },
+    /// A dated price, for comparison only.
+    NotForSale {
+        /// "prices of 2026-07-20, not for sale".
+        note: String,
+    },
+    /// Nothing stands in its way; it costs more.
+    Dearer {
+        /// By so much.
+        by: Usd,
+    },
+    /// It costs less, but may miss the deadline, and another place meets it for sure.
+    RiskierDeadline {
+        /// Milliseconds after the deadline if things go badly.
+        late_millis: i64,
+    },
+}

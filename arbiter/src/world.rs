@@ -1,0 +1,172 @@
+//! Everything a decision may depend on, in one value that can be written down and replayed.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::claim::Claim;
+use crate::estimate::Corrections;
+use crate::market::Market;
+use crate::money::{Usd, UsdPerHour};
+use crate::offer::OfferId;
+use crate::reason::Reason;
+use crate::support::SupportTable;
+use crate::workload::Workload;
+
+/// What is known when a decision is made. [`crate::decide::decide`] reads nothing else but the time.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct World {
+    /// Uid of this installation; machines of others are none of our business.
+    pub installation: String,
+    /// All current offers. Shared: a pass does not copy the market.
+    #[serde(serialize_with = "write_market", deserialize_with = "read_market")]
+    pub market: Arc<Market>,
+    /// Providers, their limits and what it is like to start there.
+    pub providers: Vec<ProviderState>,
+    /// Offers that refused a launch lately.
+    pub unavailable: Vec<Unavailable>,
+    /// All workloads that are not finished.
+    pub workloads: Vec<Workload>,
+    /// All claims that are not finished: they are the reservations.
+    pub claims: Vec<Claim>,
+    /// Budgets of the namespaces.
+    pub budgets: Vec<Budget>,
+    /// What past runs taught about rates.
+    pub corrections: Corrections,
+    /// Where our runtime runs.
+    pub support: SupportTable,
+    /// What is taken for granted where nothing is known.
+    pub assumptions: Assumptions,
+}
+
+/// A provider, as far as decisions go.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ProviderState {
+    /// Name, as offers and `placement.providers` use it.
+    pub name: String,
+    /// Whether it takes new claims.
+    pub state: Switch,
+    /// Namespaces it serves; `None`: all (outside a cluster).
+    pub allowed_namespaces: Option<Vec<String>>,
+    /// Limit of the sum of the hourly prices of all claims.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_hourly: Option<UsdPerHour>,
+    /// Limit of what a calendar month may cost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub monthly: Option<MonthlyLimit>,
+    /// Most machines at once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_machines: Option<u32>,
+    /// Milliseconds from asking for a machine until it can begin to fetch.
+    pub startup_millis: i64,
+    /// Bytes a second at which a fresh machine fetches image, data and checkpoints; `None`: everything
+    /// is there already (this host).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fetch_bytes_per_second: Option<u64>,
+    /// Price of 10⁹ bytes that leave the place.
+    pub egress_usd_per_gb: Usd,
+}
+
+/// Whether a provider takes new claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Switch {
+    /// Takes new claims.
+    Enabled,
+    /// Keeps what runs, takes nothing new.
+    Cordoned,
+    /// Switched off, or cannot be reached.
+    Disabled,
+}
+
+/// Limit of a calendar month.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct MonthlyLimit {
+    /// The limit.
+    pub limit: Usd,
+    /// Spent in this month, by the ledger.
+    pub spent: Usd,
+    /// When the month ends.
+    pub ends_at: Timestamp,
+}
+
+/// An offer that refused a launch lately.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Unavailable {
+    /// The offer.
+    pub offer: OfferId,
+    /// When it is worth another try.
+    pub until: Timestamp,
+    /// What it said.
+    pub reason: Reason,
+}
+
+/// A SpendBudget.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Budget {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Dollars for the period.
+    pub limit: Usd,
+    /// Spent in the period, by the ledger.
+    pub spent: Usd,
+    /// When the period ends (exclusive).
+    pub period_ends_at: Timestamp,
+    /// Uids of the workloads it counts; `None`: all of the namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub workloads: Option<Vec<String>>,
+}
+
+impl Budget {
+    /// Whether it counts a workload.
+    pub fn counts(&self, namespace: &str, uid: &str) -> bool {
+        self.namespace == namespace
+            && self
+                .workloads
+                .as_ref()
+                .is_none_or(|uids| uids.iter().any(|known| known == uid))
+    }
+}
+
+/// What is taken for granted where nothing is known. The defaults are guesses on the careful side.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Assumptions {
+    /// Losses an hour of a spot machine of which nothing is known.
+    pub spot_losses_per_hour: f64,
+    /// Losses an hour of every other machine (failures).
+    pub other_losses_per_hour: f64,
+    /// Bytes of the runtime's image.
+    pub image_bytes: u64,
+    /// A quote from further in the future than this is not believed (clocks differ a little).
+    pub clock_skew_seconds: u32,
+}
+
+impl Default for Assumptions {
+    fn default() -> Assumptions {
+        Assumptions {
+            // One loss in twenty hours: between the steady zones (one in days) and the flapping
+            // ones (one in an hour or two) of the public one-machine V100 traces.
+            spot_losses_per_hour: 0.05,
+            // One loss in two months.
+            other_losses_per_hour: 0.0007,
+            image_bytes: 300_000_000,
+            clock_skew_seconds: 120,
+        }
+    }
+}
+
+fn write_market<S: Serializer>(market: &Arc<Market>, serializer: S) -> Result<S::Ok, S::Error> {
+    market.as_ref().serialize(serializer)
+}
+
+fn read_market<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Arc<Market>, D::Error> {
+    Market::deserialize(deserializer).map(Arc::new)
+}

@@ -4,22 +4,32 @@
 use crate::dtype::Dtype;
 use crate::lifetimes;
 use crate::ops::{BufferId, Op};
-use crate::plan::{Buffer, Plan, PlanError, Ports, Segment, Step, Tensor, Trained, Weight};
-use crate::shape::{ModelShape, TensorInfo, TensorRole};
+use crate::plan::{Buffer, Plan, PlanError, Ports, Segment, Step, Tensor, Trained};
+use crate::shape::{ModelShape, TensorRole};
 
-/// The weights of one block, as indices into [`Builder::weights`].
+/// The tensors of one block, as indices into [`Builder::tensors`].
 pub(crate) struct LayerWeights {
     pub(crate) input_gain: usize,
-    pub(crate) qkv: usize,
-    pub(crate) qkv_bias: Option<usize>,
-    pub(crate) head_gains: Option<(usize, usize)>,
+    pub(crate) query: Projection,
+    pub(crate) key: Projection,
+    pub(crate) value: Projection,
     pub(crate) output: usize,
     pub(crate) post_gain: usize,
-    pub(crate) gate_up: usize,
+    pub(crate) gate: usize,
+    pub(crate) up: usize,
     pub(crate) down: usize,
 }
 
-/// All weights, as indices into [`Builder::weights`].
+/// A projection to heads, and what is done to its result.
+#[derive(Clone, Copy)]
+pub(crate) struct Projection {
+    pub(crate) weight: usize,
+    pub(crate) bias: Option<usize>,
+    /// Gain of each head's norm; never for values.
+    pub(crate) gain: Option<usize>,
+}
+
+/// All tensors, as indices into [`Builder::tensors`].
 pub(crate) struct ModelWeights {
     pub(crate) embedding: usize,
     pub(crate) layers: Vec<LayerWeights>,
@@ -28,16 +38,7 @@ pub(crate) struct ModelWeights {
     pub(crate) head: usize,
 }
 
-pub(crate) struct Builder<'a> {
-    pub(crate) shape: &'a ModelShape,
-    pub(crate) rows: u64,
-    pub(crate) buffers: Vec<Buffer>,
-    pub(crate) steps: Vec<Step>,
-    pub(crate) weights: Vec<Weight>,
-    pub(crate) tensors: Vec<Tensor>,
-}
-
-/// What decides how weights are kept.
+/// What decides how tensors are kept.
 pub(crate) enum Keep<'a> {
     /// In f32, with gradients and moments except where a name is frozen.
     Train {
@@ -48,6 +49,14 @@ pub(crate) enum Keep<'a> {
     Serve(Dtype),
 }
 
+pub(crate) struct Builder<'a> {
+    pub(crate) shape: &'a ModelShape,
+    pub(crate) rows: u64,
+    buffers: Vec<Buffer>,
+    steps: Vec<Step>,
+    tensors: Vec<Tensor>,
+}
+
 impl<'a> Builder<'a> {
     pub(crate) fn new(shape: &'a ModelShape, rows: u64) -> Self {
         Self {
@@ -55,7 +64,6 @@ impl<'a> Builder<'a> {
             rows,
             buffers: Vec::new(),
             steps: Vec::new(),
-            weights: Vec::new(),
             tensors: Vec::new(),
         }
     }
@@ -106,15 +114,16 @@ impl<'a> Builder<'a> {
         (cos, sin)
     }
 
-    pub(crate) fn value(&self, weight: usize) -> BufferId {
-        self.weights[weight].value
+    pub(crate) fn value(&self, tensor: usize) -> BufferId {
+        self.tensors[tensor].value
     }
 
-    pub(crate) fn gradient(&self, weight: usize) -> Option<BufferId> {
-        self.weights[weight].trained.map(|t| t.gradient)
+    /// Where the tensor's gradient is added up; none where it is frozen.
+    pub(crate) fn gradient(&self, tensor: usize) -> Option<BufferId> {
+        self.tensors[tensor].trained.map(|t| t.gradient)
     }
 
-    /// Lays out all weights; tensors that are stacked follow each other in [`ModelShape::tensors`].
+    /// Lays out all tensors.
     pub(crate) fn model_weights(&mut self, keep: &Keep<'_>) -> Result<ModelWeights, PlanError> {
         let tensors = self.shape.tensors();
         if let Keep::Train { frozen } = keep
@@ -129,155 +138,124 @@ impl<'a> Builder<'a> {
                 found: prefix.clone(),
             });
         }
-        let mut stacks: Vec<(String, Vec<TensorInfo>)> = Vec::new();
         for tensor in tensors {
-            let name = stack_name(&tensor.name);
-            match stacks.last_mut() {
-                Some((last, members)) if *last == name => members.push(tensor),
-                _ => stacks.push((name, vec![tensor])),
-            }
-        }
-        let mut names = Vec::with_capacity(stacks.len());
-        for (name, members) in stacks {
-            self.stack(&name, members, keep)?;
-            names.push(name);
-        }
-        Ok(self.index_weights(&names))
-    }
-
-    /// Lays out one weight: a tensor, or several of equal width one above the other.
-    fn stack(
-        &mut self,
-        name: &str,
-        members: Vec<TensorInfo>,
-        keep: &Keep<'_>,
-    ) -> Result<(), PlanError> {
-        let mut shape = members[0].shape.clone();
-        shape[0] = members.iter().map(|t| t.shape[0]).sum();
-        let matrix = members[0].role == TensorRole::Matrix;
-        let (dtype, trained) = match keep {
-            Keep::Train { frozen } => {
-                let is_frozen =
-                    |t: &TensorInfo| frozen.iter().any(|prefix| is_under(&t.name, prefix));
-                let first = is_frozen(&members[0]);
-                if let Some(odd) = members.iter().find(|t| is_frozen(t) != first) {
-                    return Err(PlanError::Option {
-                        option: "frozen",
-                        expected: format!("all or none of the tensors stacked in {name}"),
-                        found: format!("{} unlike {}", odd.name, members[0].name),
-                    });
-                }
-                (Dtype::F32, !first)
-            }
-            Keep::Serve(dtype) => (if matrix { *dtype } else { Dtype::F32 }, false),
-        };
-        let width = *shape.last().expect("every tensor has a dimension");
-        if !width.is_multiple_of(dtype.block_len()) {
-            return Err(PlanError::Option {
-                option: "weights",
-                expected: format!(
-                    "a format whose blocks of {} divide the rows of {name}",
-                    dtype.block_len()
+            let (dtype, is_trained) = match keep {
+                Keep::Train { frozen } => (
+                    Dtype::F32,
+                    !frozen.iter().any(|p| is_under(&tensor.name, p)),
                 ),
-                found: format!("{dtype} for rows of {width}"),
+                Keep::Serve(dtype) if tensor.role == TensorRole::Matrix => (*dtype, false),
+                Keep::Serve(_) => (Dtype::F32, false),
+            };
+            let width = *tensor.shape.last().expect("every tensor has a dimension");
+            if !width.is_multiple_of(dtype.block_len()) {
+                return Err(PlanError::Option {
+                    option: "weights",
+                    expected: format!(
+                        "a format whose blocks divide the rows of {} ({width} numbers)",
+                        tensor.name
+                    ),
+                    found: format!("{dtype}, in blocks of {}", dtype.block_len()),
+                });
+            }
+            let name = &tensor.name;
+            let value = self.buffer(name, &tensor.shape, dtype, Segment::Parameters);
+            let mut kept = |what: &str, segment| {
+                self.buffer(
+                    format!("{what} of {name}"),
+                    &tensor.shape,
+                    Dtype::F32,
+                    segment,
+                )
+            };
+            let trained = is_trained.then(|| Trained {
+                gradient: kept("gradient", Segment::Gradients),
+                first_moment: kept("first moment", Segment::Moments),
+                second_moment: kept("second moment", Segment::Moments),
             });
-        }
-        let value = self.buffer(name, &shape, dtype, Segment::Parameters);
-        let trained = trained.then(|| Trained {
-            gradient: self.buffer(
-                format!("gradient of {name}"),
-                &shape,
-                Dtype::F32,
-                Segment::Gradients,
-            ),
-            first_moment: self.buffer(
-                format!("first moment of {name}"),
-                &shape,
-                Dtype::F32,
-                Segment::Moments,
-            ),
-            second_moment: self.buffer(
-                format!("second moment of {name}"),
-                &shape,
-                Dtype::F32,
-                Segment::Moments,
-            ),
-        });
-        let weight = self.weights.len();
-        self.weights.push(Weight {
-            value,
-            trained,
-            matrix,
-        });
-        let mut start = 0;
-        for TensorInfo {
-            name,
-            shape,
-            role: _,
-        } in members
-        {
-            let len = shape.iter().product();
             self.tensors.push(Tensor {
-                name,
-                shape,
-                weight,
-                start,
-                len,
+                name: tensor.name,
+                shape: tensor.shape,
+                role: tensor.role,
+                value,
+                trained,
             });
-            start += len;
         }
-        Ok(())
+        Ok(self.index())
     }
 
-    fn index_weights(&self, names: &[String]) -> ModelWeights {
-        let find = |name: &str| names.iter().position(|n| n == name);
-        let must =
-            |name: &str| find(name).expect("ModelShape::tensors lists every weight of the shape");
-        let embedding = must("embed_tokens");
+    fn index(&self) -> ModelWeights {
+        // Tensors come in a fixed order (`ModelShape::tensors`), so each name is looked up just behind the one before it.
+        let mut names = self
+            .tensors
+            .iter()
+            .map(|t| t.name.as_str())
+            .enumerate()
+            .peekable();
+        let mut next = |name: &str| names.next_if(|(_, found)| *found == name).map(|(i, _)| i);
+        let must = |found: Option<usize>| {
+            found.expect("ModelShape::tensors lists every tensor of the shape in this order")
+        };
+        let embedding = must(next("model.embed_tokens.weight"));
         let layers = (0..self.shape.layers)
-            .map(|l| LayerWeights {
-                input_gain: must(&format!("layers.{l}.input_layernorm")),
-                qkv: must(&format!("layers.{l}.qkv")),
-                qkv_bias: find(&format!("layers.{l}.qkv.bias")),
-                head_gains: find(&format!("layers.{l}.q_norm"))
-                    .zip(find(&format!("layers.{l}.k_norm"))),
-                output: must(&format!("layers.{l}.o_proj")),
-                post_gain: must(&format!("layers.{l}.post_attention_layernorm")),
-                gate_up: must(&format!("layers.{l}.gate_up")),
-                down: must(&format!("layers.{l}.down_proj")),
+            .map(|l| {
+                let mut layer = |what: &str| next(&format!("model.layers.{l}.{what}"));
+                let input_gain = must(layer("input_layernorm.weight"));
+                let [q, k, v] =
+                    ["q", "k", "v"].map(|p| must(layer(&format!("self_attn.{p}_proj.weight"))));
+                let [q_bias, k_bias, v_bias] =
+                    ["q", "k", "v"].map(|p| layer(&format!("self_attn.{p}_proj.bias")));
+                let [q_gain, k_gain] =
+                    ["q", "k"].map(|p| layer(&format!("self_attn.{p}_norm.weight")));
+                LayerWeights {
+                    input_gain,
+                    query: Projection {
+                        weight: q,
+                        bias: q_bias,
+                        gain: q_gain,
+                    },
+                    key: Projection {
+                        weight: k,
+                        bias: k_bias,
+                        gain: k_gain,
+                    },
+                    value: Projection {
+                        weight: v,
+                        bias: v_bias,
+                        gain: None,
+                    },
+                    output: must(layer("self_attn.o_proj.weight")),
+                    post_gain: must(layer("post_attention_layernorm.weight")),
+                    gate: must(layer("mlp.gate_proj.weight")),
+                    up: must(layer("mlp.up_proj.weight")),
+                    down: must(layer("mlp.down_proj.weight")),
+                }
             })
             .collect();
+        let norm = must(next("model.norm.weight"));
+        let head = next("lm_head.weight").unwrap_or(embedding);
         ModelWeights {
             embedding,
             layers,
-            norm: must("norm"),
-            head: find("lm_head").unwrap_or(embedding),
+            norm,
+            head,
         }
     }
 
     /// Appends an operation and counts what it costs.
     pub(crate) fn push(&mut self, op: Op) {
         let access = op.access();
-        let sum = |ids: &[BufferId]| {
-            ids.iter()
-                .map(|id| self.buffers[id.index()].bytes)
-                .fold(0, u64::saturating_add)
-        };
         let bytes = |id: BufferId| self.buffers[id.index()].bytes;
+        let sum = |ids: &[BufferId]| ids.iter().map(|&id| bytes(id)).fold(0, u64::saturating_add);
         let (mut read, mut written) = (sum(&access.reads), sum(&access.writes));
         match op {
-            // Only the rows of the tokens are touched.
-            Op::Embed { out, .. } => read = bytes(out),
-            Op::GatherRows { out, .. } => read = bytes(out),
+            // Only the rows of the tokens, or the wanted rows, are touched.
+            Op::Embed { out, .. } | Op::GatherRows { out, .. } => read = bytes(out),
             Op::EmbedBackward { dx, dtable } => {
                 let touched = bytes(dx).min(bytes(dtable));
                 (read, written) = (bytes(dx) + touched, touched);
             }
-            Op::WriteKv { qkv, .. } => {
-                let row = u64::from(self.shape.heads) + 2 * u64::from(self.shape.kv_heads);
-                written = bytes(qkv) / row * 2 * u64::from(self.shape.kv_heads);
-                read = written;
-            }
+            Op::WriteKv { .. } => written = read,
             _ => {}
         }
         let flops = self.product_flops(&op);
@@ -297,17 +275,23 @@ impl<'a> Builder<'a> {
         };
         match *op {
             Op::Linear { x, weight, .. } => product(x, weight),
+            Op::LinearSwiGlu { x, gate, up, .. } => product(x, gate).saturating_add(product(x, up)),
             Op::LinearDx { dy, weight, .. } => product(dy, weight),
             Op::LinearDw { dy, dweight, .. } => product(dy, dweight),
             _ => 0,
         }
     }
 
-    /// Sets the arithmetic of the step pushed last (attention: the caller knows the lengths).
-    pub(crate) fn set_flops(&mut self, flops: u64) {
+    /// Appends attention, whose arithmetic depends on lengths that only the caller knows.
+    pub(crate) fn push_attention(&mut self, op: Op, flops: u64) {
+        self.push(op);
         if let Some(step) = self.steps.last_mut() {
             step.flops = flops;
         }
+    }
+
+    pub(crate) fn steps(&self) -> usize {
+        self.steps.len()
     }
 
     pub(crate) fn finish(mut self, forward_steps: usize, ports: Ports) -> Plan {
@@ -318,7 +302,6 @@ impl<'a> Builder<'a> {
             buffers: self.buffers,
             steps: self.steps,
             forward_steps,
-            weights: self.weights,
             tensors: self.tensors,
             segments,
             ports,
@@ -330,29 +313,4 @@ impl<'a> Builder<'a> {
 fn is_under(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
-/// The weight that a tensor belongs to: its own, or the stack it is a part of.
-fn stack_name(tensor: &str) -> String {
-    let (owner, kind) = tensor
-        .rsplit_once('.')
-        .expect("tensor names end in .weight or .bias");
-    let owner = owner.trim_start_matches("model.");
-    let mut parts: Vec<&str> = owner
-        .split('.')
-        .filter(|p| !matches!(*p, "self_attn" | "mlp"))
-        .collect();
-    if let Some(last) = parts.last_mut() {
-        *last = match *last {
-            "q_proj" | "k_proj" | "v_proj" => "qkv",
-            "gate_proj" | "up_proj" => "gate_up",
-            other => other,
-        };
-    }
-    let name = parts.join(".");
-    if kind == "bias" {
-        format!("{name}.bias")
-    } else {
-        name
-    }
 }

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::builder::{Builder, Keep, LayerWeights};
+use crate::builder::{Builder, Keep, LayerWeights, Projection};
 use crate::dtype::Dtype;
 use crate::mesh::Mesh;
 use crate::ops::{BufferId, Op};
@@ -127,13 +127,13 @@ pub fn plan_inference(shape: &ModelShape, options: &ServingOptions) -> Result<Pl
     let (cos, sin) = b.rope_tables(u64::from(options.context));
     let hidden = u64::from(shape.hidden);
 
-    let mut x = b.activation("embedded", hidden);
+    let x = b.activation("residual", hidden);
     b.push(Op::Embed {
         table: b.value(weights.embedding),
         out: x,
     });
     for (l, layer) in weights.layers.iter().enumerate() {
-        x = block(&mut b, l, layer, (cos, sin), x, options);
+        block(&mut b, l, layer, (cos, sin), x, options);
     }
     let wanted = u64::from(options.logit_rows);
     let gathered = b.buffer(
@@ -144,11 +144,17 @@ pub fn plan_inference(shape: &ModelShape, options: &ServingOptions) -> Result<Pl
     );
     b.push(Op::GatherRows { x, out: gathered });
     let normed = b.buffer("norm", &[wanted, hidden], Dtype::F32, Segment::Activations);
+    let inverse_rms = b.buffer(
+        "norm.inverse_rms",
+        &[wanted, 1],
+        Dtype::F32,
+        Segment::Workspace,
+    );
     b.push(Op::RmsNorm {
         x: gathered,
         gain: b.value(weights.norm),
         out: normed,
-        inverse_rms: None,
+        inverse_rms,
     });
     let logits = b.buffer(
         "logits",
@@ -163,7 +169,7 @@ pub fn plan_inference(shape: &ModelShape, options: &ServingOptions) -> Result<Pl
         residual: None,
         out: logits,
     });
-    let steps = b.steps.len();
+    let steps = b.steps();
     Ok(b.finish(
         steps,
         Ports {
@@ -175,107 +181,126 @@ pub fn plan_inference(shape: &ModelShape, options: &ServingOptions) -> Result<Pl
     ))
 }
 
+/// Adds what the block does to the residual stream `x`, in place.
 fn block(
     b: &mut Builder<'_>,
     l: usize,
     w: &LayerWeights,
-    (cos, sin): (BufferId, BufferId),
+    rope: (BufferId, BufferId),
     x: BufferId,
     options: &ServingOptions,
-) -> BufferId {
+) {
     let shape = b.shape;
     let (hidden, inner) = (u64::from(shape.hidden), u64::from(shape.intermediate));
-    let (q_width, qkv_width) = (shape.q_width(), shape.qkv_width());
     let name = |what: &str| format!("layers.{l}.{what}");
     let cache = [
         u64::from(options.kv_blocks),
-        u64::from(shape.kv_heads),
         u64::from(KV_BLOCK_TOKENS),
+        u64::from(shape.kv_heads),
         u64::from(shape.head_dim),
     ];
 
     let input_norm = b.activation(name("input_norm"), hidden);
-    b.push(Op::RmsNorm {
-        x,
-        gain: b.value(w.input_gain),
-        out: input_norm,
-        inverse_rms: None,
-    });
-    let projected = b.activation(name("qkv"), qkv_width);
-    b.push(Op::Linear {
-        x: input_norm,
-        weight: b.value(w.qkv),
-        bias: w.qkv_bias.map(|i| b.value(i)),
-        residual: None,
-        out: projected,
-    });
-    let qkv = match w.head_gains {
-        None => projected,
-        Some((q_gain, k_gain)) => {
-            let out = b.activation(name("normed_qkv"), qkv_width);
-            let (q_gain, k_gain) = (b.value(q_gain), b.value(k_gain));
-            b.push(Op::HeadNorm {
-                qkv: projected,
-                q_gain,
-                k_gain,
-                out,
-                inverse_rms: None,
-            });
-            out
-        }
-    };
-    b.push(Op::Rope { qkv, cos, sin });
+    norm(b, &name("input_norm"), x, w.input_gain, input_norm, 1);
+    let q = heads(b, &name("q"), w.query, shape.heads, input_norm, Some(rope));
+    let k = heads(b, &name("k"), w.key, shape.kv_heads, input_norm, Some(rope));
+    let v = heads(b, &name("v"), w.value, shape.kv_heads, input_norm, None);
     let keys = b.buffer(name("keys"), &cache, Dtype::F32, Segment::KvCache);
     let values = b.buffer(name("values"), &cache, Dtype::F32, Segment::KvCache);
-    b.push(Op::WriteKv { qkv, keys, values });
-    let attended = b.activation(name("attended"), q_width);
-    b.push(Op::PagedAttention {
-        qkv,
+    b.push(Op::WriteKv {
+        keys_in: k,
+        values_in: v,
         keys,
         values,
-        out: attended,
     });
+    let attended = b.activation(name("attended"), shape.q_width());
     // At most: every row sees a whole context.
-    b.set_flops(
-        (4 * u64::from(options.max_batched_tokens) * u64::from(options.context))
-            .saturating_mul(q_width),
+    let pairs = u64::from(options.max_batched_tokens) * u64::from(options.context);
+    let flops = (4 * pairs).saturating_mul(shape.q_width());
+    b.push_attention(
+        Op::PagedAttention {
+            q,
+            keys,
+            values,
+            out: attended,
+        },
+        flops,
     );
-    let middle = b.activation(name("middle"), hidden);
     b.push(Op::Linear {
         x: attended,
         weight: b.value(w.output),
         bias: None,
         residual: Some(x),
-        out: middle,
+        out: x,
     });
 
     let post_norm = b.activation(name("post_norm"), hidden);
-    b.push(Op::RmsNorm {
-        x: middle,
-        gain: b.value(w.post_gain),
-        out: post_norm,
-        inverse_rms: None,
-    });
-    let gate_up = b.activation(name("gate_up"), 2 * inner);
-    b.push(Op::Linear {
-        x: post_norm,
-        weight: b.value(w.gate_up),
-        bias: None,
-        residual: None,
-        out: gate_up,
-    });
+    norm(b, &name("post_norm"), x, w.post_gain, post_norm, 1);
     let activated = b.activation(name("activated"), inner);
-    b.push(Op::SwiGlu {
-        gate_up,
+    b.push(Op::LinearSwiGlu {
+        x: post_norm,
+        gate: b.value(w.gate),
+        up: b.value(w.up),
+        kept: None,
         out: activated,
     });
-    let out = b.activation(name("out"), hidden);
     b.push(Op::Linear {
         x: activated,
         weight: b.value(w.down),
         bias: None,
-        residual: Some(middle),
+        residual: Some(x),
+        out: x,
+    });
+}
+
+/// Queries, keys or values of a block, as attention sees them.
+fn heads(
+    b: &mut Builder<'_>,
+    name: &str,
+    weights: Projection,
+    count: u32,
+    x: BufferId,
+    rope: Option<(BufferId, BufferId)>,
+) -> BufferId {
+    let width = u64::from(count) * u64::from(b.shape.head_dim);
+    let mut out = b.activation(name, width);
+    let bias = weights.bias.map(|t| b.value(t));
+    b.push(Op::Linear {
+        x,
+        weight: b.value(weights.weight),
+        bias,
+        residual: None,
         out,
     });
+    if let Some(gain) = weights.gain {
+        let normed = b.activation(format!("{name}.normed"), width);
+        norm(b, name, out, gain, normed, count);
+        out = normed;
+    }
+    if let Some((cos, sin)) = rope {
+        b.push(Op::Rope {
+            x: out,
+            heads: count,
+            cos,
+            sin,
+            inverse: false,
+        });
+    }
     out
+}
+
+fn norm(b: &mut Builder<'_>, name: &str, x: BufferId, gain: usize, out: BufferId, per_row: u32) {
+    let shape = [b.rows, u64::from(per_row)];
+    let inverse_rms = b.buffer(
+        format!("{name}.inverse_rms"),
+        &shape,
+        Dtype::F32,
+        Segment::Workspace,
+    );
+    b.push(Op::RmsNorm {
+        x,
+        gain: b.value(gain),
+        out,
+        inverse_rms,
+    });
 }

@@ -3,10 +3,7 @@
 //!
 //! Shapes: `T` rows (tokens) in a pass, `D` hidden, `H` query heads, `K`
 //! key/value heads, `d` head width, `F` intermediate, `V` vocabulary. Matrices of
-//! weights are `[out, in]`, as Hugging Face stores them. The projections of
-//! query, key and value are one matrix `[(H + 2K)·d, D]`, stacked by rows in that
-//! order, and so are gate and up `[2F, D]`; activations follow: a row of `qkv`
-//! holds all query heads, then all key heads, then all value heads.
+//! weights are `[out, in]`, as Hugging Face stores them.
 
 use serde::Serialize;
 
@@ -22,27 +19,28 @@ impl BufferId {
     }
 }
 
-/// One operation. "Adds to" means that the buffer's former contents stay in the sum.
+/// One operation. "Added to" means that the buffer's former contents stay in the sum.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum Op {
-    /// `out[t] = table[token[t]]`, `[T, D]`.
+    /// `out[t] = table[token[t]]`.
     Embed {
         /// `[V, D]`.
         table: BufferId,
         /// `[T, D]`.
         out: BufferId,
     },
-    /// `out = x · r · gain` with `r = 1/√(mean(x²) + ε)` for each row (Zhang and Sennrich 2019).
+    /// `out = x · r · gain` with `r = 1/√(mean(x²) + ε)` for each row as wide as
+    /// the gain (Zhang and Sennrich 2019): a token's `D` numbers, or one head's `d`.
     RmsNorm {
-        /// `[T, D]`.
+        /// `[T, n·width]`.
         x: BufferId,
-        /// `[D]`.
+        /// `[width]`.
         gain: BufferId,
-        /// `[T, D]`.
+        /// `[T, n·width]`.
         out: BufferId,
-        /// `[T]`: `r`, kept for the backward pass.
-        inverse_rms: Option<BufferId>,
+        /// `[T, n]`: `r`.
+        inverse_rms: BufferId,
     },
     /// `out = x · weightᵀ (+ bias) (+ residual)`.
     Linear {
@@ -52,37 +50,45 @@ pub enum Op {
         weight: BufferId,
         /// `[out]`.
         bias: Option<BufferId>,
-        /// `[T, out]`.
+        /// `[T, out]`; may be `out` itself.
         residual: Option<BufferId>,
         /// `[T, out]`.
         out: BufferId,
     },
-    /// RMSNorm of every query and key head by itself; values are copied (Qwen3).
-    HeadNorm {
-        /// `[T, (H + 2K)·d]`.
-        qkv: BufferId,
-        /// `[d]`.
-        q_gain: BufferId,
-        /// `[d]`.
-        k_gain: BufferId,
-        /// `[T, (H + 2K)·d]`.
+    /// `out = silu(x · gateᵀ) · (x · upᵀ)` (Shazeer 2020).
+    LinearSwiGlu {
+        /// `[T, D]`.
+        x: BufferId,
+        /// `[F, D]`.
+        gate: BufferId,
+        /// `[F, D]`.
+        up: BufferId,
+        /// Both `[T, F]`: the two products, kept for the backward pass.
+        kept: Option<(BufferId, BufferId)>,
+        /// `[T, F]`.
         out: BufferId,
-        /// `[T, H + K]`, kept for the backward pass.
-        inverse_rms: Option<BufferId>,
     },
-    /// Rotates query and key heads by their positions, in place (Su et al. 2021).
+    /// Rotates heads by their positions, in place (Su et al. 2021); or back.
     Rope {
-        /// `[T, (H + 2K)·d]`.
-        qkv: BufferId,
+        /// `[T, heads·d]`.
+        x: BufferId,
+        /// Heads in a row.
+        heads: u32,
         /// `[positions, d/2]`.
         cos: BufferId,
         /// `[positions, d/2]`.
         sin: BufferId,
+        /// The gradient: the rotation back.
+        inverse: bool,
     },
     /// Causal attention within each whole sequence, without the `T×T` matrix.
     Attention {
-        /// `[T, (H + 2K)·d]`.
-        qkv: BufferId,
+        /// `[T, H·d]`.
+        q: BufferId,
+        /// `[T, K·d]`.
+        k: BufferId,
+        /// `[T, K·d]`.
+        v: BufferId,
         /// `[T, H·d]`.
         out: BufferId,
         /// `[T, H]`: log of the sum of exponentials, kept for the backward pass.
@@ -90,29 +96,24 @@ pub enum Op {
     },
     /// Copies the pass's keys and values into their sequences' blocks.
     WriteKv {
-        /// `[T, (H + 2K)·d]`.
-        qkv: BufferId,
-        /// `[blocks, K, 16, d]`.
+        /// `[T, K·d]`.
+        keys_in: BufferId,
+        /// `[T, K·d]`.
+        values_in: BufferId,
+        /// `[blocks, 16, K, d]`.
         keys: BufferId,
-        /// `[blocks, K, 16, d]`.
+        /// `[blocks, 16, K, d]`.
         values: BufferId,
     },
     /// Causal attention of each row over the blocks of its sequence.
     PagedAttention {
-        /// `[T, (H + 2K)·d]`.
-        qkv: BufferId,
-        /// `[blocks, K, 16, d]`.
+        /// `[T, H·d]`.
+        q: BufferId,
+        /// `[blocks, 16, K, d]`.
         keys: BufferId,
-        /// `[blocks, K, 16, d]`.
+        /// `[blocks, 16, K, d]`.
         values: BufferId,
         /// `[T, H·d]`.
-        out: BufferId,
-    },
-    /// `out = silu(gate) · up` (Shazeer 2020).
-    SwiGlu {
-        /// `[T, 2F]`: gate, then up.
-        gate_up: BufferId,
-        /// `[T, F]`.
         out: BufferId,
     },
     /// Picks the rows whose logits are wanted.
@@ -122,9 +123,10 @@ pub enum Op {
         /// `[wanted, D]`.
         out: BufferId,
     },
-    /// Negative log-likelihood of each target, and in place of the logits their gradient.
+    /// Negative log-likelihood of each target; where a backward pass follows, the
+    /// logits become their gradient in place.
     CrossEntropy {
-        /// `[T, V]`: logits before, their gradient after.
+        /// `[T, V]`.
         logits: BufferId,
         /// `[T]`, in nats; 0 where the target is ignored.
         losses: BufferId,
@@ -137,97 +139,83 @@ pub enum Op {
         weight: BufferId,
         /// `[T, in]`.
         dx: BufferId,
+        /// Whether `dx` is added to, or written.
+        adds: bool,
     },
-    /// Adds `dyᵀ · x` to `dweight`.
+    /// `dweight += dyᵀ · x`.
     LinearDw {
         /// `[T, out]`.
         dy: BufferId,
         /// `[T, in]`.
         x: BufferId,
-        /// `[out, in]`.
+        /// `[out, in]`, added to.
         dweight: BufferId,
     },
-    /// Adds the sum over rows to `dbias`.
+    /// `dbias += Σ_t dy[t]`.
     BiasGradient {
         /// `[T, out]`.
         dy: BufferId,
-        /// `[out]`.
+        /// `[out]`, added to.
         dbias: BufferId,
     },
     /// Gradient of [`Op::RmsNorm`].
     RmsNormBackward {
-        /// `[T, D]`.
+        /// `[T, n·width]`.
         x: BufferId,
-        /// `[D]`.
+        /// `[width]`.
         gain: BufferId,
-        /// `[T]`.
+        /// `[T, n]`.
         inverse_rms: BufferId,
-        /// `[T, D]`.
+        /// `[T, n·width]`.
         dy: BufferId,
-        /// `[T, D]`.
+        /// `[T, n·width]`.
         dx: BufferId,
-        /// Whether `dx` is added to (the residual stream's gradient) or written.
+        /// Whether `dx` is added to (the residual stream's gradient), or written.
         adds: bool,
-        /// `[D]`, added to; absent where the gain is frozen.
+        /// `[width]`, added to; absent where the gain is frozen.
         dgain: Option<BufferId>,
     },
-    /// Gradient of [`Op::SwiGlu`].
+    /// Gradient of SwiGLU: `dgate`, `dup` from the kept products.
     SwiGluBackward {
-        /// `[T, 2F]`.
-        gate_up: BufferId,
+        /// `[T, F]`.
+        gate: BufferId,
+        /// `[T, F]`.
+        up: BufferId,
         /// `[T, F]`.
         dout: BufferId,
-        /// `[T, 2F]`.
-        dgate_up: BufferId,
+        /// `[T, F]`.
+        dgate: BufferId,
+        /// `[T, F]`.
+        dup: BufferId,
     },
     /// Gradient of [`Op::Attention`].
     AttentionBackward {
-        /// `[T, (H + 2K)·d]`.
-        qkv: BufferId,
+        /// `[T, H·d]`.
+        q: BufferId,
+        /// `[T, K·d]`.
+        k: BufferId,
+        /// `[T, K·d]`.
+        v: BufferId,
         /// `[T, H·d]`.
         out: BufferId,
         /// `[T, H]`.
         log_sum_exp: BufferId,
         /// `[T, H·d]`.
         dout: BufferId,
-        /// `[T, H]`: scratch, the rows' `dout · out`.
+        /// `[T, H·d]`.
+        dq: BufferId,
+        /// `[T, K·d]`.
+        dk: BufferId,
+        /// `[T, K·d]`.
+        dv: BufferId,
+        /// `[T, H]`: scratch, each row's `dout · out`.
         delta: BufferId,
-        /// `[T, (H + 2K)·d]`.
-        dqkv: BufferId,
     },
-    /// Gradient of [`Op::Rope`]: the inverse rotation, in place.
-    RopeBackward {
-        /// `[T, (H + 2K)·d]`.
-        dqkv: BufferId,
-        /// `[positions, d/2]`.
-        cos: BufferId,
-        /// `[positions, d/2]`.
-        sin: BufferId,
-    },
-    /// Gradient of [`Op::HeadNorm`].
-    HeadNormBackward {
-        /// `[T, (H + 2K)·d]`: before the norm.
-        qkv: BufferId,
-        /// `[T, H + K]`.
-        inverse_rms: BufferId,
-        /// `[d]`.
-        q_gain: BufferId,
-        /// `[d]`.
-        k_gain: BufferId,
-        /// `[T, (H + 2K)·d]`: gradient after the norm.
-        dout: BufferId,
-        /// `[T, (H + 2K)·d]`: gradient before the norm.
-        dqkv: BufferId,
-        /// `[d]`, added to; absent where frozen.
-        dq_gain: Option<BufferId>,
-        /// `[d]`, added to; absent where frozen.
-        dk_gain: Option<BufferId>,
-    },
-    /// Adds the rows of `dx` to the rows of their tokens, in the order of the tokens' places.
+    /// Adds the rows of `dx` to the rows of their tokens, in the order of their places.
     EmbedBackward {
         /// `[T, D]`.
         dx: BufferId,
-        /// `[V, D]`.
+        /// `[V, D]`, added to.
         dtable: BufferId,
     },
 }
@@ -244,64 +232,83 @@ pub struct Access {
 impl Op {
     /// What it reads and writes.
     pub fn access(&self) -> Access {
-        let access =
-            |reads: &[BufferId], optional: &[Option<BufferId>], writes: &[BufferId]| Access {
-                reads: reads
-                    .iter()
+        type Optional<'a> = &'a [Option<BufferId>];
+        let access = |reads: &[BufferId],
+                      optional_reads: Optional<'_>,
+                      writes: &[BufferId],
+                      optional_writes: Optional<'_>| {
+            let both = |ids: &[BufferId], optional: Optional<'_>| {
+                ids.iter()
                     .copied()
                     .chain(optional.iter().flatten().copied())
-                    .collect(),
-                writes: writes.to_vec(),
+                    .collect()
             };
+            Access {
+                reads: both(reads, optional_reads),
+                writes: both(writes, optional_writes),
+            }
+        };
         match *self {
-            Self::Embed { table, out } => access(&[table], &[], &[out]),
+            Self::Embed { table, out } => access(&[table], &[], &[out], &[]),
             Self::RmsNorm {
                 x,
                 gain,
                 out,
                 inverse_rms,
-            } => {
-                let mut a = access(&[x, gain], &[], &[out]);
-                a.writes.extend(inverse_rms);
-                a
-            }
+            } => access(&[x, gain], &[], &[out, inverse_rms], &[]),
             Self::Linear {
                 x,
                 weight,
                 bias,
                 residual,
                 out,
-            } => access(&[x, weight], &[bias, residual], &[out]),
-            Self::HeadNorm {
-                qkv,
-                q_gain,
-                k_gain,
+            } => access(&[x, weight], &[bias, residual], &[out], &[]),
+            Self::LinearSwiGlu {
+                x,
+                gate,
+                up,
+                kept,
                 out,
-                inverse_rms,
             } => {
-                let mut a = access(&[qkv, q_gain, k_gain], &[], &[out]);
-                a.writes.extend(inverse_rms);
-                a
+                let (kept_gate, kept_up) = kept.unzip();
+                access(&[x, gate, up], &[], &[out], &[kept_gate, kept_up])
             }
-            Self::Rope { qkv, cos, sin } => access(&[qkv, cos, sin], &[], &[qkv]),
+            Self::Rope {
+                x,
+                heads: _,
+                cos,
+                sin,
+                inverse: _,
+            } => access(&[x, cos, sin], &[], &[x], &[]),
             Self::Attention {
-                qkv,
+                q,
+                k,
+                v,
                 out,
                 log_sum_exp,
-            } => access(&[qkv], &[], &[out, log_sum_exp]),
-            Self::WriteKv { qkv, keys, values } => access(&[qkv], &[], &[keys, values]),
+            } => access(&[q, k, v], &[], &[out, log_sum_exp], &[]),
+            Self::WriteKv {
+                keys_in,
+                values_in,
+                keys,
+                values,
+            } => access(&[keys_in, values_in], &[], &[keys, values], &[]),
             Self::PagedAttention {
-                qkv,
+                q,
                 keys,
                 values,
                 out,
-            } => access(&[qkv, keys, values], &[], &[out]),
-            Self::SwiGlu { gate_up, out } => access(&[gate_up], &[], &[out]),
-            Self::GatherRows { x, out } => access(&[x], &[], &[out]),
-            Self::CrossEntropy { logits, losses } => access(&[logits], &[], &[logits, losses]),
-            Self::LinearDx { dy, weight, dx } => access(&[dy, weight], &[], &[dx]),
-            Self::LinearDw { dy, x, dweight } => access(&[dy, x, dweight], &[], &[dweight]),
-            Self::BiasGradient { dy, dbias } => access(&[dy, dbias], &[], &[dbias]),
+            } => access(&[q, keys, values], &[], &[out], &[]),
+            Self::GatherRows { x, out } => access(&[x], &[], &[out], &[]),
+            Self::CrossEntropy { logits, losses } => access(&[logits], &[], &[logits, losses], &[]),
+            Self::LinearDx {
+                dy,
+                weight,
+                dx,
+                adds,
+            } => access(&[dy, weight], &[adds.then_some(dx)], &[dx], &[]),
+            Self::LinearDw { dy, x, dweight } => access(&[dy, x, dweight], &[], &[dweight], &[]),
+            Self::BiasGradient { dy, dbias } => access(&[dy, dbias], &[], &[dbias], &[]),
             Self::RmsNormBackward {
                 x,
                 gain,
@@ -310,49 +317,37 @@ impl Op {
                 dx,
                 adds,
                 dgain,
-            } => {
-                let mut a = access(
-                    &[x, gain, inverse_rms, dy],
-                    &[adds.then_some(dx), dgain],
-                    &[dx],
-                );
-                a.writes.extend(dgain);
-                a
-            }
+            } => access(
+                &[x, gain, inverse_rms, dy],
+                &[adds.then_some(dx), dgain],
+                &[dx],
+                &[dgain],
+            ),
             Self::SwiGluBackward {
-                gate_up,
+                gate,
+                up,
                 dout,
-                dgate_up,
-            } => access(&[gate_up, dout], &[], &[dgate_up]),
+                dgate,
+                dup,
+            } => access(&[gate, up, dout], &[], &[dgate, dup], &[]),
             Self::AttentionBackward {
-                qkv,
+                q,
+                k,
+                v,
                 out,
                 log_sum_exp,
                 dout,
+                dq,
+                dk,
+                dv,
                 delta,
-                dqkv,
-            } => access(&[qkv, out, log_sum_exp, dout], &[], &[delta, dqkv]),
-            Self::RopeBackward { dqkv, cos, sin } => access(&[dqkv, cos, sin], &[], &[dqkv]),
-            Self::HeadNormBackward {
-                qkv,
-                inverse_rms,
-                q_gain,
-                k_gain,
-                dout,
-                dqkv,
-                dq_gain,
-                dk_gain,
-            } => {
-                let mut a = access(
-                    &[qkv, inverse_rms, q_gain, k_gain, dout],
-                    &[dq_gain, dk_gain],
-                    &[dqkv],
-                );
-                a.writes.extend(dq_gain);
-                a.writes.extend(dk_gain);
-                a
-            }
-            Self::EmbedBackward { dx, dtable } => access(&[dx, dtable], &[], &[dtable]),
+            } => access(
+                &[q, k, v, out, log_sum_exp, dout],
+                &[],
+                &[dq, dk, dv, delta],
+                &[],
+            ),
+            Self::EmbedBackward { dx, dtable } => access(&[dx, dtable], &[], &[dtable], &[]),
         }
     }
 }

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::dtype::Dtype;
 use crate::ops::{BufferId, Op};
-use crate::shape::ShapeError;
+use crate::shape::{ShapeError, TensorRole};
 
 /// Every buffer starts at a multiple of this many bytes within its segment (what
 /// wgpu asks of a binding's offset, and a multiple of every cache line).
@@ -89,18 +89,22 @@ pub struct Step {
     pub bytes_written: u64,
 }
 
-/// One allocation of [`Segment::Parameters`]: one tensor, or several stacked by rows.
+/// A tensor of the model and what is kept for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Weight {
+pub struct Tensor {
+    /// Its Hugging Face name: `model.layers.0.self_attn.q_proj.weight`.
+    pub name: String,
+    /// Dimensions, slowest first; matrices are `[out, in]`.
+    pub shape: Vec<u64>,
+    /// What it is to the optimiser: only matrices are decayed.
+    pub role: TensorRole,
     /// The numbers.
     pub value: BufferId,
     /// Present where it is trained.
     pub trained: Option<Trained>,
-    /// A matrix; gains and biases are not, and are never decayed.
-    pub matrix: bool,
 }
 
-/// What training keeps for each weight; all of the weight's own shape, in f32.
+/// What training keeps for a tensor; all of the tensor's own shape, in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Trained {
     /// Sum of gradients since the last optimiser step.
@@ -109,21 +113,6 @@ pub struct Trained {
     pub first_moment: BufferId,
     /// AdamW's second moment.
     pub second_moment: BufferId,
-}
-
-/// A tensor by its Hugging Face name: a run of rows of a [`Weight`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Tensor {
-    /// `model.layers.0.self_attn.q_proj.weight`.
-    pub name: String,
-    /// Dimensions, slowest first.
-    pub shape: Vec<u64>,
-    /// Index into [`Plan::weights`].
-    pub weight: usize,
-    /// Numbers before it in that weight.
-    pub start: u64,
-    /// Numbers in it.
-    pub len: u64,
 }
 
 /// Bytes of each segment, alignment included.
@@ -183,9 +172,7 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Steps that belong to the forward pass; the loss is the last of them.
     pub forward_steps: usize,
-    /// The weights, in the order of the model's tensors.
-    pub weights: Vec<Weight>,
-    /// Where each named tensor lies.
+    /// The model's tensors, in the order of [`crate::shape::ModelShape::tensors`].
     pub tensors: Vec<Tensor>,
     /// Bytes by segment.
     pub segments: SegmentBytes,
@@ -236,10 +223,8 @@ impl Plan {
 
     /// Trained numbers.
     pub fn trained_parameters(&self) -> u64 {
-        let trained = self.weights.iter().filter_map(|w| w.trained);
-        trained
-            .map(|t| self.buffer(t.gradient).shape.iter().product::<u64>())
-            .sum()
+        let trained = self.tensors.iter().filter(|t| t.trained.is_some());
+        trained.map(|t| t.shape.iter().product::<u64>()).sum()
     }
 
     /// Bytes that one optimiser step reads and writes: four numbers read (weight,

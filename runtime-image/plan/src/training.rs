@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::builder::{Builder, Keep, LayerWeights};
+use crate::builder::{Builder, Keep, LayerWeights, Projection};
 use crate::dtype::Dtype;
 use crate::mesh::Mesh;
 use crate::ops::{BufferId, Op};
@@ -46,16 +46,28 @@ struct Kept {
     x: BufferId,
     input_norm: BufferId,
     input_inverse: BufferId,
-    /// Before the heads' norm, and its inverse roots; with `qk_norm` only.
-    raw_qkv: Option<(BufferId, BufferId)>,
-    qkv: BufferId,
+    q: Heads,
+    k: Heads,
+    v: Heads,
     attended: BufferId,
     log_sum_exp: BufferId,
     middle: BufferId,
     post_norm: BufferId,
     post_inverse: BufferId,
-    gate_up: BufferId,
+    gate: BufferId,
+    up: BufferId,
     activated: BufferId,
+}
+
+/// Queries, keys or values of a block.
+struct Heads {
+    weights: Projection,
+    /// In a row.
+    count: u32,
+    /// As attention sees them.
+    out: BufferId,
+    /// Before the heads' norm, and its inverse roots.
+    before_norm: Option<(BufferId, BufferId)>,
 }
 
 /// Plans training of a shape in f32.
@@ -109,7 +121,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
         x,
         gain: b.value(weights.norm),
         out: normed,
-        inverse_rms: Some(inverse),
+        inverse_rms: inverse,
     });
     let logits = b.activation("logits", vocab);
     b.push(Op::Linear {
@@ -121,25 +133,31 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
     });
     let losses = b.activation("losses", 1);
     b.push(Op::CrossEntropy { logits, losses });
-    let forward_steps = b.steps.len();
+    let forward_steps = b.steps();
 
     // Backward, down to the lowest thing that is trained.
     let trained_layer = |layer: &LayerWeights| {
         let LayerWeights {
             input_gain,
-            qkv,
-            qkv_bias,
-            head_gains,
+            query,
+            key,
+            value,
             output,
             post_gain,
-            gate_up,
+            gate,
+            up,
             down,
         } = *layer;
-        [input_gain, qkv, output, post_gain, gate_up, down]
+        let heads = [query, key, value];
+        [input_gain, output, post_gain, gate, up, down]
             .into_iter()
-            .chain(qkv_bias)
-            .chain(head_gains.into_iter().flat_map(|(q, k)| [q, k]))
-            .any(|w| b.gradient(w).is_some())
+            .chain(
+                heads
+                    .into_iter()
+                    .flat_map(|Projection { weight, bias, gain }| [Some(weight), bias, gain])
+                    .flatten(),
+            )
+            .any(|tensor| b.gradient(tensor).is_some())
     };
     let lowest = if b.gradient(weights.embedding).is_some() {
         0
@@ -150,13 +168,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
             .position(trained_layer)
             .unwrap_or(weights.layers.len())
     };
-    if let Some(dweight) = b.gradient(weights.head) {
-        b.push(Op::LinearDw {
-            dy: logits,
-            x: normed,
-            dweight,
-        });
-    }
+    linear_dw(&mut b, logits, normed, weights.head);
     let dgain = b.gradient(weights.norm);
     if lowest < weights.layers.len() || dgain.is_some() || b.gradient(weights.embedding).is_some() {
         let dnormed = b.activation("d norm", hidden);
@@ -164,6 +176,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
             dy: logits,
             weight: b.value(weights.head),
             dx: dnormed,
+            adds: false,
         });
         let dx = b.activation("d residual", hidden);
         b.push(Op::RmsNormBackward {
@@ -212,13 +225,12 @@ fn forward(
     b: &mut Builder<'_>,
     l: usize,
     w: &LayerWeights,
-    (cos, sin): (BufferId, BufferId),
+    rope: (BufferId, BufferId),
     x: BufferId,
     attention_flops: u64,
 ) -> (Kept, BufferId) {
     let shape = b.shape;
     let (hidden, inner) = (u64::from(shape.hidden), u64::from(shape.intermediate));
-    let (q_width, qkv_width) = (shape.q_width(), shape.qkv_width());
     let name = |what: &str| format!("layers.{l}.{what}");
 
     let input_norm = b.activation(name("input_norm"), hidden);
@@ -227,44 +239,21 @@ fn forward(
         x,
         gain: b.value(w.input_gain),
         out: input_norm,
-        inverse_rms: Some(input_inverse),
+        inverse_rms: input_inverse,
     });
-    let projected = b.activation(name("qkv"), qkv_width);
-    b.push(Op::Linear {
-        x: input_norm,
-        weight: b.value(w.qkv),
-        bias: w.qkv_bias.map(|i| b.value(i)),
-        residual: None,
-        out: projected,
-    });
-    let (qkv, raw_qkv) = match w.head_gains {
-        None => (projected, None),
-        Some((q_gain, k_gain)) => {
-            let out = b.activation(name("normed_qkv"), qkv_width);
-            let inverse = b.activation(
-                name("qkv.inverse_rms"),
-                u64::from(shape.heads + shape.kv_heads),
-            );
-            let (q_gain, k_gain) = (b.value(q_gain), b.value(k_gain));
-            b.push(Op::HeadNorm {
-                qkv: projected,
-                q_gain,
-                k_gain,
-                out,
-                inverse_rms: Some(inverse),
-            });
-            (out, Some((projected, inverse)))
-        }
-    };
-    b.push(Op::Rope { qkv, cos, sin });
-    let attended = b.activation(name("attended"), q_width);
+    let q = heads_forward(b, &name("q"), w.query, shape.heads, input_norm, Some(rope));
+    let k = heads_forward(b, &name("k"), w.key, shape.kv_heads, input_norm, Some(rope));
+    let v = heads_forward(b, &name("v"), w.value, shape.kv_heads, input_norm, None);
+    let attended = b.activation(name("attended"), shape.q_width());
     let log_sum_exp = b.activation(name("log_sum_exp"), u64::from(shape.heads));
-    b.push(Op::Attention {
-        qkv,
+    let attention = Op::Attention {
+        q: q.out,
+        k: k.out,
+        v: v.out,
         out: attended,
         log_sum_exp,
-    });
-    b.set_flops(attention_flops);
+    };
+    b.push_attention(attention, attention_flops);
     let middle = b.activation(name("middle"), hidden);
     b.push(Op::Linear {
         x: attended,
@@ -280,19 +269,16 @@ fn forward(
         x: middle,
         gain: b.value(w.post_gain),
         out: post_norm,
-        inverse_rms: Some(post_inverse),
+        inverse_rms: post_inverse,
     });
-    let gate_up = b.activation(name("gate_up"), 2 * inner);
-    b.push(Op::Linear {
-        x: post_norm,
-        weight: b.value(w.gate_up),
-        bias: None,
-        residual: None,
-        out: gate_up,
-    });
+    let gate = b.activation(name("gate"), inner);
+    let up = b.activation(name("up"), inner);
     let activated = b.activation(name("activated"), inner);
-    b.push(Op::SwiGlu {
-        gate_up,
+    b.push(Op::LinearSwiGlu {
+        x: post_norm,
+        gate: b.value(w.gate),
+        up: b.value(w.up),
+        kept: Some((gate, up)),
         out: activated,
     });
     let out = b.activation(name("out"), hidden);
@@ -307,17 +293,66 @@ fn forward(
         x,
         input_norm,
         input_inverse,
-        raw_qkv,
-        qkv,
+        q,
+        k,
+        v,
         attended,
         log_sum_exp,
         middle,
         post_norm,
         post_inverse,
-        gate_up,
+        gate,
+        up,
         activated,
     };
     (kept, out)
+}
+
+fn heads_forward(
+    b: &mut Builder<'_>,
+    name: &str,
+    weights: Projection,
+    count: u32,
+    x: BufferId,
+    rope: Option<(BufferId, BufferId)>,
+) -> Heads {
+    let width = u64::from(count) * u64::from(b.shape.head_dim);
+    let projected = b.activation(name, width);
+    let bias = weights.bias.map(|t| b.value(t));
+    b.push(Op::Linear {
+        x,
+        weight: b.value(weights.weight),
+        bias,
+        residual: None,
+        out: projected,
+    });
+    let mut heads = Heads {
+        weights,
+        count,
+        out: projected,
+        before_norm: None,
+    };
+    if let Some(gain) = weights.gain {
+        let inverse_rms = b.activation(format!("{name}.inverse_rms"), u64::from(count));
+        heads.out = b.activation(format!("{name}.normed"), width);
+        heads.before_norm = Some((projected, inverse_rms));
+        b.push(Op::RmsNorm {
+            x: projected,
+            gain: b.value(gain),
+            out: heads.out,
+            inverse_rms,
+        });
+    }
+    if let Some((cos, sin)) = rope {
+        b.push(Op::Rope {
+            x: heads.out,
+            heads: count,
+            cos,
+            sin,
+            inverse: false,
+        });
+    }
+    heads
 }
 
 /// `dx` holds the gradient of the block's output on entry and of its input on return.
@@ -326,13 +361,12 @@ fn backward(
     l: usize,
     w: &LayerWeights,
     kept: &Kept,
-    (cos, sin): (BufferId, BufferId),
+    rope: (BufferId, BufferId),
     dx: BufferId,
     attention_flops: u64,
 ) {
     let shape = b.shape;
     let (hidden, inner) = (u64::from(shape.hidden), u64::from(shape.intermediate));
-    let (q_width, qkv_width) = (shape.q_width(), shape.qkv_width());
     let name = |what: &str| format!("layers.{l}.d {what}");
 
     linear_dw(b, dx, kept.activated, w.down);
@@ -341,19 +375,33 @@ fn backward(
         dy: dx,
         weight: b.value(w.down),
         dx: dactivated,
+        adds: false,
     });
-    let dgate_up = b.activation(name("gate_up"), 2 * inner);
+    let (dgate, dup) = (
+        b.activation(name("gate"), inner),
+        b.activation(name("up"), inner),
+    );
     b.push(Op::SwiGluBackward {
-        gate_up: kept.gate_up,
+        gate: kept.gate,
+        up: kept.up,
         dout: dactivated,
-        dgate_up,
+        dgate,
+        dup,
     });
-    linear_dw(b, dgate_up, kept.post_norm, w.gate_up);
+    linear_dw(b, dgate, kept.post_norm, w.gate);
+    linear_dw(b, dup, kept.post_norm, w.up);
     let dpost = b.activation(name("post_norm"), hidden);
     b.push(Op::LinearDx {
-        dy: dgate_up,
-        weight: b.value(w.gate_up),
+        dy: dgate,
+        weight: b.value(w.gate),
         dx: dpost,
+        adds: false,
+    });
+    b.push(Op::LinearDx {
+        dy: dup,
+        weight: b.value(w.up),
+        dx: dpost,
+        adds: true,
     });
     b.push(Op::RmsNormBackward {
         x: kept.middle,
@@ -366,55 +414,67 @@ fn backward(
     });
 
     linear_dw(b, dx, kept.attended, w.output);
-    let dattended = b.activation(name("attended"), q_width);
+    let dattended = b.activation(name("attended"), shape.q_width());
     b.push(Op::LinearDx {
         dy: dx,
         weight: b.value(w.output),
         dx: dattended,
+        adds: false,
     });
-    let rows = b.rows;
     let delta = b.buffer(
         name("delta"),
-        &[rows, u64::from(shape.heads)],
+        &[b.rows, u64::from(shape.heads)],
         Dtype::F32,
         Segment::Workspace,
     );
-    let mut dqkv = b.activation(name("qkv"), qkv_width);
-    b.push(Op::AttentionBackward {
-        qkv: kept.qkv,
+    let dq = b.activation(name("q"), shape.q_width());
+    let dk = b.activation(name("k"), shape.kv_width());
+    let dv = b.activation(name("v"), shape.kv_width());
+    let attention = Op::AttentionBackward {
+        q: kept.q.out,
+        k: kept.k.out,
+        v: kept.v.out,
         out: kept.attended,
         log_sum_exp: kept.log_sum_exp,
         dout: dattended,
+        dq,
+        dk,
+        dv,
         delta,
-        dqkv,
-    });
+    };
     // Scores again, then the gradients of values, probabilities, queries and keys: five products to the forward pass's two.
-    b.set_flops(attention_flops / 2 * 5);
-    b.push(Op::RopeBackward { dqkv, cos, sin });
-    if let (Some((raw, inverse_rms)), Some((q_gain, k_gain))) = (kept.raw_qkv, w.head_gains) {
-        let draw = b.activation(name("raw_qkv"), qkv_width);
-        b.push(Op::HeadNormBackward {
-            qkv: raw,
-            inverse_rms,
-            q_gain: b.value(q_gain),
-            k_gain: b.value(k_gain),
-            dout: dqkv,
-            dqkv: draw,
-            dq_gain: b.gradient(q_gain),
-            dk_gain: b.gradient(k_gain),
-        });
-        dqkv = draw;
-    }
-    if let Some(dbias) = w.qkv_bias.and_then(|i| b.gradient(i)) {
-        b.push(Op::BiasGradient { dy: dqkv, dbias });
-    }
-    linear_dw(b, dqkv, kept.input_norm, w.qkv);
+    b.push_attention(attention, (attention_flops / 2).saturating_mul(5));
     let dinput = b.activation(name("input_norm"), hidden);
-    b.push(Op::LinearDx {
-        dy: dqkv,
-        weight: b.value(w.qkv),
-        dx: dinput,
-    });
+    heads_backward(
+        b,
+        &name("q"),
+        &kept.q,
+        Some(rope),
+        dq,
+        kept.input_norm,
+        dinput,
+        false,
+    );
+    heads_backward(
+        b,
+        &name("k"),
+        &kept.k,
+        Some(rope),
+        dk,
+        kept.input_norm,
+        dinput,
+        true,
+    );
+    heads_backward(
+        b,
+        &name("v"),
+        &kept.v,
+        None,
+        dv,
+        kept.input_norm,
+        dinput,
+        true,
+    );
     b.push(Op::RmsNormBackward {
         x: kept.x,
         gain: b.value(w.input_gain),
@@ -426,8 +486,60 @@ fn backward(
     });
 }
 
-fn linear_dw(b: &mut Builder<'_>, dy: BufferId, x: BufferId, weight: usize) {
-    if let Some(dweight) = b.gradient(weight) {
+/// From the gradient `dy` of queries, keys or values to that of their weights and of their input `x`.
+fn heads_backward(
+    b: &mut Builder<'_>,
+    name: &str,
+    heads: &Heads,
+    rope: Option<(BufferId, BufferId)>,
+    mut dy: BufferId,
+    x: BufferId,
+    dx: BufferId,
+    adds: bool,
+) {
+    let Heads {
+        weights,
+        count,
+        out: _,
+        before_norm,
+    } = heads;
+    if let Some((cos, sin)) = rope {
+        b.push(Op::Rope {
+            x: dy,
+            heads: *count,
+            cos,
+            sin,
+            inverse: true,
+        });
+    }
+    if let (Some((before, inverse_rms)), Some(gain)) = (*before_norm, weights.gain) {
+        let width = u64::from(*count) * u64::from(b.shape.head_dim);
+        let dbefore = b.activation(format!("{name}.before_norm"), width);
+        b.push(Op::RmsNormBackward {
+            x: before,
+            gain: b.value(gain),
+            inverse_rms,
+            dy,
+            dx: dbefore,
+            adds: false,
+            dgain: b.gradient(gain),
+        });
+        dy = dbefore;
+    }
+    if let Some(dbias) = weights.bias.and_then(|t| b.gradient(t)) {
+        b.push(Op::BiasGradient { dy, dbias });
+    }
+    linear_dw(b, dy, x, weights.weight);
+    b.push(Op::LinearDx {
+        dy,
+        weight: b.value(weights.weight),
+        dx,
+        adds,
+    });
+}
+
+fn linear_dw(b: &mut Builder<'_>, dy: BufferId, x: BufferId, tensor: usize) {
+    if let Some(dweight) = b.gradient(tensor) {
         b.push(Op::LinearDw { dy, x, dweight });
     }
 }

@@ -7,7 +7,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`shape`] | [`shape::ModelShape`]: a Llama-shaped model, from a recipe or a Hugging Face `config.json` |
-//! | [`recipe`] | [`recipe::ResolvedRecipe`] and its key; [`recipe::JobSpec`], what the runtime is started with |
+//! | [`recipe`] | [`recipe::ResolvedRecipe`]; [`recipe::JobSpec`], what the runtime is started with |
+//! | [`key`] | [`key::Key`]: the hash of a recipe, its inputs and the numerics version |
 //! | [`training`] | [`training::plan_training`]: forward and backward |
 //! | [`inference`] | [`inference::plan_inference`]: serving over a key/value cache in blocks |
 //! | [`plan`] | [`plan::Plan`]: buffers, steps, exact bytes and arithmetic |
@@ -18,6 +19,7 @@
 mod builder;
 pub mod dtype;
 pub mod inference;
+pub mod key;
 mod lifetimes;
 pub mod machine;
 pub mod mesh;

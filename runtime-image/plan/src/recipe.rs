@@ -182,3 +182,396 @@ pub struct Input {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
 }
+
+/// Entries of a tokenizer that are always there: 256 bytes and the special tokens.
+pub const MIN_VOCAB: u32 = 256 + SPECIAL_TOKENS.len() as u32;
+
+/// The special tokens of a tokenizer that we train, in the order of their ids.
+pub const SPECIAL_TOKENS: [&str; 3] = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"];
+
+/// A field of a recipe that is out of range.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{field}: expected {expected}, found {found}")]
+pub struct RecipeError {
+    /// The field, as the recipe names it.
+    pub field: String,
+    /// What it may be.
+    pub expected: String,
+    /// What it is.
+    pub found: String,
+}
+
+impl ModelSource {
+    /// The input that holds its weights, where there is one.
+    pub fn input(&self) -> Option<&str> {
+        match self {
+            Self::Scratch(_) => None,
+            Self::Base { input } => Some(input),
+        }
+    }
+}
+
+impl ResolvedRecipe {
+    /// Checks every field by itself and those that belong together.
+    ///
+    /// # Errors
+    /// The first field that is out of range.
+    pub fn validate(&self) -> Result<(), RecipeError> {
+        let Self {
+            model,
+            tokenizer,
+            datasets,
+            val_set_size,
+            sequence_len,
+            micro_batch_size,
+            gradient_accumulation_steps,
+            length,
+            optimizer,
+            learning_rate,
+            schedule,
+            max_grad_norm,
+            seed: _,
+            precision: Precision::F32,
+        } = self;
+        require(!datasets.is_empty(), "datasets", "at least one", &"none")?;
+        for (i, Dataset { input, kind: _ }) in datasets.iter().enumerate() {
+            require(
+                !input.is_empty(),
+                &format!("datasets[{i}].input"),
+                "the name of an input",
+                &"an empty name",
+            )?;
+        }
+        // Negative zero equals zero but is written differently, and so would change the key.
+        let in_range = |value: f64, low: f64, high: f64| {
+            value.is_finite() && !value.is_sign_negative() && (low..=high).contains(&value)
+        };
+        require(
+            in_range(*val_set_size, 0.0, 0.5),
+            "val_set_size",
+            "0 to 0.5",
+            val_set_size,
+        )?;
+        require(
+            *sequence_len >= 2,
+            "sequence_len",
+            "2 or more",
+            sequence_len,
+        )?;
+        require(
+            *micro_batch_size >= 1,
+            "micro_batch_size",
+            "1 or more",
+            micro_batch_size,
+        )?;
+        require(
+            *gradient_accumulation_steps >= 1,
+            "gradient_accumulation_steps",
+            "1 or more",
+            gradient_accumulation_steps,
+        )?;
+        match length {
+            TrainingLength::Steps(steps) => {
+                require(*steps >= 1, "length.steps", "1 or more", steps)?
+            }
+            TrainingLength::Epochs(epochs) => {
+                require(*epochs >= 1, "length.epochs", "1 or more", epochs)?
+            }
+        }
+        let Optimizer::Adamw {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = optimizer;
+        require(
+            in_range(*beta1, 0.0, 1.0) && *beta1 < 1.0,
+            "optimizer.adamw.beta1",
+            "0 or more and below 1",
+            beta1,
+        )?;
+        require(
+            in_range(*beta2, 0.0, 1.0) && *beta2 < 1.0,
+            "optimizer.adamw.beta2",
+            "0 or more and below 1",
+            beta2,
+        )?;
+        require(
+            in_range(*eps, 1e-30, 1.0),
+            "optimizer.adamw.eps",
+            "1e-30 to 1",
+            eps,
+        )?;
+        require(
+            in_range(*weight_decay, 0.0, 10.0),
+            "optimizer.adamw.weight_decay",
+            "0 to 10",
+            weight_decay,
+        )?;
+        require(
+            in_range(*learning_rate, 0.0, 10.0) && *learning_rate > 0.0,
+            "learning_rate",
+            "above 0, at most 10",
+            learning_rate,
+        )?;
+        let Schedule {
+            warmup_steps,
+            decay: _,
+            min_ratio,
+        } = schedule;
+        require(
+            in_range(*min_ratio, 0.0, 1.0),
+            "schedule.min_ratio",
+            "0 to 1",
+            min_ratio,
+        )?;
+        if let TrainingLength::Steps(steps) = length {
+            require(
+                warmup_steps <= steps,
+                "schedule.warmup_steps",
+                &format!("at most the {steps} steps of the job"),
+                warmup_steps,
+            )?;
+        }
+        require(
+            in_range(*max_grad_norm, 0.0, 1e9),
+            "max_grad_norm",
+            "0 (no clipping) to 1e9",
+            max_grad_norm,
+        )?;
+        Self::validate_model(model, tokenizer, *sequence_len)
+    }
+
+    fn validate_model(
+        model: &ModelSource,
+        tokenizer: &TokenizerSource,
+        sequence_len: u32,
+    ) -> Result<(), RecipeError> {
+        if let TokenizerSource::TrainBpe { vocab } = tokenizer {
+            require(
+                *vocab >= MIN_VOCAB,
+                "tokenizer.train_bpe.vocab",
+                &format!("{MIN_VOCAB} (256 bytes and the special tokens) or more"),
+                vocab,
+            )?;
+        }
+        match (model, tokenizer) {
+            (ModelSource::Scratch(shape), TokenizerSource::TrainBpe { vocab }) => {
+                shape.validate().map_err(|e| RecipeError {
+                    field: "model.scratch".to_owned(),
+                    expected: "a shape that can be built".to_owned(),
+                    found: e.to_string(),
+                })?;
+                require(
+                    shape.vocab == *vocab,
+                    "model.scratch.vocab",
+                    &format!("the tokenizer's {vocab}"),
+                    &shape.vocab,
+                )?;
+                let most = shape.max_positions;
+                require(
+                    sequence_len <= most,
+                    "sequence_len",
+                    &format!("at most the model's {most} positions"),
+                    &sequence_len,
+                )
+            }
+            (ModelSource::Scratch(_), TokenizerSource::Base) => require(
+                false,
+                "tokenizer",
+                "train_bpe, since a model from scratch has no tokenizer of its own",
+                &"base",
+            ),
+            (ModelSource::Base { input }, TokenizerSource::Base) => require(
+                !input.is_empty(),
+                "model.base.input",
+                "the name of an input",
+                &"an empty name",
+            ),
+            (ModelSource::Base { .. }, TokenizerSource::TrainBpe { .. }) => require(
+                false,
+                "tokenizer",
+                "base, since the base model's weights belong to its own tokens",
+                &"train_bpe",
+            ),
+        }
+    }
+}
+
+fn require(
+    holds: bool,
+    field: &str,
+    expected: &str,
+    found: &dyn std::fmt::Display,
+) -> Result<(), RecipeError> {
+    if holds {
+        return Ok(());
+    }
+    Err(RecipeError {
+        field: field.to_owned(),
+        expected: expected.to_owned(),
+        found: found.to_string(),
+    })
+}
+
+impl Schedule {
+    /// The learning rate of step `step` of `total`, counted from 0, for this peak.
+    ///
+    /// The warm-up rises linearly and reaches the peak at step `warmup_steps`, its
+    /// first step already above 0: `peak · (step + 1) / (warmup_steps + 1)`. What
+    /// follows goes from the peak there to `peak · min_ratio` at the last step.
+    /// The cosine is libm's, so its bits do not depend on the system.
+    pub fn rate(&self, step: u64, total: u64, peak: f64) -> f64 {
+        let Self {
+            warmup_steps,
+            decay,
+            min_ratio,
+        } = self;
+        if step < *warmup_steps {
+            return peak * (step + 1) as f64 / (warmup_steps + 1) as f64;
+        }
+        let last = total.saturating_sub(1);
+        let length = last.saturating_sub(*warmup_steps).max(1) as f64;
+        let done = ((step - warmup_steps) as f64 / length).min(1.0);
+        let share = match decay {
+            Decay::Cosine => {
+                min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + libm::cos(std::f64::consts::PI * done))
+            }
+            Decay::Linear => min_ratio + (1.0 - min_ratio) * (1.0 - done),
+            Decay::Constant => 1.0,
+        };
+        peak * share
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::shape::{Rope, RopeScaling};
+
+    /// A recipe as small as they come.
+    pub(crate) fn tiny_recipe() -> ResolvedRecipe {
+        ResolvedRecipe {
+            model: ModelSource::Scratch(ModelShape {
+                layers: 2,
+                hidden: 32,
+                heads: 4,
+                kv_heads: 2,
+                head_dim: 8,
+                intermediate: 64,
+                vocab: 512,
+                max_positions: 128,
+                norm_eps: 1e-5,
+                rope: Rope {
+                    theta: 10000.0,
+                    scaling: RopeScaling::None,
+                },
+                tied_embeddings: true,
+                qkv_bias: false,
+                qk_norm: false,
+            }),
+            tokenizer: TokenizerSource::TrainBpe { vocab: 512 },
+            datasets: vec![Dataset {
+                input: "corpus".to_owned(),
+                kind: DatasetKind::Completion,
+            }],
+            val_set_size: 0.05,
+            sequence_len: 128,
+            micro_batch_size: 4,
+            gradient_accumulation_steps: 2,
+            length: TrainingLength::Steps(20),
+            optimizer: Optimizer::Adamw {
+                beta1: 0.9,
+                beta2: 0.95,
+                eps: 1e-8,
+                weight_decay: 0.1,
+            },
+            learning_rate: 3e-3,
+            schedule: Schedule {
+                warmup_steps: 5,
+                decay: Decay::Cosine,
+                min_ratio: 0.1,
+            },
+            max_grad_norm: 1.0,
+            seed: 42,
+            precision: Precision::F32,
+        }
+    }
+
+    #[test]
+    fn each_field_out_of_range_is_named() {
+        assert_eq!(tiny_recipe().validate(), Ok(()));
+        let cases: [(&str, fn(&mut ResolvedRecipe)); 12] = [
+            ("datasets", |r| r.datasets.clear()),
+            ("datasets[0].input", |r| r.datasets[0].input.clear()),
+            ("val_set_size", |r| r.val_set_size = 0.6),
+            ("val_set_size", |r| r.val_set_size = -0.0),
+            ("sequence_len", |r| r.sequence_len = 129),
+            ("micro_batch_size", |r| r.micro_batch_size = 0),
+            ("length.steps", |r| r.length = TrainingLength::Steps(0)),
+            ("learning_rate", |r| r.learning_rate = f64::NAN),
+            ("schedule.warmup_steps", |r| r.schedule.warmup_steps = 21),
+            ("tokenizer.train_bpe.vocab", |r| {
+                r.tokenizer = TokenizerSource::TrainBpe { vocab: 258 }
+            }),
+            ("model.scratch.vocab", |r| {
+                r.tokenizer = TokenizerSource::TrainBpe { vocab: 600 }
+            }),
+            ("tokenizer", |r| r.tokenizer = TokenizerSource::Base),
+        ];
+        for (field, change) in cases {
+            let mut recipe = tiny_recipe();
+            change(&mut recipe);
+            assert_eq!(recipe.validate().expect_err(field).field, field);
+        }
+    }
+
+    #[test]
+    fn the_rate_rises_then_falls_to_its_minimum() {
+        let schedule = Schedule {
+            warmup_steps: 4,
+            decay: Decay::Cosine,
+            min_ratio: 0.1,
+        };
+        assert_eq!(schedule.rate(0, 101, 1.0), 0.2);
+        assert_eq!(schedule.rate(4, 101, 1.0), 1.0);
+        assert!((schedule.rate(52, 101, 1.0) - 0.55).abs() < 1e-12);
+        assert!((schedule.rate(100, 101, 1.0) - 0.1).abs() < 1e-15);
+        let linear = Schedule {
+            warmup_steps: 0,
+            decay: Decay::Linear,
+            min_ratio: 0.0,
+        };
+        assert_eq!(
+            (
+                linear.rate(0, 11, 2.0),
+                linear.rate(5, 11, 2.0),
+                linear.rate(10, 11, 2.0)
+            ),
+            (2.0, 1.0, 0.0)
+        );
+        let constant = Schedule {
+            warmup_steps: 0,
+            decay: Decay::Constant,
+            min_ratio: 0.0,
+        };
+        assert_eq!(constant.rate(7, 8, 0.5), 0.5);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        #[test]
+        fn the_rate_is_never_above_its_peak_nor_below_its_minimum(
+            warmup in 0u64..50, total in 1u64..200, step in 0u64..400, ratio in 0.0f64..1.0, decay in 0..3,
+        ) {
+            let decay = [Decay::Cosine, Decay::Linear, Decay::Constant][decay as usize];
+            let rate = Schedule { warmup_steps: warmup, decay, min_ratio: ratio }.rate(step, total, 1e-3);
+            prop_assert!(rate <= 1e-3 * (1.0 + 1e-12));
+            let least = if step < warmup { 0.0 } else { 1e-3 * ratio * (1.0 - 1e-12) };
+            prop_assert!(rate >= least);
+        }
+    }
+}

@@ -1,11 +1,28 @@
-//! What the machine is, and the memory that kernels work in.
+//! What the machine is, which backend runs on it, and the memory that kernels work in.
 //!
 //! | module | holds |
 //! |---|---|
+//! | [`detect`] | [`detect()`]: the one report of a machine; [`measure`]: what its processor does |
+//! | [`backend`] | probing cuda → hip → vulkan/metal → cpu; [`backend::cpu`], proven by its canary |
 //! | [`memory`] | [`HostBuffer`], [`MappedFile`] |
+//! | `processor`, `cgroup` | processors and bytes that this process may use |
+//! | `nvidia`, `amd`, `vulkan` | who sees which accelerators; `accelerators` joins them, `catalogue` knows their rows |
+//! | `roots` | [`Roots`]: where the system's files are looked for |
 
 #![allow(unsafe_code)] // Memory and drivers; every block states its reason.
 
+mod accelerators;
+mod amd;
+pub mod backend;
+mod catalogue;
+mod cgroup;
+pub mod detect;
 pub mod memory;
+mod nvidia;
+mod processor;
+mod roots;
+mod vulkan;
 
+pub use detect::{detect, measure, threads};
 pub use memory::{HostBuffer, MappedFile, OutOfMemory};
+pub use roots::Roots;

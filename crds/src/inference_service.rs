@@ -1,0 +1,351 @@
+//! The kind `InferenceService`: keep replicas of a model answering.
+
+#![expect(
+    unreachable_pub,
+    reason = "KubeSchema copies each struct into a function, its `pub` with it"
+)]
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::shared::{
+    ABSOLUTE_PATTERN, Container, CostStatus, HASH_PATTERN, HOST_PATTERN, NameRef, Placement,
+    PlacementStatus, Resources, SecretRef, Volume, one,
+};
+use crate::training_job::WeightFormat;
+
+/// Keep replicas of a model answering, at the cheapest places that meet the constraints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "petaflop.dev",
+    version = "v1alpha1",
+    kind = "InferenceService",
+    namespaced,
+    status = "InferenceServiceStatus",
+    shortname = "infs",
+    category = "petaflop",
+    derive = "PartialEq",
+    cel,
+    doc = "Keep replicas of a model answering, at the cheapest places that meet the constraints.",
+    scale(
+        spec_replicas_path = ".spec.replicas",
+        status_replicas_path = ".status.replicas",
+        label_selector_path = ".status.selector"
+    ),
+    selectable = ".spec.placement.capacityType",
+    selectable = ".status.phase",
+    selectable = ".status.placement.provider",
+    printcolumn(name = "URL", type_ = "string", json_path = ".status.url"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Desired", type_ = "integer", json_path = ".spec.replicas"),
+    printcolumn(name = "Available", type_ = "integer", json_path = ".status.availableReplicas"),
+    printcolumn(name = "Provider", type_ = "string", json_path = ".status.placement.provider"),
+    printcolumn(name = "$/h", type_ = "string", json_path = ".status.placement.hourlyPrice"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("size(self.metadata.name) <= 40")
+        .message("metadata.name must be at most 40 characters: the names of its machines are made from it"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name must start with a lower-case letter, end with a letter or digit, and have only lower-case letters, digits and '-'"),
+)]
+#[serde(rename_all = "camelCase")]
+// Not built yet. Whoever builds one of these removes its line.
+#[x_kube(
+    validation = Rule::new("!has(self.container)").field_path(".container").reason(Reason::FieldValueForbidden)
+        .message("container is not built yet: use model"),
+    validation = Rule::new("!has(self.model) || !has(self.model.format) || self.model.format != 'gguf'").field_path(".model.format").reason(Reason::FieldValueForbidden)
+        .message("model.format gguf is not built yet: use safetensors"),
+)]
+// Lasting rules.
+#[x_kube(
+    validation = Rule::new("has(self.model) != has(self.container)").reason(Reason::FieldValueRequired)
+        .message("exactly one of model (our runtime) and container (any image) must be given"),
+    validation = Rule::new("!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas").field_path(".minReplicas")
+        .message("minReplicas must not be above maxReplicas"),
+    validation = Rule::new("!has(self.minReplicas) || self.replicas == 0 || self.replicas >= self.minReplicas").field_path(".replicas")
+        .message("replicas must be 0 or at least minReplicas"),
+    validation = Rule::new("!has(self.maxReplicas) || self.replicas <= self.maxReplicas").field_path(".replicas")
+        .message("replicas must be at most maxReplicas"),
+    validation = Rule::new("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)").field_path(".managedBy").reason(Reason::FieldValueForbidden)
+        .message("managedBy is immutable"),
+)]
+pub struct InferenceServiceSpec {
+    /// What answers, on our runtime.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub model: Option<Model>,
+    /// Any image instead, supervised by the agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// Replicas that should answer.
+    #[serde(default = "one")]
+    #[schemars(range(max = 1000))]
+    pub replicas: u32,
+    /// Least that a scaler may ask for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 1000))]
+    pub min_replicas: Option<u32>,
+    /// Most that a scaler may ask for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_replicas: Option<u32>,
+    /// Port that it answers on. Left out: 8080 in a cluster, outside one a free port from 8080 up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+    /// What each machine must have. Left out: computed from the model.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Where replicas may run, and at what price.
+    #[serde(default)]
+    pub placement: Placement,
+    /// How a replica's health is asked for. Left out: as our runtime does.
+    #[serde(default)]
+    pub probes: Probes,
+    /// How a new model or image replaces the old one.
+    #[serde(default)]
+    pub rollout: Rollout,
+    /// What happens when nobody asks. Never writes `replicas`.
+    #[serde(default)]
+    pub idle: Idle,
+    /// What the arbiter plans for.
+    #[serde(default)]
+    pub latency_target: LatencyTarget,
+    /// How it is reached from outside.
+    #[serde(default)]
+    pub route: Route,
+    /// Volumes of the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub volumes: Vec<Volume>,
+    /// Service account of the Pods that run it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account_name: Option<String>,
+    /// Secrets with registry credentials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub image_pull_secrets: Vec<NameRef>,
+    /// Secrets that it needs, by reference only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub secrets: Vec<SecretRef>,
+    /// A SpendBudget to count it under; every budget that selects it applies anyway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_ref: Option<NameRef>,
+    /// Stop all replicas, pay for nothing.
+    #[serde(default)]
+    pub suspend: bool,
+    /// Who reconciles it. Immutable.
+    #[serde(default = "managed_by")]
+    #[schemars(length(min = 1, max = 63))]
+    pub managed_by: String,
+}
+
+fn managed_by() -> String {
+    crate::MANAGED_BY.to_owned()
+}
+
+/// What answers: exactly one of `artifact`, `trainingJob` and `uri`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.artifact) ? 1 : 0) + (has(self.trainingJob) ? 1 : 0) + (has(self.uri) ? 1 : 0) == 1").reason(Reason::FieldValueRequired)
+        .message("exactly one of artifact, trainingJob and uri must be given"),
+    validation = Rule::new("has(self.uri) || (!has(self.format) && !has(self.revision))")
+        .message("format and revision belong to uri"),
+)]
+pub struct Model {
+    /// Hash of an artifact in the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = HASH_PATTERN))]
+    pub artifact: Option<String>,
+    /// A TrainingJob in the same namespace; waits until it is Complete.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub training_job: Option<String>,
+    /// Where the model lies.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024))]
+    pub uri: Option<String>,
+    /// Form of the weights at `uri`. Left out: found out by looking.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<WeightFormat>,
+    /// Version of what lies at `uri`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub revision: Option<String>,
+}
+
+/// How a replica's health is asked for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Probes {
+    /// Whether it may be sent requests.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub readiness: Option<Probe>,
+    /// Whether it must be started again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub liveness: Option<Probe>,
+    /// Whether it has started; the others wait for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub startup: Option<Probe>,
+}
+
+/// One HTTP health check.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Probe {
+    /// Path that must answer with 200 to 399.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = ABSOLUTE_PATTERN))]
+    pub path: String,
+    /// Port. Left out: the service's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: Option<u16>,
+    /// Seconds before the first check.
+    #[serde(default)]
+    #[schemars(range(max = 86_400))]
+    pub initial_delay_seconds: u32,
+    /// Seconds between two checks.
+    #[serde(default = "ten")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub period_seconds: u32,
+    /// Seconds that one check may take.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub timeout_seconds: u32,
+    /// Failures in a row that count.
+    #[serde(default = "three")]
+    #[schemars(range(min = 1, max = 10_000))]
+    pub failure_threshold: u32,
+}
+
+fn ten() -> u32 {
+    10
+}
+fn three() -> u32 {
+    3
+}
+
+/// How a new model or image replaces the old one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.maxSurge + self.maxUnavailable > 0")
+        .message("maxSurge and maxUnavailable must not both be 0: no replica could ever be replaced")
+)]
+pub struct Rollout {
+    /// Replicas above the wanted number while replacing.
+    #[serde(default = "one")]
+    #[schemars(range(max = 1000))]
+    pub max_surge: u32,
+    /// Replicas that may be missing while replacing.
+    #[serde(default)]
+    #[schemars(range(max = 1000))]
+    pub max_unavailable: u32,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Rollout {
+            max_surge: 1,
+            max_unavailable: 0,
+        }
+    }
+}
+
+/// What happens when nobody asks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Idle {
+    /// Stop all replicas after this many seconds without a request. Left out: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 31_536_000))]
+    pub scale_to_zero_after_seconds: Option<u32>,
+}
+
+/// What the arbiter plans for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LatencyTarget {
+    /// Milliseconds to the first token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3_600_000))]
+    pub ttft_ms: Option<u32>,
+    /// Milliseconds for each token after it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 3_600_000))]
+    pub tpot_ms: Option<u32>,
+}
+
+/// How it is reached from outside.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Route {
+    /// Host name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = HOST_PATTERN))]
+    pub host: Option<String>,
+}
+
+/// What became of an InferenceService.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InferenceServiceStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions; types and reasons are closed lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// A summary for printing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<InferenceServicePhase>,
+    /// Address it answers at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// Replicas there are.
+    #[serde(default)]
+    pub replicas: u32,
+    /// Replicas that answer.
+    #[serde(default)]
+    pub available_replicas: u32,
+    /// Replicas of the newest model or image.
+    #[serde(default)]
+    pub updated_replicas: u32,
+    /// Label selector of the replicas, serialised, for scalers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub selector: Option<String>,
+    /// Hash of the artifact that answers (hex).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<String>,
+    /// Where replicas run; `hourlyPrice` is the sum over all of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementStatus>,
+    /// What it has cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<CostStatus>,
+}
+
+/// A summary of the conditions, for printing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum InferenceServicePhase {
+    /// Waits for its model or a place.
+    Pending,
+    /// Replicas start.
+    Launching,
+    /// Answers.
+    Available,
+    /// Idle at zero replicas; wakes with the next request.
+    Idle,
+    /// Stopped on request.
+    Suspended,
+    /// Cannot go on without a change.
+    Failed,
+}

@@ -1,0 +1,399 @@
+//! The kind `TrainingJob`: train something, to completion.
+
+#![expect(
+    unreachable_pub,
+    reason = "KubeSchema copies each struct into a function, its `pub` with it"
+)]
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::recipe::Recipe;
+use crate::scalar::Money;
+use crate::shared::{
+    Container, CostStatus, DIGEST_PATTERN, Deadline, INPUT_PATTERN, LABEL_PATTERN, NameRef,
+    Placement, PlacementStatus, Port, Resources, STORE_PATTERN, SecretRef, Volume,
+};
+
+/// Train something, to completion, at the cheapest place that meets the constraints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
+#[kube(
+    group = "petaflop.dev",
+    version = "v1alpha1",
+    kind = "TrainingJob",
+    namespaced,
+    status = "TrainingJobStatus",
+    shortname = "trj",
+    category = "petaflop",
+    derive = "PartialEq",
+    cel,
+    doc = "Train something, to completion, at the cheapest place that meets the constraints.",
+    selectable = ".spec.placement.capacityType",
+    selectable = ".status.phase",
+    selectable = ".status.placement.provider",
+    printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase"),
+    printcolumn(name = "Provider", type_ = "string", json_path = ".status.placement.provider"),
+    printcolumn(name = "Instance", type_ = "string", json_path = ".status.placement.instanceType"),
+    printcolumn(name = "GPU", type_ = "string", json_path = ".status.placement.accelerator"),
+    printcolumn(name = "$/h", type_ = "string", json_path = ".status.placement.hourlyPrice"),
+    printcolumn(name = "Cost", type_ = "string", json_path = ".status.cost.total"),
+    printcolumn(name = "Restarts", type_ = "integer", json_path = ".status.restarts"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Region", type_ = "string", json_path = ".status.placement.region", priority = 1),
+    printcolumn(name = "Spot", type_ = "string", json_path = ".status.placement.capacityType", priority = 1),
+    printcolumn(name = "Claim", type_ = "string", json_path = ".status.placement.claim", priority = 1),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
+    validation = Rule::new("size(self.metadata.name) <= 40")
+        .message("metadata.name must be at most 40 characters: the names of its machines are made from it"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
+        .message("metadata.name must start with a lower-case letter, end with a letter or digit, and have only lower-case letters, digits and '-'"),
+)]
+#[serde(rename_all = "camelCase")]
+// Not built yet. Whoever builds one of these removes its line.
+#[x_kube(
+    validation = Rule::new("!has(self.container)").field_path(".container").reason(Reason::FieldValueForbidden)
+        .message("container is not built yet: use recipe"),
+    validation = Rule::new("self.nodes <= 1").field_path(".nodes").reason(Reason::FieldValueForbidden)
+        .message("more than one node is not built yet: nodes must be 1"),
+    validation = Rule::new("!has(self.recipe) || !has(self.recipe.adapter)").field_path(".recipe.adapter").reason(Reason::FieldValueForbidden)
+        .message("adapter (lora, qlora) is not built yet: leave it out to train all weights"),
+    validation = Rule::new("!has(self.recipe) || (!has(self.recipe.lora_r) && !has(self.recipe.lora_alpha) && !has(self.recipe.lora_dropout) && !has(self.recipe.lora_target_modules))").field_path(".recipe").reason(Reason::FieldValueForbidden)
+        .message("lora_r, lora_alpha, lora_dropout and lora_target_modules are not built yet: leave them out"),
+    validation = Rule::new("!has(self.recipe) || !has(self.recipe.gradient_checkpointing) || !self.recipe.gradient_checkpointing").field_path(".recipe.gradient_checkpointing").reason(Reason::FieldValueForbidden)
+        .message("gradient_checkpointing is not built yet: leave it out, or lower micro_batch_size and raise gradient_accumulation_steps"),
+    validation = Rule::new("!has(self.recipe) || !has(self.recipe.saves_per_epoch)").field_path(".recipe.saves_per_epoch").reason(Reason::FieldValueForbidden)
+        .message("saves_per_epoch is not built yet: set spec.checkpoint.intervalSeconds"),
+    validation = Rule::new("self.output.format != 'gguf'").field_path(".output.format").reason(Reason::FieldValueForbidden)
+        .message("output.format gguf is not built yet: use safetensors"),
+    validation = Rule::new("self.output.quantization == 'none'").field_path(".output.quantization").reason(Reason::FieldValueForbidden)
+        .message("output.quantization is not built yet: use none"),
+)]
+// Lasting rules.
+#[x_kube(
+    validation = Rule::new("has(self.recipe) != has(self.container)").reason(Reason::FieldValueRequired)
+        .message("exactly one of recipe (our runtime) and container (any image) must be given"),
+    validation = Rule::new("has(self.recipe) == has(oldSelf.recipe) && (!has(self.recipe) || self.recipe == oldSelf.recipe)").field_path(".recipe").reason(Reason::FieldValueForbidden)
+        .message("recipe is immutable: create a new TrainingJob"),
+    validation = Rule::new("has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)").field_path(".container").reason(Reason::FieldValueForbidden)
+        .message("container is immutable: create a new TrainingJob"),
+    validation = Rule::new("has(self.inputs) == has(oldSelf.inputs) && (!has(self.inputs) || self.inputs == oldSelf.inputs)").field_path(".inputs").reason(Reason::FieldValueForbidden)
+        .message("inputs are immutable: create a new TrainingJob"),
+    validation = Rule::new("has(self.activeDeadlineSeconds) == has(oldSelf.activeDeadlineSeconds) && (!has(self.activeDeadlineSeconds) || self.activeDeadlineSeconds == oldSelf.activeDeadlineSeconds)").field_path(".activeDeadlineSeconds").reason(Reason::FieldValueForbidden)
+        .message("activeDeadlineSeconds is immutable"),
+    validation = Rule::new("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)").field_path(".managedBy").reason(Reason::FieldValueForbidden)
+        .message("managedBy is immutable"),
+)]
+pub struct TrainingJobSpec {
+    /// What to train, on our runtime; axolotl's field names. Immutable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recipe: Option<Recipe>,
+    /// Any image instead, supervised by the agent. Immutable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub container: Option<Container>,
+    /// Named data, found at /inputs/<name>. Immutable.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub inputs: Vec<JobInput>,
+    /// What becomes of the result.
+    #[serde(default)]
+    pub output: Output,
+    /// Machines that work together. Immutable.
+    #[serde(default = "crate::shared::one")]
+    #[schemars(range(min = 1, max = 1024))]
+    #[x_kube(validation = Rule::new("self == oldSelf").message("nodes is immutable").reason(Reason::FieldValueForbidden))]
+    pub nodes: u32,
+    /// What each machine must have. Left out: computed from the recipe.
+    #[serde(default)]
+    pub resources: Resources,
+    /// Where it may run, and at what price.
+    #[serde(default)]
+    pub placement: Placement,
+    /// When it should be done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<Deadline>,
+    /// How progress is kept.
+    #[serde(default)]
+    pub checkpoint: Checkpoint,
+    /// Volumes of the cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub volumes: Vec<Volume>,
+    /// Ports that the command listens on.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub ports: Vec<Port>,
+    /// Service account of the Pods that run it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub service_account_name: Option<String>,
+    /// Secrets with registry credentials.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub image_pull_secrets: Vec<NameRef>,
+    /// Secrets that it needs, by reference only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub secrets: Vec<SecretRef>,
+    /// A SpendBudget to count it under; every budget that selects it applies anyway.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub budget_ref: Option<NameRef>,
+    /// Hard stop, dollars over all machines: Failed with CostLimitExceeded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_total_cost: Option<Money>,
+    /// Failures of the application before the job fails; interruptions are counted apart.
+    #[serde(default = "three")]
+    #[schemars(range(max = 1000))]
+    pub backoff_limit: u32,
+    /// Hard kill after this many seconds; the clock starts again on resume. Immutable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 315_360_000))]
+    pub active_deadline_seconds: Option<u32>,
+    /// Delete the object this many seconds after its end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 315_360_000))]
+    pub ttl_seconds_after_finished: Option<u32>,
+    /// Whether a finished result with the same key may be used instead.
+    #[serde(default)]
+    pub cache: Cache,
+    /// Stop, keep what was done, pay for nothing.
+    #[serde(default)]
+    pub suspend: bool,
+    /// Who reconciles it. Immutable.
+    #[serde(default = "managed_by")]
+    #[schemars(length(min = 1, max = 63))]
+    pub managed_by: String,
+}
+
+fn three() -> u32 {
+    3
+}
+
+fn managed_by() -> String {
+    crate::MANAGED_BY.to_owned()
+}
+
+/// Named data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JobInput {
+    /// Its name: the data is found at /inputs/<name>.
+    #[schemars(length(min = 1, max = 63), regex(pattern = LABEL_PATTERN))]
+    pub name: String,
+    /// Where it comes from: `s3://`, `https://`, `file://`, `configmap://`, `artifact:<hash>`, `builtin:petaflop`.
+    #[schemars(length(min = 1, max = 1024), regex(pattern = INPUT_PATTERN))]
+    pub uri: String,
+    /// Content digest that it must have: `blake3:<64 hex digits>`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 71), regex(pattern = DIGEST_PATTERN))]
+    pub digest: Option<String>,
+}
+
+/// What becomes of the result.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    /// Store that takes it. Left out: the installation's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = STORE_PATTERN))]
+    pub uri: Option<String>,
+    /// Form of the weights.
+    #[serde(default)]
+    pub format: WeightFormat,
+    /// Number format of the weights.
+    #[serde(default)]
+    pub quantization: Quantization,
+    /// Checkpoints kept.
+    #[serde(default = "two")]
+    #[schemars(range(min = 1, max = 100))]
+    pub keep_checkpoints: u32,
+}
+
+fn two() -> u32 {
+    2
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Output {
+            uri: None,
+            format: WeightFormat::Safetensors,
+            quantization: Quantization::None,
+            keep_checkpoints: two(),
+        }
+    }
+}
+
+/// Form of the weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WeightFormat {
+    /// A Hugging Face folder with safetensors files.
+    #[default]
+    Safetensors,
+    /// One GGUF file.
+    Gguf,
+}
+
+/// Number format of exported weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantization {
+    /// As trained.
+    #[default]
+    None,
+    /// Eight bits, blocks of 32.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// Four bits, blocks of 32.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+}
+
+/// How progress is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Checkpoint {
+    /// Where checkpoints go. Left out: beside the output.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = STORE_PATTERN))]
+    pub uri: Option<String>,
+    /// Seconds between two checkpoints.
+    #[serde(default = "six_hundred")]
+    #[schemars(range(min = 1, max = 604_800))]
+    pub interval_seconds: u32,
+    /// Seconds that a stopping job has for its last checkpoint.
+    #[serde(default = "ninety")]
+    #[schemars(range(max = 3600))]
+    pub grace_seconds: u32,
+}
+
+fn six_hundred() -> u32 {
+    600
+}
+fn ninety() -> u32 {
+    90
+}
+
+impl Default for Checkpoint {
+    fn default() -> Self {
+        Checkpoint {
+            uri: None,
+            interval_seconds: six_hundred(),
+            grace_seconds: ninety(),
+        }
+    }
+}
+
+/// Whether a finished result with the same key may be used instead of training.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Cache {
+    /// For recipes yes, for containers no.
+    #[default]
+    Auto,
+    /// Train anew.
+    Never,
+    /// For containers too.
+    Always,
+}
+
+/// What became of a TrainingJob.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrainingJobStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Conditions; types and reasons are closed lists.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
+    pub conditions: Vec<Condition>,
+    /// A summary for printing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub phase: Option<TrainingJobPhase>,
+    /// Where it runs now, or ran last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub placement: Option<PlacementStatus>,
+    /// What it has cost.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cost: Option<CostStatus>,
+    /// How far it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub progress: Option<TrainingProgress>,
+    /// The recipe as it was resolved at admission.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
+    pub resolved_recipe: Option<serde_json::Map<String, serde_json::Value>>,
+    /// Key of the result (hex).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<String>,
+    /// Hash of the result (hex).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub artifact: Option<String>,
+    /// Whether the result was there before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cached: Option<bool>,
+    /// Times that it was started again, for whatever reason.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Failures of the application, counted against `backoffLimit`.
+    #[serde(default)]
+    pub failures: u32,
+    /// Machines lost, counted against `maxInterruptions`.
+    #[serde(default)]
+    pub interruptions: u32,
+    /// When it first ran, or ran again after a suspension.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When it ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+}
+
+/// A summary of the conditions, for printing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TrainingJobPhase {
+    /// No place yet.
+    Pending,
+    /// A machine was asked for.
+    Launching,
+    /// The command runs.
+    Running,
+    /// Between two machines.
+    Interrupted,
+    /// Stopped on request.
+    Suspended,
+    /// Ended well.
+    Complete,
+    /// Ended badly.
+    Failed,
+}
+
+/// How far a TrainingJob is.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TrainingProgress {
+    /// Optimiser steps done.
+    pub step: u64,
+    /// Optimiser steps in all.
+    pub steps: u64,
+    /// Step of the newest durable checkpoint.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_step: Option<u64>,
+    /// Mean training loss of the last step, nats a token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss: Option<f64>,
+    /// Validation, bits for each byte of the text.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bits_per_byte: Option<f64>,
+    /// Tokens a second.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens_per_second: Option<f64>,
+}

@@ -22,6 +22,7 @@ pub mod recipe;
 pub mod scalar;
 pub mod shared;
 pub mod training_job;
+pub mod workload;
 
 pub use field_error::FieldError;
 pub use inference_service::{InferenceService, InferenceServiceSpec, InferenceServiceStatus};

@@ -192,7 +192,7 @@ pub struct ScratchModel {
     #[schemars(range(min = 1, max = 1_048_576))]
     pub intermediate: Option<u32>,
     /// Entries of the tokenizer, the 256 bytes and the special tokens included.
-    #[schemars(range(min = 264, max = 1_048_576))]
+    #[schemars(range(min = 259, max = 1_048_576))]
     pub vocab: u32,
     /// Longest sequence it is made for. Left out: `sequence_len`.
     #[serde(skip_serializing_if = "Option::is_none")]

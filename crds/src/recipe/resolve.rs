@@ -178,16 +178,16 @@ impl Recipe {
             (None, None, TrainingLength::Epochs(_)) => WARMUP_WITH_EPOCHS,
         };
         let (decay, min_ratio) = match lr_scheduler {
-            LrScheduler::Cosine => (Decay::Cosine, cosine_min_lr_ratio.unwrap_or(0.0)),
+            LrScheduler::Cosine => (Decay::Cosine, cosine_min_lr_ratio.unwrap_or(0.0) + 0.0),
             LrScheduler::Linear => (Decay::Linear, 0.0),
             LrScheduler::ConstantWithWarmup => (Decay::Constant, 1.0),
         };
         let optimizer = match optimizer {
             OptimizerName::Adamw | OptimizerName::AdamwTorch | OptimizerName::AdamwTorchFused => {
                 Optimizer::Adamw {
-                    beta1: *adam_beta1,
-                    beta2: *adam_beta2,
-                    eps: *adam_epsilon,
+                    beta1: *adam_beta1 + 0.0,
+                    beta2: *adam_beta2 + 0.0,
+                    eps: *adam_epsilon + 0.0,
                     weight_decay: *weight_decay,
                 }
             }
@@ -196,27 +196,31 @@ impl Recipe {
         if !errors.is_empty() {
             return Err(errors);
         }
+        // Adding 0 turns -0, which would be another key, into 0.
         let recipe = ResolvedRecipe {
             model,
             tokenizer,
             datasets: resolved_datasets,
-            val_set_size: *val_set_size,
+            val_set_size: *val_set_size + 0.0,
             sequence_len: *sequence_len,
             micro_batch_size: *micro_batch_size,
             gradient_accumulation_steps: *gradient_accumulation_steps,
             length,
             optimizer,
-            learning_rate: *learning_rate,
+            learning_rate: *learning_rate + 0.0,
             schedule: Schedule {
                 warmup_steps,
                 decay,
                 min_ratio,
             },
-            max_grad_norm: *max_grad_norm,
+            max_grad_norm: *max_grad_norm + 0.0,
             seed: *seed,
             precision: Precision::F32,
         };
-        Ok((recipe, resolved_inputs))
+        match recipe.validate() {
+            Ok(()) => Ok((recipe, resolved_inputs)),
+            Err(error) => Err(vec![FieldError::new("spec.recipe", error)]),
+        }
     }
 }
 

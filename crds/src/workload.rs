@@ -1,0 +1,498 @@
+//! Each kind as one of the arbiter's workloads.
+//!
+//! Specs are taken apart without `..`: a new field does not compile until
+//! someone has decided what it means to the arbiter. What a spec cannot say —
+//! who asks, how much work there is, what was done before — comes in as
+//! [`Observed`].
+
+use jiff::{SignedDuration, Timestamp};
+use petaflop_arbiter::catalogue::{self, Catalogue};
+use petaflop_arbiter::money::{Usd, UsdPerHour};
+use petaflop_arbiter::offer::Capacity;
+use petaflop_arbiter::workload::{
+    Alternative, DeviceRequest, Engine, Interruption, InterruptionPolicy, OwnerKind, Placement,
+    Progress, Resources, ServingWork, TrainingWork, Work, Workload, WorkloadId,
+};
+
+use crate::inference_service::InferenceServiceSpec;
+use crate::scalar::{Money, Quantity};
+use crate::shared::{self, Accelerator, CapacityType, Deadline, Vendor};
+use crate::training_job::TrainingJobSpec;
+use crate::{FieldError, MANAGED_BY};
+
+/// What is known of an object beside its spec.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Observed {
+    /// Its namespace; outside a cluster `default`.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// When it was created.
+    pub created_at: Timestamp,
+    /// When `deadline.within` began to count: at admission, and again on resume.
+    pub admitted_at: Timestamp,
+    /// What was done and spent before.
+    pub progress: Progress,
+}
+
+impl Observed {
+    fn id(&self, kind: OwnerKind) -> WorkloadId {
+        WorkloadId {
+            kind,
+            namespace: self.namespace.clone(),
+            name: self.name.clone(),
+            uid: self.uid.clone(),
+        }
+    }
+}
+
+impl TrainingJobSpec {
+    /// The workload that this spec asks for. `work` is what the memory plan says of its recipe.
+    pub fn workload(
+        &self,
+        observed: &Observed,
+        work: TrainingWork,
+    ) -> Result<Workload, Vec<FieldError>> {
+        let TrainingJobSpec {
+            recipe,
+            container,
+            inputs: _, // in `work`, and fetched by the runtime
+            output: _, // of the runtime
+            nodes,
+            resources,
+            placement,
+            deadline,
+            checkpoint: _, // its interval is in `work`
+            volumes: _,
+            ports: _,
+            service_account_name: _,
+            image_pull_secrets: _,
+            secrets: _,
+            budget_ref: _, // every budget that selects the object applies, by the world
+            max_total_cost,
+            backoff_limit: _,           // of the controller
+            active_deadline_seconds: _, // of the controller
+            ttl_seconds_after_finished: _,
+            cache: _, // asked before anything is placed
+            suspend,
+            managed_by: _,
+        } = self;
+        let mut errors = Errors::default();
+        if recipe.is_none() || container.is_some() {
+            errors.add("spec.container", "container is not built yet: use recipe");
+        }
+        if *nodes != 1 {
+            errors.add(
+                "spec.nodes",
+                "more than one node is not built yet: nodes must be 1",
+            );
+        }
+        let workload = Workload {
+            id: observed.id(OwnerKind::TrainingJob),
+            created_at: observed.created_at,
+            engine: Engine::Runtime,
+            work: Work::Training(work),
+            resources: host_resources(resources, &mut errors),
+            accelerators: alternatives(resources, &mut errors),
+            placement: self::placement(placement, &mut errors),
+            finish_by: deadline
+                .as_ref()
+                .and_then(|deadline| finish_by(deadline, observed.admitted_at, &mut errors)),
+            max_total_cost: max_total_cost
+                .as_ref()
+                .and_then(|cost| usd("spec.maxTotalCost", cost, &mut errors)),
+            interruption: interruption(placement),
+            progress: observed.progress,
+            suspended: *suspend,
+        };
+        errors.or(workload)
+    }
+
+    /// Paths of the fields that are set and mean something only in a cluster.
+    pub fn ignored_outside_cluster(&self) -> Vec<String> {
+        let TrainingJobSpec {
+            recipe: _,
+            container: _,
+            inputs: _,
+            output: _,
+            nodes: _,
+            resources,
+            placement: _,
+            deadline: _,
+            checkpoint: _,
+            volumes,
+            ports,
+            service_account_name,
+            image_pull_secrets,
+            secrets,
+            budget_ref,
+            max_total_cost: _,
+            backoff_limit: _,
+            active_deadline_seconds: _,
+            ttl_seconds_after_finished,
+            cache: _,
+            suspend: _,
+            managed_by,
+        } = self;
+        set(&[
+            (
+                "spec.resources.ephemeralStorage",
+                resources.ephemeral_storage.is_some(),
+            ),
+            ("spec.volumes", !volumes.is_empty()),
+            ("spec.ports", !ports.is_empty()),
+            ("spec.serviceAccountName", service_account_name.is_some()),
+            ("spec.imagePullSecrets", !image_pull_secrets.is_empty()),
+            ("spec.secrets", !secrets.is_empty()),
+            ("spec.budgetRef", budget_ref.is_some()),
+            (
+                "spec.ttlSecondsAfterFinished",
+                ttl_seconds_after_finished.is_some(),
+            ),
+            ("spec.managedBy", managed_by != MANAGED_BY),
+        ])
+    }
+}
+
+impl InferenceServiceSpec {
+    /// The workload that this spec asks for. `work` is what the memory plan says of its model;
+    /// its number of replicas is the spec's.
+    pub fn workload(
+        &self,
+        observed: &Observed,
+        work: ServingWork,
+    ) -> Result<Workload, Vec<FieldError>> {
+        let InferenceServiceSpec {
+            model,
+            container,
+            replicas,
+            min_replicas: _, // bounds, kept by the CRD's rules
+            max_replicas: _,
+            port: _, // of the runtime
+            resources,
+            placement,
+            probes: _,
+            rollout: _, // of the controller
+            idle: _,    // of the controller: it asks for fewer replicas
+            latency_target,
+            route: _,
+            volumes: _,
+            service_account_name: _,
+            image_pull_secrets: _,
+            secrets: _,
+            budget_ref: _,
+            suspend,
+            managed_by: _,
+        } = self;
+        let mut errors = Errors::default();
+        if model.is_none() || container.is_some() {
+            errors.add("spec.container", "container is not built yet: use model");
+        }
+        let work = ServingWork {
+            replicas: *replicas,
+            max_millis_per_token: latency_target.tpot_ms.or(work.max_millis_per_token),
+            ..work
+        };
+        let workload = Workload {
+            id: observed.id(OwnerKind::InferenceService),
+            created_at: observed.created_at,
+            engine: Engine::Runtime,
+            work: Work::Serving(work),
+            resources: host_resources(resources, &mut errors),
+            accelerators: alternatives(resources, &mut errors),
+            placement: self::placement(placement, &mut errors),
+            finish_by: None,
+            max_total_cost: None,
+            interruption: interruption(placement),
+            progress: observed.progress,
+            suspended: *suspend,
+        };
+        errors.or(workload)
+    }
+
+    /// Paths of the fields that are set and mean something only in a cluster.
+    pub fn ignored_outside_cluster(&self) -> Vec<String> {
+        let InferenceServiceSpec {
+            model: _,
+            container: _,
+            replicas,
+            min_replicas,
+            max_replicas,
+            port: _,
+            resources,
+            placement: _,
+            probes,
+            rollout,
+            idle,
+            latency_target: _,
+            route,
+            volumes,
+            service_account_name,
+            image_pull_secrets,
+            secrets,
+            budget_ref,
+            suspend: _,
+            managed_by,
+        } = self;
+        set(&[
+            ("spec.replicas", *replicas > 1),
+            ("spec.minReplicas", min_replicas.is_some()),
+            ("spec.maxReplicas", max_replicas.is_some()),
+            (
+                "spec.resources.ephemeralStorage",
+                resources.ephemeral_storage.is_some(),
+            ),
+            ("spec.probes", *probes != Default::default()),
+            ("spec.rollout", *rollout != Default::default()),
+            ("spec.idle", *idle != Default::default()),
+            ("spec.route", *route != Default::default()),
+            ("spec.volumes", !volumes.is_empty()),
+            ("spec.serviceAccountName", service_account_name.is_some()),
+            ("spec.imagePullSecrets", !image_pull_secrets.is_empty()),
+            ("spec.secrets", !secrets.is_empty()),
+            ("spec.budgetRef", budget_ref.is_some()),
+            ("spec.managedBy", managed_by != MANAGED_BY),
+        ])
+    }
+}
+
+/// The paths whose flag is set.
+fn set(fields: &[(&str, bool)]) -> Vec<String> {
+    fields
+        .iter()
+        .filter(|(_, set)| *set)
+        .map(|(path, _)| (*path).to_owned())
+        .collect()
+}
+
+/// Errors so far.
+#[derive(Default)]
+struct Errors(Vec<FieldError>);
+
+impl Errors {
+    fn add(&mut self, path: &str, message: impl std::fmt::Display) {
+        self.0.push(FieldError::new(path, message));
+    }
+
+    fn or<T>(self, value: T) -> Result<T, Vec<FieldError>> {
+        if self.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(self.0)
+        }
+    }
+}
+
+fn usd(path: &str, money: &Money, errors: &mut Errors) -> Option<Usd> {
+    money
+        .micro_dollars()
+        .map(Usd::from_micros)
+        .map_err(|error| errors.add(path, error))
+        .ok()
+}
+
+fn host_resources(resources: &shared::Resources, errors: &mut Errors) -> Resources {
+    let shared::Resources {
+        cpu,
+        memory,
+        ephemeral_storage: _,
+        accelerator: _,
+        any_of: _,
+    } = resources;
+    let vcpu_milli = cpu
+        .as_ref()
+        .map_or(0, |cpu| match cpu.milli().map(u32::try_from) {
+            Ok(Ok(milli)) => milli,
+            Ok(Err(_)) => {
+                errors.add(
+                    "spec.resources.cpu",
+                    format_args!("no machine has {} processors", cpu.0),
+                );
+                0
+            }
+            Err(error) => {
+                errors.add("spec.resources.cpu", error);
+                0
+            }
+        });
+    let memory = memory.as_ref().map_or(0, |memory| {
+        bytes("spec.resources.memory", memory, errors).unwrap_or(0)
+    });
+    Resources { vcpu_milli, memory }
+}
+
+fn bytes(path: &str, quantity: &Quantity, errors: &mut Errors) -> Option<u64> {
+    quantity
+        .units()
+        .map_err(|error| errors.add(path, error))
+        .ok()
+}
+
+fn alternatives(resources: &shared::Resources, errors: &mut Errors) -> Vec<Alternative> {
+    let single = resources
+        .accelerator
+        .iter()
+        .map(|wanted| ("spec.resources.accelerator".to_owned(), wanted));
+    let several = resources
+        .any_of
+        .iter()
+        .enumerate()
+        .map(|(i, wanted)| (format!("spec.resources.anyOf[{i}]"), wanted));
+    single
+        .chain(several)
+        .map(|(path, wanted)| alternative(&path, wanted, errors))
+        .collect()
+}
+
+fn alternative(path: &str, wanted: &Accelerator, errors: &mut Errors) -> Alternative {
+    let Accelerator {
+        vendor,
+        models,
+        count,
+        min_memory,
+        min_compute_capability,
+    } = wanted;
+    let vendor = match vendor {
+        Some(Vendor::None) => return Alternative::Cpu,
+        Some(Vendor::NVIDIA) => Some(catalogue::Vendor::Nvidia),
+        Some(Vendor::AMD) => Some(catalogue::Vendor::Amd),
+        Some(Vendor::Apple) => Some(catalogue::Vendor::Apple),
+        None => None,
+    };
+    let rows = Catalogue::embedded().rows();
+    for (index, model) in models.iter().enumerate() {
+        if !rows.iter().any(|row| row.answers_to(model)) {
+            let family = |key: &'static str| key.split('-').next().unwrap_or(key);
+            let names: Vec<&str> = rows
+                .iter()
+                .flat_map(|row| [row.key.as_str(), family(&row.key)])
+                .collect();
+            let mend = match crate::nearest(model, &names) {
+                Some(near) => format!("did you mean {near}?"),
+                None => "`petaflop offers` shows the names".to_owned(),
+            };
+            errors.add(
+                &format!("{path}.models[{index}]"),
+                format_args!("no accelerator is called {model:?}; {mend}"),
+            );
+        }
+    }
+    Alternative::Devices(DeviceRequest {
+        vendor,
+        models: models.clone(),
+        count: *count,
+        min_memory: min_memory
+            .as_ref()
+            .and_then(|memory| bytes(&format!("{path}.minMemory"), memory, errors)),
+        min_compute_capability: min_compute_capability.as_ref().and_then(|text| {
+            let parsed = text
+                .split_once('.')
+                .and_then(|(major, minor)| Some((major.parse().ok()?, minor.parse().ok()?)));
+            if parsed.is_none() {
+                errors.add(
+                    &format!("{path}.minComputeCapability"),
+                    format_args!("expected a compute capability such as \"8.0\", found {text:?}"),
+                );
+            }
+            parsed
+        }),
+    })
+}
+
+fn placement(placement: &shared::Placement, errors: &mut Errors) -> Placement {
+    let shared::Placement {
+        providers,
+        regions,
+        zones,
+        exclude_regions,
+        capacity_type,
+        max_hourly_price,
+        allow_untrusted_hosts,
+        allow_unverified,
+        interruption: _,
+    } = placement;
+    let price = max_hourly_price.as_ref().and_then(|price| {
+        let price = usd("spec.placement.maxHourlyPrice", price, errors)?;
+        UsdPerHour::from_micros(price.micros())
+            .map_err(|error| errors.add("spec.placement.maxHourlyPrice", error))
+            .ok()
+    });
+    Placement {
+        providers: providers.clone(),
+        regions: regions.clone(),
+        zones: zones.clone(),
+        exclude_regions: exclude_regions.clone(),
+        capacity: match capacity_type {
+            CapacityType::Spot => Some(Capacity::Spot),
+            CapacityType::OnDemand => Some(Capacity::OnDemand),
+            CapacityType::Owned => Some(Capacity::Owned),
+            CapacityType::Auto => None,
+        },
+        max_hourly_price: price,
+        allow_untrusted_hosts: *allow_untrusted_hosts,
+        allow_unverified: *allow_unverified,
+    }
+}
+
+fn interruption(placement: &shared::Placement) -> Interruption {
+    let shared::Interruption {
+        policy,
+        max_interruptions,
+        switch_if_savings_percent,
+        min_hold_seconds,
+    } = placement.interruption;
+    Interruption {
+        policy: match policy {
+            shared::InterruptionPolicy::Restart => InterruptionPolicy::Restart,
+            shared::InterruptionPolicy::Fail => InterruptionPolicy::Fail,
+        },
+        max_interruptions,
+        switch_if_savings_percent,
+        min_hold_seconds,
+    }
+}
+
+/// The point in time of a deadline.
+fn finish_by(
+    deadline: &Deadline,
+    admitted_at: Timestamp,
+    errors: &mut Errors,
+) -> Option<Timestamp> {
+    match deadline {
+        Deadline {
+            finish_by: Some(text),
+            within: None,
+        } => text
+            .parse()
+            .map_err(|error| {
+                errors.add(
+                    "spec.deadline.finishBy",
+                    format_args!("expected RFC 3339, found {text:?}: {error}"),
+                )
+            })
+            .ok(),
+        Deadline {
+            finish_by: None,
+            within: Some(span),
+        } => {
+            let seconds = span
+                .seconds()
+                .map_err(|error| errors.add("spec.deadline.within", error))
+                .ok()?;
+            let span = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
+            admitted_at
+                .checked_add(span)
+                .map_err(|_| errors.add("spec.deadline.within", "lies beyond the year 9999"))
+                .ok()
+        }
+        _ => {
+            errors.add(
+                "spec.deadline",
+                "exactly one of finishBy and within must be given",
+            );
+            None
+        }
+    }
+}

@@ -194,7 +194,10 @@ mod tests {
         let key = tiny_recipe()
             .key(&digests())
             .expect("all inputs have digests");
-        assert_eq!(key.to_string(), "7c8556bba2c66f596fa4dacf025990fab70eee25436b5619e6418fe9c3ef171f");
+        assert_eq!(
+            key.to_string(),
+            "7c8556bba2c66f596fa4dacf025990fab70eee25436b5619e6418fe9c3ef171f"
+        );
         assert_eq!(key.to_string().parse(), Ok(key));
         assert!("xyz".parse::<Key>().is_err());
     }

@@ -18,6 +18,7 @@
 
 mod builder;
 pub mod dtype;
+mod hf;
 pub mod inference;
 pub mod key;
 mod lifetimes;

@@ -1,0 +1,204 @@
+//! The trait behind which every place stands that sells or owns compute, shaped
+//! for buying without leaking: the whole request is fixed before the purchase,
+//! the purchase is one call that is never repeated in here, and an instance is
+//! found by the identity it carries, whoever lost the answer.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::Timestamp;
+use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety};
+use petaflop_arbiter::offer::Offer;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{LaunchError, ProviderError};
+
+/// An identity as instances carry it: `installation/namespace/claim/claim uid/attempt`.
+pub fn identity_text(identity: &Identity) -> String {
+    let Identity {
+        installation,
+        namespace,
+        claim,
+        claim_uid,
+        attempt,
+    } = identity;
+    format!("{installation}/{namespace}/{claim}/{claim_uid}/{attempt}")
+}
+
+/// Reads what [`identity_text`] writes.
+pub fn parse_identity(text: &str) -> Option<Identity> {
+    let mut parts = text.split('/').map(str::to_owned);
+    let identity = Identity {
+        installation: parts.next()?,
+        namespace: parts.next()?,
+        claim: parts.next()?,
+        claim_uid: parts.next()?,
+        attempt: parts.next()?.parse().ok()?,
+    };
+    parts.next().is_none().then_some(identity)
+}
+
+/// What a provider's API can promise, and how it bills.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// What launching twice does, and for how long a new instance may be in no list.
+    pub launch_safety: LaunchSafety,
+    /// From launch to the first sign of life.
+    pub launch_timeout: Duration,
+    /// How long an instance may take to end when told to.
+    pub termination_timeout: Duration,
+    /// How time becomes money.
+    pub billing: Billing,
+    /// Whether [`Provider::launch`] can ever succeed.
+    pub sells: bool,
+}
+
+/// How time becomes money.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Billing {
+    /// Time is rounded up to this.
+    pub granularity: Duration,
+    /// The least that is billed.
+    pub minimum: Duration,
+}
+
+/// What the machine is to do: the same for a child process, a Pod's container
+/// and a rented machine's agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Command {
+    /// Program and arguments; never a secret.
+    pub argv: Vec<String>,
+    /// Environment beyond the provider's own; never a secret.
+    pub env: BTreeMap<String, String>,
+    /// Working folder on the machine.
+    pub dir: String,
+    /// Where standard output and error are appended to, on the machine.
+    pub log: String,
+    /// Bytes of memory it is expected to use.
+    pub memory: u64,
+    /// Seconds from the request to end until it is forced.
+    pub grace_seconds: u64,
+}
+
+/// One machine to be bought.
+#[derive(Clone, Debug)]
+pub struct Order<'a> {
+    /// Carried by the instance.
+    pub identity: &'a Identity,
+    /// What is bought, and at what price it was quoted.
+    pub offer: &'a Offer,
+    /// What it is to do.
+    pub command: &'a Command,
+}
+
+/// A provider's name of an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct InstanceId(pub String);
+
+impl fmt::Display for InstanceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// An instance as the provider sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Instance {
+    /// The provider's name of it.
+    pub id: InstanceId,
+    /// What it carries; absent where it could not be read.
+    pub identity: Option<Identity>,
+    /// Where it is in its life.
+    pub state: InstanceState,
+    /// When it began to bill.
+    pub started: Option<Timestamp>,
+    /// When it stopped billing, as far as is known.
+    pub ended: Option<Timestamp>,
+}
+
+/// Where an instance is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum InstanceState {
+    /// Bills, or soon will; not yet ours to use.
+    Pending,
+    /// Bills and runs.
+    Running,
+    /// Told to end; may still bill.
+    Terminating,
+    /// Bills nothing any more.
+    Terminated,
+}
+
+impl InstanceState {
+    /// Whether money may still be spent on it.
+    pub fn may_bill(self) -> bool {
+        match self {
+            Self::Pending | Self::Running | Self::Terminating => true,
+            Self::Terminated => false,
+        }
+    }
+}
+
+/// All instances of one installation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listing {
+    /// What was seen.
+    pub instances: Vec<Instance>,
+    /// Whether that is all. What is missing from an incomplete listing is not gone.
+    pub complete: bool,
+}
+
+/// A place that sells or owns compute.
+#[async_trait]
+pub trait Provider: Send + Sync {
+    /// The name in offers, claims and messages.
+    fn name(&self) -> &str;
+
+    /// What its API can promise.
+    fn capabilities(&self) -> Capabilities;
+
+    /// What can be had now, with prices and when they were seen.
+    async fn quote(&self) -> Result<Vec<Offer>, ProviderError>;
+
+    /// Fixes the whole launch request. Buys nothing.
+    async fn prepare(&self, order: Order<'_>) -> Result<FrozenRequest, LaunchError>;
+
+    /// Sends a frozen request, once. The only call in this trait that spends money.
+    async fn launch(&self, request: &FrozenRequest) -> Result<InstanceId, LaunchError>;
+
+    /// The instances that carry this identity. More than one is a double purchase.
+    async fn find(&self, identity: &Identity) -> Result<Listing, ProviderError>;
+
+    /// Every instance of an installation.
+    async fn list(&self, installation: &str) -> Result<Listing, ProviderError>;
+
+    /// One instance; `None` when the provider knows none of that name (any more).
+    async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, ProviderError>;
+
+    /// Ends an instance. Repeating it, or ending what is gone, succeeds. The
+    /// instance is gone when [`Provider::get`] says so, not when this returns.
+    async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_identity_survives_its_text_form() {
+        let identity = Identity {
+            installation: "i".into(),
+            namespace: "default".into(),
+            claim: "trj-a-12345678-1-0".into(),
+            claim_uid: "u".into(),
+            attempt: 2,
+        };
+        assert_eq!(parse_identity(&identity_text(&identity)), Some(identity));
+        assert_eq!(parse_identity("a/b/c"), None);
+        assert_eq!(parse_identity("a/b/c/d/1/more"), None);
+    }
+}

@@ -1,1 +1,28 @@
-//! .
+//! Models: weights, tokenizers, and the plan executed — forward and backward in
+//! training, many sequences at once in serving.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`training`] | [`training::TrainingModel`]: forward, backward, clipping, AdamW |
+//! | [`inference`] | [`inference::InferenceModel`]: chunks of many sequences over a paged key/value cache |
+//! | [`weights`] | [`weights::WeightsFolder`]: Hugging Face folders, read and written |
+//! | [`tokenizer`] | [`tokenizer::Tokenizer`]: byte-level BPE, trained and used |
+//! | [`chat`] | [`chat::ChatTemplate`]: conversations to tokens; what a user writes stays text |
+//! | [`rng`] | [`rng::Philox`]: randomness by counter |
+//! | [`error`] | [`error::ModelError`], [`error::WeightsError`] |
+//!
+//! Both models own one arena, exactly as planned ([`petaflop_plan::plan`]), and
+//! walk the plan's steps; each step is one kernel call.
+
+mod arena;
+// pub mod chat;
+pub mod error;
+pub mod inference;
+mod pass;
+pub mod rng;
+mod rope;
+// pub mod tokenizer;
+pub mod training;
+pub mod weights;
+
+pub use error::{ModelError, WeightsError};

@@ -1,0 +1,431 @@
+//! A model in training: the forward and the backward pass of the plan, the
+//! gradients they add up, and the optimiser's step.
+
+use std::sync::Arc;
+
+use petaflop_kernel as kernel;
+use petaflop_kernel::{AttentionDims, Cpu, Dims, IGNORE};
+use petaflop_plan::ops::{BufferId, Op};
+use petaflop_plan::plan::{Plan, Segment, Tensor};
+use petaflop_plan::shape::{ModelShape, TensorRole};
+use petaflop_plan::training::{TrainingOptions, plan_training};
+
+use crate::arena::Arena;
+use crate::error::ModelError;
+use crate::pass::Pass;
+use crate::rng::Philox;
+use crate::rope;
+use crate::weights::WeightsFolder;
+
+/// Marks a position that has no target.
+pub const NO_TARGET: u32 = IGNORE;
+
+/// A model, its gradients and its optimiser's moments.
+pub struct TrainingModel {
+    cpu: Arc<Cpu>,
+    shape: ModelShape,
+    options: TrainingOptions,
+    plan: Plan,
+    arena: Arena,
+    /// `[B·S]`: 0 … S−1 for each sequence.
+    positions: Vec<u32>,
+}
+
+/// Sum of the negative log-likelihoods of some targets.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Loss {
+    /// In nats, summed over the targets in the order of their places.
+    pub nats: f64,
+    /// How many targets there were.
+    pub tokens: u64,
+}
+
+impl Loss {
+    /// Nats a target; 0 without targets.
+    pub fn mean(self) -> f64 {
+        if self.tokens == 0 { 0.0 } else { self.nats / self.tokens as f64 }
+    }
+}
+
+impl std::ops::AddAssign for Loss {
+    fn add_assign(&mut self, other: Self) {
+        self.nats += other.nats;
+        self.tokens += other.tokens;
+    }
+}
+
+/// One step of AdamW (Loshchilov and Hutter 2019).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AdamwStep {
+    /// Steps done before it: 0 for the first.
+    pub step: u64,
+    /// Learning rate.
+    pub learning_rate: f64,
+    /// Decay of the first moment.
+    pub beta1: f64,
+    /// Decay of the second moment.
+    pub beta2: f64,
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Decay of matrices; gains and biases are not decayed.
+    pub weight_decay: f64,
+}
+
+impl TrainingModel {
+    /// Plans and allocates; all weights are zero until [`Self::init`] or [`Self::load`].
+    ///
+    /// # Errors
+    /// No plan, or no memory.
+    pub fn new(cpu: Arc<Cpu>, shape: &ModelShape, options: &TrainingOptions) -> Result<Self, ModelError> {
+        let plan = plan_training(shape, options)?;
+        let mut arena = Arena::new(&plan)?;
+        let [cos, sin] = arena.work.views([plan.ports.cos, plan.ports.sin]);
+        rope::fill_tables(shape, cos, sin);
+        let positions = (0..options.micro_batch).flat_map(|_| 0..options.sequence).collect();
+        Ok(Self { cpu, shape: shape.clone(), options: options.clone(), plan, arena, positions })
+    }
+
+    /// The model's form.
+    pub fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    /// What is executed.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Bytes that were allocated: [`Plan::arena_bytes`].
+    pub fn arena_bytes(&self) -> u64 {
+        self.arena.bytes()
+    }
+
+    /// Random weights: matrices from a normal distribution of deviation 0.02, those
+    /// that write to the residual stream divided by `√(2·layers)` (Radford et al.
+    /// 2019), gains 1, biases 0. Element `i` of tensor `t` depends on (seed, t, i) alone.
+    pub fn init(&mut self, seed: u64) {
+        let philox = Philox::new(seed);
+        let residual = 0.02 / libm::sqrt(2.0 * f64::from(self.shape.layers));
+        for (index, tensor) in (0u32..).zip(&self.plan.tensors) {
+            let values = self.arena.parameters.f32s_mut(tensor.value);
+            match tensor.role {
+                TensorRole::Gain => values.fill(1.0),
+                TensorRole::Bias => values.fill(0.0),
+                TensorRole::Matrix => {
+                    let into_residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
+                    let deviation = if into_residual { residual } else { 0.02 };
+                    for (block, four) in (0u64..).zip(values.chunks_mut(4)) {
+                        let normals = philox.normals([block as u32, (block >> 32) as u32, index, INIT]);
+                        for (value, normal) in four.iter_mut().zip(normals) {
+                            *value = (deviation * normal) as f32;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes the weights of a folder.
+    ///
+    /// # Errors
+    /// The folder's shape is another, or a tensor cannot be read.
+    pub fn load(&mut self, folder: &WeightsFolder) -> Result<(), ModelError> {
+        folder.expect_shape(&self.shape)?;
+        for tensor in &self.plan.tensors {
+            folder.read_f32(&tensor.name, self.arena.parameters.f32s_mut(tensor.value))?;
+        }
+        Ok(())
+    }
+
+    /// Sets all gradients to 0: the start of an optimiser step.
+    pub fn zero_gradients(&mut self) {
+        self.arena.work.segment_mut(Segment::Gradients).fill(0.0);
+    }
+
+    /// Forward and backward over `[B·S]` tokens, each with its target or [`NO_TARGET`].
+    /// Adds `scale ·` the gradient of the summed loss to the gradients.
+    ///
+    /// # Errors
+    /// Tokens or targets that do not fit the plan; a loss that is not finite, with
+    /// the name of the first bad buffer (the gradients are then of no use).
+    pub fn accumulate(&mut self, tokens: &[u32], targets: &[u32], scale: f32) -> Result<Loss, ModelError> {
+        self.run(tokens, targets, Some(scale))
+    }
+
+    /// The loss alone.
+    ///
+    /// # Errors
+    /// As [`Self::accumulate`].
+    pub fn evaluate(&mut self, tokens: &[u32], targets: &[u32]) -> Result<Loss, ModelError> {
+        self.run(tokens, targets, None)
+    }
+
+    /// The logits `[B·S, V]` of these tokens.
+    ///
+    /// # Errors
+    /// Tokens that do not fit the plan.
+    pub fn logits(&mut self, tokens: &[u32]) -> Result<&[f32], ModelError> {
+        self.run(tokens, &vec![NO_TARGET; tokens.len()], None)?;
+        Ok(self.arena.work.view(self.plan.ports.logits))
+    }
+
+    /// Scales the gradients down to this global L2 norm, where they are above it
+    /// and it is above 0. Returns the norm they had.
+    pub fn clip(&mut self, max_norm: f64) -> f64 {
+        let gradients = self.arena.work.segment_mut(Segment::Gradients);
+        let norm = libm::sqrt(kernel::sum_squares(&self.cpu, gradients));
+        if max_norm > 0.0 && norm > max_norm {
+            kernel::scale(&self.cpu, gradients, (max_norm / norm) as f32);
+        }
+        norm
+    }
+
+    /// One step of the optimiser over the gradients as they are.
+    pub fn adamw(&mut self, step: &AdamwStep) {
+        let AdamwStep { step, learning_rate, beta1, beta2, eps, weight_decay } = *step;
+        let done = (step + 1) as f64;
+        for tensor in &self.plan.tensors {
+            let Some(trained) = tensor.trained else { continue };
+            let decay = if tensor.role == TensorRole::Matrix { weight_decay } else { 0.0 };
+            let coefficients = kernel::AdamW {
+                lr: learning_rate as f32,
+                beta1: beta1 as f32,
+                beta2: beta2 as f32,
+                eps: eps as f32,
+                weight_decay: decay as f32,
+                bias1: (1.0 - libm::pow(beta1, done)) as f32,
+                bias2: (1.0 - libm::pow(beta2, done)) as f32,
+                grad_scale: 1.0,
+            };
+            let [gradient, first, second] =
+                self.arena.work.views([trained.gradient, trained.first_moment, trained.second_moment]);
+            let value = self.arena.parameters.f32s_mut(tensor.value);
+            kernel::adamw(&self.cpu, value, gradient, first, second, &coefficients);
+        }
+    }
+
+    /// Every tensor with its numbers, in the plan's order: what is saved as a model.
+    pub fn tensors(&self) -> impl Iterator<Item = (&Tensor, &[f32])> {
+        self.plan.tensors.iter().map(|t| (t, self.arena.parameters.f32s(t.value)))
+    }
+
+    /// The gradient of every trained tensor, in the plan's order.
+    pub fn gradients(&self) -> impl Iterator<Item = (&Tensor, &[f32])> {
+        let gradient = |t: &Tensor| t.trained.map(|kept| kept.gradient);
+        self.plan.tensors.iter().filter_map(move |t| Some((t, self.arena.work.view(gradient(t)?))))
+    }
+
+    /// What a checkpoint holds: every tensor by its name, and where it is trained
+    /// its moments by that name and `.first_moment`, `.second_moment`.
+    pub fn state(&self) -> Vec<(String, &[f32])> {
+        let mut state = Vec::new();
+        for (tensor, values) in self.tensors() {
+            state.push((tensor.name.clone(), values));
+            if let Some(trained) = tensor.trained {
+                state.push((format!("{}.first_moment", tensor.name), self.arena.work.view(trained.first_moment)));
+                state.push((format!("{}.second_moment", tensor.name), self.arena.work.view(trained.second_moment)));
+            }
+        }
+        state
+    }
+
+    /// [`Self::state`], to write when a checkpoint is taken up.
+    pub fn state_mut(&mut self) -> Vec<(String, &mut [f32])> {
+        // Both segments are laid out in the order of the tensors.
+        let mut moments = self.arena.work.all_mut(Segment::Moments).into_iter();
+        let mut state = Vec::new();
+        for (tensor, values) in self.plan.tensors.iter().zip(self.arena.parameters.all_mut()) {
+            state.push((tensor.name.clone(), values));
+            if tensor.trained.is_some() {
+                for which in ["first_moment", "second_moment"] {
+                    let moment = moments.next().expect("each trained tensor has two moments");
+                    state.push((format!("{}.{which}", tensor.name), moment));
+                }
+            }
+        }
+        state
+    }
+
+    fn run(&mut self, tokens: &[u32], targets: &[u32], backward: Option<f32>) -> Result<Loss, ModelError> {
+        self.check(tokens, targets)?;
+        let steps = if backward.is_some() { self.plan.steps.len() } else { self.plan.forward_steps };
+        let cpu = Arc::clone(&self.cpu);
+        cpu.install(|| {
+            let mut pass = TrainingPass {
+                options: &self.options,
+                targets,
+                backward,
+                pass: Pass {
+                    cpu: &self.cpu,
+                    shape: &self.shape,
+                    plan: &self.plan,
+                    parameters: &self.arena.parameters,
+                    work: &mut self.arena.work,
+                    tokens,
+                    positions: &self.positions,
+                    rows: tokens.len(),
+                },
+            };
+            for step in &self.plan.steps[..steps] {
+                pass.execute(&step.op);
+            }
+        });
+        let losses = self.plan.ports.losses.expect("a training plan has losses");
+        let losses = self.arena.work.view(losses);
+        let loss = Loss {
+            nats: losses.iter().map(|&nats| f64::from(nats)).sum(),
+            tokens: targets.iter().filter(|&&t| t != NO_TARGET).count() as u64,
+        };
+        if loss.nats.is_finite() {
+            return Ok(loss);
+        }
+        Err(ModelError::NotFinite { tensor: self.first_not_finite(tokens, targets) })
+    }
+
+    /// Runs forward again, step by step, and names the first buffer that goes bad.
+    fn first_not_finite(&mut self, tokens: &[u32], targets: &[u32]) -> String {
+        let bad = |values: &[f32]| values.iter().any(|v| !v.is_finite());
+        if let Some((tensor, _)) = self.tensors().find(|(_, values)| bad(values)) {
+            return tensor.name.clone();
+        }
+        let mut pass = TrainingPass {
+            options: &self.options,
+            targets,
+            backward: None,
+            pass: Pass {
+                cpu: &self.cpu,
+                shape: &self.shape,
+                plan: &self.plan,
+                parameters: &self.arena.parameters,
+                work: &mut self.arena.work,
+                tokens,
+                positions: &self.positions,
+                rows: tokens.len(),
+            },
+        };
+        for step in &self.plan.steps[..self.plan.forward_steps] {
+            pass.execute(&step.op);
+            let written = step.op.access().writes;
+            if let Some(id) = written.into_iter().find(|&id| bad(pass.pass.work.view(id))) {
+                return self.plan.buffer(id).name.clone();
+            }
+        }
+        "the sum of losses".to_owned()
+    }
+
+    fn check(&self, tokens: &[u32], targets: &[u32]) -> Result<(), ModelError> {
+        let rows = self.positions.len();
+        let refuse = |what, expected: String, found: String| Err(ModelError::Input { what, expected, found });
+        for (what, len) in [("tokens", tokens.len()), ("targets", targets.len())] {
+            if len != rows {
+                return refuse(what, format!("micro-batch × sequence = {rows} of them"), len.to_string());
+            }
+        }
+        let vocab = self.shape.vocab;
+        if let Some(token) = tokens.iter().find(|&&t| t >= vocab) {
+            return refuse("tokens", format!("numbers below the vocabulary's {vocab}"), token.to_string());
+        }
+        if let Some(target) = targets.iter().find(|&&t| t >= vocab && t != NO_TARGET) {
+            return refuse("targets", format!("numbers below the vocabulary's {vocab}, or NO_TARGET"), target.to_string());
+        }
+        Ok(())
+    }
+}
+
+/// What the randomness of a counter is for, in its last word.
+const INIT: u32 = 0;
+
+struct TrainingPass<'a> {
+    pass: Pass<'a>,
+    options: &'a TrainingOptions,
+    targets: &'a [u32],
+    /// Factor on the gradient, where a backward pass follows.
+    backward: Option<f32>,
+}
+
+impl TrainingPass<'_> {
+    fn execute(&mut self, op: &Op) {
+        let pass = &mut self.pass;
+        if pass.shared(op) {
+            return;
+        }
+        let (cpu, parameters) = (pass.cpu, pass.parameters);
+        match *op {
+            Op::Attention { q, k, v, out, log_sum_exp } => {
+                let (dims, scale) = (attention_dims(pass.shape, self.options), pass.score_scale());
+                let [q, k, v, out, log_sum_exp] = pass.rows([q, k, v, out, log_sum_exp]);
+                kernel::attention_forward(cpu, q, k, v, out, log_sum_exp, dims, scale);
+            }
+            Op::AttentionBackward { q, k, v, out, log_sum_exp, dout, dq, dk, dv, delta } => {
+                let (dims, scale) = (attention_dims(pass.shape, self.options), pass.score_scale());
+                let [q, k, v, out, lse, dout, dq, dk, dv, delta] =
+                    pass.rows([q, k, v, out, log_sum_exp, dout, dq, dk, dv, delta]);
+                kernel::attention_backward(cpu, q, k, v, out, lse, dout, dq, dk, dv, delta, dims, scale);
+            }
+            Op::CrossEntropy { logits, losses } => {
+                let [logits, losses] = pass.rows([logits, losses]);
+                match self.backward {
+                    Some(scale) => kernel::cross_entropy(cpu, logits, self.targets, losses, scale),
+                    None => kernel::cross_entropy_loss(cpu, logits, self.targets, losses),
+                }
+            }
+            Op::LinearDx { dy, weight, dx, adds } => {
+                let dims = product_dims(pass, dy, dx);
+                let [dy, dx] = pass.rows([dy, dx]);
+                kernel::linear_dx(cpu, dy, parameters.weight(weight), dx, dims, adds);
+            }
+            Op::LinearDw { dy, x, dweight } => {
+                let dims = product_dims(pass, dy, x);
+                let [dy, x, dweight] = pass.work.views([dy, x, dweight]);
+                kernel::linear_dw(cpu, dy, x, dweight, dims, true);
+            }
+            Op::BiasGradient { dy, dbias } => {
+                let [dy, dbias] = pass.work.views([dy, dbias]);
+                kernel::column_sum(cpu, dy, dbias);
+            }
+            Op::RmsNormBackward { x, gain, inverse_rms, dy, dx, adds, dgain } => {
+                let gain = parameters.f32s(gain);
+                match dgain {
+                    Some(dgain) => {
+                        let [x, inverse, dy, dx, dgain] = pass.work.views([x, inverse_rms, dy, dx, dgain]);
+                        kernel::rms_norm_backward(cpu, x, gain, inverse, dy, dx, adds, Some(dgain));
+                    }
+                    None => {
+                        let [x, inverse, dy, dx] = pass.work.views([x, inverse_rms, dy, dx]);
+                        kernel::rms_norm_backward(cpu, x, gain, inverse, dy, dx, adds, None);
+                    }
+                }
+            }
+            Op::SwiGluBackward { gate, up, dout, dgate, dup } => {
+                let [gate, up, dout, dgate, dup] = pass.rows([gate, up, dout, dgate, dup]);
+                kernel::swiglu_backward(cpu, gate, up, dout, dgate, dup);
+            }
+            Op::EmbedBackward { dx, dtable } => {
+                let (tokens, width) = (pass.tokens, pass.width(dx));
+                let [dx, dtable] = pass.work.views([dx, dtable]);
+                kernel::embedding_backward(cpu, tokens, dx, dtable, width);
+            }
+            Op::WriteKv { .. } | Op::PagedAttention { .. } | Op::GatherRows { .. } => {
+                unreachable!("a training plan has no key/value cache")
+            }
+            Op::Embed { .. } | Op::RmsNorm { .. } | Op::Linear { .. } | Op::LinearSwiGlu { .. } | Op::Rope { .. } => {
+                unreachable!("done by Pass::shared")
+            }
+        }
+    }
+}
+
+/// Of the forward product that `dy` and its input belong to.
+fn product_dims(pass: &Pass<'_>, dy: BufferId, x: BufferId) -> Dims {
+    pass.dims(x, dy)
+}
+
+fn attention_dims(shape: &ModelShape, options: &TrainingOptions) -> AttentionDims {
+    AttentionDims {
+        batch: options.micro_batch as usize,
+        seq: options.sequence as usize,
+        heads: shape.heads as usize,
+        kv_heads: shape.kv_heads as usize,
+        head_dim: shape.head_dim as usize,
+    }
+}

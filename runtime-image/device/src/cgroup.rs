@@ -63,9 +63,7 @@ impl Limits {
             if self.memory.as_ref().is_none_or(|(least, _)| limit < *least) {
                 self.memory = Some((limit, roots.shown(&file)));
             }
-            let Some(used) = number(&dir.join(usage)) else {
-                continue;
-            };
+            let used = number(&dir.join(usage)).unwrap_or(0);
             let stat = text(&dir.join("memory.stat")).unwrap_or_default();
             let field = |name| stat_field(&stat, name).unwrap_or(0);
             // As the kernel's own MemAvailable reckons: of the pages in use it

@@ -27,6 +27,8 @@ pub struct Manifest {
     pub chunk_bytes: u64,
     /// Its files, sorted by path.
     pub files: Vec<FileEntry>,
+    /// blake3 of the JSON of `[chunk_bytes, files]`: what the artifact's hash does not cover.
+    pub checksum: Digest,
 }
 
 /// One file of an artifact.
@@ -52,6 +54,7 @@ impl Manifest {
             format: FORMAT,
             artifact: hash_of(&files),
             chunk_bytes: CHUNK_BYTES,
+            checksum: checksum(CHUNK_BYTES, &files),
             files,
         })
     }
@@ -66,11 +69,15 @@ impl Manifest {
             artifact,
             chunk_bytes,
             files,
+            checksum: expected_checksum,
         } = &manifest;
         if *format != FORMAT {
             return Err(format!(
                 "format {format}, but this program reads format {FORMAT}"
             ));
+        }
+        if checksum(*chunk_bytes, files) != *expected_checksum {
+            return Err("manifest is corrupt: it does not match its checksum".into());
         }
         if *chunk_bytes == 0 {
             return Err("chunk_bytes is 0".into());
@@ -123,6 +130,11 @@ impl Manifest {
             .zip(0u64..)
             .map(move |(digest, i)| (*digest, size.min(length - i * size)))
     }
+}
+
+fn checksum(chunk_bytes: u64, files: &[FileEntry]) -> Digest {
+    let json = serde_json::to_vec(&(chunk_bytes, files));
+    Digest::of(&json.expect("a manifest is strings and numbers"))
 }
 
 fn hash_of(files: &[FileEntry]) -> ArtifactHash {

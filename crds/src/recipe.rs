@@ -200,7 +200,7 @@ pub struct ScratchModel {
     pub max_positions: Option<u32>,
     /// Base of the rotary frequencies.
     #[serde(default = "rope_theta")]
-    #[schemars(range(min = 1.0, max = 1e12))]
+    #[schemars(range(min = 2.0, max = 1e12))]
     pub rope_theta: f64,
     /// RMSNorm's epsilon.
     #[serde(default = "norm_eps")]

@@ -416,7 +416,7 @@ fn an_empty_system_and_one_without_permission_are_no_failure() {
     let forbid = |path: &str| {
         use std::os::unix::fs::PermissionsExt;
         let path = tree.0.path().join(path);
-        fs::set_permissions(path, fs::Permissions::from_mode(0)).expect("permissions");
+        fs::set_permissions(path, fs::Permissions::from_mode(0o000)).expect("permissions");
     };
     forbid("sys/fs/cgroup/job/memory.max");
     forbid("dev/kfd");
@@ -439,7 +439,7 @@ fn this_machine_is_described_and_the_report_survives_json() {
     assert!(machine.cpu.allowed_milli >= 1);
     assert!(machine.cpu.allowed_milli <= machine.cpu.logical * 1000);
     let json = serde_json::to_string_pretty(&machine).expect("a report is JSON");
-    println!("{json}");
+    eprintln!("{json}");
     let back: Machine = serde_json::from_str(&json).expect("reads back");
     assert_eq!(back, machine);
 }

@@ -1,5 +1,6 @@
 //! The CPU a kernel runs on: the instruction set chosen at start, and threads.
 
+use rayon::prelude::*;
 use std::fmt;
 use std::str::FromStr;
 
@@ -141,6 +142,50 @@ impl Cpu {
         match &self.pool {
             Some(pool) => pool.install(f),
             None => f(),
+        }
+    }
+}
+
+/// Pointers that tasks on several threads share.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<T>(T);
+// SAFETY: whoever made it promised that tasks write disjoint parts.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T: Copy> Shared<T> {
+    /// # Safety
+    /// What it points to is borrowed for as long as the tasks run, and they write
+    /// disjoint parts that no other task reads.
+    pub(crate) unsafe fn new(pointers: T) -> Shared<T> {
+        Shared(pointers)
+    }
+
+    /// The pointers.
+    pub(crate) fn get(&self) -> T {
+        self.0
+    }
+}
+
+/// Work, in multiply-adds or the like, below which waking threads costs more than it gains.
+const SERIAL: usize = 1 << 19;
+
+impl Cpu {
+    /// Runs `f` on every task, on all threads if `work` is worth it. Which thread runs
+    /// a task, and in which order, must not matter to the result.
+    pub(crate) fn each<T: Send>(
+        &self,
+        work: usize,
+        tasks: impl Iterator<Item = T>,
+        f: impl Fn(T) + Sync,
+    ) {
+        match &self.pool {
+            Some(pool) if work >= SERIAL => {
+                let tasks: Vec<T> = tasks.collect();
+                pool.install(|| tasks.into_par_iter().with_max_len(1).for_each(&f));
+            }
+            _ => tasks.for_each(f),
         }
     }
 }

@@ -1,0 +1,262 @@
+//! The matrix product's skeleton on the CPU: blocks of rows and panels of columns,
+//! each a task; the micro-kernel of [`product`] inside, an epilogue at the end.
+//!
+//! Tiles, tasks and threads are chosen freely here, because each output is one
+//! chain over k whatever its tile: between blocks of k the chain waits in scratch.
+
+use crate::bodies;
+use crate::isa::{Lanes, on_every_isa};
+use crate::product::{Left, Right, product};
+use crate::scratch::scratch;
+use crate::simd::{At, In, Out, Q8, Simd};
+use crate::val::Body;
+use crate::{Cpu, Isa, cpu::Shared};
+
+/// Steps of k between which a tile's chains stay in registers; a multiple of 32.
+const K_BLOCK: usize = 256;
+/// Most rows of a task.
+const ROWS: usize = 128;
+/// Most panels of a task whose k has several blocks.
+const PANELS: usize = 10;
+/// Rows up to which a quantised panel is read as it is; above, it is made f32 once a block.
+const DIRECT_ROWS: usize = 8;
+
+/// Columns of a panel: three registers.
+pub(crate) fn panel_width(isa: Isa) -> usize {
+    match isa {
+        Isa::Avx512 => 48,
+        Isa::Avx2 | Isa::Portable => 24,
+        Isa::Neon => 12,
+    }
+}
+
+/// A right operand B[k, n] as panels.
+#[derive(Clone, Copy)]
+pub(crate) enum Panels {
+    /// Panel after panel, each `[k, panel_width]`; the last padded.
+    F32(*const f32),
+    /// The same, bfloat16.
+    Bf16(*const u16),
+    /// The same, bytes; and scales, each panel `[k/32, panel_width]`.
+    Q8_0(*const i8, *const f32),
+    /// Rows of a matrix in place, `ld` apart; and the last panel, packed, if it is not whole.
+    InPlace {
+        rows: *const f32,
+        ld: usize,
+        last: *const f32,
+    },
+}
+
+/// A right operand and its size.
+#[derive(Clone, Copy)]
+pub(crate) struct Operand {
+    pub(crate) panels: Panels,
+    pub(crate) k: usize,
+    pub(crate) n: usize,
+}
+
+impl Operand {
+    /// Panel `j` from step `p` (a multiple of 32) on.
+    fn right(&self, width: usize, j: usize, p: usize) -> Right {
+        let at = (j * self.k + p) * width;
+        match self.panels {
+            Panels::F32(b) => Right::F32(b.wrapping_add(at), width),
+            Panels::Bf16(b) => Right::Bf16(b.wrapping_add(at), width),
+            Panels::Q8_0(bytes, scales) => Right::Q8_0(Q8 {
+                bytes: bytes.wrapping_add(at),
+                scales: scales.wrapping_add((j * self.k + p) / 32 * width),
+                ld: width,
+            }),
+            Panels::InPlace { rows, ld, last } => {
+                if (j + 1) * width <= self.n {
+                    Right::F32(rows.wrapping_add(p * ld + j * width), ld)
+                } else {
+                    Right::F32(last.wrapping_add(p * width), width)
+                }
+            }
+        }
+    }
+}
+
+/// A finished block of products: `rows × cols` from (`row`, `col`), for each of P operands
+/// at `c`, rows `ld` apart.
+#[derive(Clone, Copy)]
+pub(crate) struct Block<const P: usize> {
+    row: usize,
+    rows: usize,
+    col: usize,
+    cols: usize,
+    c: [*const f32; P],
+    ld: usize,
+}
+
+/// `A[m, k]·B[k, n]` for each operand B in `b` (all of one size), block by block into `finish`.
+///
+/// # Safety
+/// `a` and `b` hold these elements until this returns.
+pub(crate) unsafe fn multiply<const P: usize>(
+    cpu: &Cpu,
+    m: usize,
+    a: Left,
+    b: [Operand; P],
+    finish: impl Fn(Block<P>) + Sync,
+) {
+    let (isa, width) = (cpu.isa(), panel_width(cpu.isa()));
+    let (n, k) = (b[0].n, b[0].k);
+    let panels = n.div_ceil(width);
+    // About four tasks a thread: blocks of rows first, groups of panels if those are few.
+    let want = cpu.threads() * 4;
+    let rows = m
+        .div_ceil(want)
+        .next_multiple_of(8)
+        .clamp(32, ROWS)
+        .min(m.max(1));
+    let row_blocks = m.div_ceil(rows);
+    let group = panels.div_ceil(want.div_ceil(row_blocks.max(1))).max(1);
+    let group = if k > K_BLOCK {
+        group.min(PANELS)
+    } else {
+        group
+    };
+    let groups = panels.div_ceil(group);
+
+    // SAFETY: tasks only read the operands; they are borrowed until this returns.
+    let shared = unsafe { Shared::new((a, b)) };
+    let task = |index: usize| {
+        let (a, b) = shared.get();
+        let (row, first) = (index / groups * rows, index % groups * group);
+        let rows = rows.min(m - row);
+        let end = (first + group).min(panels);
+        // Panels whose chains are open at once: one if a single block of k ends them.
+        let open = if k <= K_BLOCK { 1 } else { end - first };
+        let ld = open * width;
+        scratch(P * rows * ld + K_BLOCK * width, |space| {
+            let (c, panel) = space.split_at_mut(P * rows * ld);
+            let c: [*mut f32; P] = std::array::from_fn(|i| c[i * rows * ld..].as_mut_ptr());
+            for first in (first..end).step_by(open) {
+                // An empty chain is 0: k = 0 still runs once.
+                for p in (0..k.max(1)).step_by(K_BLOCK) {
+                    let steps = K_BLOCK.min(k - p);
+                    for j in first..(first + open).min(end) {
+                        for (b, c) in b.iter().zip(c) {
+                            let mut right = b.right(width, j, p);
+                            if rows > DIRECT_ROWS && !matches!(right, Right::F32(..)) {
+                                widen(isa, right, steps, width, panel.as_mut_ptr());
+                                right = Right::F32(panel.as_ptr(), width);
+                            }
+                            let c = c.wrapping_add((j - first) * width);
+                            product(
+                                isa,
+                                rows,
+                                width.min(n - j * width),
+                                steps,
+                                a.from(row, p),
+                                right,
+                                c,
+                                ld,
+                                p > 0,
+                            );
+                        }
+                    }
+                }
+                let col = first * width;
+                let cols = ld.min(n - col);
+                finish(Block {
+                    row,
+                    rows,
+                    col,
+                    cols,
+                    c: c.map(<*mut f32>::cast_const),
+                    ld,
+                });
+            }
+        });
+    };
+    cpu.each(P * m * n * k, 0..row_blocks * groups, task);
+}
+
+/// A quantised panel of `steps` rows as f32.
+#[inline(always)]
+fn widen_lanes<V: Lanes>(from: Right, steps: usize, width: usize, to: *mut f32) {
+    for p in 0..steps {
+        for i in (0..width).step_by(V::N) {
+            // SAFETY: the panel holds `steps` rows of `width`, as does `to`.
+            unsafe {
+                let v = match from {
+                    Right::F32(b, ld) => V::load(b.add(p * ld + i)),
+                    Right::Bf16(b, ld) => V::load_bf16(b.add(p * ld + i)),
+                    Right::Q8_0(w) => bodies::dequantize_q8_0(
+                        Simd::<V>::row(0, 0),
+                        w,
+                        At {
+                            row: p,
+                            i,
+                            lanes: V::N,
+                        },
+                    ),
+                };
+                v.store(to.add(p * width + i));
+            }
+        }
+    }
+}
+on_every_isa! { fn widen = widen_lanes(from: Right, steps: usize, width: usize, to: *mut f32) }
+
+/// Runs `body` at every place of a block with its products.
+#[inline(always)]
+fn places<V: Lanes, const P: usize>(block: Block<P>, body: impl Fn(Simd<V>, At, [V; P])) {
+    for i in 0..block.rows {
+        let s = Simd::row(block.row + i, 0);
+        for j in (0..block.cols).step_by(V::N) {
+            let lanes = V::N.min(block.cols - j);
+            let c = block.c.map(
+                #[inline(always)]
+                |c| {
+                    s.load(
+                        In::at(c, block.ld),
+                        At {
+                            row: i,
+                            i: j,
+                            lanes,
+                        },
+                    )
+                },
+            );
+            body(
+                s,
+                At {
+                    row: block.row + i,
+                    i: block.col + j,
+                    lanes,
+                },
+                c,
+            );
+        }
+    }
+}
+
+#[inline(always)]
+fn finish_lanes<V: Lanes>(block: Block<1>, bias: Option<In>, before: Option<In>, y: Out) {
+    places(
+        block,
+        #[inline(always)]
+        |s: Simd<V>, at, [product]| bodies::finish(s, at, product, bias, before, y),
+    );
+}
+on_every_isa! {
+    /// [`bodies::finish`] over a block.
+    pub(crate) fn finish = finish_lanes(block: Block<1>, bias: Option<In>, before: Option<In>, y: Out)
+}
+
+#[inline(always)]
+fn finish_swiglu_lanes<V: Lanes>(block: Block<2>, h: Out, keep: Option<(Out, Out)>) {
+    places(
+        block,
+        #[inline(always)]
+        |s: Simd<V>, at, [gate, up]| bodies::finish_swiglu(s, at, gate, up, h, keep),
+    );
+}
+on_every_isa! {
+    /// [`bodies::finish_swiglu`] over a block.
+    pub(crate) fn finish_swiglu = finish_swiglu_lanes(block: Block<2>, h: Out, keep: Option<(Out, Out)>)
+}

@@ -1,0 +1,262 @@
+//! Weight matrices: the types they are kept in, quantisation, and the packed form
+//! that products read.
+
+use crate::Cpu;
+use crate::gemm::{Operand, Panels, panel_width};
+use crate::product::transpose;
+use crate::scratch::{Line, floats, lines, scratch};
+use half::{bf16, f16};
+
+/// Values in one q8_0 block.
+pub const Q8_0_VALUES: usize = 32;
+/// Bytes of one q8_0 block: an f16 scale, then 32 signed bytes.
+pub const Q8_0_BYTES: usize = 34;
+
+/// A weight matrix `[N, K]`, row-major, in the type it is kept in.
+#[derive(Clone, Copy, Debug)]
+pub enum Weight<'a> {
+    /// N·K floats.
+    F32(&'a [f32]),
+    /// N·K bfloat16 values, as bits.
+    Bf16(&'a [u16]),
+    /// N·K/32 blocks of 34 bytes (f16 scale, 32 × i8) along K; K is a multiple of 32.
+    Q8_0(&'a [u8]),
+}
+
+impl<'a> Weight<'a> {
+    /// Values it holds.
+    pub fn values(&self) -> usize {
+        match self {
+            Weight::F32(w) => w.len(),
+            Weight::Bf16(w) => w.len(),
+            Weight::Q8_0(w) => w.len() / Q8_0_BYTES * Q8_0_VALUES,
+        }
+    }
+
+    /// Rows `first..end` of a matrix `k` wide.
+    pub(crate) fn rows(self, k: usize, first: usize, end: usize) -> Weight<'a> {
+        match self {
+            Weight::F32(w) => Weight::F32(&w[first * k..end * k]),
+            Weight::Bf16(w) => Weight::Bf16(&w[first * k..end * k]),
+            Weight::Q8_0(w) => {
+                let bytes = k / Q8_0_VALUES * Q8_0_BYTES;
+                Weight::Q8_0(&w[first * bytes..end * bytes])
+            }
+        }
+    }
+
+    /// Panics unless this is an `[n, k]` matrix.
+    pub(crate) fn check(&self, n: usize, k: usize) {
+        assert_eq!(
+            self.values(),
+            n * k,
+            "a weight [{n}, {k}] has {} values",
+            self.values()
+        );
+        if let Weight::Q8_0(w) = self {
+            assert!(
+                k.is_multiple_of(Q8_0_VALUES),
+                "q8_0 needs rows of whole blocks, not {k} values"
+            );
+            assert!(
+                w.len().is_multiple_of(Q8_0_BYTES),
+                "q8_0 data of {} bytes ends inside a block",
+                w.len()
+            );
+        }
+    }
+}
+
+/// Every value of `w` as f32, in the same order. Exact, but for q8_0's one rounding
+/// of scale · byte.
+///
+/// # Panics
+/// `out` holds another number of values than `w`.
+pub fn dequantize(w: Weight<'_>, out: &mut [f32]) {
+    assert_eq!(
+        w.values(),
+        out.len(),
+        "dequantize: {} values into {}",
+        w.values(),
+        out.len()
+    );
+    match w {
+        Weight::F32(w) => out.copy_from_slice(w),
+        Weight::Bf16(w) => {
+            for (out, &bits) in out.iter_mut().zip(w) {
+                *out = bf16::from_bits(bits).to_f32();
+            }
+        }
+        Weight::Q8_0(w) => {
+            for (out, block) in out
+                .chunks_exact_mut(Q8_0_VALUES)
+                .zip(w.chunks_exact(Q8_0_BYTES))
+            {
+                let scale = scale_of(block);
+                for (out, &byte) in out.iter_mut().zip(&block[2..]) {
+                    *out = scale * f32::from(byte as i8);
+                }
+            }
+        }
+    }
+}
+
+fn scale_of(block: &[u8]) -> f32 {
+    f16::from_le_bytes([block[0], block[1]]).to_f32()
+}
+
+/// Quantises to q8_0 as ggml does: scale = largest magnitude / 127 (stored as f16),
+/// bytes = value / scale rounded, ties away from zero.
+///
+/// # Panics
+/// `x` is not a multiple of 32 long, or `out` is not 34 bytes for each 32 values.
+pub fn quantize_q8_0(x: &[f32], out: &mut [u8]) {
+    assert!(
+        x.len().is_multiple_of(Q8_0_VALUES) && out.len() == x.len() / Q8_0_VALUES * Q8_0_BYTES,
+        "quantize_q8_0: {} values into {} bytes",
+        x.len(),
+        out.len()
+    );
+    for (x, block) in x
+        .chunks_exact(Q8_0_VALUES)
+        .zip(out.chunks_exact_mut(Q8_0_BYTES))
+    {
+        let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
+        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+        block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
+        for (byte, x) in block[2..].iter_mut().zip(x) {
+            *byte = (x * inverse).round() as i8 as u8;
+        }
+    }
+}
+
+/// A weight laid out for fast products on one kind of CPU: built once for serving.
+/// Products with it have the same bits as with the weight it was made of.
+pub struct PackedWeight {
+    n: usize,
+    k: usize,
+    width: usize,
+    panels: Packed,
+}
+
+enum Packed {
+    F32(Vec<Line>),
+    Bf16(Vec<u16>),
+    Q8_0 { bytes: Vec<i8>, scales: Vec<f32> },
+}
+
+impl PackedWeight {
+    /// Packs `w[n, k]`, keeping its type.
+    ///
+    /// # Panics
+    /// `w` does not hold n·k values.
+    pub fn new(cpu: &Cpu, w: Weight<'_>, n: usize, k: usize) -> PackedWeight {
+        w.check(n, k);
+        let width = panel_width(cpu.isa());
+        let padded = n.next_multiple_of(width);
+        // Of matrix element (row, column), where it goes in panels of `depth` rows.
+        let place = |row: usize, col: usize, depth: usize| {
+            (row / width * depth + col) * width + row % width
+        };
+        let panels = match w {
+            Weight::F32(_) => {
+                let mut to = lines(padded * k);
+                pack(cpu, w, n, k, floats(&mut to));
+                Packed::F32(to)
+            }
+            Weight::Bf16(w) => {
+                let mut to = vec![0; padded * k];
+                for (i, &bits) in w.iter().enumerate() {
+                    to[place(i / k, i % k, k)] = bits;
+                }
+                Packed::Bf16(to)
+            }
+            Weight::Q8_0(w) => {
+                let (mut bytes, mut scales) =
+                    (vec![0; padded * k], vec![0.0; padded * k / Q8_0_VALUES]);
+                let blocks = k / Q8_0_VALUES;
+                for (i, block) in w.chunks_exact(Q8_0_BYTES).enumerate() {
+                    scales[place(i / blocks, i % blocks, blocks)] = scale_of(block);
+                    for (j, &byte) in block[2..].iter().enumerate() {
+                        bytes[place(i / blocks, i % blocks * Q8_0_VALUES + j, k)] = byte as i8;
+                    }
+                }
+                Packed::Q8_0 { bytes, scales }
+            }
+        };
+        PackedWeight {
+            n,
+            k,
+            width,
+            panels,
+        }
+    }
+
+    /// Features out.
+    pub fn n(&self) -> usize {
+        self.n
+    }
+
+    /// Features in.
+    pub fn k(&self) -> usize {
+        self.k
+    }
+
+    /// Bytes it occupies.
+    pub fn bytes(&self) -> usize {
+        match &self.panels {
+            Packed::F32(p) => size_of_val(p.as_slice()),
+            Packed::Bf16(p) => size_of_val(p.as_slice()),
+            Packed::Q8_0 { bytes, scales } => {
+                size_of_val(bytes.as_slice()) + size_of_val(scales.as_slice())
+            }
+        }
+    }
+
+    /// As the right operand of a product.
+    pub(crate) fn operand(&self, cpu: &Cpu) -> Operand {
+        assert_eq!(
+            self.width,
+            panel_width(cpu.isa()),
+            "a weight packed for another instruction set"
+        );
+        let panels = match &self.panels {
+            Packed::F32(p) => Panels::F32(p.as_ptr().cast()),
+            Packed::Bf16(p) => Panels::Bf16(p.as_ptr()),
+            Packed::Q8_0 { bytes, scales } => Panels::Q8_0(bytes.as_ptr(), scales.as_ptr()),
+        };
+        Operand {
+            panels,
+            k: self.k,
+            n: self.n,
+        }
+    }
+}
+
+/// Floats that [`pack`] writes.
+pub(crate) fn packed_len(cpu: &Cpu, n: usize, k: usize) -> usize {
+    n.next_multiple_of(panel_width(cpu.isa())) * k
+}
+
+/// `w[n, k]` transposed into f32 panels, the last padded with zeros.
+pub(crate) fn pack(cpu: &Cpu, w: Weight<'_>, n: usize, k: usize, to: &mut [f32]) {
+    let (isa, width) = (cpu.isa(), panel_width(cpu.isa()));
+    let panels = to[..packed_len(cpu, n, k)]
+        .chunks_mut((width * k).max(1))
+        .enumerate();
+    cpu.each(n * k * 8, panels, |(j, to)| {
+        let (first, end) = (j * width, ((j + 1) * width).min(n));
+        if end - first < width {
+            to.fill(0.0);
+        }
+        let mut turn =
+            |w: &[f32]| transpose(isa, end - first, k, w.as_ptr(), k, to.as_mut_ptr(), width);
+        match w.rows(k, first, end) {
+            Weight::F32(w) => turn(w),
+            w => scratch(w.values(), |space| {
+                dequantize(w, space);
+                turn(space);
+            }),
+        }
+    });
+}

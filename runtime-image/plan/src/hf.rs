@@ -369,7 +369,9 @@ impl Config<'_> {
         };
         let scaling = match kind {
             None => {
-                return Err(self.missing(&format!("{field}.rope_type"), "default, linear or llama3"));
+                return Err(
+                    self.missing(&format!("{field}.rope_type"), "default, linear or llama3")
+                );
             }
             Some("default") => RopeScaling::None,
             Some("linear") => RopeScaling::Linear {

@@ -1,9 +1,5 @@
-//! Claims: machines we intend to pay for, and the protocol that buys one without ever leaking it.
-//!
-//! [`next_step`] is a pure function from what is durable (the claim) and what was just seen (the
-//! observation) to the one thing to do next. The operator and the embedded mode run the same
-//! loop around it: do the step, write down what it says to write down, ask again. A crash between
-//! any two steps is repaired by asking again.
+//! Claims: machines we intend to pay for, from before they are asked for until their last second
+//! is in the ledger. [`crate::launch`] is the protocol that buys one.
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -209,56 +205,6 @@ pub struct LaunchSafety {
     pub settle_seconds: u32,
 }
 
-/// What was just seen. Everything here is fresh: of this pass.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Observation {
-    /// Now.
-    pub now: Timestamp,
-    /// Whether the claim is still wanted, and why not.
-    pub wanted: Wanted,
-    /// What the quorum read of the claim gave.
-    pub read: ReadBack,
-    /// What looking for machines with this claim's identity gave.
-    pub listing: Listing,
-    /// This pass itself wrote the phase `Attempted` by compare-and-swap, and has not called yet.
-    pub fresh_attempt: bool,
-    /// The answer to the launch call of this pass.
-    pub answer: Option<LaunchAnswer>,
-}
-
-/// Whether a claim is still wanted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
-    /// Yes.
-    Yes,
-    /// No, and why.
-    No(Reason),
-}
-
-/// What the quorum read of the claim gave.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReadBack {
-    /// Not read yet in this pass.
-    NotRead,
-    /// It is there, its uid is the one we know, it is not being deleted, and we still lead.
-    Ours,
-    /// It is being deleted.
-    Deleting,
-    /// It is not there, its uid is another, or we no longer lead.
-    NotOurs,
-}
-
-/// What looking for machines with this claim's identity gave.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listing {
-    /// Not looked yet in this pass.
-    NotLooked,
-    /// The provider did not answer, or not in full: nothing may be concluded.
-    Failed,
-    /// The complete answer: ids of machines that carry the claim's uid, oldest first.
-    Complete(Vec<String>),
-}
-
 /// The answer to a launch call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LaunchAnswer {
@@ -292,4 +238,33 @@ pub enum Refusal {
     BalanceTooLow,
     /// The request breaks a rule: the claim ends.
     Invalid,
+}
+
+impl Refusal {
+    /// The reason in the API's words.
+    pub const fn reason(self) -> Reason {
+        match self {
+            Refusal::NoCapacity => Reason::InsufficientCapacity,
+            Refusal::Quota => Reason::QuotaExceeded,
+            Refusal::RateLimited => Reason::RateLimited,
+            Refusal::Transient => Reason::ProviderUnavailable,
+            Refusal::PriceChanged => Reason::PriceChanged,
+            Refusal::Unauthorized => Reason::Unauthorized,
+            Refusal::BalanceTooLow => Reason::BalanceTooLow,
+            Refusal::Invalid => Reason::InvalidSpec,
+        }
+    }
+
+    /// Whether another attempt may succeed.
+    pub const fn is_worth_repeating(self) -> bool {
+        match self {
+            Refusal::RateLimited | Refusal::Transient => true,
+            Refusal::NoCapacity
+            | Refusal::Quota
+            | Refusal::PriceChanged
+            | Refusal::Unauthorized
+            | Refusal::BalanceTooLow
+            | Refusal::Invalid => false,
+        }
+    }
 }

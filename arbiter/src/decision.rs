@@ -4,16 +4,16 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::claim::{ClaimSpec, Device};
-use crate::money::{Usd, UsdPerHour};
-use crate::offer::{Capacity, Offer, OfferId};
+use crate::money::Usd;
+use crate::obstacle::Obstacle;
+use crate::offer::{Offer, OfferId};
 use crate::reason::Reason;
-use crate::support::Level;
 use crate::workload::WorkloadId;
 
 /// What to do now for all workloads.
 ///
 /// Placing never buys: it writes claims, which is safe to repeat. Each claim is then bought by its
-/// own sequence of [`crate::claim::next_step`], which holds at most one launch.
+/// own sequence of [`crate::launch::next_step`], which holds at most one launch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Plan {
@@ -108,7 +108,7 @@ pub enum Outcome {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StoppedBy {
-    /// Name of the constraint, as in [`Obstacle::name`].
+    /// Name of the constraint, as in [`crate::obstacle::Check::name`].
     pub constraint: String,
     /// Offers.
     pub offers: u32,
@@ -221,209 +221,4 @@ pub struct Miss {
     /// What it would cost, where that can be said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub total: Option<Usd>,
-}
-
-/// Why an offer is not taken, with numbers. The order of the variants is the order of the checks.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase",
-    deny_unknown_fields,
-    tag = "constraint"
-)]
-pub enum Obstacle {
-    /// Its provider is not known.
-    ProviderUnknown {
-        /// The provider.
-        provider: String,
-    },
-    /// Its provider is not in `placement.providers`.
-    ProviderNotListed {
-        /// The provider.
-        provider: String,
-    },
-    /// Its provider does not serve the namespace.
-    NamespaceNotAllowed {
-        /// The provider.
-        provider: String,
-        /// The namespace.
-        namespace: String,
-    },
-    /// Its provider takes nothing new.
-    ProviderOff {
-        /// The provider.
-        provider: String,
-    },
-    /// The capacity type is another.
-    CapacityType {
-        /// Asked for.
-        needs: Capacity,
-        /// Offered.
-        has: Capacity,
-    },
-    /// Its region is not in `placement.regions`, or is excluded.
-    Region {
-        /// Offered.
-        has: String,
-        /// It is excluded by name.
-        excluded: bool,
-    },
-    /// Its zone is not in `placement.zones`.
-    Zone {
-        /// Offered.
-        has: String,
-    },
-    /// Its owner is unknown, and `allowUntrustedHosts` is false.
-    UntrustedHost,
-    /// Its devices are not among those asked for.
-    AcceleratorModel {
-        /// Asked for.
-        needs: String,
-        /// Offered.
-        has: String,
-    },
-    /// Too few devices.
-    AcceleratorCount {
-        /// Asked for.
-        needs: u32,
-        /// Offered.
-        has: u32,
-    },
-    /// Its devices have too little memory for `accelerator.minMemory`.
-    AcceleratorMemory {
-        /// Bytes asked for.
-        needs: u64,
-        /// Bytes of one device.
-        has: u64,
-    },
-    /// Its devices are of too old a generation.
-    ComputeCapability {
-        /// Asked for.
-        needs: (u32, u32),
-        /// Offered; `None`: not an NVIDIA part.
-        has: Option<(u32, u32)>,
-    },
-    /// Too few processors.
-    Vcpus {
-        /// Thousandths asked for.
-        needs: u32,
-        /// Thousandths offered; `None`: the provider does not say.
-        has: Option<u32>,
-    },
-    /// Too little host memory.
-    Memory {
-        /// Bytes needed: the floor, or what the plan says where that is more.
-        needs: u64,
-        /// Bytes offered; `None`: the provider does not say.
-        has: Option<u64>,
-    },
-    /// The engine does not run there, or was never run there.
-    Engine {
-        /// How far it is.
-        level: Level,
-        /// Where: `cuda sm_90`, `cpu aarch64`.
-        on: String,
-    },
-    /// The plan needs more device memory than there is.
-    DeviceMemory {
-        /// Bytes the plan needs.
-        needs: u64,
-        /// Bytes that a plan may count on.
-        has: u64,
-    },
-    /// The price is above `placement.maxHourlyPrice`.
-    HourlyPrice {
-        /// The limit.
-        limit: UsdPerHour,
-        /// The price.
-        price: UsdPerHour,
-    },
-    /// One token takes longer than the latency target.
-    Latency {
-        /// Milliseconds allowed.
-        limit: u32,
-        /// Milliseconds expected.
-        expected: u32,
-    },
-    /// It would be done after the deadline.
-    Deadline {
-        /// The deadline.
-        finish_by: Timestamp,
-        /// Milliseconds after it.
-        late_millis: i64,
-    },
-    /// It would cost more than `maxTotalCost` leaves.
-    TotalCost {
-        /// What is left of the limit.
-        left: Usd,
-        /// What it would cost.
-        needs: Usd,
-    },
-    /// A budget has not enough left.
-    Budget {
-        /// Its name.
-        budget: String,
-        /// What is left of it, reservations taken off.
-        left: Usd,
-        /// What it would cost in the period.
-        needs: Usd,
-    },
-    /// The provider's hourly limit is reached.
-    ProviderHourly {
-        /// What is left of the limit.
-        left: UsdPerHour,
-        /// The price.
-        price: UsdPerHour,
-    },
-    /// The provider's monthly limit is reached.
-    ProviderMonthly {
-        /// What is left of the limit, reservations taken off.
-        left: Usd,
-        /// What it would cost in the month.
-        needs: Usd,
-    },
-    /// The provider's number of machines is reached.
-    ProviderMachines {
-        /// The limit.
-        limit: u32,
-    },
-    /// All of it is taken.
-    NoSlot {
-        /// How many there are.
-        slots: u32,
-    },
-    /// It refused a launch lately.
-    Unavailable {
-        /// When it is worth another try.
-        until: Timestamp,
-        /// What it said.
-        reason: Reason,
-    },
-    /// The quote is too old.
-    StaleQuote {
-        /// When it was quoted.
-        quoted_at: Timestamp,
-        /// When it stopped being good.
-        expired_at: Timestamp,
-    },
-    /// The quote is from the future.
-    FutureQuote {
-        /// When it claims to have been quoted.
-        quoted_at: Timestamp,
-    },
-    /// A dated price, for comparison only.
-    NotForSale {
-        /// "prices of 2026-07-20, not for sale".
-        note: String,
-    },
-    /// Nothing stands in its way; it costs more.
-    Dearer {
-        /// By so much.
-        by: Usd,
-    },
-    /// It costs less, but may miss the deadline, and another place meets it for sure.
-    RiskierDeadline {
-        /// Milliseconds after the deadline if things go badly.
-        late_millis: i64,
-    },
 }

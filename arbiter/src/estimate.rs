@@ -1,6 +1,140 @@
 //! How fast work goes on a device, how sure that is, and what past runs taught.
+//!
+//! The model is an additive roofline: a step takes operations ÷ sustained rate + bytes ÷ sustained
+//! bandwidth. Sustained is what the machine was measured to do, or what the catalogue says times
+//! an efficiency. The answer always comes with a range that about nine runs in ten should fall in,
+//! and a device that has been used before is corrected by what it really did.
 
 use serde::{Deserialize, Serialize};
+
+use crate::catalogue::{Accelerator, Catalogue};
+use crate::claim::Device;
+use crate::decision::Range;
+use crate::market::Class;
+use crate::offer::{Arch, MeasuredRates};
+use crate::support::{Backend, Operation};
+use crate::workload::{Precision, ServingWork, TrainingWork};
+
+/// f32 matrix rate of one rented vCPU of unknown make, 10⁹ operations a second. A vCPU is half a
+/// core: at 2.5 GHz with AVX2 its share of the peak is 40, of which a careless neighbour and an
+/// unknown generation may leave a third.
+const VCPU_GFLOPS: f64 = 12.0;
+
+/// Memory bandwidth of one rented vCPU, 10⁹ bytes a second: a server's 200 over its 80 vCPUs.
+const VCPU_GB_S: f64 = 2.5;
+
+/// Share of the matrix rate that whole passes reach on a processor.
+const CPU_EFFICIENCY: f64 = 0.6;
+
+/// Share of the best measured matrix rate that whole passes reach on an accelerator.
+const OF_MEASURED: f64 = 0.6;
+
+/// Share of the peak rate that whole passes reach on an accelerator of which only the peak is known:
+/// measured matrix rates are 0.8 of the peak on NVIDIA and 0.5 on AMD, whole passes 0.6 of that.
+const OF_PEAK_CUDA: f64 = 0.45;
+const OF_PEAK_OTHER: f64 = 0.3;
+
+/// Share of the vendor's bandwidth that streaming kernels reach.
+const OF_BANDWIDTH: f64 = 0.75;
+
+/// Standard deviation of ln(true ÷ estimated rate): where rates were measured on the machine
+/// itself, where the device is in the catalogue, and where only a count of vCPUs is known.
+const SPREAD_MEASURED: f64 = 0.3;
+const SPREAD_CATALOGUE: f64 = 0.45;
+const SPREAD_VCPUS: f64 = 0.7;
+
+/// Past runs weigh against the estimate as if the estimate itself were this many runs.
+const PRIOR_RUNS: f64 = 2.0;
+
+/// Runs differ by this much (standard deviation of ln) however many were seen.
+const SPREAD_FLOOR: f64 = 0.05;
+
+/// Nine in ten of a normal distribution lie within this many standard deviations.
+const NINE_IN_TEN: f64 = 1.645;
+
+/// Sustained rates of a device, and how sure they are.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rates {
+    /// Operations a second.
+    pub flops: f64,
+    /// Bytes a second from the memory that computes.
+    pub bytes: f64,
+    /// Standard deviation of ln(true ÷ estimated).
+    pub spread: f64,
+}
+
+/// The rates of a class's device, or `None` where nothing is known that an estimate could stand on
+/// (no count of vCPUs, a device that is not in the catalogue).
+pub fn rates(class: &Class, device: Device, precision: Precision) -> Option<Rates> {
+    match device {
+        Device::Cpu => cpu_rates(class),
+        Device::Accelerators => {
+            let row = &Catalogue::embedded().rows()[class.catalogue_row?];
+            Some(accelerator_rates(row, precision))
+        }
+    }
+}
+
+fn cpu_rates(class: &Class) -> Option<Rates> {
+    let good = |value: f64| value.is_finite() && value > 0.0;
+    if let Some(MeasuredRates {
+        gemm_gflops,
+        read_gb_s,
+    }) = class.measured
+        && good(gemm_gflops)
+        && good(read_gb_s)
+    {
+        return Some(Rates {
+            flops: gemm_gflops * 1e9 * CPU_EFFICIENCY,
+            bytes: read_gb_s * 1e9,
+            spread: SPREAD_MEASURED,
+        });
+    }
+    let vcpus = f64::from(class.vcpu_milli.filter(|milli| *milli > 0)?) / 1000.0;
+    Some(Rates {
+        flops: vcpus * VCPU_GFLOPS * 1e9 * CPU_EFFICIENCY,
+        bytes: vcpus * VCPU_GB_S * 1e9,
+        spread: SPREAD_VCPUS,
+    })
+}
+
+fn accelerator_rates(row: &Accelerator, precision: Precision) -> Rates {
+    let of_peak = if row.stacks.iter().any(|stack| stack == "cuda") {
+        OF_PEAK_CUDA
+    } else {
+        OF_PEAK_OTHER
+    };
+    let tflops = match precision {
+        Precision::F32 => row.f32_tflops.map(|peak| peak * of_peak),
+        Precision::Bf16 => row
+            .bf16_measured_tflops
+            .map(|rate| rate * OF_MEASURED)
+            .or(row.bf16_tflops.map(|peak| peak * of_peak)),
+    };
+    Rates {
+        // A part without the format computes it at the rate its memory allows at best.
+        flops: tflops.unwrap_or(row.memory_gb_s / 1000.0) * 1e12,
+        bytes: row.memory_gb_s * 1e9 * OF_BANDWIDTH,
+        spread: SPREAD_CATALOGUE,
+    }
+}
+
+/// Under which key runs on a device are remembered: `H100-SXM/train`, `cpu-x86_64/serve`;
+/// processors whose rates were measured apart from those that were only counted.
+pub fn correction_key(class: &Class, device: Device, operation: Operation) -> String {
+    let device = match (device, &class.accelerators) {
+        (Device::Accelerators, Some(devices)) => devices.model.as_str(),
+        (Device::Accelerators, None) | (Device::Cpu, _) => {
+            match (class.arch, class.measured.is_some()) {
+                (Arch::X86_64, false) => "cpu-x86_64",
+                (Arch::X86_64, true) => "cpu-x86_64-measured",
+                (Arch::Aarch64, false) => "cpu-aarch64",
+                (Arch::Aarch64, true) => "cpu-aarch64-measured",
+            }
+        }
+    };
+    format!("{device}/{}", operation.as_str())
+}
 
 /// What past runs taught about rates: for a device and an operation, how measured rates compare
 /// with estimated ones.
@@ -15,10 +149,114 @@ pub struct Corrections {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Correction {
-    /// `<device>/<operation>`: `H100-SXM/train`, `cpu-x86_64/serve`.
+    /// As [`correction_key`] makes it.
     pub key: String,
     /// Sum of ln(measured rate ÷ estimated rate).
     pub sum_ln_ratio: f64,
     /// Runs that were measured.
     pub runs: u32,
+}
+
+impl Corrections {
+    /// Takes in one run: what it did, and what the *uncorrected* estimate was. Rates that are not
+    /// above zero, and ratios beyond 1000 either way (a broken clock), teach nothing.
+    pub fn record(&mut self, key: &str, measured: f64, estimated: f64) {
+        let ratio = measured / estimated;
+        if !(1e-3..=1e3).contains(&ratio) || measured <= 0.0 {
+            return;
+        }
+        let at = self
+            .entries
+            .binary_search_by(|entry| entry.key.as_str().cmp(key));
+        let entry = match at {
+            Ok(at) => &mut self.entries[at],
+            Err(at) => {
+                self.entries.insert(
+                    at,
+                    Correction {
+                        key: key.to_owned(),
+                        sum_ln_ratio: 0.0,
+                        runs: 0,
+                    },
+                );
+                &mut self.entries[at]
+            }
+        };
+        entry.sum_ln_ratio += libm::log(ratio);
+        entry.runs = entry.runs.saturating_add(1);
+    }
+
+    /// The rates after what was learned: the mean of ln ratio with the estimate counted as
+    /// [`PRIOR_RUNS`] runs of ratio 1, and the spread of that mean.
+    pub fn apply(&self, key: &str, rates: Rates) -> Rates {
+        let Ok(at) = self
+            .entries
+            .binary_search_by(|entry| entry.key.as_str().cmp(key))
+        else {
+            return rates;
+        };
+        let Correction {
+            key: _,
+            sum_ln_ratio,
+            runs,
+        } = &self.entries[at];
+        if !sum_ln_ratio.is_finite() {
+            return rates;
+        }
+        let weight = f64::from(*runs) + PRIOR_RUNS;
+        let factor = libm::exp(sum_ln_ratio / weight);
+        Rates {
+            flops: rates.flops * factor,
+            bytes: rates.bytes * factor,
+            spread: (rates.spread * libm::sqrt(PRIOR_RUNS / weight)).max(SPREAD_FLOOR),
+        }
+    }
+}
+
+impl Rates {
+    /// Seconds for so many operations and bytes.
+    fn seconds(self, flops: f64, bytes: f64) -> f64 {
+        flops / self.flops + bytes / self.bytes
+    }
+
+    /// A rate with its range.
+    fn range(self, expected: f64) -> Range {
+        let factor = libm::exp(NINE_IN_TEN * self.spread);
+        Range {
+            low: expected / factor,
+            expected,
+            high: expected * factor,
+        }
+    }
+
+    /// Tokens trained on a second.
+    pub fn training(self, work: &TrainingWork) -> Range {
+        let step = self.seconds(
+            work.flops_per_step as f64,
+            work.traffic_bytes_per_step as f64,
+        );
+        self.range(work.tokens_per_step as f64 / step)
+    }
+
+    /// Tokens decoded a second with all sequences in use, and milliseconds from one token of a
+    /// sequence to the next then.
+    pub fn decoding(self, work: &ServingWork) -> (Range, f64) {
+        let sequences = f64::from(work.max_sequences.max(1));
+        let step = self.seconds(
+            sequences * work.flops_per_token as f64,
+            work.weight_bytes_per_step as f64 + sequences * work.cache_bytes_per_sequence as f64,
+        );
+        (self.range(sequences / step), step * 1000.0)
+    }
+}
+
+/// The backends that could drive a device, in the catalogue's order (the vendor's own first).
+pub(crate) fn backends(class: &Class, device: Device) -> impl Iterator<Item = Backend> {
+    let stacks: &[String] = match (device, class.catalogue_row) {
+        (Device::Accelerators, Some(row)) => &Catalogue::embedded().rows()[row].stacks,
+        (Device::Accelerators, None) | (Device::Cpu, _) => &[],
+    };
+    let cpu = (device == Device::Cpu).then_some(Backend::Cpu);
+    cpu.into_iter()
+        .chain(stacks.iter().filter_map(|stack| Backend::of_stack(stack)))
 }

@@ -67,3 +67,180 @@ pub struct ClaimLedger {
     /// Rows written so far, in order.
     pub rows: Vec<Row>,
 }
+
+/// A ledger that cannot be continued.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LedgerError {
+    /// The last row is written already.
+    #[error("claim {claim_uid}: its last row is written; only corrections may follow")]
+    Closed {
+        /// Uid of the claim.
+        claim_uid: String,
+    },
+    /// A correction before the last row.
+    #[error("claim {claim_uid}: still open; corrections follow its last row")]
+    Open {
+        /// Uid of the claim.
+        claim_uid: String,
+    },
+    /// The amount does not fit in 64 bits.
+    #[error("claim {claim_uid}: the amount does not fit in 64 bits")]
+    Overflow {
+        /// Uid of the claim.
+        claim_uid: String,
+    },
+}
+
+impl ClaimLedger {
+    /// The ledger of a claim whose billing begins.
+    pub fn new(spec: ClaimSpec, claim_uid: String, began: Timestamp) -> ClaimLedger {
+        ClaimLedger {
+            spec,
+            claim_uid,
+            began,
+            rows: Vec::new(),
+        }
+    }
+
+    /// Sum of the rows.
+    ///
+    /// # Errors
+    /// A sum beyond 64 bits.
+    pub fn total(&self) -> Result<Usd, LedgerError> {
+        self.rows
+            .iter()
+            .try_fold(Usd::ZERO, |sum, row| sum.checked_add(row.amount))
+            .ok_or_else(|| self.overflow())
+    }
+
+    /// The row that brings the ledger up to a time: round(rate × time since billing began) − sum of the earlier
+    /// rows, so that nothing is lost to rounding. `None` where no time has passed (a clock that went
+    /// back adds nothing); the last row is written even then. The row is returned, not added:
+    /// add it once it is durable.
+    ///
+    /// # Errors
+    /// The last row is written already, or the amount does not fit.
+    pub fn next_row(&self, until: Timestamp, last: bool) -> Result<Option<Row>, LedgerError> {
+        if self.is_closed() {
+            return Err(LedgerError::Closed {
+                claim_uid: self.claim_uid.clone(),
+            });
+        }
+        let from = self.rows.last().map_or(self.began, |row| row.to);
+        let to = until.max(from);
+        if to == from && !last {
+            return Ok(None);
+        }
+        let millis = to
+            .as_millisecond()
+            .saturating_sub(self.began.as_millisecond());
+        let rate = self.spec.offer.price;
+        let amount = rate
+            .for_millis(millis)
+            .checked_sub(self.total()?)
+            .ok_or_else(|| self.overflow())?;
+        let kind = if last {
+            RowKind::Final
+        } else {
+            RowKind::Running
+        };
+        Ok(Some(self.row(kind, from, to, amount)))
+    }
+
+    /// The row that makes the sum equal to the provider's bill; `None` where it is already.
+    ///
+    /// # Errors
+    /// The claim is still open, or the amount does not fit.
+    pub fn correction(&self, billed: Usd) -> Result<Option<Row>, LedgerError> {
+        if !self.is_closed() {
+            return Err(LedgerError::Open {
+                claim_uid: self.claim_uid.clone(),
+            });
+        }
+        let amount = billed
+            .checked_sub(self.total()?)
+            .ok_or_else(|| self.overflow())?;
+        // A correction belongs to the time when the machine ended, whenever the bill was read.
+        let at = self.rows.last().map_or(self.began, |row| row.to);
+        Ok((amount != Usd::ZERO).then(|| self.row(RowKind::Correction, at, at, amount)))
+    }
+
+    /// Whether the last row is written.
+    pub fn is_closed(&self) -> bool {
+        self.rows.iter().any(|row| row.kind != RowKind::Running)
+    }
+
+    fn row(&self, kind: RowKind, from: Timestamp, to: Timestamp, amount: Usd) -> Row {
+        let offer = &self.spec.offer;
+        Row {
+            key: format!("{}/{:06}", self.claim_uid, self.rows.len()),
+            kind,
+            namespace: self.spec.owner.namespace.clone(),
+            job: self.spec.owner.name.clone(),
+            job_uid: self.spec.owner.uid.clone(),
+            claim: self.spec.name.clone(),
+            claim_uid: self.claim_uid.clone(),
+            provider: offer.provider.clone(),
+            region: offer.region.clone(),
+            instance_type: offer.instance_type.clone(),
+            capacity: offer.capacity,
+            from,
+            to,
+            rate: offer.price,
+            amount,
+        }
+    }
+
+    fn overflow(&self) -> LedgerError {
+        LedgerError::Overflow {
+            claim_uid: self.claim_uid.clone(),
+        }
+    }
+}
+
+/// What rows are summed by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GroupBy {
+    /// The namespace.
+    Namespace,
+    /// `namespace/job`.
+    Job,
+    /// The provider.
+    Provider,
+}
+
+/// Sums the rows of a period (see [`in_period`]). Groups come sorted.
+///
+/// # Errors
+/// A sum beyond 64 bits names its group.
+pub fn sums<'a>(
+    rows: impl IntoIterator<Item = &'a Row>,
+    by: GroupBy,
+    period: std::ops::Range<Timestamp>,
+) -> Result<std::collections::BTreeMap<String, Usd>, SumError> {
+    let mut sums = std::collections::BTreeMap::new();
+    for row in rows.into_iter().filter(|row| in_period(row, &period)) {
+        let group = match by {
+            GroupBy::Namespace => row.namespace.clone(),
+            GroupBy::Job => format!("{}/{}", row.namespace, row.job),
+            GroupBy::Provider => row.provider.clone(),
+        };
+        let sum = sums.entry(group.clone()).or_insert(Usd::ZERO);
+        *sum = sum.checked_add(row.amount).ok_or(SumError { group })?;
+    }
+    Ok(sums)
+}
+
+/// A sum beyond 64 bits.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the sum of {group} does not fit in 64 bits")]
+pub struct SumError {
+    /// The group.
+    pub group: String,
+}
+
+/// Whether a row counts in a half-open period: by the begin of its span, so that every row counts
+/// in exactly one of adjoining periods. Write a row at each end of a period to split a span there.
+pub fn in_period(row: &Row, period: &std::ops::Range<Timestamp>) -> bool {
+    period.contains(&row.from)
+}

@@ -14,19 +14,29 @@
 //! | [`support`] | where our runtime runs |
 //! | [`estimate`] | tokens a second, with uncertainty, corrected by past runs |
 //! | [`world`] | everything a decision may depend on |
-//! | [`decision`] | what a decision says, and why each rejected offer lost |
-//! | [`claim`] | one machine we intend to pay for, and the protocol that buys it |
+//! | [`fit`] | does it fit: bytes, devices, engine |
+//! | [`decide`] | [`decide::decide`]: world and time in, plan out; [`decide::explain`]: why not that one |
+//! | [`decision`] | what a decision says |
+//! | [`obstacle`] | what stands between a workload and an offer, with numbers |
+//! | [`claim`] | one machine we intend to pay for |
+//! | [`launch`] | [`launch::next_step`]: the protocol that buys it without ever leaking it |
 //! | [`ledger`] | what every claim cost |
 //! | [`reason`] | the closed list of reasons |
 
 pub mod catalogue;
 pub mod claim;
+pub mod decide;
 pub mod decision;
 pub mod estimate;
+pub mod fit;
+pub mod launch;
 pub mod ledger;
 pub mod market;
 pub mod money;
+mod objective;
+pub mod obstacle;
 pub mod offer;
+mod place;
 pub mod reason;
 pub mod support;
 pub mod workload;

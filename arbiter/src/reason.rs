@@ -85,6 +85,8 @@ reasons! {
     NewReplicaLaunching,
     /// No replica is wanted now.
     ScaledToZero,
+    /// Fewer replicas are wanted than there were.
+    ScaledDown,
     /// The model could not be loaded.
     BlockedByFailedLoad,
     /// The launch is written down; the call may have gone out.

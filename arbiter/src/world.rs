@@ -41,6 +41,16 @@ pub struct World {
     pub assumptions: Assumptions,
 }
 
+/// A world and the time at which it was looked at: what `petaflop explain --world` replays.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Recorded {
+    /// When.
+    pub now: Timestamp,
+    /// What was known.
+    pub world: World,
+}
+
 /// A provider, as far as decisions go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

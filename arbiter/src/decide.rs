@@ -1,0 +1,335 @@
+//! One serial pass over all workloads: which machines to claim, which claims to end, and why.
+//!
+//! Workloads are taken in the order they were created (then by name), each sees what the ones
+//! before it took. Running the pass again on a world that holds its claims plans nothing more.
+
+use jiff::{SignedDuration, Timestamp};
+use serde::{Deserialize, Serialize};
+
+use crate::claim::{Claim, Device, Phase};
+use crate::decision::{Action, CostBreakdown, Decision, Outcome, Plan};
+use crate::money::Usd;
+use crate::obstacle::Obstacle;
+use crate::offer::Offer;
+use crate::place::{Candidate, Pass, Promise, Verdict, claim_of};
+use crate::reason::Reason;
+use crate::workload::{InterruptionPolicy, Work, Workload, WorkloadId};
+use crate::world::World;
+
+/// A workload that waits is looked at again after this long at the latest.
+const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
+
+/// Decides for all workloads of a world.
+pub fn decide(world: &World, now: Timestamp) -> Plan {
+    let mut pass = Pass::new(world, now, None);
+    let mut actions = Vec::new();
+    let mut decisions = Vec::new();
+    for workload in in_order(world) {
+        decisions.push(decide_one(&mut pass, workload, &mut actions));
+    }
+    let waits = decisions.iter().any(|decision| match &decision.outcome {
+        Outcome::Waiting { .. } => true,
+        Outcome::Placed { lacking, .. } => *lacking > 0,
+        Outcome::Settled { .. } => false,
+    });
+    Plan {
+        actions,
+        requeue_at: waits.then(|| look_again(world, now)),
+        decisions,
+    }
+}
+
+/// Workloads in the order they are decided.
+fn in_order(world: &World) -> Vec<&Workload> {
+    let mut order: Vec<&Workload> = world.workloads.iter().collect();
+    order.sort_by(|a, b| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    order
+}
+
+/// When something that stands in the way may have passed by itself.
+fn look_again(world: &World, now: Timestamp) -> Timestamp {
+    let latest = now.saturating_add(LOOK_AGAIN).unwrap_or(Timestamp::MAX);
+    world
+        .unavailable
+        .iter()
+        .map(|entry| entry.until)
+        .filter(|until| *until > now)
+        .fold(latest, Timestamp::min)
+}
+
+fn decide_one<'a>(
+    pass: &mut Pass<'a>,
+    workload: &'a Workload,
+    actions: &mut Vec<Action>,
+) -> Decision {
+    let world = pass.world;
+    let own: Vec<&Claim> = world
+        .claims
+        .iter()
+        .filter(|claim| claim.spec.owner.uid == workload.id.uid)
+        .collect();
+    let working: Vec<&Claim> = own
+        .iter()
+        .copied()
+        .filter(|claim| claim.is_working())
+        .collect();
+    let wanted = workload.machines_wanted();
+    let have = working.len() as u32;
+    if have >= wanted {
+        end_surplus(workload, working, wanted, actions);
+        return without_search(workload, Outcome::Settled { machines: wanted });
+    }
+    if let Some(outcome) = must_wait(workload, &own) {
+        return without_search(workload, outcome);
+    }
+    let placement = 1 + own
+        .iter()
+        .map(|claim| claim.spec.placement)
+        .fold(workload.progress.placements, u32::max);
+    let mut shown = None;
+    let mut claims = Vec::new();
+    let mut warning = None;
+    for index in 0..wanted - have {
+        let found = pass.search(workload);
+        let Some(&chosen) = found.takeable.first() else {
+            shown.get_or_insert(found);
+            break;
+        };
+        let spec = claim_of(workload, &chosen, placement, index, pass.now);
+        claims.push(spec.name.clone());
+        actions.push(Action::CreateClaim(spec));
+        if chosen.promise != Promise::Kept {
+            warning = Some(Reason::DeadlineAtRisk);
+        }
+        pass.reserve(
+            chosen.offer,
+            &workload.id.namespace,
+            &workload.id.uid,
+            chosen.total,
+        );
+        shown.get_or_insert(found);
+    }
+    let lacking = wanted - have - claims.len() as u32;
+    let (ranked, stopped, saving) = match &shown {
+        Some(found) => (found.ranked(), found.stopped(), found.saving()),
+        None => (Vec::new(), Vec::new(), None),
+    };
+    let misses = if claims.is_empty() {
+        pass.misses(workload)
+    } else {
+        Vec::new()
+    };
+    let outcome = if claims.is_empty() {
+        waiting(world.market.len(), &misses)
+    } else {
+        Outcome::Placed { claims, lacking }
+    };
+    Decision {
+        workload: workload.id.clone(),
+        outcome,
+        warning,
+        considered: u32::try_from(world.market.len()).unwrap_or(u32::MAX),
+        stopped,
+        ranked,
+        misses,
+        saving,
+    }
+}
+
+/// Ends the claims beyond what is wanted: those not yet launched first, then the dearest.
+fn end_surplus(
+    workload: &Workload,
+    mut working: Vec<&Claim>,
+    wanted: u32,
+    actions: &mut Vec<Action>,
+) {
+    let reason = if workload.suspended {
+        Reason::Suspended
+    } else if wanted == 0 {
+        Reason::ScaledToZero
+    } else {
+        Reason::ScaledDown
+    };
+    working.sort_by_key(|claim| {
+        let launched = matches!(claim.phase, Phase::Launched { .. });
+        (!launched, claim.spec.offer.price, claim.uid.as_str())
+    });
+    actions.extend(
+        working
+            .into_iter()
+            .skip(wanted as usize)
+            .map(|claim| Action::EndClaim {
+                uid: claim.uid.clone(),
+                reason,
+            }),
+    );
+}
+
+/// What keeps a workload from being placed, whatever the offers.
+fn must_wait(workload: &Workload, own: &[&Claim]) -> Option<Outcome> {
+    let progress = &workload.progress;
+    let allowed = match workload.interruption.policy {
+        InterruptionPolicy::Fail => 0,
+        InterruptionPolicy::Restart => workload.interruption.max_interruptions,
+    };
+    if progress.interruptions > allowed {
+        return Some(Outcome::Waiting {
+            reason: Reason::SpotInterrupted,
+            message: format!(
+                "lost {} machines; at most {allowed} losses are allowed",
+                progress.interruptions
+            ),
+        });
+    }
+    if let Some(limit) = workload.max_total_cost
+        && progress.spent >= limit
+    {
+        return Some(Outcome::Waiting {
+            reason: Reason::CostLimitExceeded,
+            message: format!("has cost {} $; maxTotalCost is {limit} $", progress.spent),
+        });
+    }
+    // Two machines must never write one job's checkpoints: the old one goes first.
+    if let Work::Training(_) = workload.work
+        && let Some(ending) = own.iter().find(|claim| claim.is_unfinished())
+    {
+        let reason = match &ending.phase {
+            Phase::Ending { reason, .. } => *reason,
+            _ => Reason::Launching,
+        };
+        return Some(Outcome::Waiting {
+            reason,
+            message: format!("waits until {} is gone", ending.spec.name),
+        });
+    }
+    None
+}
+
+fn without_search(workload: &Workload, outcome: Outcome) -> Decision {
+    Decision {
+        workload: workload.id.clone(),
+        outcome,
+        warning: None,
+        considered: 0,
+        stopped: Vec::new(),
+        ranked: Vec::new(),
+        misses: Vec::new(),
+        saving: None,
+    }
+}
+
+/// Why nothing was found, from the nearest miss.
+fn waiting(offers: usize, misses: &[crate::decision::Miss]) -> Outcome {
+    let Some(nearest) = misses.first() else {
+        return Outcome::Waiting {
+            reason: Reason::NoMatchingOffer,
+            message: "there are no offers".to_owned(),
+        };
+    };
+    let reason = match nearest.obstacles.as_slice() {
+        [only] => only.reason(),
+        _ => Reason::NoMatchingOffer,
+    };
+    let obstacles: Vec<String> = nearest.obstacles.iter().map(Obstacle::to_string).collect();
+    Outcome::Waiting {
+        reason,
+        message: format!(
+            "none of {offers} offers will do; nearest is {}: {}",
+            nearest.offer.id,
+            obstacles.join("; ")
+        ),
+    }
+}
+
+/// A decision with every offer and everything that stands in its way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Explanation {
+    /// What was, or would be, decided.
+    pub decision: Decision,
+    /// Every offer: the chosen one first, then those that only cost more, then by obstacles.
+    pub offers: Vec<Explained>,
+}
+
+/// One offer and everything that stands in its way.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Explained {
+    /// The offer.
+    pub offer: Offer,
+    /// Which part of it would compute.
+    pub device: Device,
+    /// What it would cost, where that can be said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cost: Option<CostBreakdown>,
+    /// Everything in its way, in the order of the checks; empty for the chosen one.
+    pub obstacles: Vec<Obstacle>,
+}
+
+/// Answers "why not that one?" for every offer, as if the workload had no machine yet. `None` where the world
+/// does not hold the workload. The same checks as [`decide`], run to the end for every offer.
+pub fn explain(world: &World, now: Timestamp, workload: &WorkloadId) -> Option<Explanation> {
+    let target = world.workloads.iter().find(|known| known.id == *workload)?;
+    let mut pass = Pass::new(world, now, Some(target.id.uid.as_str()));
+    let mut ignored = Vec::new();
+    for earlier in in_order(world) {
+        if earlier.id == target.id {
+            break;
+        }
+        decide_one(&mut pass, earlier, &mut ignored);
+    }
+    let chosen = pass.search(target).takeable.first().copied();
+    let mut offers: Vec<(usize, Option<Usd>, Explained)> = pass
+        .verdicts(target)
+        .into_iter()
+        .map(|verdict| explained(verdict, chosen.as_ref()))
+        .collect();
+    offers.sort_by(|a, b| {
+        let key = |(count, total, one): &(usize, Option<Usd>, Explained)| {
+            (*count, total.unwrap_or(Usd::MAX), one.offer.id.clone())
+        };
+        key(a).cmp(&key(b))
+    });
+    let decision = decide_one(&mut pass, target, &mut ignored);
+    Some(Explanation {
+        decision,
+        offers: offers.into_iter().map(|(_, _, one)| one).collect(),
+    })
+}
+
+fn explained(
+    verdict: Verdict<'_>,
+    chosen: Option<&Candidate<'_>>,
+) -> (usize, Option<Usd>, Explained) {
+    let Verdict {
+        offer,
+        device,
+        course,
+        mut obstacles,
+    } = verdict;
+    let is_chosen = chosen.is_some_and(|chosen| chosen.offer.id == offer.id);
+    let mut rank = if is_chosen { 0 } else { 1 + obstacles.len() };
+    let total = course
+        .as_ref()
+        .map(|(course, _)| course.dollars(offer.price));
+    if let (Some((course, promise)), Some(chosen), Some(total), true, false) =
+        (course, chosen, total, obstacles.is_empty(), is_chosen)
+    {
+        let candidate = Candidate {
+            offer,
+            device,
+            course,
+            total,
+            promise,
+        };
+        obstacles.push(candidate.against(chosen));
+        rank = 1;
+    }
+    let explained = Explained {
+        offer: offer.clone(),
+        device,
+        cost: course.map(|(course, _)| course.breakdown(offer.price)),
+        obstacles,
+    };
+    (rank, total, explained)
+}

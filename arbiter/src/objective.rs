@@ -1,0 +1,286 @@
+//! The objective: expected dollars until the work is done.
+//!
+//! dollars = price × (start-up + image + inputs + work + rework + upload) + egress. Everything but
+//! the price is the same for all offers of a class, so it is worked out once a class
+//! ([`Course`]) and priced for each offer; dollars rise with price, so the cheapest offer of a
+//! class is also its best. Services have no end: they are priced for one hour of one replica, and
+//! their dollars a million tokens are shown.
+
+use crate::claim::Device;
+use crate::decision::{CostBreakdown, CostTerm, Range, Term};
+use crate::estimate::{Rates, correction_key, rates};
+use crate::market::Class;
+use crate::money::{MILLIS_PER_HOUR, Usd, UsdPerHour};
+use crate::offer::Capacity;
+use crate::support::Operation;
+use crate::workload::{Precision, TrainingWork, Work, Workload};
+use crate::world::{Assumptions, ProviderState, World};
+
+/// Spans are held at about three hundred years, so that sums of them stay within 64 bits.
+const LONGEST_MILLIS: i64 = i64::MAX / 1_000_000;
+
+/// The course of a workload on the offers of one class: every term but the price.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Course {
+    /// Machine time by term, in milliseconds.
+    start_up: i64,
+    image: i64,
+    inputs: i64,
+    work: i64,
+    rework: i64,
+    upload: i64,
+    /// Dollars for bytes that leave the place.
+    egress: Usd,
+    /// Milliseconds in all if things go well and if they go badly.
+    range: (i64, i64),
+    /// Tokens a second.
+    pub(crate) tokens_per_second: Option<Range>,
+    /// Milliseconds from one decoded token of a sequence to the next.
+    pub(crate) millis_per_token: Option<f64>,
+    /// Whether it ends by itself.
+    bounded: bool,
+}
+
+impl Course {
+    /// The course of a workload on a class's device, or `None` where its speed cannot be estimated.
+    pub(crate) fn of(
+        world: &World,
+        workload: &Workload,
+        class: &Class,
+        provider: &ProviderState,
+        device: Device,
+    ) -> Option<Course> {
+        match &workload.work {
+            Work::Training(work) => {
+                let known = learned(world, class, device, Operation::Train, work.precision)?;
+                Some(training(
+                    work,
+                    workload.progress.steps_done,
+                    known.training(work),
+                    losses_per_hour(class, &world.assumptions),
+                    provider,
+                    &world.assumptions,
+                ))
+            }
+            Work::Serving(work) => {
+                let known = learned(world, class, device, Operation::Serve, work.precision)?;
+                let (tokens, millis) = known.decoding(work);
+                Some(Course {
+                    tokens_per_second: Some(tokens),
+                    millis_per_token: Some(millis),
+                    ..Course::an_hour()
+                })
+            }
+            Work::Opaque(_) => Some(Course::an_hour()),
+        }
+    }
+
+    /// One hour of a machine, of which nothing else is known.
+    const fn an_hour() -> Course {
+        Course {
+            start_up: 0,
+            image: 0,
+            inputs: 0,
+            work: MILLIS_PER_HOUR,
+            rework: 0,
+            upload: 0,
+            egress: Usd::ZERO,
+            range: (MILLIS_PER_HOUR, MILLIS_PER_HOUR),
+            tokens_per_second: None,
+            millis_per_token: None,
+            bounded: false,
+        }
+    }
+
+    /// Milliseconds from asking until the work is done, where it ends by itself.
+    pub(crate) const fn millis_to_end(&self) -> Option<i64> {
+        if self.bounded {
+            Some(self.millis())
+        } else {
+            None
+        }
+    }
+
+    /// The same if things go badly.
+    pub(crate) const fn late_millis_to_end(&self) -> Option<i64> {
+        if self.bounded {
+            Some(self.range.1)
+        } else {
+            None
+        }
+    }
+
+    const fn millis(&self) -> i64 {
+        self.start_up + self.image + self.inputs + self.work + self.rework + self.upload
+    }
+
+    /// Dollars at a price: each term rounded by itself, so that a breakdown adds up.
+    pub(crate) fn dollars(&self, price: UsdPerHour) -> Usd {
+        self.times()
+            .into_iter()
+            .map(|(_, millis)| price.for_millis(millis))
+            .fold(self.egress, Usd::saturating_add)
+    }
+
+    /// Dollars until so many milliseconds have passed: never more than [`Course::dollars`].
+    pub(crate) fn dollars_within(&self, price: UsdPerHour, millis: i64) -> Usd {
+        let within = price.for_millis(millis).saturating_add(self.egress);
+        self.dollars(price).min(within)
+    }
+
+    const fn times(&self) -> [(Term, i64); 6] {
+        [
+            (Term::StartUp, self.start_up),
+            (Term::Image, self.image),
+            (Term::Inputs, self.inputs),
+            (Term::Work, self.work),
+            (Term::Rework, self.rework),
+            (Term::Upload, self.upload),
+        ]
+    }
+
+    /// All terms at a price, for people.
+    pub(crate) fn breakdown(&self, price: UsdPerHour) -> CostBreakdown {
+        let mut terms: Vec<CostTerm> = self
+            .times()
+            .into_iter()
+            .filter(|(_, millis)| *millis > 0)
+            .map(|(what, millis)| CostTerm {
+                what,
+                millis,
+                usd: price.for_millis(millis),
+            })
+            .collect();
+        if self.egress > Usd::ZERO {
+            terms.push(CostTerm {
+                what: Term::Egress,
+                millis: 0,
+                usd: self.egress,
+            });
+        }
+        CostBreakdown {
+            total: self.dollars(price),
+            terms,
+            millis: self.millis(),
+            millis_range: self.range,
+            tokens_per_second: self.tokens_per_second,
+            usd_per_million_tokens: self
+                .tokens_per_second
+                .filter(|tokens| !self.bounded && tokens.expected > 0.0)
+                .map(|tokens| price.for_millis(to_millis(1e6 / tokens.expected))),
+        }
+    }
+}
+
+/// The rates of a device after what past runs taught.
+fn learned(
+    world: &World,
+    class: &Class,
+    device: Device,
+    operation: Operation,
+    precision: Precision,
+) -> Option<Rates> {
+    let plain = rates(class, device, precision)?;
+    if world.corrections.entries.is_empty() {
+        return Some(plain);
+    }
+    let key = correction_key(class, device, operation);
+    Some(world.corrections.apply(&key, plain))
+}
+
+/// Losses an hour: what the provider tells, else what is assumed.
+fn losses_per_hour(class: &Class, assumptions: &Assumptions) -> f64 {
+    class
+        .interruptions_per_hour
+        .filter(|rate| rate.is_finite() && *rate >= 0.0)
+        .unwrap_or(match class.capacity {
+            Capacity::Spot => assumptions.spot_losses_per_hour,
+            Capacity::OnDemand | Capacity::Owned => assumptions.other_losses_per_hour,
+        })
+}
+
+/// The course of a training run.
+///
+/// Rework: losses come at a constant rate; each throws away half a checkpoint interval of work
+/// and repeats start-up, image and inputs (Young 1974, first order).
+fn training(
+    work: &TrainingWork,
+    steps_done: u64,
+    tokens_per_second: Range,
+    losses_per_hour: f64,
+    provider: &ProviderState,
+    assumptions: &Assumptions,
+) -> Course {
+    let left = work.steps.saturating_sub(steps_done) as f64;
+    let tokens = left * work.tokens_per_step as f64;
+    let transfer = |bytes: u64| match provider.fetch_bytes_per_second {
+        Some(rate) => to_millis(bytes as f64 / rate.max(1) as f64),
+        None => 0,
+    };
+    let resumed = if steps_done > 0 {
+        work.checkpoint_bytes
+    } else {
+        0
+    };
+    let start_up = provider.startup_millis.clamp(0, LONGEST_MILLIS);
+    let image = transfer(assumptions.image_bytes);
+    let inputs = transfer(work.input_bytes.saturating_add(resumed));
+    let upload = transfer(work.artifact_bytes);
+    let restart = start_up
+        .saturating_add(image)
+        .saturating_add(transfer(
+            work.input_bytes.saturating_add(work.checkpoint_bytes),
+        ))
+        .min(LONGEST_MILLIS);
+    let rework = |work_millis: i64| {
+        let losses = losses_per_hour * work_millis as f64 / MILLIS_PER_HOUR as f64;
+        let lost_seconds = work.checkpoint_interval_seconds as f64 / 2.0 + restart as f64 / 1000.0;
+        to_millis(losses * lost_seconds)
+    };
+    let fixed = start_up + image + inputs + upload;
+    let all = |rate: f64| {
+        let work_millis = to_millis(tokens / rate);
+        (fixed + work_millis + rework(work_millis)).min(LONGEST_MILLIS)
+    };
+    let work_millis = to_millis(tokens / tokens_per_second.expected);
+    let leaving = match provider.fetch_bytes_per_second {
+        Some(_) => {
+            let interval = work.checkpoint_interval_seconds.max(1) as i64;
+            let checkpoints = u64::try_from(work_millis / 1000 / interval).unwrap_or(0);
+            checkpoints
+                .saturating_mul(work.checkpoint_bytes)
+                .saturating_add(work.artifact_bytes)
+        }
+        None => 0,
+    };
+    Course {
+        start_up,
+        image,
+        inputs,
+        work: work_millis,
+        rework: rework(work_millis),
+        upload,
+        egress: for_bytes(provider.egress_usd_per_gb, leaving),
+        range: (all(tokens_per_second.high), all(tokens_per_second.low)),
+        tokens_per_second: Some(tokens_per_second),
+        millis_per_token: None,
+        bounded: true,
+    }
+}
+
+/// Dollars for bytes at a price for 10⁹ of them, rounded up.
+fn for_bytes(per_gb: Usd, bytes: u64) -> Usd {
+    let micros =
+        (i128::from(per_gb.micros().max(0)) * i128::from(bytes) + 999_999_999) / 1_000_000_000;
+    Usd::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+}
+
+/// Seconds as whole milliseconds, rounded up; what is not a number, or too long, is held at the longest span.
+fn to_millis(seconds: f64) -> i64 {
+    let millis = (seconds * 1000.0).ceil();
+    if millis >= 0.0 && millis < LONGEST_MILLIS as f64 {
+        millis as i64
+    } else {
+        LONGEST_MILLIS
+    }
+}

@@ -1,0 +1,174 @@
+use petaflop_arbiter::estimate::{Corrections, Rates};
+use petaflop_arbiter::support::{Backend, Level, Operation, SupportTable};
+use petaflop_arbiter::workload::{Precision, Work};
+use proptest::prelude::*;
+
+use crate::worlds::{host, machine, now, only, training, with_devices, world};
+use petaflop_arbiter::decide::decide;
+use petaflop_arbiter::decision::Range;
+use petaflop_arbiter::offer::{MeasuredRates, Offer};
+
+const RATES: Rates = Rates {
+    flops: 1e11,
+    bytes: 1e10,
+    spread: 0.7,
+};
+
+/// Tokens a second that a place is expected to train.
+fn tokens(offer: Offer) -> Range {
+    let plan = decide(&world(vec![offer], vec![training("job")]), now());
+    only(&plan).ranked[0].cost.tokens_per_second.expect("known")
+}
+
+#[test]
+fn a_measured_machine_is_estimated_by_its_measurements_and_more_surely() {
+    let measured = tokens(host("0.02"));
+    // 14 GFLOP at 0.6 · 120 GFLOP/s and 0.6 GB at 12 GB/s a step of 2048 tokens.
+    let expected = 2048.0 / (14.0 / 72.0 + 0.05);
+    assert!(
+        (measured.expected / expected - 1.0).abs() < 1e-9,
+        "{measured:?}"
+    );
+    let counted = tokens(machine("m", "0.7"));
+    assert!(counted.low < counted.expected && counted.expected < counted.high);
+    assert!(measured.high / measured.low < counted.high / counted.low);
+}
+
+#[test]
+fn measurements_that_make_no_sense_are_not_used() {
+    let with = |gemm_gflops, read_gb_s| {
+        tokens(Offer {
+            measured: Some(MeasuredRates {
+                gemm_gflops,
+                read_gb_s,
+            }),
+            ..host("0.02")
+        })
+    };
+    let counted = tokens(Offer {
+        measured: None,
+        ..host("0.02")
+    });
+    for (gemm, read) in [
+        (0.0, 1.0),
+        (-1.0, 1.0),
+        (f64::NAN, 1.0),
+        (1.0, f64::INFINITY),
+    ] {
+        assert_eq!(with(gemm, read).expected, counted.expected);
+    }
+}
+
+#[test]
+fn the_engine_goes_to_accelerators_only_where_the_table_says_so() {
+    let table = SupportTable::default();
+    let level = |backend, isa, operation| table.level(backend, isa, operation, Precision::F32).0;
+    for operation in [Operation::Train, Operation::Serve] {
+        assert_eq!(level(Backend::Cpu, "x86_64", operation), Level::Verified);
+        assert_eq!(
+            level(Backend::Cpu, "aarch64", operation),
+            Level::CompiledOnly
+        );
+        for (backend, isa) in [
+            (Backend::Cuda, "sm_90"),
+            (Backend::Hip, "gfx942"),
+            (Backend::Vulkan, "sm_90"),
+            (Backend::Metal, "apple9"),
+            (Backend::Cpu, "riscv64"),
+        ] {
+            assert_eq!(level(backend, isa, operation), Level::None, "{isa}");
+        }
+    }
+    assert_eq!(
+        table
+            .level(Backend::Cpu, "x86_64", Operation::Train, Precision::Bf16)
+            .0,
+        Level::None
+    );
+    // A later engine that runs on Hopper is a row, not a change of code.
+    let mut world = world(
+        vec![with_devices(machine("h", "3"), "H100-SXM", 1)],
+        vec![training("job")],
+    );
+    let mut row = world.support.rows[0].clone();
+    row.backend = Backend::Cuda;
+    row.isas = vec!["sm_90".into()];
+    world.support.rows.push(row);
+    let on_device = only(&decide(&world, now())).ranked[0].clone();
+    assert_eq!(
+        on_device.device,
+        petaflop_arbiter::claim::Device::Accelerators
+    );
+    let fast = on_device.cost.tokens_per_second.expect("known").expected;
+    assert!(fast > 10.0 * tokens(machine("m", "3")).expected);
+    // And then device memory counts.
+    if let Work::Training(work) = &mut world.workloads[0].work {
+        work.arena_bytes = 79_500_000_000;
+    }
+    let plan = decide(&world, now());
+    let (_, message) = crate::worlds::waits(only(&plan));
+    assert!(message.contains("memory"), "{message}");
+}
+
+#[test]
+fn past_runs_correct_the_estimate_and_make_it_surer() {
+    let mut learned = Corrections::default();
+    assert_eq!(learned.apply("k/train", RATES), RATES);
+    let mut spread = RATES.spread;
+    for run in 1..=40 {
+        learned.record("k/train", 50.0, 100.0);
+        let rates = learned.apply("k/train", RATES);
+        assert!(rates.spread <= spread, "run {run}");
+        spread = rates.spread;
+        if run == 1 {
+            assert!(
+                rates.flops > 0.75 * RATES.flops,
+                "one run does not turn everything"
+            );
+        }
+    }
+    let rates = learned.apply("k/train", RATES);
+    assert!((rates.flops / RATES.flops - 0.5).abs() < 0.03, "{rates:?}");
+    assert!((rates.bytes / RATES.bytes - 0.5).abs() < 0.03);
+    assert!(rates.spread >= 0.05, "never certain");
+    assert_eq!(
+        learned.apply("k/serve", RATES),
+        RATES,
+        "other work is not touched"
+    );
+}
+
+#[test]
+fn broken_measurements_teach_nothing() {
+    let mut learned = Corrections::default();
+    for (measured, estimated) in [
+        (0.0, 1.0),
+        (-1.0, 1.0),
+        (-1.0, -1.0),
+        (1.0, 0.0),
+        (f64::NAN, 1.0),
+        (1.0, f64::NAN),
+        (f64::INFINITY, 1.0),
+        (1e9, 1.0),
+    ] {
+        learned.record("k/train", measured, estimated);
+    }
+    assert_eq!(learned, Corrections::default());
+}
+
+proptest! {
+    #[test]
+    fn the_order_of_keys_does_not_matter(keys in prop::collection::vec("[a-c]{1,2}", 1..12)) {
+        let mut learned = Corrections::default();
+        for key in &keys {
+            learned.record(key, 2.0, 1.0);
+        }
+        for key in &keys {
+            let seen = keys.iter().filter(|other| *other == key).count();
+            let entry = learned.entries.iter().find(|entry| entry.key == *key).expect("learned");
+            prop_assert_eq!(entry.runs as usize, seen);
+            prop_assert!(learned.apply(key, RATES).flops > RATES.flops);
+        }
+        prop_assert!(learned.entries.is_sorted_by(|a, b| a.key < b.key));
+    }
+}

@@ -1,0 +1,11 @@
+//! What the arbiter promises, in one binary: tables for the known cases, properties for the rest.
+
+mod catalogue;
+mod decisions;
+mod estimates;
+mod hostile;
+mod launches;
+mod ledger;
+mod money;
+mod properties;
+mod worlds;

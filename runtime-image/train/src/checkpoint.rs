@@ -90,12 +90,18 @@ impl Folder {
             keep: keep.max(1) as usize,
             _lock: lock,
         };
-        for name in folder.names()? {
-            if name.starts_with(WRITING) {
-                let path = path.join(name);
+        for name in folder
+            .names()?
+            .iter()
+            .filter(|name| name.starts_with(WRITING))
+        {
+            let path = path.join(name);
+            let removed = if path.is_dir() {
                 fs::remove_dir_all(&path)
-                    .map_err(Error::io("cannot remove unfinished checkpoint", &path))?;
-            }
+            } else {
+                fs::remove_file(&path)
+            };
+            removed.map_err(Error::io("cannot remove unfinished file", &path))?;
         }
         Ok(folder)
     }

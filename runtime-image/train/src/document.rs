@@ -13,6 +13,7 @@
 
 use std::collections::HashSet;
 
+use petaflop_model::chat::{Message, Role};
 use petaflop_plan::recipe::DatasetKind;
 use serde::Deserialize;
 
@@ -33,46 +34,12 @@ pub enum Body {
     /// Plain text.
     Text(String),
     /// A conversation, to be rendered with the chat template.
-    Chat(Vec<Turn>),
-}
-
-/// One message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Turn {
-    /// Who speaks.
-    pub role: Role,
-    /// What is said.
-    pub content: String,
-}
-
-/// Who speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Role {
-    /// Sets the scene.
-    System,
-    /// Asks.
-    User,
-    /// Answers; what the model learns to say.
-    Assistant,
-}
-
-impl Role {
-    /// As the chat template knows it.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::System => "system",
-            Self::User => "user",
-            Self::Assistant => "assistant",
-        }
-    }
+    Chat(Vec<Message>),
 }
 
 #[derive(Deserialize)]
 struct ChatLine {
-    messages: Vec<Turn>,
+    messages: Vec<Message>,
 }
 
 #[derive(Deserialize)]
@@ -91,10 +58,10 @@ impl Document {
         }
     }
 
-    fn chat(turns: Vec<Turn>) -> Self {
+    fn chat(turns: Vec<Message>) -> Self {
         let mut hasher = blake3::Hasher::new();
-        for Turn { role, content } in &turns {
-            hasher.update(role.name().as_bytes()).update(&[0]);
+        for Message { role, content } in &turns {
+            hasher.update(&[*role as u8]);
             hasher
                 .update(&(content.len() as u64).to_le_bytes())
                 .update(content.as_bytes());
@@ -205,11 +172,11 @@ fn alpaca(line: &str) -> Result<Document, String> {
         format!("{instruction}\n\n{input}")
     };
     Ok(Document::chat(vec![
-        Turn {
+        Message {
             role: Role::User,
             content: question,
         },
-        Turn {
+        Message {
             role: Role::Assistant,
             content: output,
         },
@@ -271,7 +238,7 @@ mod tests {
 
     #[test]
     fn conversations_that_differ_only_in_where_a_turn_ends_are_told_apart() {
-        let turn = |content: &str| Turn {
+        let turn = |content: &str| Message {
             role: Role::User,
             content: content.into(),
         };

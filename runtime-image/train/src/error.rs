@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use petaflop_model::error::ModelError;
+
 /// Why a training job did not end well. Every message names the place and the mend.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -53,6 +55,9 @@ pub enum Error {
         /// What the limit was read from.
         source_of_limit: String,
     },
+    /// The system refused the planned memory.
+    #[error("{0}; use a smaller micro_batch_size, or a larger machine")]
+    OutOfMemory(String),
     /// Another runtime trains with the same checkpoints folder.
     #[error(
         "checkpoints folder {folder}: in use by {holder}; wait for it, stop it, or give this job a folder of its own"
@@ -68,7 +73,7 @@ pub enum Error {
         "step {step}: {tensor} is not finite; lower learning_rate or max_grad_norm, or look at the data near this step"
     )]
     NotFinite {
-        /// The step that would have followed (counted from 1).
+        /// The step, counted from 1; 0 before the first.
         step: u64,
         /// The first tensor found to hold such a value, or the loss.
         tensor: String,
@@ -114,12 +119,35 @@ impl Error {
             | Self::Digest { .. }
             | Self::Changed { .. }
             | Self::NotFinite { .. } => Class::BadInput,
-            Self::DoesNotFit { .. } => Class::DoesNotFit,
+            Self::DoesNotFit { .. } | Self::OutOfMemory(_) => Class::DoesNotFit,
             Self::Locked { .. }
             | Self::Io { .. }
             | Self::Progress(_)
             | Self::Store(_)
             | Self::Internal(_) => Class::Retry,
+        }
+    }
+
+    pub(crate) fn store(error: petaflop_store::StoreError) -> Self {
+        Self::Store(error.to_string())
+    }
+
+    pub(crate) fn model(error: ModelError) -> Self {
+        match error {
+            ModelError::Plan(error) => Self::BadInput(format!("recipe: {error}")),
+            ModelError::Weights(error) => Self::BadInput(format!("base model: {error}")),
+            ModelError::Memory(error) => Self::OutOfMemory(error.to_string()),
+            error @ (ModelError::Input { .. } | ModelError::NotFinite { .. }) => {
+                Self::Internal(error.to_string())
+            }
+        }
+    }
+
+    /// `step` is counted from 1.
+    pub(crate) fn in_step(step: u64, error: ModelError) -> Self {
+        match error {
+            ModelError::NotFinite { tensor } => Self::NotFinite { step, tensor },
+            other => Self::model(other),
         }
     }
 

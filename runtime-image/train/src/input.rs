@@ -19,7 +19,11 @@ use std::{
 };
 
 use petaflop_plan::recipe::{self, JobSpec, ModelSource};
-use petaflop_store::hash::{HashedFile, artifact_hash};
+use petaflop_store::{
+    ArtifactHash, Digest, StoreError,
+    blocking::Store,
+    hash::{HashedFile, artifact_hash},
+};
 
 use crate::error::Error;
 
@@ -43,8 +47,8 @@ pub struct Source {
     pub name: String,
     /// Where it lies, as the job says.
     pub uri: String,
-    /// `blake3:<hex>` of what was read.
-    pub digest: String,
+    /// Of what was read; written `blake3:<hex>`.
+    pub digest: Digest,
     /// The texts, sorted by path; empty for a base model's files.
     pub texts: Vec<Text>,
     /// Files of a folder that were left out because they are not text.
@@ -64,8 +68,8 @@ enum Role {
 
 #[derive(Debug)]
 enum Place {
-    /// Cannot change: part of the program.
-    Builtin,
+    /// Part of the program, or our own copy of an artifact: nobody changes it.
+    Fixed(Option<PathBuf>),
     /// On a file system; what [`Source::still_the_same`] compares.
     Path { root: PathBuf, stamps: Vec<Stamp> },
 }
@@ -85,14 +89,20 @@ struct Entry {
     hash: blake3::Hash,
 }
 
-/// `blake3:<hex>` over the entries.
-fn digest(entries: &[Entry]) -> String {
-    let hash = artifact_hash(entries.iter().map(|Entry { path, len, hash }| HashedFile {
+/// A digest as people and job files write it: `blake3:<hex>`.
+#[must_use]
+pub fn written(digest: Digest) -> String {
+    format!("blake3:{digest}")
+}
+
+/// Over the entries.
+fn digest(entries: &[Entry]) -> Digest {
+    artifact_hash(entries.iter().map(|Entry { path, len, hash }| HashedFile {
         path,
         length: *len,
         content: (*hash).into(),
-    }));
-    format!("blake3:{hash}")
+    }))
+    .0
 }
 
 struct Found {
@@ -102,12 +112,13 @@ struct Found {
     modified: SystemTime,
 }
 
-/// Reads every input that the job's recipe names, checks the digests the job asks for.
+/// Reads every input that the job's recipe names and checks the digests the job
+/// asks for. An artifact is copied from `store` to a folder beside the checkpoints.
 ///
 /// # Errors
 /// A name without an input, an input without a use, a missing or unreadable path,
 /// a folder without text, a file that is not text, another digest than asked for.
-pub fn read_all(job: &JobSpec, builtins: &Builtins) -> Result<Vec<Source>, Error> {
+pub fn read_all(job: &JobSpec, builtins: &Builtins, store: &Store) -> Result<Vec<Source>, Error> {
     let mut roles: BTreeMap<&str, Role> = BTreeMap::new();
     if let ModelSource::Base { input } = &job.recipe.model {
         roles.insert(input, Role::Files);
@@ -146,13 +157,18 @@ pub fn read_all(job: &JobSpec, builtins: &Builtins) -> Result<Vec<Source>, Error
                         "the recipe names input '{name}', which the job's inputs do not hold"
                     ))
                 })?;
-            let source = Source::read(input, role, builtins)?;
+            let source = match input.uri.strip_prefix("artifact:") {
+                Some(hash) => {
+                    Source::read_artifact(input, hash, role, store, Path::new(&job.checkpoints))?
+                }
+                None => Source::read(input, role, builtins)?,
+            };
             match &input.digest {
-                Some(expected) if *expected != source.digest => Err(Error::Digest {
+                Some(expected) if *expected != written(source.digest) => Err(Error::Digest {
                     name: source.name,
                     uri: source.uri,
                     expected: expected.clone(),
-                    found: source.digest,
+                    found: written(source.digest),
                 }),
                 _ => Ok(source),
             }
@@ -188,6 +204,37 @@ impl Source {
             left_out,
             role,
             place: Place::Path { root, stamps },
+        })
+    }
+
+    fn read_artifact(
+        input: &recipe::Input,
+        hash: &str,
+        role: Role,
+        store: &Store,
+        checkpoints: &Path,
+    ) -> Result<Self, Error> {
+        let name = &input.name;
+        let hash: ArtifactHash = hash
+            .parse()
+            .map_err(|error| Error::BadInput(format!("input '{name}': {error}")))?;
+        let folder = checkpoints.join(".inputs").join(hash.to_string());
+        store
+            .materialise(hash, &folder)
+            .map_err(|error| match error {
+                StoreError::NotFound { .. } => Error::BadInput(format!("input '{name}': {error}")),
+                other => Error::store(other),
+            })?;
+        let copy = recipe::Input {
+            uri: folder.display().to_string(),
+            ..input.clone()
+        };
+        // Its name covers every file of it, also those that are not text.
+        Ok(Self {
+            uri: input.uri.clone(),
+            digest: hash.0,
+            place: Place::Fixed(Some(folder)),
+            ..Self::read(&copy, role, &Builtins::new())?
         })
     }
 
@@ -227,7 +274,7 @@ impl Source {
                 .collect(),
             left_out: 0,
             role,
-            place: Place::Builtin,
+            place: Place::Fixed(None),
         })
     }
 
@@ -235,7 +282,7 @@ impl Source {
     #[must_use]
     pub fn root(&self) -> Option<&Path> {
         match &self.place {
-            Place::Builtin => None,
+            Place::Fixed(root) => root.as_deref(),
             Place::Path { root, .. } => Some(root),
         }
     }
@@ -273,15 +320,16 @@ impl Source {
             .and_then(|found| read_files(root, &found, self.role))
             .map_or_else(
                 |unreadable| unreadable,
-                |contents| digest(&contents.entries),
+                |contents| written(digest(&contents.entries)),
             );
-        if after == self.digest {
+        let before = written(self.digest);
+        if after == before {
             return Ok(());
         }
         Err(Error::Changed {
             name: self.name.clone(),
             uri: self.uri.clone(),
-            before: self.digest.clone(),
+            before,
             after,
         })
     }
@@ -631,19 +679,5 @@ mod tests {
                 .to_string()
                 .contains("No such file")
         );
-    }
-
-    #[test]
-    fn a_digest_that_differs_names_both() {
-        let dir = folder(&[("a", b"text")]);
-        let found = read(dir.path()).unwrap().digest;
-        let expected = format!("blake3:{}", "0".repeat(64));
-        let error = Error::Digest {
-            name: "data".into(),
-            uri: "u".into(),
-            expected: expected.clone(),
-            found: found.clone(),
-        };
-        assert!(error.to_string().contains(&expected) && error.to_string().contains(&found));
     }
 }

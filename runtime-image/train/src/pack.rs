@@ -6,6 +6,11 @@
 //! positions that are no targets. Which sample is trained on is a function of the
 //! step alone, so a run resumes exactly from its step number.
 
+use petaflop_model::rng::Philox;
+
+/// Says in a counter's last word that it orders samples; other uses of the seed have other words.
+const ORDER: u32 = 0x6f72_6472;
+
 /// A stream of tokens and which of them are to be predicted.
 #[derive(Clone, Debug)]
 pub struct Stream {
@@ -41,6 +46,15 @@ impl Stream {
     #[must_use]
     pub fn tokens(&self) -> u64 {
         self.tokens.len() as u64 - 1
+    }
+
+    /// Tokens that are to be predicted.
+    #[must_use]
+    pub fn targets(&self) -> u64 {
+        self.is_target
+            .iter()
+            .filter(|&&is_target| is_target)
+            .count() as u64
     }
 
     /// Samples, the last one perhaps filled up.
@@ -112,24 +126,16 @@ impl Order {
 /// The samples in the order of random numbers keyed by (seed, epoch, sample).
 fn permutation(seed: u64, epoch: u64, samples: u64) -> Vec<u32> {
     let samples = u32::try_from(samples).expect("fewer than 2^32 samples");
+    let philox = Philox::new(seed);
+    let random = |sample| {
+        let [a, b, _, _] = philox.block([sample, epoch as u32, (epoch >> 32) as u32, ORDER]);
+        u64::from(a) << 32 | u64::from(b)
+    };
     let mut keyed: Vec<(u64, u32)> = (0..samples)
-        .map(|sample| (random(seed, epoch, sample), sample))
+        .map(|sample| (random(sample), sample))
         .collect();
     keyed.sort_unstable();
     keyed.into_iter().map(|(_, sample)| sample).collect()
-}
-
-/// 64 random bits of a place: nothing is remembered between two calls.
-fn random(seed: u64, epoch: u64, sample: u32) -> u64 {
-    let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(b"order")
-        .update(&seed.to_le_bytes())
-        .update(&epoch.to_le_bytes())
-        .update(&sample.to_le_bytes());
-    let mut bits = [0; 8];
-    hasher.finalize_xof().fill(&mut bits);
-    u64::from_le_bytes(bits)
 }
 
 #[cfg(test)]

@@ -104,11 +104,8 @@ impl Reporter {
     }
 
     /// Leaves the time of something else than training out of the rate.
-    pub fn without<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
-        let before = Instant::now();
-        let result = work(self);
-        self.rate.since += before.elapsed();
-        result
+    pub fn leave_out(&mut self, time: Duration) {
+        self.rate.since += time;
     }
 
     /// A line for people alone.
@@ -182,7 +179,8 @@ impl Reporter {
                     "stopped: step {step} is durable; start the same job again to go on from there"
                 );
             }
-            Progress::Failed { message, retry: _ } => eprintln!("error: {message}"),
+            // Said by whoever ends the process.
+            Progress::Failed { .. } => {}
         }
     }
 }

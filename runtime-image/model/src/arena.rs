@@ -37,27 +37,50 @@ struct Place {
 impl Arena {
     /// Allocates what the plan says, zeroed.
     pub(crate) fn new(plan: &Plan) -> Result<Self, OutOfMemory> {
-        let size = |bytes: u64| usize::try_from(bytes).map_err(|_| OutOfMemory { bytes: usize::MAX });
+        let size =
+            |bytes: u64| usize::try_from(bytes).map_err(|_| OutOfMemory { bytes: usize::MAX });
         let allocate = |segment: Segment| HostBuffer::zeroed(size(plan.segments.of(segment))?);
         let places = plan
             .buffers
             .iter()
-            .map(|b| Ok(Place { segment: b.segment, dtype: b.dtype, start: size(b.offset)?, bytes: size(b.bytes)? }))
+            .map(|b| {
+                Ok(Place {
+                    segment: b.segment,
+                    dtype: b.dtype,
+                    start: size(b.offset)?,
+                    bytes: size(b.bytes)?,
+                })
+            })
             .collect::<Result<Vec<_>, OutOfMemory>>()?;
         let arena = Self {
-            parameters: Parameters { memory: allocate(Segment::Parameters)?, places: places.clone() },
+            parameters: Parameters {
+                memory: allocate(Segment::Parameters)?,
+                places: places.clone(),
+            },
             work: Work {
-                segments: Segment::ALL.into_iter().skip(1).map(allocate).collect::<Result<_, _>>()?,
+                segments: Segment::ALL
+                    .into_iter()
+                    .skip(1)
+                    .map(allocate)
+                    .collect::<Result<_, _>>()?,
                 places,
             },
         };
-        assert_eq!(arena.bytes(), plan.arena_bytes(), "the arena is what was planned");
+        assert_eq!(
+            arena.bytes(),
+            plan.arena_bytes(),
+            "the arena is what was planned"
+        );
         Ok(arena)
     }
 
     /// Bytes that were allocated.
     pub(crate) fn bytes(&self) -> u64 {
-        let all = self.work.segments.iter().chain(std::iter::once(&self.parameters.memory));
+        let all = self
+            .work
+            .segments
+            .iter()
+            .chain(std::iter::once(&self.parameters.memory));
         all.map(|s| s.bytes().len() as u64).sum()
     }
 }
@@ -71,7 +94,9 @@ impl Parameters {
             Dtype::F32 => Weight::F32(bytemuck::cast_slice(bytes)),
             Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(bytes)),
             Dtype::Q8_0 => Weight::Q8_0(bytes),
-            Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => unreachable!("the planner keeps weights in f32, bf16 or q8_0"),
+            Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => {
+                unreachable!("the planner keeps weights in f32, bf16 or q8_0")
+            }
         }
     }
 
@@ -85,20 +110,41 @@ impl Parameters {
     }
 
     fn bytes(&self, id: BufferId) -> &[u8] {
-        let Place { segment, start, bytes, dtype: _ } = self.places[id.index()];
-        assert_eq!(segment, Segment::Parameters, "only parameters are read as weights");
+        let Place {
+            segment,
+            start,
+            bytes,
+            dtype: _,
+        } = self.places[id.index()];
+        assert_eq!(
+            segment,
+            Segment::Parameters,
+            "only parameters are read as weights"
+        );
         &self.memory.bytes()[start..start + bytes]
     }
 
     pub(crate) fn bytes_mut(&mut self, id: BufferId) -> &mut [u8] {
-        let Place { segment, start, bytes, dtype: _ } = self.places[id.index()];
-        assert_eq!(segment, Segment::Parameters, "only parameters are written as weights");
+        let Place {
+            segment,
+            start,
+            bytes,
+            dtype: _,
+        } = self.places[id.index()];
+        assert_eq!(
+            segment,
+            Segment::Parameters,
+            "only parameters are written as weights"
+        );
         &mut self.memory.bytes_mut()[start..start + bytes]
     }
 
     /// All buffers of the segment, in the order of their places.
     pub(crate) fn all_mut(&mut self) -> Vec<&mut [f32]> {
-        split(self.memory.f32s_mut(), &in_order(&self.places, Segment::Parameters))
+        split(
+            self.memory.f32s_mut(),
+            &in_order(&self.places, Segment::Parameters),
+        )
     }
 }
 
@@ -110,13 +156,24 @@ impl Work {
         let places = ids.map(|id| self.places[id.index()]);
         let mut order: [usize; N] = std::array::from_fn(|i| i);
         order.sort_unstable_by_key(|&i| (places[i].segment, places[i].start));
-        let mut rest: Vec<(&mut [f32], usize)> = self.segments.iter_mut().map(|s| (s.f32s_mut(), 0)).collect();
+        let mut rest: Vec<(&mut [f32], usize)> = self
+            .segments
+            .iter_mut()
+            .map(|s| (s.f32s_mut(), 0))
+            .collect();
         let mut views = [const { None }; N];
         for i in order {
-            let Place { segment, start, bytes, dtype: _ } = places[i];
+            let Place {
+                segment,
+                start,
+                bytes,
+                dtype: _,
+            } = places[i];
             let (start, len) = (start / 4, bytes / 4);
             let (slice, consumed) = &mut rest[work_index(segment)];
-            let before = start.checked_sub(*consumed).expect("an operation's buffers do not overlap");
+            let before = start
+                .checked_sub(*consumed)
+                .expect("an operation's buffers do not overlap");
             let (view, after) = std::mem::take(slice)[before..].split_at_mut(len);
             views[i] = Some(view);
             (*slice, *consumed) = (after, start + len);
@@ -126,7 +183,12 @@ impl Work {
 
     /// One buffer.
     pub(crate) fn view(&self, id: BufferId) -> &[f32] {
-        let Place { segment, start, bytes, dtype: _ } = self.places[id.index()];
+        let Place {
+            segment,
+            start,
+            bytes,
+            dtype: _,
+        } = self.places[id.index()];
         &self.segments[work_index(segment)].f32s()[start / 4..(start + bytes) / 4]
     }
 
@@ -137,7 +199,10 @@ impl Work {
 
     /// All buffers of a segment that is not reused, in the order of their places.
     pub(crate) fn all_mut(&mut self, segment: Segment) -> Vec<&mut [f32]> {
-        split(self.segments[work_index(segment)].f32s_mut(), &in_order(&self.places, segment))
+        split(
+            self.segments[work_index(segment)].f32s_mut(),
+            &in_order(&self.places, segment),
+        )
     }
 }
 
@@ -154,7 +219,11 @@ fn work_index(segment: Segment) -> usize {
 }
 
 fn in_order(places: &[Place], segment: Segment) -> Vec<Place> {
-    let mut places: Vec<Place> = places.iter().copied().filter(|p| p.segment == segment).collect();
+    let mut places: Vec<Place> = places
+        .iter()
+        .copied()
+        .filter(|p| p.segment == segment)
+        .collect();
     places.sort_unstable_by_key(|p| p.start);
     places
 }

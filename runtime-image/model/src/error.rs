@@ -29,7 +29,9 @@ pub enum ModelError {
         found: String,
     },
     /// The loss is not a finite number.
-    #[error("the loss is not finite: {tensor} is the first that holds a number that is not; use a lower learning rate or a tighter max_grad_norm")]
+    #[error(
+        "the loss is not finite: {tensor} is the first that holds a number that is not; use a lower learning rate or a tighter max_grad_norm"
+    )]
     NotFinite {
         /// The first buffer of the plan, in the order of the pass, with a bad number.
         tensor: String,

@@ -67,7 +67,11 @@ impl InferenceModel {
     ///
     /// # Errors
     /// No plan, no memory, or a tensor that cannot be read.
-    pub fn new(cpu: Arc<Cpu>, folder: &WeightsFolder, options: &ServingOptions) -> Result<Self, ModelError> {
+    pub fn new(
+        cpu: Arc<Cpu>,
+        folder: &WeightsFolder,
+        options: &ServingOptions,
+    ) -> Result<Self, ModelError> {
         let shape = folder.shape().clone();
         let plan = plan_inference(&shape, options)?;
         let mut arena = Arena::new(&plan)?;
@@ -75,9 +79,19 @@ impl InferenceModel {
         rope::fill_tables(&shape, cos, sin);
         for tensor in &plan.tensors {
             let buffer = plan.buffer(tensor.value);
-            folder.read(&tensor.name, buffer.dtype, arena.parameters.bytes_mut(tensor.value))?;
+            folder.read(
+                &tensor.name,
+                buffer.dtype,
+                arena.parameters.bytes_mut(tensor.value),
+            )?;
         }
-        Ok(Self { cpu, shape, options: options.clone(), plan, arena })
+        Ok(Self {
+            cpu,
+            shape,
+            options: options.clone(),
+            plan,
+            arena,
+        })
     }
 
     /// The model's form.
@@ -114,7 +128,11 @@ impl InferenceModel {
         let batch = self.batch(chunks)?;
         let sequences: Vec<PagedSequence<'_>> = chunks
             .iter()
-            .map(|c| PagedSequence { rows: c.tokens.len(), context: c.start + c.tokens.len(), blocks: c.blocks })
+            .map(|c| PagedSequence {
+                rows: c.tokens.len(),
+                context: c.start + c.tokens.len(),
+                blocks: c.blocks,
+            })
             .collect();
         let wanted = batch.wanted.len();
         let cpu = Arc::clone(&self.cpu);
@@ -142,32 +160,67 @@ impl InferenceModel {
 
     /// Lays the chunks' rows one after another, after checking each.
     fn batch(&self, chunks: &[Chunk<'_>]) -> Result<Batch, ModelError> {
-        let refuse = |what, expected: String, found: String| Err(ModelError::Input { what, expected, found });
-        let (vocab, context, block) = (self.shape.vocab, self.options.context as usize, KV_BLOCK_TOKENS as usize);
-        let mut batch = Batch { tokens: Vec::new(), positions: Vec::new(), slots: Vec::new(), wanted: Vec::new() };
-        for &Chunk { tokens, start, blocks, logits } in chunks {
+        let refuse = |what, expected: String, found: String| {
+            Err(ModelError::Input {
+                what,
+                expected,
+                found,
+            })
+        };
+        let (vocab, context, block) = (
+            self.shape.vocab,
+            self.options.context as usize,
+            KV_BLOCK_TOKENS as usize,
+        );
+        let mut batch = Batch {
+            tokens: Vec::new(),
+            positions: Vec::new(),
+            slots: Vec::new(),
+            wanted: Vec::new(),
+        };
+        for &Chunk {
+            tokens,
+            start,
+            blocks,
+            logits,
+        } in chunks
+        {
             let end = start.saturating_add(tokens.len());
             if tokens.is_empty() {
                 return refuse("chunk.tokens", "at least one".to_owned(), "none".to_owned());
             }
             if end > context {
-                return refuse("chunk", format!("at most the context's {context} tokens"), end.to_string());
+                return refuse(
+                    "chunk",
+                    format!("at most the context's {context} tokens"),
+                    end.to_string(),
+                );
             }
             if blocks.len() < end.div_ceil(block) {
                 let expected = format!("{} blocks for {end} tokens", end.div_ceil(block));
                 return refuse("chunk.blocks", expected, blocks.len().to_string());
             }
             if let Some(bad) = blocks.iter().find(|&&b| b >= self.options.kv_blocks) {
-                return refuse("chunk.blocks", format!("numbers below {}", self.options.kv_blocks), bad.to_string());
+                return refuse(
+                    "chunk.blocks",
+                    format!("numbers below {}", self.options.kv_blocks),
+                    bad.to_string(),
+                );
             }
             if let Some(bad) = tokens.iter().find(|&&t| t >= vocab) {
-                return refuse("chunk.tokens", format!("numbers below the vocabulary's {vocab}"), bad.to_string());
+                return refuse(
+                    "chunk.tokens",
+                    format!("numbers below the vocabulary's {vocab}"),
+                    bad.to_string(),
+                );
             }
             let first = batch.tokens.len();
             batch.tokens.extend_from_slice(tokens);
             for position in start..end {
                 batch.positions.push(position as u32);
-                batch.slots.push(blocks[position / block] * KV_BLOCK_TOKENS + (position % block) as u32);
+                batch
+                    .slots
+                    .push(blocks[position / block] * KV_BLOCK_TOKENS + (position % block) as u32);
             }
             match logits {
                 Logits::None => {}
@@ -177,11 +230,19 @@ impl InferenceModel {
         }
         let (rows, most) = (batch.tokens.len(), self.options.max_batched_tokens as usize);
         if rows == 0 || rows > most {
-            return refuse("tokens of all chunks", format!("1 to max_batched_tokens ({most})"), rows.to_string());
+            return refuse(
+                "tokens of all chunks",
+                format!("1 to max_batched_tokens ({most})"),
+                rows.to_string(),
+            );
         }
         let (wanted, most) = (batch.wanted.len(), self.options.logit_rows as usize);
         if wanted > most {
-            return refuse("rows of logits", format!("at most logit_rows ({most})"), wanted.to_string());
+            return refuse(
+                "rows of logits",
+                format!("at most logit_rows ({most})"),
+                wanted.to_string(),
+            );
         }
         Ok(batch)
     }
@@ -192,16 +253,31 @@ fn execute(pass: &mut Pass<'_>, op: &Op, batch: &Batch, sequences: &[PagedSequen
         return;
     }
     match *op {
-        Op::WriteKv { keys_in, values_in, keys, values } => {
+        Op::WriteKv {
+            keys_in,
+            values_in,
+            keys,
+            values,
+        } => {
             for (from, cache) in [(keys_in, keys), (values_in, values)] {
                 let len = pass.rows * pass.width(from);
                 let [from, cache] = pass.work.views([from, cache]);
                 kernel::scatter_rows(&from[..len], &batch.slots, cache);
             }
         }
-        Op::PagedAttention { q, keys, values, out } => {
+        Op::PagedAttention {
+            q,
+            keys,
+            values,
+            out,
+        } => {
             let (cpu, scale, len) = (pass.cpu, pass.score_scale(), pass.rows * pass.width(q));
-            let ModelShape { heads, kv_heads, head_dim, .. } = *pass.shape;
+            let ModelShape {
+                heads,
+                kv_heads,
+                head_dim,
+                ..
+            } = *pass.shape;
             let [q, keys, values, out] = pass.work.views([q, keys, values, out]);
             kernel::attention_paged(
                 cpu,

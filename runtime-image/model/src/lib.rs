@@ -15,13 +15,13 @@
 //! walk the plan's steps; each step is one kernel call.
 
 mod arena;
-// pub mod chat;
+pub mod chat;
 pub mod error;
 pub mod inference;
 mod pass;
 pub mod rng;
 mod rope;
-// pub mod tokenizer;
+pub mod tokenizer;
 pub mod training;
 pub mod weights;
 

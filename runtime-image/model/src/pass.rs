@@ -42,7 +42,11 @@ impl Pass<'_> {
     }
 
     pub(crate) fn dims(&self, x: BufferId, out: BufferId) -> Dims {
-        Dims { t: self.rows, k: self.width(x), n: self.width(out) }
+        Dims {
+            t: self.rows,
+            k: self.width(x),
+            n: self.width(out),
+        }
     }
 
     /// Does `op` where it is one of those that training and serving share; says whether it was.
@@ -54,28 +58,56 @@ impl Pass<'_> {
                 let [out] = self.rows([out]);
                 kernel::embedding(cpu, tokens, parameters.weight(table), out, width);
             }
-            Op::RmsNorm { x, gain, out, inverse_rms } => {
+            Op::RmsNorm {
+                x,
+                gain,
+                out,
+                inverse_rms,
+            } => {
                 let eps = self.shape.norm_eps as f32;
                 let [x, out, inverse_rms] = self.rows([x, out, inverse_rms]);
                 kernel::rms_norm(cpu, x, parameters.f32s(gain), out, inverse_rms, eps);
             }
-            Op::Linear { x, weight, bias, residual, out } => {
+            Op::Linear {
+                x,
+                weight,
+                bias,
+                residual,
+                out,
+            } => {
                 if let Some(residual) = residual.filter(|&r| r != out) {
                     let [residual, out] = self.rows([residual, out]);
                     out.copy_from_slice(residual);
                 }
                 let dims = self.dims(x, out);
-                let epilogue = Epilogue { bias: bias.map(|b| parameters.f32s(b)), add: residual.is_some() };
+                let epilogue = Epilogue {
+                    bias: bias.map(|b| parameters.f32s(b)),
+                    add: residual.is_some(),
+                };
                 let [x, out] = self.rows([x, out]);
                 kernel::linear(cpu, x, parameters.weight(weight), out, dims, epilogue);
             }
-            Op::LinearSwiGlu { x, gate, up, kept, out } => {
+            Op::LinearSwiGlu {
+                x,
+                gate,
+                up,
+                kept,
+                out,
+            } => {
                 let dims = self.dims(x, out);
                 let (gate, up) = (parameters.weight(gate), parameters.weight(up));
                 match kept {
                     Some((kept_gate, kept_up)) => {
                         let [x, out, kept_gate, kept_up] = self.rows([x, out, kept_gate, kept_up]);
-                        kernel::linear_swiglu(cpu, x, gate, up, out, Some((kept_gate, kept_up)), dims);
+                        kernel::linear_swiglu(
+                            cpu,
+                            x,
+                            gate,
+                            up,
+                            out,
+                            Some((kept_gate, kept_up)),
+                            dims,
+                        );
                     }
                     None => {
                         let [x, out] = self.rows([x, out]);
@@ -83,10 +115,24 @@ impl Pass<'_> {
                     }
                 }
             }
-            Op::Rope { x, heads, cos, sin, inverse } => {
+            Op::Rope {
+                x,
+                heads,
+                cos,
+                sin,
+                inverse,
+            } => {
                 let (positions, len) = (self.positions, self.rows * self.width(x));
                 let [x, cos, sin] = self.work.views([x, cos, sin]);
-                kernel::rope(cpu, &mut x[..len], cos, sin, positions, heads as usize, inverse);
+                kernel::rope(
+                    cpu,
+                    &mut x[..len],
+                    cos,
+                    sin,
+                    positions,
+                    heads as usize,
+                    inverse,
+                );
             }
             _ => return false,
         }

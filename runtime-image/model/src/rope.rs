@@ -6,7 +6,9 @@ use petaflop_plan::shape::{ModelShape, RopeScaling};
 /// Fills `cos` and `sin`, both `[positions, head_dim / 2]`.
 pub(crate) fn fill_tables(shape: &ModelShape, cos: &mut [f32], sin: &mut [f32]) {
     let frequencies = frequencies(shape);
-    let rows = cos.chunks_exact_mut(frequencies.len()).zip(sin.chunks_exact_mut(frequencies.len()));
+    let rows = cos
+        .chunks_exact_mut(frequencies.len())
+        .zip(sin.chunks_exact_mut(frequencies.len()));
     for (position, (cos, sin)) in rows.enumerate() {
         for (i, frequency) in frequencies.iter().enumerate() {
             let angle = position as f64 * frequency;
@@ -29,11 +31,17 @@ fn stretch(frequency: f64, scaling: &RopeScaling) -> f64 {
     match *scaling {
         RopeScaling::None => frequency,
         RopeScaling::Linear { factor } => frequency / factor,
-        RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max_positions } => {
+        RopeScaling::Llama3 {
+            factor,
+            low_freq_factor,
+            high_freq_factor,
+            original_max_positions,
+        } => {
             // How often a pair turns within the original context.
             let turns = f64::from(original_max_positions) * frequency / std::f64::consts::TAU;
             // 0 where the frequency is divided, 1 where it is kept.
-            let keep = ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
+            let keep =
+                ((turns - low_freq_factor) / (high_freq_factor - low_freq_factor)).clamp(0.0, 1.0);
             (1.0 - keep) * frequency / factor + keep * frequency
         }
     }
@@ -47,8 +55,12 @@ mod tests {
 
     #[test]
     fn llama3_keeps_the_fast_and_divides_the_slow() {
-        let scaling =
-            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original_max_positions: 8192 };
+        let scaling = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max_positions: 8192,
+        };
         assert_eq!(stretch(1.0, &scaling), 1.0);
         assert_eq!(stretch(1e-6, &scaling), 1e-6 / 8.0);
         // 2.5 turns in the original context: half way.

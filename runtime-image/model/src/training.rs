@@ -43,7 +43,11 @@ pub struct Loss {
 impl Loss {
     /// Nats a target; 0 without targets.
     pub fn mean(self) -> f64 {
-        if self.tokens == 0 { 0.0 } else { self.nats / self.tokens as f64 }
+        if self.tokens == 0 {
+            0.0
+        } else {
+            self.nats / self.tokens as f64
+        }
     }
 }
 
@@ -76,13 +80,26 @@ impl TrainingModel {
     ///
     /// # Errors
     /// No plan, or no memory.
-    pub fn new(cpu: Arc<Cpu>, shape: &ModelShape, options: &TrainingOptions) -> Result<Self, ModelError> {
+    pub fn new(
+        cpu: Arc<Cpu>,
+        shape: &ModelShape,
+        options: &TrainingOptions,
+    ) -> Result<Self, ModelError> {
         let plan = plan_training(shape, options)?;
         let mut arena = Arena::new(&plan)?;
         let [cos, sin] = arena.work.views([plan.ports.cos, plan.ports.sin]);
         rope::fill_tables(shape, cos, sin);
-        let positions = (0..options.micro_batch).flat_map(|_| 0..options.sequence).collect();
-        Ok(Self { cpu, shape: shape.clone(), options: options.clone(), plan, arena, positions })
+        let positions = (0..options.micro_batch)
+            .flat_map(|_| 0..options.sequence)
+            .collect();
+        Ok(Self {
+            cpu,
+            shape: shape.clone(),
+            options: options.clone(),
+            plan,
+            arena,
+            positions,
+        })
     }
 
     /// The model's form.
@@ -112,10 +129,12 @@ impl TrainingModel {
                 TensorRole::Gain => values.fill(1.0),
                 TensorRole::Bias => values.fill(0.0),
                 TensorRole::Matrix => {
-                    let into_residual = tensor.name.ends_with("o_proj.weight") || tensor.name.ends_with("down_proj.weight");
+                    let into_residual = tensor.name.ends_with("o_proj.weight")
+                        || tensor.name.ends_with("down_proj.weight");
                     let deviation = if into_residual { residual } else { 0.02 };
                     for (block, four) in (0u64..).zip(values.chunks_mut(4)) {
-                        let normals = philox.normals([block as u32, (block >> 32) as u32, index, INIT]);
+                        let normals =
+                            philox.normals([block as u32, (block >> 32) as u32, index, INIT]);
                         for (value, normal) in four.iter_mut().zip(normals) {
                             *value = (deviation * normal) as f32;
                         }
@@ -148,7 +167,12 @@ impl TrainingModel {
     /// # Errors
     /// Tokens or targets that do not fit the plan; a loss that is not finite, with
     /// the name of the first bad buffer (the gradients are then of no use).
-    pub fn accumulate(&mut self, tokens: &[u32], targets: &[u32], scale: f32) -> Result<Loss, ModelError> {
+    pub fn accumulate(
+        &mut self,
+        tokens: &[u32],
+        targets: &[u32],
+        scale: f32,
+    ) -> Result<Loss, ModelError> {
         self.run(tokens, targets, Some(scale))
     }
 
@@ -182,11 +206,24 @@ impl TrainingModel {
 
     /// One step of the optimiser over the gradients as they are.
     pub fn adamw(&mut self, step: &AdamwStep) {
-        let AdamwStep { step, learning_rate, beta1, beta2, eps, weight_decay } = *step;
+        let AdamwStep {
+            step,
+            learning_rate,
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+        } = *step;
         let done = (step + 1) as f64;
         for tensor in &self.plan.tensors {
-            let Some(trained) = tensor.trained else { continue };
-            let decay = if tensor.role == TensorRole::Matrix { weight_decay } else { 0.0 };
+            let Some(trained) = tensor.trained else {
+                continue;
+            };
+            let decay = if tensor.role == TensorRole::Matrix {
+                weight_decay
+            } else {
+                0.0
+            };
             let coefficients = kernel::AdamW {
                 lr: learning_rate as f32,
                 beta1: beta1 as f32,
@@ -197,8 +234,11 @@ impl TrainingModel {
                 bias2: (1.0 - libm::pow(beta2, done)) as f32,
                 grad_scale: 1.0,
             };
-            let [gradient, first, second] =
-                self.arena.work.views([trained.gradient, trained.first_moment, trained.second_moment]);
+            let [gradient, first, second] = self.arena.work.views([
+                trained.gradient,
+                trained.first_moment,
+                trained.second_moment,
+            ]);
             let value = self.arena.parameters.f32s_mut(tensor.value);
             kernel::adamw(&self.cpu, value, gradient, first, second, &coefficients);
         }
@@ -206,13 +246,19 @@ impl TrainingModel {
 
     /// Every tensor with its numbers, in the plan's order: what is saved as a model.
     pub fn tensors(&self) -> impl Iterator<Item = (&Tensor, &[f32])> {
-        self.plan.tensors.iter().map(|t| (t, self.arena.parameters.f32s(t.value)))
+        self.plan
+            .tensors
+            .iter()
+            .map(|t| (t, self.arena.parameters.f32s(t.value)))
     }
 
     /// The gradient of every trained tensor, in the plan's order.
     pub fn gradients(&self) -> impl Iterator<Item = (&Tensor, &[f32])> {
         let gradient = |t: &Tensor| t.trained.map(|kept| kept.gradient);
-        self.plan.tensors.iter().filter_map(move |t| Some((t, self.arena.work.view(gradient(t)?))))
+        self.plan
+            .tensors
+            .iter()
+            .filter_map(move |t| Some((t, self.arena.work.view(gradient(t)?))))
     }
 
     /// What a checkpoint holds: every tensor by its name, and where it is trained
@@ -222,8 +268,14 @@ impl TrainingModel {
         for (tensor, values) in self.tensors() {
             state.push((tensor.name.clone(), values));
             if let Some(trained) = tensor.trained {
-                state.push((format!("{}.first_moment", tensor.name), self.arena.work.view(trained.first_moment)));
-                state.push((format!("{}.second_moment", tensor.name), self.arena.work.view(trained.second_moment)));
+                state.push((
+                    format!("{}.first_moment", tensor.name),
+                    self.arena.work.view(trained.first_moment),
+                ));
+                state.push((
+                    format!("{}.second_moment", tensor.name),
+                    self.arena.work.view(trained.second_moment),
+                ));
             }
         }
         state
@@ -234,7 +286,12 @@ impl TrainingModel {
         // Both segments are laid out in the order of the tensors.
         let mut moments = self.arena.work.all_mut(Segment::Moments).into_iter();
         let mut state = Vec::new();
-        for (tensor, values) in self.plan.tensors.iter().zip(self.arena.parameters.all_mut()) {
+        for (tensor, values) in self
+            .plan
+            .tensors
+            .iter()
+            .zip(self.arena.parameters.all_mut())
+        {
             state.push((tensor.name.clone(), values));
             if tensor.trained.is_some() {
                 for which in ["first_moment", "second_moment"] {
@@ -246,9 +303,18 @@ impl TrainingModel {
         state
     }
 
-    fn run(&mut self, tokens: &[u32], targets: &[u32], backward: Option<f32>) -> Result<Loss, ModelError> {
+    fn run(
+        &mut self,
+        tokens: &[u32],
+        targets: &[u32],
+        backward: Option<f32>,
+    ) -> Result<Loss, ModelError> {
         self.check(tokens, targets)?;
-        let steps = if backward.is_some() { self.plan.steps.len() } else { self.plan.forward_steps };
+        let steps = if backward.is_some() {
+            self.plan.steps.len()
+        } else {
+            self.plan.forward_steps
+        };
         let cpu = Arc::clone(&self.cpu);
         cpu.install(|| {
             let mut pass = TrainingPass {
@@ -279,7 +345,9 @@ impl TrainingModel {
         if loss.nats.is_finite() {
             return Ok(loss);
         }
-        Err(ModelError::NotFinite { tensor: self.first_not_finite(tokens, targets) })
+        Err(ModelError::NotFinite {
+            tensor: self.first_not_finite(tokens, targets),
+        })
     }
 
     /// Runs forward again, step by step, and names the first buffer that goes bad.
@@ -315,18 +383,36 @@ impl TrainingModel {
 
     fn check(&self, tokens: &[u32], targets: &[u32]) -> Result<(), ModelError> {
         let rows = self.positions.len();
-        let refuse = |what, expected: String, found: String| Err(ModelError::Input { what, expected, found });
+        let refuse = |what, expected: String, found: String| {
+            Err(ModelError::Input {
+                what,
+                expected,
+                found,
+            })
+        };
         for (what, len) in [("tokens", tokens.len()), ("targets", targets.len())] {
             if len != rows {
-                return refuse(what, format!("micro-batch × sequence = {rows} of them"), len.to_string());
+                return refuse(
+                    what,
+                    format!("micro-batch × sequence = {rows} of them"),
+                    len.to_string(),
+                );
             }
         }
         let vocab = self.shape.vocab;
         if let Some(token) = tokens.iter().find(|&&t| t >= vocab) {
-            return refuse("tokens", format!("numbers below the vocabulary's {vocab}"), token.to_string());
+            return refuse(
+                "tokens",
+                format!("numbers below the vocabulary's {vocab}"),
+                token.to_string(),
+            );
         }
         if let Some(target) = targets.iter().find(|&&t| t >= vocab && t != NO_TARGET) {
-            return refuse("targets", format!("numbers below the vocabulary's {vocab}, or NO_TARGET"), target.to_string());
+            return refuse(
+                "targets",
+                format!("numbers below the vocabulary's {vocab}, or NO_TARGET"),
+                target.to_string(),
+            );
         }
         Ok(())
     }
@@ -351,16 +437,35 @@ impl TrainingPass<'_> {
         }
         let (cpu, parameters) = (pass.cpu, pass.parameters);
         match *op {
-            Op::Attention { q, k, v, out, log_sum_exp } => {
+            Op::Attention {
+                q,
+                k,
+                v,
+                out,
+                log_sum_exp,
+            } => {
                 let (dims, scale) = (attention_dims(pass.shape, self.options), pass.score_scale());
                 let [q, k, v, out, log_sum_exp] = pass.rows([q, k, v, out, log_sum_exp]);
                 kernel::attention_forward(cpu, q, k, v, out, log_sum_exp, dims, scale);
             }
-            Op::AttentionBackward { q, k, v, out, log_sum_exp, dout, dq, dk, dv, delta } => {
+            Op::AttentionBackward {
+                q,
+                k,
+                v,
+                out,
+                log_sum_exp,
+                dout,
+                dq,
+                dk,
+                dv,
+                delta,
+            } => {
                 let (dims, scale) = (attention_dims(pass.shape, self.options), pass.score_scale());
                 let [q, k, v, out, lse, dout, dq, dk, dv, delta] =
                     pass.rows([q, k, v, out, log_sum_exp, dout, dq, dk, dv, delta]);
-                kernel::attention_backward(cpu, q, k, v, out, lse, dout, dq, dk, dv, delta, dims, scale);
+                kernel::attention_backward(
+                    cpu, q, k, v, out, lse, dout, dq, dk, dv, delta, dims, scale,
+                );
             }
             Op::CrossEntropy { logits, losses } => {
                 let [logits, losses] = pass.rows([logits, losses]);
@@ -369,7 +474,12 @@ impl TrainingPass<'_> {
                     None => kernel::cross_entropy_loss(cpu, logits, self.targets, losses),
                 }
             }
-            Op::LinearDx { dy, weight, dx, adds } => {
+            Op::LinearDx {
+                dy,
+                weight,
+                dx,
+                adds,
+            } => {
                 let dims = product_dims(pass, dy, dx);
                 let [dy, dx] = pass.rows([dy, dx]);
                 kernel::linear_dx(cpu, dy, parameters.weight(weight), dx, dims, adds);
@@ -383,11 +493,20 @@ impl TrainingPass<'_> {
                 let [dy, dbias] = pass.work.views([dy, dbias]);
                 kernel::column_sum(cpu, dy, dbias);
             }
-            Op::RmsNormBackward { x, gain, inverse_rms, dy, dx, adds, dgain } => {
+            Op::RmsNormBackward {
+                x,
+                gain,
+                inverse_rms,
+                dy,
+                dx,
+                adds,
+                dgain,
+            } => {
                 let gain = parameters.f32s(gain);
                 match dgain {
                     Some(dgain) => {
-                        let [x, inverse, dy, dx, dgain] = pass.work.views([x, inverse_rms, dy, dx, dgain]);
+                        let [x, inverse, dy, dx, dgain] =
+                            pass.work.views([x, inverse_rms, dy, dx, dgain]);
                         kernel::rms_norm_backward(cpu, x, gain, inverse, dy, dx, adds, Some(dgain));
                     }
                     None => {
@@ -396,7 +515,13 @@ impl TrainingPass<'_> {
                     }
                 }
             }
-            Op::SwiGluBackward { gate, up, dout, dgate, dup } => {
+            Op::SwiGluBackward {
+                gate,
+                up,
+                dout,
+                dgate,
+                dup,
+            } => {
                 let [gate, up, dout, dgate, dup] = pass.rows([gate, up, dout, dgate, dup]);
                 kernel::swiglu_backward(cpu, gate, up, dout, dgate, dup);
             }
@@ -408,7 +533,11 @@ impl TrainingPass<'_> {
             Op::WriteKv { .. } | Op::PagedAttention { .. } | Op::GatherRows { .. } => {
                 unreachable!("a training plan has no key/value cache")
             }
-            Op::Embed { .. } | Op::RmsNorm { .. } | Op::Linear { .. } | Op::LinearSwiGlu { .. } | Op::Rope { .. } => {
+            Op::Embed { .. }
+            | Op::RmsNorm { .. }
+            | Op::Linear { .. }
+            | Op::LinearSwiGlu { .. }
+            | Op::Rope { .. } => {
                 unreachable!("done by Pass::shared")
             }
         }

@@ -43,7 +43,12 @@ impl WeightsFolder {
     /// another shape, or of a type other than F32, BF16 and F16: by file and name.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let shape = read_config(&path.join(CONFIG_FILE))?;
-        let mut folder = Self { path: path.to_owned(), shape, files: Vec::new(), tensors: BTreeMap::new() };
+        let mut folder = Self {
+            path: path.to_owned(),
+            shape,
+            files: Vec::new(),
+            tensors: BTreeMap::new(),
+        };
         for name in file_names(path)? {
             folder.add_file(path.join(name))?;
         }
@@ -67,7 +72,10 @@ impl WeightsFolder {
         if *shape == self.shape {
             return Ok(());
         }
-        Err(malformed(&self.path.join(CONFIG_FILE), format!("expected the shape {shape:?}, found {:?}", self.shape)))
+        Err(malformed(
+            &self.path.join(CONFIG_FILE),
+            format!("expected the shape {shape:?}, found {:?}", self.shape),
+        ))
     }
 
     /// Reads a tensor as f32.
@@ -85,7 +93,12 @@ impl WeightsFolder {
     /// The folder has no such tensor, or it has not `out`'s length.
     pub fn read(&self, name: &str, dtype: Dtype, out: &mut [u8]) -> Result<(), WeightsError> {
         let Some(located) = self.tensors.get(name) else {
-            return Err(self.wrong_tensor(&self.path, name, "a tensor of this name", "none".to_owned()));
+            return Err(self.wrong_tensor(
+                &self.path,
+                name,
+                "a tensor of this name",
+                "none".to_owned(),
+            ));
         };
         let (path, file) = &self.files[located.file];
         let source = &file[located.bytes.clone()];
@@ -97,7 +110,9 @@ impl WeightsFolder {
         // A run of whole blocks of every format at a time.
         const RUN: usize = 4096;
         let mut numbers = [0f32; RUN];
-        let runs = source.chunks(RUN * width(located.dtype)).zip(out.chunks_mut(dtype.bytes(RUN as u64) as usize));
+        let runs = source
+            .chunks(RUN * width(located.dtype))
+            .zip(out.chunks_mut(dtype.bytes(RUN as u64) as usize));
         for (source, out) in runs {
             let numbers = &mut numbers[..source.len() / width(located.dtype)];
             decode(located.dtype, source, numbers);
@@ -107,26 +122,58 @@ impl WeightsFolder {
     }
 
     fn add_file(&mut self, path: PathBuf) -> Result<(), WeightsError> {
-        let file = MappedFile::open(&path).map_err(|source| WeightsError::Io { path: path.clone(), source })?;
-        let broken = |e: &dyn std::fmt::Display| malformed(&path, format!("not a whole safetensors file ({e}); fetch it again"));
+        let file = MappedFile::open(&path).map_err(|source| WeightsError::Io {
+            path: path.clone(),
+            source,
+        })?;
+        let broken = |e: &dyn std::fmt::Display| {
+            malformed(
+                &path,
+                format!("not a whole safetensors file ({e}); fetch it again"),
+            )
+        };
         let (header, metadata) = SafeTensors::read_metadata(&file).map_err(|e| broken(&e))?;
         for (name, info) in metadata.tensors() {
             let start = 8 + header;
             let (from, to) = info.data_offsets;
-            let located = Located { file: self.files.len(), dtype: info.dtype, bytes: start + from..start + to };
+            let located = Located {
+                file: self.files.len(),
+                dtype: info.dtype,
+                bytes: start + from..start + to,
+            };
             if self.tensors.insert(name.clone(), located).is_some() {
-                return Err(self.wrong_tensor(&path, &name, "it once", "it in another file too".to_owned()));
+                return Err(self.wrong_tensor(
+                    &path,
+                    &name,
+                    "it once",
+                    "it in another file too".to_owned(),
+                ));
             }
         }
         // Shapes are compared here, while the header is at hand.
         for expected in self.shape.tensors() {
-            let Some(info) = metadata.info(&expected.name) else { continue };
+            let Some(info) = metadata.info(&expected.name) else {
+                continue;
+            };
             let found: Vec<u64> = info.shape.iter().map(|&n| n as u64).collect();
             if found != expected.shape {
-                return Err(self.wrong_tensor(&path, &expected.name, &format!("{:?}", expected.shape), format!("{found:?}")));
+                return Err(self.wrong_tensor(
+                    &path,
+                    &expected.name,
+                    &format!("{:?}", expected.shape),
+                    format!("{found:?}"),
+                ));
             }
-            if !matches!(info.dtype, FileDtype::F32 | FileDtype::BF16 | FileDtype::F16) {
-                return Err(self.wrong_tensor(&path, &expected.name, "F32, BF16 or F16", format!("{:?}", info.dtype)));
+            if !matches!(
+                info.dtype,
+                FileDtype::F32 | FileDtype::BF16 | FileDtype::F16
+            ) {
+                return Err(self.wrong_tensor(
+                    &path,
+                    &expected.name,
+                    "F32, BF16 or F16",
+                    format!("{:?}", info.dtype),
+                ));
             }
         }
         self.files.push((path, file));
@@ -135,27 +182,60 @@ impl WeightsFolder {
 
     fn check(&mut self) -> Result<(), WeightsError> {
         let expected: Vec<String> = self.shape.tensors().into_iter().map(|t| t.name).collect();
-        if let Some(missing) = expected.iter().find(|name| !self.tensors.contains_key(*name)) {
-            return Err(self.wrong_tensor(&self.path, missing, "a tensor of this name", "none".to_owned()));
+        if let Some(missing) = expected
+            .iter()
+            .find(|name| !self.tensors.contains_key(*name))
+        {
+            return Err(self.wrong_tensor(
+                &self.path,
+                missing,
+                "a tensor of this name",
+                "none".to_owned(),
+            ));
         }
         // Older files carry the rotary frequencies, which follow from the shape.
-        self.tensors.retain(|name, _| !name.ends_with(".rotary_emb.inv_freq"));
-        let extra = self.tensors.iter().find(|(name, _)| !expected.contains(name));
-        let Some((name, located)) = extra else { return Ok(()) };
+        self.tensors
+            .retain(|name, _| !name.ends_with(".rotary_emb.inv_freq"));
+        let extra = self
+            .tensors
+            .iter()
+            .find(|(name, _)| !expected.contains(name));
+        let Some((name, located)) = extra else {
+            return Ok(());
+        };
         let path = &self.files[located.file].0;
         // Some files repeat tied embeddings under the output projection's name.
         let embedding = &self.tensors["model.embed_tokens.weight"];
         let bytes = |l: &Located| &self.files[l.file].1[l.bytes.clone()];
-        if name == "lm_head.weight" && located.dtype == embedding.dtype && bytes(located) == bytes(embedding) {
+        if name == "lm_head.weight"
+            && located.dtype == embedding.dtype
+            && bytes(located) == bytes(embedding)
+        {
             let name = name.clone();
             self.tensors.remove(&name);
             return self.check();
         }
-        Err(self.wrong_tensor(path, name, "no tensor of this name in this shape", "one".to_owned()))
+        Err(self.wrong_tensor(
+            path,
+            name,
+            "no tensor of this name in this shape",
+            "one".to_owned(),
+        ))
     }
 
-    fn wrong_tensor(&self, path: &Path, tensor: &str, expected: &str, found: String) -> WeightsError {
-        WeightsError::Tensor { path: path.to_owned(), tensor: tensor.to_owned(), expected: expected.to_owned(), found }
+    fn wrong_tensor(
+        &self,
+        path: &Path,
+        tensor: &str,
+        expected: &str,
+        found: String,
+    ) -> WeightsError {
+        WeightsError::Tensor {
+            path: path.to_owned(),
+            tensor: tensor.to_owned(),
+            expected: expected.to_owned(),
+            found,
+        }
     }
 }
 
@@ -169,11 +249,20 @@ pub fn save<'a>(
     tensors: impl IntoIterator<Item = (&'a str, &'a [u64], &'a [f32])>,
 ) -> Result<(), WeightsError> {
     let path = folder.join(CONFIG_FILE);
-    std::fs::write(&path, config_bytes(shape)).map_err(|source| WeightsError::Io { path, source })?;
+    std::fs::write(&path, config_bytes(shape))
+        .map_err(|source| WeightsError::Io { path, source })?;
     let path = folder.join(WEIGHTS_FILE);
     // safetensors sorts by type, then name; one entry of metadata has one order.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    let tensors = tensors.into_iter().map(|(name, shape, values)| (name, F32Tensor { shape: usizes(shape), values }));
+    let tensors = tensors.into_iter().map(|(name, shape, values)| {
+        (
+            name,
+            F32Tensor {
+                shape: usizes(shape),
+                values,
+            },
+        )
+    });
     safetensors::serialize_to_file(tensors, Some(metadata), &path).map_err(|e| WeightsError::Io {
         path: path.clone(),
         source: match e {
@@ -189,7 +278,10 @@ pub fn config_bytes(shape: &ModelShape) -> Vec<u8> {
 }
 
 fn usizes(shape: &[u64]) -> Vec<usize> {
-    shape.iter().map(|&n| usize::try_from(n).expect("the tensor is in memory")).collect()
+    shape
+        .iter()
+        .map(|&n| usize::try_from(n).expect("the tensor is in memory"))
+        .collect()
 }
 
 struct F32Tensor<'a> {
@@ -216,7 +308,10 @@ impl View for F32Tensor<'_> {
 }
 
 fn read_json(path: &Path) -> Result<serde_json::Value, WeightsError> {
-    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io { path: path.to_owned(), source })?;
+    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io {
+        path: path.to_owned(),
+        source,
+    })?;
     serde_json::from_slice(&bytes).map_err(|e| malformed(path, format!("not JSON: {e}")))
 }
 
@@ -226,7 +321,10 @@ fn read_json(path: &Path) -> Result<serde_json::Value, WeightsError> {
 /// What the system says; text that is not JSON; a field by name.
 pub fn read_config(path: &Path) -> Result<ModelShape, WeightsError> {
     let config = read_json(path)?;
-    ModelShape::from_hf_config(&config).map_err(|source| WeightsError::Config { path: path.to_owned(), source })
+    ModelShape::from_hf_config(&config).map_err(|source| WeightsError::Config {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// The files of weights: those of the index, or the single one.
@@ -238,14 +336,25 @@ fn file_names(folder: &Path) -> Result<Vec<String>, WeightsError> {
     let value = read_json(&index)?;
     let map = value.get("weight_map").and_then(|m| m.as_object());
     let Some(map) = map.filter(|m| !m.is_empty()) else {
-        return Err(malformed(&index, "weight_map: expected an object of tensor names and files".to_owned()));
+        return Err(malformed(
+            &index,
+            "weight_map: expected an object of tensor names and files".to_owned(),
+        ));
     };
     let mut names = Vec::new();
     for (tensor, file) in map {
         // A file of this folder, never a path that leads out of it.
-        match file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|n| n == *name)) {
+        match file
+            .as_str()
+            .filter(|name| Path::new(name).file_name().is_some_and(|n| n == *name))
+        {
             Some(name) => names.push(name.to_owned()),
-            None => return Err(malformed(&index, format!("weight_map.{tensor}: expected a file name, found {file}"))),
+            None => {
+                return Err(malformed(
+                    &index,
+                    format!("weight_map.{tensor}: expected a file name, found {file}"),
+                ));
+            }
         }
     }
     names.sort_unstable();
@@ -254,7 +363,10 @@ fn file_names(folder: &Path) -> Result<Vec<String>, WeightsError> {
 }
 
 fn malformed(path: &Path, what: String) -> WeightsError {
-    WeightsError::Malformed { path: path.to_owned(), what }
+    WeightsError::Malformed {
+        path: path.to_owned(),
+        what,
+    }
 }
 
 /// Bytes of one number of a type that [`WeightsFolder::open`] accepts.
@@ -295,6 +407,8 @@ fn encode(dtype: Dtype, numbers: &[f32], out: &mut [u8]) {
             }
         }
         Dtype::Q8_0 => petaflop_kernel::quantize_q8_0(numbers, out),
-        Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => unreachable!("the planner keeps weights in f32, bf16 or q8_0"),
+        Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => {
+            unreachable!("the planner keeps weights in f32, bf16 or q8_0")
+        }
     }
 }

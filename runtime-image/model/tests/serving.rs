@@ -154,7 +154,10 @@ fn only_the_wanted_logits_come_back_in_the_order_of_chunks() {
 fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
     if dtype == Dtype::Bf16 {
-        let halves: Vec<u16> = values.iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect();
+        let halves: Vec<u16> = values
+            .iter()
+            .map(|&v| half::bf16::from_f32(v).to_bits())
+            .collect();
         dequantize(Weight::Bf16(&halves), &mut out);
     } else {
         let mut blocks = vec![0; values.len() / 32 * 34];
@@ -166,35 +169,66 @@ fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
 
 #[test]
 fn smaller_weights_compute_with_their_own_values_bit_for_bit() {
-    let wide = ModelShape { hidden: 64, intermediate: 96, ..shapes().remove(1).1 };
+    let wide = ModelShape {
+        hidden: 64,
+        intermediate: 96,
+        ..shapes().remove(1).1
+    };
     let (folder, expected, tokens) = saved(&wide);
-    let chunk = Chunk { tokens: &tokens, start: 0, blocks: &[0, 1, 2], logits: Logits::All };
+    let chunk = Chunk {
+        tokens: &tokens,
+        start: 0,
+        blocks: &[0, 1, 2],
+        logits: Logits::All,
+    };
     let mut exact = open(folder.path(), Dtype::F32);
-    assert_eq!(bits(exact.forward(&[chunk]).expect("it fits")), bits(&expected));
+    assert_eq!(
+        bits(exact.forward(&[chunk]).expect("it fits")),
+        bits(&expected)
+    );
     for (dtype, shrinks) in [(Dtype::Bf16, 0.52), (Dtype::Q8_0, 0.29)] {
         let mut small = open(folder.path(), dtype);
         assert_eq!(small.arena_bytes(), small.plan().arena_bytes());
-        let ratio = small.plan().segments.parameters as f64 / exact.plan().segments.parameters as f64;
+        let ratio =
+            small.plan().segments.parameters as f64 / exact.plan().segments.parameters as f64;
         assert!(ratio < shrinks, "{dtype}: {ratio}");
         let found = small.forward(&[chunk]).expect("it fits").to_vec();
 
         let trained = model(&wide, &TrainingOptions::new(1, 4));
         let values: Vec<Vec<f32>> = trained
             .tensors()
-            .map(|(t, v)| if t.role == TensorRole::Matrix { rounded(v, dtype) } else { v.to_vec() })
+            .map(|(t, v)| {
+                if t.role == TensorRole::Matrix {
+                    rounded(v, dtype)
+                } else {
+                    v.to_vec()
+                }
+            })
             .collect();
         let spelled_out = tempfile::tempdir().expect("a folder can be made");
-        let tensors = trained.tensors().zip(&values).map(|((t, _), v)| (t.name.as_str(), &t.shape[..], &v[..]));
+        let tensors = trained
+            .tensors()
+            .zip(&values)
+            .map(|((t, _), v)| (t.name.as_str(), &t.shape[..], &v[..]));
         save(spelled_out.path(), &wide, tensors).expect("it can be written");
         let mut same = open(spelled_out.path(), Dtype::F32);
-        assert_eq!(bits(&found), bits(same.forward(&[chunk]).expect("it fits")), "{dtype}");
+        assert_eq!(
+            bits(&found),
+            bits(same.forward(&[chunk]).expect("it fits")),
+            "{dtype}"
+        );
         assert_ne!(bits(&found), bits(&expected));
 
         // One token at a time gives the same bits with these weights too.
         let mut again = open(folder.path(), dtype);
         let mut single = Vec::new();
         for (start, token) in tokens.iter().enumerate() {
-            let chunk = Chunk { tokens: std::slice::from_ref(token), start, blocks: &[2, 1, 0], logits: Logits::Last };
+            let chunk = Chunk {
+                tokens: std::slice::from_ref(token),
+                start,
+                blocks: &[2, 1, 0],
+                logits: Logits::Last,
+            };
             single.extend_from_slice(again.forward(&[chunk]).expect("it fits"));
         }
         assert_eq!(bits(&single), bits(&found), "{dtype}");
@@ -205,8 +239,15 @@ fn smaller_weights_compute_with_their_own_values_bit_for_bit() {
 fn blocks_that_do_not_divide_the_rows_are_refused() {
     let (folder, _, _) = saved(&shapes().remove(0).1);
     let folder = WeightsFolder::open(folder.path()).expect("it was just written");
-    let refused = InferenceModel::new(cpu(1), &folder, &options(Dtype::Q8_0)).err().expect("24 is no multiple of 32");
-    assert!(refused.to_string().starts_with("weights: expected a format whose blocks divide"), "{refused}");
+    let refused = InferenceModel::new(cpu(1), &folder, &options(Dtype::Q8_0))
+        .err()
+        .expect("24 is no multiple of 32");
+    assert!(
+        refused
+            .to_string()
+            .starts_with("weights: expected a format whose blocks divide"),
+        "{refused}"
+    );
 }
 
 #[test]

@@ -215,7 +215,7 @@ fn what_is_frozen_stays_and_costs_nothing_below() {
         .gradients()
         .map(|(t, g)| (t.name.clone(), g.to_vec()))
         .collect();
-    assert_eq!(frozen.gradients().count(), 12);
+    assert_eq!(frozen.gradients().count(), 13);
     for (tensor, gradient) in frozen.gradients() {
         assert!(!tensor.name.contains("layers.0") && !tensor.name.contains("up_proj"));
         let (_, expected) = free_gradients

@@ -103,26 +103,31 @@ fn left(name: &str, devices: &[&Accelerator], notes: &[String]) -> Backend {
 
 const CPU_ONLY: &str = "this runtime computes on the processor only";
 
-/// A small product with odd sizes, compared with plain loops in f64.
+/// A small product on the kernels of `isa`, compared with plain loops in f64.
 ///
 /// # Errors
 /// What was wrong, with the first wrong figure.
 fn canary(isa: Isa) -> Result<(), String> {
     let cpu = Cpu::new(Some(isa), 1).map_err(|e| e.to_string())?;
+    check(|x, w, y, dims| linear(&cpu, x, Weight::F32(w), y, dims, Epilogue::NONE))
+}
+
+/// Runs `product(x[t,k], w[n,k], y[t,n])` and checks every figure of `y`.
+fn check(product: impl FnOnce(&[f32], &[f32], &mut [f32], Dims)) -> Result<(), String> {
     // No multiple of any vector length, so that every remainder runs, too.
     let dims = Dims { t: 7, k: 83, n: 37 };
-    // Quarters from -2 to 2: products are exact, sums nearly so.
+    // Quarters from -2 to 2: their products are sixteenths, and sums of 83 of them
+    // stay below 2^10, so f32 holds them exactly in whatever order they are added.
     let figure = |i: usize| ((i * 7919 + 31) % 17) as f32 / 4.0 - 2.0;
     let x: Vec<f32> = (0..dims.t * dims.k).map(figure).collect();
     let w: Vec<f32> = (0..dims.n * dims.k).map(|i| figure(i * 3 + 1)).collect();
     let mut y = vec![f32::NAN; dims.t * dims.n];
-    linear(&cpu, &x, Weight::F32(&w), &mut y, dims, Epilogue::NONE);
+    product(&x, &w, &mut y, dims);
     for (i, &got) in y.iter().enumerate() {
         let (row, column) = (i / dims.n, i % dims.n);
         let expected: f64 = (0..dims.k)
             .map(|k| f64::from(x[row * dims.k + k]) * f64::from(w[column * dims.k + k]))
             .sum();
-        // Sixteenths below 2^10 are exact in f32 in whatever order they are added.
         if f64::from(got) != expected {
             return Err(format!(
                 "canary gave {got} at row {row}, column {column}, not {expected}"
@@ -130,4 +135,64 @@ fn canary(isa: Isa) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn honest(x: &[f32], w: &[f32], y: &mut [f32], Dims { k, n, .. }: Dims) {
+        for (i, y) in y.iter_mut().enumerate() {
+            let (row, column) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+            *y = row.iter().zip(column).map(|(a, b)| a * b).sum();
+        }
+    }
+
+    #[test]
+    fn kernels_that_give_wrong_answers_are_not_used() {
+        assert_eq!(check(honest), Ok(()));
+        // Nothing written; one figure off, first or last; transposed.
+        assert!(check(|_, _, _, _| {}).is_err());
+        for wrong in [0, 7 * 37 - 1] {
+            let problem = check(|x, w, y, dims| {
+                honest(x, w, y, dims);
+                y[wrong] += 1.0 / 16.0;
+            });
+            assert!(problem.is_err_and(|p| p.contains("canary gave")));
+        }
+        let transposed = check(|x, w, y, dims| {
+            let mut right = y.to_vec();
+            honest(x, w, &mut right, dims);
+            for (i, y) in y.iter_mut().enumerate() {
+                *y = right[i % dims.t * dims.n + i / dims.t];
+            }
+        });
+        assert!(transposed.is_err());
+    }
+
+    #[test]
+    fn a_processor_whose_kernels_all_fail_is_no_backend() {
+        let failed = (vec![], vec!["portable left: canary gave 1".to_owned()]);
+        let backends = backends(&[], [&[], &[], &[]], &failed);
+        let cpu = backends.last().expect("the processor comes last");
+        assert!(!cpu.usable);
+        assert!(cpu.reason.contains("portable left: canary gave 1"));
+        assert!(backends.iter().all(|b| !b.usable));
+    }
+
+    #[test]
+    fn every_variant_that_this_processor_has_can_be_asked_for_by_name() {
+        for isa in Isa::available() {
+            let cpu = cpu(Some(isa), 1).expect("it passes its canary");
+            assert_eq!(cpu.isa(), isa);
+        }
+        assert_eq!(cpu(None, 2).expect("some variant").threads(), 2);
+        let foreign = if cfg!(target_arch = "x86_64") {
+            Isa::Neon
+        } else {
+            Isa::Avx2
+        };
+        let refused = cpu(Some(foreign), 1).expect_err("another processor's");
+        assert!(refused.0.contains(&foreign.to_string()), "{refused}");
+    }
 }

@@ -444,6 +444,23 @@ fn this_machine_is_described_and_the_report_survives_json() {
     assert_eq!(back, machine);
 }
 
+#[test]
+fn rates_are_measured_within_about_the_time_given() {
+    let cpu = petaflop_device::backend::cpu(None, 1).expect("a processor");
+    let started = std::time::Instant::now();
+    let rates = petaflop_device::measure(&cpu, GIB, std::time::Duration::from_millis(200));
+    assert!(
+        rates.gemm_gflops.is_finite() && rates.gemm_gflops > 0.1,
+        "{rates:?}"
+    );
+    assert!(
+        rates.read_gb_s.is_finite() && rates.read_gb_s > 0.1,
+        "{rates:?}"
+    );
+    // One repetition beyond the time is allowed, on however slow a machine.
+    assert!(started.elapsed().as_secs() < 20);
+}
+
 const FILES: &[&str] = &[
     "proc/cpuinfo",
     "proc/meminfo",

@@ -34,7 +34,7 @@ impl Store {
         artifact: ArtifactHash,
     ) -> Result<(), StoreError> {
         let object = key_object(namespace, key)?;
-        let _guard = self.writing()?;
+        let _guard = self.writing().await?;
         self.manifest(artifact).await?;
         let content = Bytes::from(format!("{artifact}\n"));
         if self.put(&object, content.clone(), PutMode::Create).await? {

@@ -41,7 +41,7 @@ impl Store {
     /// A folder that cannot become an artifact ([`folder::files`]) or changes meanwhile;
     /// [`StoreError::Full`], [`StoreError::ReadOnly`], or what the store said.
     pub async fn put_artifact(&self, dir: &Path) -> Result<Stored, StoreError> {
-        let _guard = self.writing()?;
+        let _guard = self.writing().await?;
         let folder = dir.to_path_buf();
         let files = off_thread(move || folder::files(&folder)).await?;
         let mut entries = Vec::with_capacity(files.len());

@@ -2,7 +2,7 @@
 //! naming artifacts by prefix, and listing them.
 
 use std::{
-    fs::File,
+    fs::{File, TryLockError},
     path::{Path as FilePath, PathBuf},
     sync::Arc,
 };
@@ -15,7 +15,7 @@ use object_store::{
 };
 use serde::Serialize;
 
-use crate::{ArtifactHash, Damage, Digest, Manifest, StoreError};
+use crate::{ArtifactHash, Damage, Digest, Manifest, StoreError, put::off_thread};
 
 /// A store of artifacts. Cheap to clone; all clones are the same store.
 #[derive(Clone, Debug)]
@@ -153,42 +153,38 @@ impl Store {
         Ok(found)
     }
 
-    /// Keeps gc away while an artifact is written. Other writers are let in.
-    pub(crate) fn writing(&self) -> Result<Guard, StoreError> {
-        self.lock(|file, path| {
+    /// Keeps gc away while an artifact is written. Other writers are let in; a gc
+    /// under way is waited for.
+    pub(crate) async fn writing(&self) -> Result<Guard, StoreError> {
+        let Some(path) = self.lock_file() else {
+            return Ok(Guard(None));
+        };
+        off_thread(move || {
+            let file = open_lock(&path)?;
             file.lock_shared()
-                .map_err(|e| StoreError::io(path, e).writing())
+                .map_err(|e| StoreError::io(&path, e).writing())?;
+            Ok(Guard(Some(file)))
         })
+        .await
     }
 
     /// Keeps writers away while gc removes things.
     pub(crate) fn removing(&self) -> Result<Guard, StoreError> {
-        self.lock(|file, path| {
-            file.try_lock().map_err(|e| match e {
-                std::fs::TryLockError::WouldBlock => StoreError::Busy {
-                    store: self.name.clone(),
-                },
-                std::fs::TryLockError::Error(e) => StoreError::io(path, e).writing(),
-            })
-        })
-    }
-
-    fn lock(
-        &self,
-        take: impl FnOnce(&File, &FilePath) -> Result<(), StoreError>,
-    ) -> Result<Guard, StoreError> {
-        let Some(root) = &self.root else {
+        let Some(path) = self.lock_file() else {
             return Ok(Guard(None));
         };
-        let path = root.join(".lock");
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .map_err(|e| StoreError::io(&path, e).writing())?;
-        take(&file, &path)?;
+        let file = open_lock(&path)?;
+        file.try_lock().map_err(|e| match e {
+            TryLockError::WouldBlock => StoreError::Busy {
+                store: self.name.clone(),
+            },
+            TryLockError::Error(e) => StoreError::io(&path, e).writing(),
+        })?;
         Ok(Guard(Some(file)))
+    }
+
+    fn lock_file(&self) -> Option<PathBuf> {
+        Some(self.root.as_ref()?.join(".lock"))
     }
 
     /// Hashes of all artifacts, in order.
@@ -265,6 +261,15 @@ impl Store {
             store: self.name.clone(),
         }
     }
+}
+
+fn open_lock(path: &FilePath) -> Result<File, StoreError> {
+    File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(path)
+        .map_err(|e| StoreError::io(path, e).writing())
 }
 
 /// When an object was written. Times outside of jiff's ten thousand years become its limits.

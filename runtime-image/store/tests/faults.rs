@@ -481,6 +481,35 @@ fn gc_waits_for_nobody_and_disturbs_nobody() {
 }
 
 #[test]
+fn gc_and_writers_on_one_thread_do_not_wait_for_each_other_for_ever() {
+    let dir = tempdir().expect("temporary folder");
+    let source = folder(&dir.path().join("source"), &[("w", noise(MIB, 1))]);
+    let store = Store::open(dir.path().join("store").to_str().expect("UTF-8")).expect("a store");
+    run(async {
+        for _ in 0..20 {
+            let all_old = GcOptions {
+                keep: Keep::All,
+                min_age: Duration::ZERO,
+                dry_run: false,
+            };
+            let (swept, stored) = futures::join!(store.gc(&all_old), store.put_artifact(&source));
+            assert!(
+                matches!(swept, Ok(_) | Err(StoreError::Busy { .. })),
+                "{swept:?}"
+            );
+            stored.expect("stored");
+        }
+    });
+    assert_eq!(
+        open(&dir.path().join("store"))
+            .verify(None)
+            .expect("readable")
+            .findings,
+        []
+    );
+}
+
+#[test]
 fn a_file_that_changes_while_it_is_stored_is_refused() {
     let dir = tempdir().expect("temporary folder");
     let store = open(&dir.path().join("store"));

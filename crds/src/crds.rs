@@ -25,14 +25,34 @@ pub fn all() -> Vec<CustomResourceDefinition> {
 }
 
 /// Every kind as YAML documents, the same bytes each time.
-pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
-    let documents: Result<Vec<String>, _> = all().iter().map(document).collect();
-    Ok(documents?.concat())
+pub fn yaml() -> String {
+    all().iter().map(document).collect()
 }
 
 /// One kind as a YAML document, with its `---`.
-pub fn document(crd: &CustomResourceDefinition) -> Result<String, serde_saphyr::ser::Error> {
-    Ok(format!("---\n{}", serde_saphyr::to_string(crd)?))
+pub fn document(crd: &CustomResourceDefinition) -> String {
+    let mut json = serde_json::to_value(crd).expect("a CRD is plain JSON");
+    whole_numbers(&mut json);
+    let yaml = serde_saphyr::to_string(&json).expect("plain JSON can be written as YAML");
+    format!("---\n{yaml}")
+}
+
+/// Writes bounds such as 100.0, which are floats in the type, as the whole numbers they are.
+fn whole_numbers(json: &mut Json) {
+    match json {
+        Json::Number(number) => {
+            if let Some(float) = number.as_f64()
+                && number.is_f64()
+                && float.fract() == 0.0
+                && float.abs() < 9e15
+            {
+                *json = (float as i64).into();
+            }
+        }
+        Json::Array(items) => items.iter_mut().for_each(whole_numbers),
+        Json::Object(map) => map.values_mut().for_each(whole_numbers),
+        Json::Null | Json::Bool(_) | Json::String(_) => {}
+    }
 }
 
 /// One kind's schema and rules, ready to judge objects with.
@@ -85,7 +105,17 @@ impl Kind {
             Ok(()) => Vec::new(),
             Err(errors) => errors
                 .into_iter()
-                .map(|error| FieldError::new(error.field_path, error.message))
+                .map(|error| {
+                    // A rule cannot name a field of metadata as its own.
+                    let of_name =
+                        error.field_path.is_empty() && error.message.starts_with("metadata.name ");
+                    let path = if of_name {
+                        "metadata.name".to_owned()
+                    } else {
+                        error.field_path
+                    };
+                    FieldError::new(path, error.message)
+                })
                 .collect(),
         }
     }
@@ -142,6 +172,9 @@ fn tightened(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
 
 fn tighten(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
+    if schema.x_kubernetes_preserve_unknown_fields == Some(true) {
+        schema.additional_properties = None;
+    }
     // Bounds stand beside each of them.
     if schema
         .format

@@ -199,7 +199,7 @@ pub fn parse(bytes: &[u8], file: &str, directory: &Path) -> Result<Vec<Document>
                 None => names.push((identity, at)),
             }
         }
-        match object(&tree) {
+        match object(&tree, text) {
             Ok(object) => documents.push(Document {
                 object,
                 source: source.clone(),
@@ -233,26 +233,36 @@ impl Source {
             alias_limits: serde_saphyr::alias_limits! { max_total_replayed_events: MOST_VALUES },
         };
         serde_saphyr::from_multiple_with_options::<Node>(&self.text, options).map_err(|error| {
-            let message = error.to_string();
-            // The place is shown by the excerpt.
-            let message = message
-                .split(" at line ")
-                .next()
-                .unwrap_or(&message)
-                .trim()
-                .to_owned();
+            let message = syntax_words(&error);
             let Some(location) = error.location().filter(|location| location.line() > 0) else {
                 return ManifestError::of_file(&self.file, message, None).into();
             };
-            let at = Place {
+            let mut at = Place {
                 length: 1,
                 ..location.into()
             };
-            let line = self.text.lines().nth(at.line - 1).unwrap_or_default();
-            let indent = &line[..line.len() - line.trim_start().len()];
-            let help = indent
-                .contains('\t')
-                .then(|| "YAML is indented with spaces, not tabs".to_owned());
+            let mut help = None;
+            // A tab in an indentation confuses the parser some lines later or earlier.
+            let indented_with_tab =
+                |line: &str| line[..line.len() - line.trim_start().len()].contains('\t');
+            if let Some((index, line)) = self
+                .text
+                .lines()
+                .enumerate()
+                .skip(at.line - 1)
+                .find(|(_, line)| indented_with_tab(line))
+                && (message.contains("tab") || index + 1 == at.line)
+            {
+                let column = 1 + line.chars().take_while(|c| *c != '\t').count();
+                at = Place {
+                    line: index + 1,
+                    column,
+                    length: 1,
+                };
+                help = Some("YAML is indented with spaces, not tabs".to_owned());
+            } else if message.contains("quoted scalar") {
+                help = Some("is a quote left open in a line above?".to_owned());
+            }
             self.error(Finding {
                 at,
                 path: String::new(),
@@ -292,8 +302,39 @@ impl Source {
     }
 }
 
+/// What the parser says, where its own words would speak of its options.
+fn syntax_words(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error;
+    match error {
+        Error::DuplicateMappingKey { key: Some(key), .. } => {
+            format!("the key {key} stands here twice")
+        }
+        Error::DuplicateMappingKey { key: None, .. } => "this key stands here twice".to_owned(),
+        Error::NonFiniteFloat { value, .. } => format!("expected a finite number, found {value}"),
+        Error::AliasReplayLimitExceeded { .. } => {
+            format!("aliases repeat more than the {MOST_VALUES} values that a manifest may have")
+        }
+        Error::Budget {
+            breach: serde_saphyr::budget::BudgetBreach::Nodes { .. },
+            ..
+        } => {
+            format!("expected a manifest of at most {MOST_VALUES} values, found more")
+        }
+        other => {
+            let words = other.to_string();
+            // The place is shown by the excerpt.
+            words
+                .split(" at line ")
+                .next()
+                .unwrap_or(&words)
+                .trim()
+                .to_owned()
+        }
+    }
+}
+
 /// The typed object that a document stands for, or everything that is wrong with it.
-fn object(tree: &Node) -> Result<Object, Vec<Finding>> {
+fn object(tree: &Node, text: &str) -> Result<Object, Vec<Finding>> {
     let finding = |path: &str, message: String, help: Option<String>| {
         vec![Finding {
             at: tree.locate(path),
@@ -312,8 +353,14 @@ fn object(tree: &Node) -> Result<Object, Vec<Finding>> {
             None,
         ));
     };
+    // An empty value is one that was left out.
+    let given = |key| {
+        tree.get(key)
+            .map(|entry| &entry.node.value)
+            .filter(|value| !matches!(value, Value::Null))
+    };
     let kinds = KINDS.join(" or ");
-    let kind = match tree.get("kind").map(|entry| &entry.node.value) {
+    let kind = match given("kind") {
         Some(Value::Text(kind)) if KINDS.contains(&kind.as_str()) => kind.as_str(),
         Some(Value::Text(kind)) => {
             let help = crate::nearest(kind, KINDS).map(|near| format!("did you mean {near}?"));
@@ -338,7 +385,7 @@ fn object(tree: &Node) -> Result<Object, Vec<Finding>> {
             ));
         }
     };
-    match tree.get("apiVersion").map(|entry| &entry.node.value) {
+    match given("apiVersion") {
         Some(Value::Text(version)) if version == API_VERSION => {}
         Some(other) => {
             return Err(finding(
@@ -357,23 +404,20 @@ fn object(tree: &Node) -> Result<Object, Vec<Finding>> {
     }
     match kind {
         "TrainingJob" => {
-            typed(tree, crds::training_job()).map(|job| Object::TrainingJob(Box::new(job)))
+            typed(tree, text, crds::training_job()).map(|job| Object::TrainingJob(Box::new(job)))
         }
-        _ => typed(tree, crds::inference_service())
+        _ => typed(tree, text, crds::inference_service())
             .map(|service| Object::InferenceService(Box::new(service))),
     }
 }
 
 /// Checks the document against the kind's schema, makes the object, and judges the kind's rules.
-fn typed<T: DeserializeOwned>(tree: &Node, kind: &crds::Kind) -> Result<T, Vec<Finding>> {
-    let mut findings = Vec::new();
-    check::check(
-        tree,
-        tree.locate(""),
-        &kind.manifest_schema,
-        "",
-        &mut findings,
-    );
+fn typed<T: DeserializeOwned>(
+    tree: &Node,
+    text: &str,
+    kind: &crds::Kind,
+) -> Result<T, Vec<Finding>> {
+    let findings = check::check(tree, &kind.manifest_schema, text);
     if !findings.is_empty() {
         return Err(findings);
     }

@@ -14,7 +14,7 @@ fn the_committed_crds_are_the_generated_ones() {
             "{}.yaml",
             crd.metadata.name.as_deref().expect("a CRD has a name")
         ));
-        let generated = crds::document(&crd).expect("a CRD can be written");
+        let generated = crds::document(&crd);
         if std::env::var_os("UPDATE").is_some() {
             std::fs::write(&path, &generated).expect("the folder can be written");
         }
@@ -30,12 +30,12 @@ fn the_committed_crds_are_the_generated_ones() {
 #[test]
 fn generated_crds_read_back_as_they_were() {
     for crd in crds::all() {
-        let text = crds::document(&crd).expect("a CRD can be written");
-        let value: serde_json::Value =
-            serde_saphyr::from_str(&text).expect("what we write can be read");
-        assert_eq!(
-            value,
-            serde_json::to_value(&crd).expect("a CRD is plain JSON")
+        let text = crds::document(&crd);
+        let read = serde_saphyr::from_str(&text).expect("what we write can be read");
+        assert!(
+            crds::document(&read) == text,
+            "{:?} changed on the way",
+            crd.metadata.name
         );
     }
 }

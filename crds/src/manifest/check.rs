@@ -1,10 +1,12 @@
 //! Checks a located tree against a kind's OpenAPI schema: the same schema that
 //! the API server is given, with messages for people.
 
+use std::collections::HashMap;
+
 use regex::Regex;
 use serde_json::Value as Json;
 
-use super::tree::{Node, Place, Value};
+use super::tree::{Entry, Node, Place, Value};
 use crate::scalar::{MONEY_PATTERN, QUANTITY_PATTERN, SPAN_PATTERN};
 
 /// What is wrong, where, and how to mend it.
@@ -174,71 +176,297 @@ const AXOLOTL: &[&str] = &[
     "zero3",
 ];
 
-/// Checks `node` against `schema`; findings are added in the order of the source.
-pub(super) fn check(
-    node: &Node,
-    at: Place,
-    schema: &Json,
-    path: &str,
-    findings: &mut Vec<Finding>,
-) {
-    let mut report = |message: String, help: Option<String>| {
-        findings.push(Finding {
+/// Checks a document against a kind's schema. `text` is what the document was read from.
+pub(super) fn check(tree: &Node, schema: &Json, text: &str) -> Vec<Finding> {
+    let mut checker = Checker {
+        lines: text.lines().collect(),
+        findings: Vec::new(),
+    };
+    checker.value(tree, tree.locate(""), schema, "");
+    checker.findings
+}
+
+/// What was found so far, and the source to quote from.
+struct Checker<'a> {
+    lines: Vec<&'a str>,
+    findings: Vec<Finding>,
+}
+
+impl Checker<'_> {
+    fn report(&mut self, at: Place, path: &str, message: String, help: Option<String>) {
+        self.findings.push(Finding {
             at,
             path: path.to_owned(),
             message,
             help,
         });
-    };
-    let value = &node.value;
-    if schema.get("x-kubernetes-int-or-string").is_some() {
-        match value {
-            Value::Text(text) => check_pattern(text, schema, &mut report),
-            Value::Integer(number) => check_pattern(&number.to_string(), schema, &mut report),
-            Value::Number(number) => report(
-                format!(
-                    "expected a quantity such as 8, 500m, 0.5 or 64Gi, found the number {number}"
-                ),
-                Some(format!("put it in quotes: \"{number}\"")),
-            ),
-            other => report(
-                format!("expected a quantity such as 8, 500m, 0.5 or 64Gi, found {other}"),
-                None,
-            ),
-        }
-        return;
     }
-    let kind = schema
-        .get("type")
-        .and_then(Json::as_str)
-        .unwrap_or_default();
-    match (kind, value) {
-        ("object", Value::Map(_)) => check_map(node, at, schema, path, findings),
-        ("array", Value::List(items)) => check_list(items, at, schema, path, findings),
-        ("string", Value::Text(text)) => check_text(text, schema, &mut report),
-        ("string", Value::Bool(_) | Value::Integer(_) | Value::Number(_)) => report(
-            format!(
-                "expected {}, found {value} without quotes",
-                expected(schema)
+
+    /// A scalar as it is written, which for 2.50 is not how a float prints.
+    fn written(&self, node: &Node) -> String {
+        let Place {
+            line,
+            column,
+            length,
+        } = node.at;
+        let line = self
+            .lines
+            .get(line.wrapping_sub(1))
+            .copied()
+            .unwrap_or_default();
+        let text: String = line
+            .chars()
+            .skip(column.saturating_sub(1))
+            .take(length)
+            .collect();
+        match text.trim() {
+            "" => node.value.to_string(),
+            text => text.to_owned(),
+        }
+    }
+
+    fn value(&mut self, node: &Node, at: Place, schema: &Json, path: &str) {
+        let value = &node.value;
+        if schema.get("x-kubernetes-int-or-string").is_some() {
+            let problem = match value {
+                Value::Text(text) => pattern_problem(text, schema),
+                Value::Integer(number) => pattern_problem(&number.to_string(), schema),
+                Value::Number(_) => {
+                    let written = self.written(node);
+                    let message = format!(
+                        "expected {}, found {written} without quotes",
+                        expected(schema)
+                    );
+                    return self.report(
+                        at,
+                        path,
+                        message,
+                        Some(format!("put it in quotes: \"{written}\"")),
+                    );
+                }
+                other => Some(format!("expected {}, found {other}", expected(schema))),
+            };
+            return problem
+                .into_iter()
+                .for_each(|message| self.report(at, path, message, None));
+        }
+        let kind = schema
+            .get("type")
+            .and_then(Json::as_str)
+            .unwrap_or_default();
+        match (kind, value) {
+            ("object", Value::Map(entries)) => self.map(node, entries, at, schema, path),
+            ("array", Value::List(items)) => self.list(items, at, schema, path),
+            ("string", Value::Text(text)) => {
+                if let Some((message, help)) = text_problem(text, schema) {
+                    self.report(at, path, message, help);
+                }
+            }
+            ("string", Value::Bool(_) | Value::Integer(_) | Value::Number(_)) => {
+                let written = self.written(node);
+                let message = format!(
+                    "expected {}, found {written} without quotes",
+                    expected(schema)
+                );
+                self.report(
+                    at,
+                    path,
+                    message,
+                    Some(format!("put it in quotes: \"{written}\"")),
+                );
+            }
+            ("boolean", Value::Bool(_)) => {}
+            ("integer" | "number", Value::Integer(number)) => {
+                self.range(*number as f64, at, schema, path)
+            }
+            ("number", Value::Number(number)) => self.range(*number, at, schema, path),
+            ("number" | "integer" | "boolean", Value::Text(text)) if reads_as(kind, text) => {
+                let message = format!("expected {}, found the text {value}", expected(schema));
+                self.report(
+                    at,
+                    path,
+                    message,
+                    Some(format!("take the quotes away: {text}")),
+                );
+            }
+            ("object" | "array" | "string" | "boolean" | "integer" | "number", _) => {
+                self.report(
+                    at,
+                    path,
+                    format!("expected {}, found {value}", expected(schema)),
+                    None,
+                );
+            }
+            // A schema without a type takes anything.
+            _ => {}
+        }
+    }
+
+    fn range(&mut self, number: f64, at: Place, schema: &Json, path: &str) {
+        let bound = |name: &str| schema.get(name).and_then(Json::as_f64);
+        let message = match (bound("minimum"), bound("maximum")) {
+            (Some(least), _) if number < least => format!(
+                "expected at least {}, found {}",
+                shown(least),
+                shown(number)
             ),
-            Some(format!("put it in quotes: \"{value}\"")),
-        ),
-        ("boolean", Value::Bool(_)) => {}
-        ("integer", Value::Integer(number)) => check_range(*number as f64, schema, &mut report),
-        ("number", Value::Integer(number)) => check_range(*number as f64, schema, &mut report),
-        ("number", Value::Number(number)) => check_range(*number, schema, &mut report),
-        ("number" | "integer" | "boolean", Value::Text(text)) if reads_as(kind, text) => report(
-            format!("expected {}, found the text {value}", expected(schema)),
-            Some(format!("take the quotes away: {text}")),
-        ),
-        ("object" | "array" | "string" | "boolean" | "integer" | "number", _) => {
-            report(
-                format!("expected {}, found {value}", expected(schema)),
+            (_, Some(most)) if number > most => {
+                format!("expected at most {}, found {}", shown(most), shown(number))
+            }
+            _ => return,
+        };
+        self.report(at, path, message, None);
+    }
+
+    fn map(&mut self, node: &Node, entries: &[Entry], at: Place, schema: &Json, path: &str) {
+        let join = |key: &str| {
+            if path.is_empty() {
+                key.to_owned()
+            } else {
+                format!("{path}.{key}")
+            }
+        };
+        if let Some(most) = schema.get("maxProperties").and_then(Json::as_u64)
+            && entries.len() as u64 > most
+        {
+            self.report(
+                at,
+                path,
+                format!("expected at most {most} entries, found {}", entries.len()),
                 None,
             );
         }
-        // A schema without a type takes anything.
-        _ => {}
+        let known = schema.get("properties").and_then(Json::as_object);
+        let values = schema
+            .get("additionalProperties")
+            .filter(|values| values.is_object());
+        let open = schema.get("x-kubernetes-preserve-unknown-fields").is_some()
+            || (known.is_none() && values.is_none());
+        let names: Vec<&str> = known
+            .into_iter()
+            .flat_map(|known| known.keys())
+            .map(String::as_str)
+            .collect();
+        let mut misspelt = Vec::new();
+        for entry in entries {
+            let path = join(&entry.key);
+            let Some(inner) = known.and_then(|known| known.get(&entry.key)).or(values) else {
+                if !open {
+                    let meant = meant(&entry.key, &names);
+                    misspelt.extend(meant);
+                    let help = unknown_help(&entry.key, meant, &names);
+                    self.report(entry.key_at, &path, "unknown field".to_owned(), Some(help));
+                }
+                continue;
+            };
+            let at = match entry.node.value {
+                Value::Map(_) | Value::List(_) => entry.key_at,
+                _ => entry.node.at,
+            };
+            // A null is a field that was left out: what is required is missed below.
+            if !matches!(entry.node.value, Value::Null) {
+                self.value(&entry.node, at, inner, &path);
+            }
+        }
+        for name in schema
+            .get("required")
+            .and_then(Json::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Json::as_str)
+        {
+            let entry = node.get(name);
+            let missing = entry.is_none_or(|entry| matches!(entry.node.value, Value::Null));
+            // Whoever misspelt it has been told.
+            if missing && !misspelt.contains(&name) {
+                let inner = known.and_then(|known| known.get(name));
+                let message = format!(
+                    "required field is missing: expected {}",
+                    inner.map_or("a value".to_owned(), expected)
+                );
+                let help = inner
+                    .and_then(|inner| inner.get("description"))
+                    .and_then(Json::as_str)
+                    .map(first_line);
+                self.report(
+                    entry.map_or(at, |entry| entry.key_at),
+                    &join(name),
+                    message,
+                    help,
+                );
+            }
+        }
+    }
+
+    fn list(&mut self, items: &[Node], at: Place, schema: &Json, path: &str) {
+        let count = items.len() as u64;
+        let bound = |name: &str| schema.get(name).and_then(Json::as_u64);
+        let message = match (bound("minItems"), bound("maxItems")) {
+            (Some(least), _) if count < least => Some(format!(
+                "expected at least {least} in the list, found {count}"
+            )),
+            (_, Some(most)) if count > most => Some(format!(
+                "expected at most {most} in the list, found {count}"
+            )),
+            _ => None,
+        };
+        if let Some(message) = message {
+            return self.report(at, path, message, None);
+        }
+        let inner = schema.get("items").unwrap_or(&Json::Null);
+        for (index, item) in items.iter().enumerate() {
+            self.value(item, item.at, inner, &format!("{path}[{index}]"));
+        }
+        // Sets and maps by key, as Kubernetes merges them: nothing twice.
+        let mut seen = HashMap::new();
+        for (index, item) in items.iter().enumerate() {
+            let Some(identity) = identity(item, schema) else {
+                continue;
+            };
+            match seen.get(&identity) {
+                Some(first) => {
+                    let message =
+                        format!("{identity} stands here twice: it is {path}[{first}] already");
+                    self.report(item.at, &format!("{path}[{index}]"), message, None);
+                }
+                None => {
+                    seen.insert(identity, index);
+                }
+            }
+        }
+    }
+}
+
+/// What tells an item of a set, or of a map by key, from the others.
+fn identity(item: &Node, schema: &Json) -> Option<String> {
+    match schema
+        .get("x-kubernetes-list-type")
+        .and_then(Json::as_str)?
+    {
+        "set" => match &item.value {
+            Value::Text(text) => Some(text.clone()),
+            _ => None,
+        },
+        "map" => {
+            let keys = schema
+                .get("x-kubernetes-list-map-keys")
+                .and_then(Json::as_array)?;
+            let texts: Option<Vec<&str>> = keys
+                .iter()
+                .filter_map(Json::as_str)
+                .map(|key| item.text(key))
+                .collect();
+            texts.map(|texts| texts.join("/"))
+        }
+        _ => None,
+    }
+}
+
+/// A bound or a number, the shorter way.
+fn shown(number: f64) -> String {
+    match number.abs() {
+        size if size != 0.0 && !(1e-4..1e15).contains(&size) => format!("{number:e}"),
+        _ => number.to_string(),
     }
 }
 
@@ -279,104 +507,30 @@ fn pattern_words(schema: &Json) -> Option<&'static str> {
         .map(|(_, words)| *words)
 }
 
-fn check_map(node: &Node, at: Place, schema: &Json, path: &str, findings: &mut Vec<Finding>) {
-    let Value::Map(entries) = &node.value else {
-        return;
-    };
-    let join = |key: &str| {
-        if path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{path}.{key}")
-        }
-    };
-    if let Some(most) = schema.get("maxProperties").and_then(Json::as_u64)
-        && entries.len() as u64 > most
-    {
-        findings.push(Finding {
-            at,
-            path: path.to_owned(),
-            message: format!("expected at most {most} entries, found {}", entries.len()),
-            help: None,
-        });
-    }
-    let known = schema.get("properties").and_then(Json::as_object);
-    let values = schema
-        .get("additionalProperties")
-        .filter(|values| values.is_object());
-    let open = schema.get("x-kubernetes-preserve-unknown-fields").is_some()
-        || (known.is_none() && values.is_none());
-    for entry in entries {
-        let path = join(&entry.key);
-        let Some(inner) = known.and_then(|known| known.get(&entry.key)).or(values) else {
-            if !open {
-                let names: Vec<&str> = known
-                    .into_iter()
-                    .flat_map(|known| known.keys())
-                    .map(String::as_str)
-                    .collect();
-                findings.push(Finding {
-                    at: entry.key_at,
-                    help: Some(unknown_help(&entry.key, &names)),
-                    message: "unknown field".to_owned(),
-                    path,
-                });
-            }
-            continue;
-        };
-        let at = match entry.node.value {
-            Value::Map(_) | Value::List(_) => entry.key_at,
-            _ => entry.node.at,
-        };
-        // A null is a field that was left out: what is required is missed below.
-        if !matches!(entry.node.value, Value::Null) {
-            check(&entry.node, at, inner, &path, findings);
-        }
-    }
-    for name in schema
-        .get("required")
-        .and_then(Json::as_array)
-        .into_iter()
-        .flatten()
-        .filter_map(Json::as_str)
-    {
-        let entry = node.get(name);
-        if entry.is_none_or(|entry| matches!(entry.node.value, Value::Null)) {
-            let inner = known.and_then(|known| known.get(name));
-            findings.push(Finding {
-                at: entry.map_or(at, |entry| entry.key_at),
-                path: join(name),
-                message: format!(
-                    "required field is missing: expected {}",
-                    inner.map_or("a value".to_owned(), expected)
-                ),
-                help: inner
-                    .and_then(|inner| inner.get("description"))
-                    .and_then(Json::as_str)
-                    .map(first_sentence),
-            });
-        }
+/// The field that a name was most likely meant to be.
+fn meant<'a>(key: &str, names: &[&'a str]) -> Option<&'a str> {
+    let other = OTHER_NAMES
+        .iter()
+        .find(|(other, ours)| *other == key && names.contains(ours));
+    match other {
+        Some((_, ours)) => names.iter().find(|name| *name == ours).copied(),
+        None => crate::nearest(key, names),
     }
 }
 
 /// What to do about a field that does not exist.
-fn unknown_help(key: &str, names: &[&str]) -> String {
-    let meant = OTHER_NAMES
-        .iter()
-        .find(|(other, ours)| *other == key && names.contains(ours))
-        .map(|(_, ours)| *ours)
-        .or_else(|| crate::nearest(key, names));
-    if let Some(name) = meant {
-        return format!("did you mean {name}?");
+fn unknown_help(key: &str, meant: Option<&str>, names: &[&str]) -> String {
+    match meant {
+        Some(name) => format!("did you mean {name}?"),
+        None if names.contains(&"micro_batch_size") && AXOLOTL.contains(&key) => {
+            format!("axolotl has {key}; petaflop has not built it: leave it out")
+        }
+        None => format!("known here: {}", names.join(", ")),
     }
-    if names.contains(&"micro_batch_size") && AXOLOTL.contains(&key) {
-        return format!("axolotl has {key}; petaflop has not built it: leave it out");
-    }
-    format!("known here: {}", names.join(", "))
 }
 
 /// A description's first line, for a help.
-fn first_sentence(text: &str) -> String {
+fn first_line(text: &str) -> String {
     text.lines()
         .next()
         .unwrap_or_default()
@@ -384,140 +538,49 @@ fn first_sentence(text: &str) -> String {
         .to_owned()
 }
 
-fn check_list(items: &[Node], at: Place, schema: &Json, path: &str, findings: &mut Vec<Finding>) {
-    let count = items.len() as u64;
-    let bound = |name: &str| schema.get(name).and_then(Json::as_u64);
-    let message = match (bound("minItems"), bound("maxItems")) {
-        (Some(least), _) if count < least => Some(format!(
-            "expected at least {least} in the list, found {count}"
-        )),
-        (_, Some(most)) if count > most => Some(format!(
-            "expected at most {most} in the list, found {count}"
-        )),
-        _ => None,
-    };
-    if let Some(message) = message {
-        findings.push(Finding {
-            at,
-            path: path.to_owned(),
-            message,
-            help: None,
-        });
-        return;
-    }
-    let inner = schema.get("items").unwrap_or(&Json::Null);
-    for (index, item) in items.iter().enumerate() {
-        check(item, item.at, inner, &format!("{path}[{index}]"), findings);
-    }
-    // Sets and maps by key, as Kubernetes merges them: nothing twice.
-    let identity = |item: &Node| match schema.get("x-kubernetes-list-type").and_then(Json::as_str) {
-        Some("set") => Some(item.json().to_string()),
-        Some("map") => {
-            let keys = schema
-                .get("x-kubernetes-list-map-keys")
-                .and_then(Json::as_array)?;
-            keys.iter()
-                .filter_map(Json::as_str)
-                .map(|key| item.text(key))
-                .collect::<Option<Vec<_>>>()
-                .map(|keys| keys.join("/"))
-        }
-        _ => None,
-    };
-    let mut seen = std::collections::HashMap::new();
-    for (index, item) in items.iter().enumerate() {
-        let Some(identity) = identity(item) else {
-            continue;
-        };
-        if let Some(first) = seen.get(&identity) {
-            findings.push(Finding {
-                at: item.at,
-                path: format!("{path}[{index}]"),
-                message: format!(
-                    "{} stands here twice: it is {path}[{first}] already",
-                    identity.trim_matches('"')
-                ),
-                help: None,
-            });
-        } else {
-            seen.insert(identity, index);
-        }
-    }
-}
-
-fn check_text(text: &str, schema: &Json, report: &mut impl FnMut(String, Option<String>)) {
+/// What is wrong with a text, and how to mend it.
+fn text_problem(text: &str, schema: &Json) -> Option<(String, Option<String>)> {
     if let Some(values) = schema.get("enum").and_then(Json::as_array) {
         let values: Vec<&str> = values.iter().filter_map(Json::as_str).collect();
-        if !values.contains(&text) {
-            let help = crate::nearest(text, &values).map(|near| format!("did you mean {near}?"));
-            report(
-                format!("expected one of {}, found {text:?}", values.join(", ")),
-                help,
-            );
+        if values.contains(&text) {
+            return None;
         }
-        return;
+        let help = crate::nearest(text, &values).map(|near| format!("did you mean {near}?"));
+        return Some((
+            format!("expected {}, found {text:?}", expected(schema)),
+            help,
+        ));
     }
     let length = text.chars().count() as u64;
     let bound = |name: &str| schema.get(name).and_then(Json::as_u64);
-    match (bound("minLength"), bound("maxLength")) {
-        (Some(least), _) if length < least && pattern_words(schema).is_none() => {
-            let wanted = if least == 1 {
-                "text".to_owned()
-            } else {
-                format!("at least {least} characters")
-            };
-            report(format!("expected {wanted}, found {text:?}"), None);
+    let message = match (bound("minLength"), bound("maxLength")) {
+        (Some(1), _) if length < 1 && pattern_words(schema).is_none() => {
+            Some(format!("expected text, found {text:?}"))
         }
-        (_, Some(most)) if length > most => {
-            report(
-                format!("expected at most {most} characters, found {length}"),
-                None,
-            );
-        }
-        _ => {
-            if schema.get("format").and_then(Json::as_str) == Some("date-time")
-                && text.parse::<jiff::Timestamp>().is_err()
-            {
-                report(
-                    format!(
-                        "expected a point in time such as 2027-01-31T18:00:00Z (RFC 3339), found {text:?}"
-                    ),
-                    None,
-                );
-            }
-            check_pattern(text, schema, report);
-        }
-    }
-}
-
-fn check_pattern(text: &str, schema: &Json, report: &mut impl FnMut(String, Option<String>)) {
-    let Some(pattern) = schema.get("pattern").and_then(Json::as_str) else {
-        return;
+        (_, Some(most)) if length > most => Some(format!(
+            "expected at most {most} characters, found {length}"
+        )),
+        _ => match schema.get("format").and_then(Json::as_str) {
+            Some("date-time") if text.parse::<jiff::Timestamp>().is_err() => Some(format!(
+                "expected a point in time such as 2027-01-31T18:00:00Z (RFC 3339), found {text:?}"
+            )),
+            _ => pattern_problem(text, schema),
+        },
     };
-    let matches = Regex::new(pattern).is_ok_and(|regex| regex.is_match(text));
-    if !matches {
-        let wanted = match pattern_words(schema) {
-            Some(words) => words.to_owned(),
-            None => format!("text that matches {pattern}"),
-        };
-        report(
-            format!("expected {wanted}, found {}", Value::Text(text.to_owned())),
-            None,
-        );
-    }
+    message.map(|message| (message, None))
 }
 
-fn check_range(number: f64, schema: &Json, report: &mut impl FnMut(String, Option<String>)) {
-    let bound = |name: &str| schema.get(name).and_then(Json::as_f64);
-    match (bound("minimum"), bound("maximum")) {
-        (Some(least), _) if number < least => {
-            report(format!("expected at least {least}, found {number}"), None)
-        }
-        (_, Some(most)) if number > most => {
-            report(format!("expected at most {most}, found {number}"), None)
-        }
-        _ => {}
+/// How a text misses its schema's pattern.
+fn pattern_problem(text: &str, schema: &Json) -> Option<String> {
+    let pattern = schema.get("pattern").and_then(Json::as_str)?;
+    if Regex::new(pattern).is_ok_and(|regex| regex.is_match(text)) {
+        return None;
     }
+    Some(format!(
+        "expected {}, found {}",
+        expected(schema),
+        Value::Text(text.to_owned())
+    ))
 }
 
 #[cfg(test)]

@@ -188,7 +188,7 @@ impl Recipe {
                     beta1: *adam_beta1 + 0.0,
                     beta2: *adam_beta2 + 0.0,
                     eps: *adam_epsilon + 0.0,
-                    weight_decay: *weight_decay,
+                    weight_decay: *weight_decay + 0.0,
                 }
             }
         };
@@ -412,13 +412,15 @@ impl Places<'_> {
         if text.starts_with('/') {
             return Ok(text.to_owned());
         }
-        // `org/model` is how axolotl names what lies on the Hugging Face hub.
+        // What axolotl means by `org/name`, and for models by any bare name.
         let parts: Vec<&str> = text.split('/').collect();
-        if let [organisation, name] = parts[..]
-            && !organisation.starts_with('.')
-            && !name.is_empty()
-            && !name.contains('.')
-        {
+        let hub_name = match (role, &parts[..]) {
+            (_, [first, ..]) if first.starts_with('.') => false,
+            (Role::Model, [_] | [_, _]) => true,
+            (Role::Dataset, [_, name]) => !name.is_empty() && !name.contains('.'),
+            _ => false,
+        };
+        if hub_name {
             return Err(format!(
                 "{text} reads as a name on the Hugging Face hub, which is not built yet; for a folder beside the manifest write ./{text}"
             ));

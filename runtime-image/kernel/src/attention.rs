@@ -13,7 +13,7 @@ use crate::isa::{Lanes, on_every_isa};
 use crate::product::{Left, Right, product, transpose};
 use crate::scratch::scratch;
 use crate::simd::{In, Out, Simd, rows, rows_mut};
-use crate::{Cpu, bodies};
+use crate::{Cpu, Isa, bodies};
 
 /// Tokens in one block of a paged key/value cache.
 pub const KV_BLOCK: usize = 16;
@@ -157,7 +157,7 @@ pub fn attention_forward(
         let row = b * seq + first;
         let key = b * seq * narrow + head * d;
         let query = row * wide + head * group * d;
-        attend(
+        run(
             cpu.isa(),
             Queries {
                 keys: Keys {
@@ -247,7 +247,7 @@ pub fn attention_paged(
     cpu.each(work, tasks.into_iter(), |(s, row, first, head)| {
         let (q, k, v, out) = pointers.get();
         let query = row * wide + head * group * d;
-        attend(
+        run(
             cpu.isa(),
             Queries {
                 keys: Keys {
@@ -271,12 +271,56 @@ pub fn attention_paged(
     });
 }
 
+/// Scratch of one task.
+struct Space<'a> {
+    /// Keys of a tile, transposed: `[d, KEYS]`.
+    k_t: &'a mut [f32],
+    /// Values of a tile, padded: `[KEYS, wide]`.
+    values: &'a mut [f32],
+    /// Scores, then probabilities, of a strip: `[STRIP, KEYS]`.
+    scores: &'a mut [f32],
+    /// Outputs before the division: `[heads, queries, wide]`.
+    acc: &'a mut [f32],
+    /// Running maximum, running sum, and what the last tile shrank by: `[heads, queries]`.
+    max: &'a mut [f32],
+    sum: &'a mut [f32],
+    by: &'a mut [f32],
+}
+
+fn run(isa: Isa, t: Queries<'_>) {
+    let (d, wide, n) = (t.d, padded(t.d), t.group * t.count);
+    let sizes = [d * KEYS, KEYS * wide, STRIP * KEYS, n * wide, n, n, n];
+    scratch(sizes.iter().sum(), |space| {
+        let mut rest = &mut space[..];
+        let [k_t, values, scores, acc, max, sum, by] =
+            sizes.map(|n| rest.split_off_mut(..n).expect("the sizes add up"));
+        attend(
+            isa,
+            t,
+            Space {
+                k_t,
+                values,
+                scores,
+                acc,
+                max,
+                sum,
+                by,
+            },
+        );
+    });
+}
+
+/// A width rounded up to whole registers of any variant.
+pub(crate) fn padded(d: usize) -> usize {
+    d.next_multiple_of(16)
+}
+
 /// Runs one task.
 ///
 /// # Safety contract
 /// The pointers hold the rows and heads named, and nobody else writes them.
 #[inline(always)]
-fn attend_lanes<V: Lanes>(t: Queries<'_>) {
+fn attend_lanes<V: Lanes>(t: Queries<'_>, space: Space<'_>) {
     let Queries {
         keys,
         q,
@@ -290,8 +334,17 @@ fn attend_lanes<V: Lanes>(t: Queries<'_>) {
         count,
         scale,
     } = t;
+    let Space {
+        k_t,
+        values,
+        scores,
+        acc,
+        max,
+        sum,
+        by,
+    } = space;
     let isa = V::ISA;
-    let wide = d.next_multiple_of(V::N);
+    let wide = padded(d);
     // One query: its heads are the rows of one strip. Several: a strip is one head's queries.
     let one = count == 1;
     let (strips, m, row_stride) = if one {
@@ -299,143 +352,127 @@ fn attend_lanes<V: Lanes>(t: Queries<'_>) {
     } else {
         (group, count, stride)
     };
-    let sizes = [
-        d * KEYS,
-        KEYS * wide,
-        STRIP * KEYS,
-        strips * m * wide,
-        3 * strips * m,
-    ];
-    scratch(sizes.iter().sum(), |space| {
-        let (k_t, space) = space.split_at_mut(sizes[0]);
-        let (v_t, space) = space.split_at_mut(sizes[1]);
-        let (scores, space) = space.split_at_mut(sizes[2]);
-        let (acc, space) = space.split_at_mut(sizes[3]);
-        let (max, space) = space.split_at_mut(strips * m);
-        let (sum, by) = space.split_at_mut(strips * m);
-        acc.fill(0.0);
-        max.fill(f32::NEG_INFINITY);
-        sum.fill(0.0);
-        let end = first + count;
-        for key in (0..end).step_by(KEYS) {
-            for from in (0..KEYS.min(end - key)).step_by(KV_BLOCK) {
-                let tokens = KV_BLOCK.min(end - key - from);
-                let block = keys.block((key + from) / KV_BLOCK);
-                let k = keys.k.wrapping_add(block);
-                transpose(
-                    isa,
-                    tokens,
-                    d,
-                    k,
-                    keys.stride,
-                    k_t[from..].as_mut_ptr(),
-                    KEYS,
-                );
-                for i in 0..tokens {
-                    // SAFETY: the contract above.
-                    let v = unsafe {
-                        std::slice::from_raw_parts(keys.v.add(block + i * keys.stride), d)
-                    };
-                    v_t[(from + i) * wide..][..d].copy_from_slice(v);
-                }
+    acc.fill(0.0);
+    max.fill(f32::NEG_INFINITY);
+    sum.fill(0.0);
+    let end = first + count;
+    for key in (0..end).step_by(KEYS) {
+        for from in (0..KEYS.min(end - key)).step_by(KV_BLOCK) {
+            let tokens = KV_BLOCK.min(end - key - from);
+            let block = keys.block((key + from) / KV_BLOCK);
+            let k = keys.k.wrapping_add(block);
+            transpose(
+                isa,
+                tokens,
+                d,
+                k,
+                keys.stride,
+                k_t[from..].as_mut_ptr(),
+                KEYS,
+            );
+            for i in 0..tokens {
+                // SAFETY: the contract above.
+                let v =
+                    unsafe { std::slice::from_raw_parts(keys.v.add(block + i * keys.stride), d) };
+                values[(from + i) * wide..][..d].copy_from_slice(v);
             }
-            // Keys of this tile that row `r` of a strip may see.
-            let seen = |r: usize| {
-                (first + if one { 0 } else { r } + 1)
-                    .saturating_sub(key)
-                    .min(KEYS)
-            };
-            for strip in 0..strips {
-                for r0 in (0..m).step_by(STRIP) {
-                    let rows_here = STRIP.min(m - r0);
-                    let most = seen(r0 + rows_here - 1);
-                    if most == 0 {
+        }
+        // Keys of this tile that row `r` of a strip may see.
+        let seen = |r: usize| {
+            (first + if one { 0 } else { r } + 1)
+                .saturating_sub(key)
+                .min(KEYS)
+        };
+        for strip in 0..strips {
+            for r0 in (0..m).step_by(STRIP) {
+                let rows_here = STRIP.min(m - r0);
+                let most = seen(r0 + rows_here - 1);
+                if most == 0 {
+                    continue;
+                }
+                let left = Left {
+                    p: q.wrapping_add(strip * d + r0 * row_stride),
+                    row: row_stride,
+                    step: 1,
+                };
+                let right = Right::F32(k_t.as_ptr(), KEYS);
+                product(
+                    isa,
+                    rows_here,
+                    most,
+                    d,
+                    left,
+                    right,
+                    scores.as_mut_ptr(),
+                    KEYS,
+                    false,
+                );
+                let at = strip * m + r0;
+                let acc = acc[at * wide..].as_mut_ptr();
+                let (max, sum, by) = (
+                    rows_mut(&mut max[at..], 1),
+                    rows_mut(&mut sum[at..], 1),
+                    rows_mut(&mut by[at..], 1),
+                );
+                let s = rows_mut(scores, KEYS);
+                for r in 0..rows_here {
+                    let n = seen(r0 + r);
+                    scores[r * KEYS + n..r * KEYS + most].fill(0.0);
+                    if n == 0 {
                         continue;
                     }
-                    let left = Left {
-                        p: q.wrapping_add(strip * d + r0 * row_stride),
-                        row: row_stride,
-                        step: 1,
-                    };
-                    let right = Right::F32(k_t.as_ptr(), KEYS);
-                    product(
-                        isa,
-                        rows_here,
-                        most,
-                        d,
-                        left,
-                        right,
-                        scores.as_mut_ptr(),
-                        KEYS,
-                        false,
+                    let row = Simd::<V>::row(r, n);
+                    bodies::attend(
+                        row,
+                        (s.read(), s),
+                        (max.read(), max),
+                        (sum.read(), sum),
+                        by,
+                        scale,
                     );
-                    let at = strip * m + r0;
-                    let acc = acc[at * wide..].as_mut_ptr();
-                    let (max, sum, by) = (
-                        rows_mut(&mut max[at..], 1),
-                        rows_mut(&mut sum[at..], 1),
-                        rows_mut(&mut by[at..], 1),
-                    );
-                    let s = rows_mut(scores, KEYS);
-                    for r in 0..rows_here {
-                        let n = seen(r0 + r);
-                        scores[r * KEYS + n..r * KEYS + most].fill(0.0);
-                        if n == 0 {
-                            continue;
-                        }
-                        let row = Simd::<V>::row(r, n);
-                        bodies::attend(
-                            row,
-                            (s.read(), s),
-                            (max.read(), max),
-                            (sum.read(), sum),
-                            by,
-                            scale,
-                        );
-                        let acc = Out::at(acc, wide);
-                        bodies::shrink(Simd::<V>::row(r, wide), acc.read(), by.read(), acc);
-                    }
-                    let left = Left {
-                        p: scores.as_ptr(),
-                        row: KEYS,
-                        step: 1,
-                    };
-                    product(
-                        isa,
-                        rows_here,
-                        d,
-                        most,
-                        left,
-                        Right::F32(v_t.as_ptr(), wide),
-                        acc,
-                        wide,
-                        true,
-                    );
+                    let acc = Out::at(acc, wide);
+                    bodies::shrink(Simd::<V>::row(r, wide), acc.read(), by.read(), acc);
                 }
-            }
-        }
-        for strip in 0..strips {
-            for r in 0..m {
-                let at = strip * m + r;
-                let out = Out::at(out.wrapping_add(strip * d + r * row_stride), 0);
-                let lse = lse.map(|lse| {
-                    let place = if one { r } else { r * heads + strip };
-                    Out::at(lse.wrapping_add(place), 0)
-                });
-                let acc = rows(&acc[at * wide..][..d], 0);
-                bodies::attended(
-                    Simd::<V>::row(0, d),
+                let left = Left {
+                    p: scores.as_ptr(),
+                    row: KEYS,
+                    step: 1,
+                };
+                product(
+                    isa,
+                    rows_here,
+                    d,
+                    most,
+                    left,
+                    Right::F32(values.as_ptr(), wide),
                     acc,
-                    rows(&max[at..], 0),
-                    rows(&sum[at..], 0),
-                    out,
-                    lse,
+                    wide,
+                    true,
                 );
             }
         }
-    });
+    }
+    for strip in 0..strips {
+        for r in 0..m {
+            let at = strip * m + r;
+            let out = Out::at(out.wrapping_add(strip * d + r * row_stride), 0);
+            let lse = lse.map(|lse| {
+                let place = if one { r } else { r * heads + strip };
+                Out::at(lse.wrapping_add(place), 0)
+            });
+            let acc = rows(&acc[at * wide..][..d], 0);
+            bodies::attended(
+                Simd::<V>::row(0, d),
+                acc,
+                rows(&max[at..], 0),
+                rows(&sum[at..], 0),
+                out,
+                lse,
+            );
+        }
+    }
 }
-on_every_isa! { fn attend = attend_lanes(t: Queries<'_>) }
+on_every_isa! { fn attend = attend_lanes(t: Queries<'_>, space: Space<'_>) }
 
 /// Cells of one head, `heads` apart, from row `first` on.
 pub(crate) fn head_cells(x: *const f32, first: usize, head: usize, heads: usize) -> In {

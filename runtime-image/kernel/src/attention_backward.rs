@@ -5,12 +5,12 @@
 //! query tiles and key tiles in order, so every gradient is one chain: dq over keys,
 //! dk and dv over (query head, query), without atomics.
 
-use crate::attention::{AttentionDims, head_cells};
+use crate::attention::{AttentionDims, head_cells, padded};
 use crate::cpu::Shared;
 use crate::isa::{Lanes, on_every_isa};
 use crate::product::{Left, Right, product, transpose};
 use crate::scratch::scratch;
-use crate::simd::{Simd, rows, rows_mut};
+use crate::simd::{Out, Simd, rows, rows_mut};
 use crate::{Cpu, bodies};
 
 /// Queries and keys of a tile; free to choose.
@@ -131,8 +131,59 @@ pub fn attention_backward(
             dims,
             scale,
         };
-        head_backward(cpu.isa(), head);
+        let tiles = seq.div_ceil(TILE);
+        let (turned, padded) = (d * TILE, TILE * padded(d));
+        let sequence = [
+            tiles * turned,
+            tiles * turned,
+            tiles * padded,
+            tiles * padded,
+            tiles * padded,
+        ];
+        let tile = [padded, padded, padded, TILE * TILE, TILE * TILE];
+        scratch(sequence.iter().chain(&tile).sum(), |space| {
+            let mut rest = &mut space[..];
+            let mut take = |n: usize| {
+                rest.split_off_mut(..n)
+                    .expect("the sizes add up")
+                    .as_mut_ptr()
+            };
+            let [k_t, v_t, k_rows, dk_rows, dv_rows] = sequence.map(&mut take);
+            let [q, dout, dq, p, ds] = tile.map(&mut take);
+            head_backward(
+                cpu.isa(),
+                head,
+                Space {
+                    k_t,
+                    v_t,
+                    k_rows,
+                    dk_rows,
+                    dv_rows,
+                    q,
+                    dout,
+                    dq,
+                    p,
+                    ds,
+                },
+            );
+        });
     });
+}
+
+/// Scratch of one task: the whole sequence tile by tile, transposed (`[d, TILE]`) or
+/// padded (`[TILE, wide]`), and one tile of each thing that goes with a query.
+#[derive(Clone, Copy)]
+struct Space {
+    k_t: *mut f32,
+    v_t: *mut f32,
+    k_rows: *mut f32,
+    dk_rows: *mut f32,
+    dv_rows: *mut f32,
+    q: *mut f32,
+    dout: *mut f32,
+    dq: *mut f32,
+    p: *mut f32,
+    ds: *mut f32,
 }
 
 #[inline(always)]
@@ -170,7 +221,7 @@ unsafe fn copy_rows(
 /// # Safety contract
 /// The pointers hold the rows and heads named, and nobody else writes them.
 #[inline(always)]
-fn head_backward_lanes<V: Lanes>(head: Head) {
+fn head_backward_lanes<V: Lanes>(head: Head, space: Space) {
     let Head {
         q,
         k,
@@ -193,149 +244,140 @@ fn head_backward_lanes<V: Lanes>(head: Head) {
     } = dims;
     let (isa, group) = (V::ISA, heads / kv_heads);
     let (q_stride, k_stride) = (heads * d, kv_heads * d);
-    let wide = d.next_multiple_of(V::N);
+    let Space {
+        k_t,
+        v_t,
+        k_rows,
+        dk_rows,
+        dv_rows,
+        q: q_tile,
+        dout: dout_tile,
+        dq: dq_tile,
+        p,
+        ds,
+    } = space;
+    let wide = padded(d);
     let tiles = seq.div_ceil(TILE);
     let rows_of = |tile: usize| TILE.min(seq - tile * TILE);
     let (turned, padded) = (d * TILE, TILE * wide);
-    let sizes = [
-        tiles * turned,
-        tiles * turned,
-        tiles * padded,
-        tiles * padded,
-        tiles * padded,
-    ];
-    let tile_sizes = [padded, padded, padded, TILE * TILE, TILE * TILE];
-    scratch(sizes.iter().chain(&tile_sizes).sum(), |space| {
-        let mut rest = &mut space[..];
-        let mut take = |n: usize| {
-            rest.split_off_mut(..n)
-                .expect("the sizes add up")
-                .as_mut_ptr()
-        };
-        let [k_t, v_t, k_rows, dk_rows, dv_rows] = sizes.map(&mut take);
-        let [q_tile, dout_tile, dq_tile, p, ds] = tile_sizes.map(&mut take);
-        for j in 0..tiles {
-            let (from, count) = (j * TILE * k_stride, rows_of(j));
-            let (k, v) = (k.wrapping_add(from), v.wrapping_add(from));
-            transpose(
-                isa,
-                count,
-                d,
-                k,
-                k_stride,
-                k_t.wrapping_add(j * turned),
-                TILE,
-            );
-            transpose(
-                isa,
-                count,
-                d,
-                v,
-                k_stride,
-                v_t.wrapping_add(j * turned),
-                TILE,
-            );
-            // SAFETY: the contract above; scratch holds `tiles` tiles.
-            unsafe { copy_rows(count, d, k, k_stride, k_rows.add(j * padded), wide) };
-        }
-        for g in 0..group {
-            for i in 0..tiles {
-                let (from, count) = (i * TILE * q_stride + g * d, rows_of(i));
-                // SAFETY: the contract above.
-                unsafe {
-                    copy_rows(count, d, q.add(from), q_stride, q_tile, wide);
-                    copy_rows(count, d, dout.add(from), q_stride, dout_tile, wide);
-                }
-                let (q_left, dout_left) = (
-                    Left {
-                        p: q_tile,
-                        row: wide,
-                        step: 1,
-                    },
-                    Left {
-                        p: dout_tile,
-                        row: wide,
-                        step: 1,
-                    },
-                );
-                let lse = head_cells(lse, i * TILE, g, heads);
-                let delta = head_cells(delta, i * TILE, g, heads);
-                for j in 0..=i {
-                    let keys = rows_of(j);
-                    let k_right = Right::F32(k_t.wrapping_add(j * turned), TILE);
-                    let v_right = Right::F32(v_t.wrapping_add(j * turned), TILE);
-                    product(isa, count, keys, d, q_left, k_right, p, TILE, false);
-                    product(isa, count, keys, d, dout_left, v_right, ds, TILE, false);
-                    let (p_out, ds_out) = (
-                        crate::simd::Out::at(p, TILE),
-                        crate::simd::Out::at(ds, TILE),
-                    );
-                    for r in 0..count {
-                        let seen = keys.min((i - j) * TILE + r + 1);
-                        let row = Simd::<V>::row(r, seen);
-                        bodies::attend_backward(
-                            row,
-                            (p_out.read(), p_out),
-                            (ds_out.read(), ds_out),
-                            lse,
-                            delta,
-                            scale,
-                        );
-                        // SAFETY: both tiles are TILE wide.
-                        unsafe {
-                            p.add(r * TILE + seen).write_bytes(0, keys - seen);
-                            ds.add(r * TILE + seen).write_bytes(0, keys - seen);
-                        }
-                    }
-                    let begun = (g, i) != (0, j);
-                    let down = |p: *const f32| Left {
-                        p,
-                        row: 1,
-                        step: TILE,
-                    };
-                    let (dv, dk) = (
-                        dv_rows.wrapping_add(j * padded),
-                        dk_rows.wrapping_add(j * padded),
-                    );
-                    product(
-                        isa,
-                        keys,
-                        d,
-                        count,
-                        down(p),
-                        Right::F32(dout_tile, wide),
-                        dv,
-                        wide,
-                        begun,
-                    );
-                    product(
-                        isa,
-                        keys,
-                        d,
-                        count,
-                        down(ds),
-                        Right::F32(q_tile, wide),
-                        dk,
-                        wide,
-                        begun,
-                    );
-                    let across = Left {
-                        p: ds,
-                        row: TILE,
-                        step: 1,
-                    };
-                    let k_rows = Right::F32(k_rows.wrapping_add(j * padded), wide);
-                    product(isa, count, d, keys, across, k_rows, dq_tile, wide, j > 0);
-                }
-                // SAFETY: the contract above.
-                unsafe { copy_rows(count, d, dq_tile, wide, dq.add(from), q_stride) };
+    for j in 0..tiles {
+        let (from, count) = (j * TILE * k_stride, rows_of(j));
+        let (k, v) = (k.wrapping_add(from), v.wrapping_add(from));
+        transpose(
+            isa,
+            count,
+            d,
+            k,
+            k_stride,
+            k_t.wrapping_add(j * turned),
+            TILE,
+        );
+        transpose(
+            isa,
+            count,
+            d,
+            v,
+            k_stride,
+            v_t.wrapping_add(j * turned),
+            TILE,
+        );
+        // SAFETY: the contract above; scratch holds `tiles` tiles.
+        unsafe { copy_rows(count, d, k, k_stride, k_rows.add(j * padded), wide) };
+    }
+    for g in 0..group {
+        for i in 0..tiles {
+            let (from, count) = (i * TILE * q_stride + g * d, rows_of(i));
+            // SAFETY: the contract above.
+            unsafe {
+                copy_rows(count, d, q.add(from), q_stride, q_tile, wide);
+                copy_rows(count, d, dout.add(from), q_stride, dout_tile, wide);
             }
+            let (q_left, dout_left) = (
+                Left {
+                    p: q_tile,
+                    row: wide,
+                    step: 1,
+                },
+                Left {
+                    p: dout_tile,
+                    row: wide,
+                    step: 1,
+                },
+            );
+            let lse = head_cells(lse, i * TILE, g, heads);
+            let delta = head_cells(delta, i * TILE, g, heads);
+            for j in 0..=i {
+                let keys = rows_of(j);
+                let k_right = Right::F32(k_t.wrapping_add(j * turned), TILE);
+                let v_right = Right::F32(v_t.wrapping_add(j * turned), TILE);
+                product(isa, count, keys, d, q_left, k_right, p, TILE, false);
+                product(isa, count, keys, d, dout_left, v_right, ds, TILE, false);
+                let (p_out, ds_out) = (Out::at(p, TILE), Out::at(ds, TILE));
+                for r in 0..count {
+                    let seen = keys.min((i - j) * TILE + r + 1);
+                    let row = Simd::<V>::row(r, seen);
+                    bodies::attend_backward(
+                        row,
+                        (p_out.read(), p_out),
+                        (ds_out.read(), ds_out),
+                        lse,
+                        delta,
+                        scale,
+                    );
+                    // SAFETY: both tiles are TILE wide.
+                    unsafe {
+                        p.add(r * TILE + seen).write_bytes(0, keys - seen);
+                        ds.add(r * TILE + seen).write_bytes(0, keys - seen);
+                    }
+                }
+                let begun = (g, i) != (0, j);
+                let down = |p: *const f32| Left {
+                    p,
+                    row: 1,
+                    step: TILE,
+                };
+                let (dv, dk) = (
+                    dv_rows.wrapping_add(j * padded),
+                    dk_rows.wrapping_add(j * padded),
+                );
+                product(
+                    isa,
+                    keys,
+                    d,
+                    count,
+                    down(p),
+                    Right::F32(dout_tile, wide),
+                    dv,
+                    wide,
+                    begun,
+                );
+                product(
+                    isa,
+                    keys,
+                    d,
+                    count,
+                    down(ds),
+                    Right::F32(q_tile, wide),
+                    dk,
+                    wide,
+                    begun,
+                );
+                let across = Left {
+                    p: ds,
+                    row: TILE,
+                    step: 1,
+                };
+                let k_rows = Right::F32(k_rows.wrapping_add(j * padded), wide);
+                product(isa, count, d, keys, across, k_rows, dq_tile, wide, j > 0);
+            }
+            // SAFETY: the contract above.
+            unsafe { copy_rows(count, d, dq_tile, wide, dq.add(from), q_stride) };
         }
-        // SAFETY: the contract above; tiles of whole rows follow one another.
-        unsafe {
-            copy_rows(seq, d, dk_rows, wide, dk, k_stride);
-            copy_rows(seq, d, dv_rows, wide, dv, k_stride);
-        }
-    });
+    }
+    // SAFETY: the contract above; tiles of whole rows follow one another.
+    unsafe {
+        copy_rows(seq, d, dk_rows, wide, dk, k_stride);
+        copy_rows(seq, d, dv_rows, wide, dv, k_stride);
+    }
 }
-on_every_isa! { fn head_backward = head_backward_lanes(head: Head) }
+on_every_isa! { fn head_backward = head_backward_lanes(head: Head, space: Space) }

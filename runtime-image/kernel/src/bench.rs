@@ -1,48 +1,83 @@
 //! Rates of this machine, measured: the roofline that benchmarks print beside
 //! their figures.
 
-use crate::{Cpu, Dims, Epilogue, Weight, linear};
+use crate::isa::{Lanes, on_every_isa};
+use crate::{Cpu, Dims, Epilogue, Weight, linear, sum_squares};
+use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-/// f32 matrix product `[m,k]·[n,k]ᵀ`, 10⁹ operations a second (a fused
-/// multiply-add counts two), best repetition within about `millis`.
+/// f32 matrix product `[m,k]·[n,k]ᵀ`, packing included, 10⁹ operations a second (a
+/// fused multiply-add counts two): the best repetition within about `millis`.
 pub fn gemm_gflops(cpu: &Cpu, m: usize, n: usize, k: usize, millis: u64) -> f64 {
-    let x = vec![0.5f32; m * k];
-    let w = vec![0.25f32; n * k];
+    let (x, w) = (vec![0.5f32; m * k], vec![0.25f32; n * k]);
     let mut y = vec![0f32; m * n];
-    let dims = Dims { t: m, k, n };
-    let s = best(millis, || {
-        linear(cpu, &x, Weight::F32(&w), &mut y, dims, Epilogue::NONE)
+    let seconds = best(cpu, millis, || {
+        linear(
+            cpu,
+            &x,
+            Weight::F32(&w),
+            &mut y,
+            Dims { t: m, k, n },
+            Epilogue::NONE,
+        )
     });
-    2.0 * (m * n * k) as f64 / s / 1e9
+    2.0 * (m * n * k) as f64 / seconds / 1e9
 }
 
-/// Reading `bytes` of memory once per repetition, 10⁹ bytes a second. Take
-/// several times the last-level cache.
+/// Reading `bytes` of memory once a repetition, 10⁹ bytes a second. Take several times
+/// the last cache's size.
 pub fn read_gb_s(cpu: &Cpu, bytes: usize, millis: u64) -> f64 {
     let x = vec![1f32; bytes / 4];
-    let s = best(millis, || {
-        std::hint::black_box(crate::sum_squares(cpu, &x));
+    let seconds = best(cpu, millis, || {
+        black_box(sum_squares(cpu, &x));
     });
-    bytes as f64 / s / 1e9
+    bytes as f64 / seconds / 1e9
 }
 
-/// Fused multiply-adds on registers alone, all threads, 10⁹ operations a second.
+/// Fused multiply-adds on registers alone, on all threads, 10⁹ operations a second.
 pub fn fma_peak_gflops(cpu: &Cpu, millis: u64) -> f64 {
-    gemm_gflops(cpu, 96, 96, 96, millis)
+    const STEPS: usize = 1 << 18;
+    let mut results = vec![0.0; cpu.threads()];
+    let seconds = best(cpu, millis, || {
+        cpu.each(usize::MAX, results.iter_mut(), |result| {
+            *result = chains(cpu.isa(), black_box(STEPS))
+        });
+    });
+    black_box(&results);
+    let lanes = crate::gemm::panel_width(cpu.isa()) / 3;
+    2.0 * (cpu.threads() * CHAINS * lanes * STEPS) as f64 / seconds / 1e9
 }
 
-/// Least seconds of one call of `f`, repeated for about `millis`.
-fn best(millis: u64, mut f: impl FnMut()) -> f64 {
-    let end = Instant::now() + Duration::from_millis(millis);
-    f();
-    let mut best = f64::MAX;
-    loop {
-        let t = Instant::now();
-        f();
-        best = best.min(t.elapsed().as_secs_f64());
-        if Instant::now() >= end {
-            return best;
-        }
+/// Independent chains: enough to hide a multiply-add's latency, few enough for 16 registers.
+const CHAINS: usize = 12;
+
+#[inline(always)]
+fn chains_lanes<V: Lanes>(steps: usize) -> f32 {
+    let (a, b) = (V::splat(black_box(0.999)), V::splat(black_box(1e-3)));
+    let mut acc: [V; CHAINS] = std::array::from_fn(|i| V::splat(i as f32));
+    for _ in 0..steps {
+        acc = acc.map(
+            #[inline(always)]
+            |x| x.fma(a, b),
+        );
     }
+    acc.map(V::fold_sum).iter().sum()
+}
+on_every_isa! { fn chains = chains_lanes(steps: usize) -> f32 }
+
+/// Least seconds of one call of `f`, repeated on the CPU's threads for about `millis`.
+fn best(cpu: &Cpu, millis: u64, mut f: impl FnMut() + Send) -> f64 {
+    cpu.install(|| {
+        let end = Instant::now() + Duration::from_millis(millis);
+        f();
+        let mut best = f64::MAX;
+        loop {
+            let t = Instant::now();
+            f();
+            best = best.min(t.elapsed().as_secs_f64());
+            if Instant::now() >= end {
+                return best;
+            }
+        }
+    })
 }

@@ -120,9 +120,12 @@ fn gain_block_lanes<V: Lanes>(
 ) {
     let n = to.len();
     let (x, rstd, dy, to) = (rows(x, n), rows(rstd, 1), rows(dy, n), rows_mut(to, n));
-    each_columns(n, Rows::Block(first, end), |f: Columns<'_, V>| {
-        bodies::rms_norm_gain_grad(f, x, rstd, dy, to)
-    });
+    each_columns(
+        n,
+        Rows::Block(first, end),
+        #[inline(always)]
+        |f: Columns<'_, V>| bodies::rms_norm_gain_grad(f, x, rstd, dy, to),
+    );
 }
 on_every_isa! { fn gain_block = gain_block_lanes(x: &[f32], rstd: &[f32], dy: &[f32], first: usize, end: usize, to: &mut [f32]) }
 
@@ -212,9 +215,12 @@ fn sum_columns_lanes<V: Lanes>(
     result: usize,
     n: usize,
 ) {
-    each_columns(n, list, |f: Columns<'_, V>| {
-        bodies::sum_rows(Columns { result, ..f }, x, before, sum)
-    });
+    each_columns(
+        n,
+        list,
+        #[inline(always)]
+        |f: Columns<'_, V>| bodies::sum_rows(Columns { result, ..f }, x, before, sum),
+    );
 }
 on_every_isa! {
     /// [`bodies::sum_rows`] over `n` columns, into row `result` of `sum`.

@@ -48,7 +48,7 @@ pub trait Val:
     /// `then` where `self = to`, else `other`.
     fn if_eq(self, to: Self, then: Self, other: Self) -> Self;
 
-    /// eˣ within 1.5 ulp. 0 below −87, never above e^88.37 ≈ 2.4·10³⁸; NaN stays NaN.
+    /// eˣ within 1.5 ulp. 0 below −87, ∞ above 88.37; NaN stays NaN.
     ///
     /// Cody–Waite reduction to |r| ≤ ln 2 / 2, then the polynomial of Cephes' `expf`.
     #[inline(always)]
@@ -68,7 +68,8 @@ pub trait Val:
             p = p.fma(r, x.lit(c));
         }
         let e = (p * r).fma(r, r) + x.lit(1.0);
-        self.if_lt(x.lit(-87.0), x.lit(0.0), e.ldexp(n))
+        let e = self.if_lt(x.lit(-87.0), x.lit(0.0), e.ldexp(n));
+        x.lit(88.37).if_lt(self, x.lit(f32::INFINITY), e)
     }
 
     /// Natural logarithm of a positive normal number, within 1.5 ulp (Cephes' `logf`).

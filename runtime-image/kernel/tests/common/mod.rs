@@ -1,6 +1,6 @@
 //! What every kernel test needs: inputs, the CPUs to run on, and the two verdicts —
 //! near an independent f64 loop, and equal to the bit among variants and threads.
-#![allow(dead_code)] // each test binary uses a part
+#![allow(dead_code, unreachable_pub)] // each test binary uses a part
 
 use petaflop_kernel::{Cpu, Isa};
 

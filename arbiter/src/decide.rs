@@ -181,14 +181,6 @@ fn must_wait(workload: &Workload, own: &[&Claim]) -> Option<Outcome> {
             ),
         });
     }
-    if let Some(limit) = workload.max_total_cost
-        && progress.spent >= limit
-    {
-        return Some(Outcome::Waiting {
-            reason: Reason::CostLimitExceeded,
-            message: format!("has cost {} $; maxTotalCost is {limit} $", progress.spent),
-        });
-    }
     // Two machines must never write one job's checkpoints: the old one goes first.
     if let Work::Training(_) = workload.work
         && let Some(ending) = own.iter().find(|claim| claim.is_unfinished())

@@ -7,7 +7,8 @@
 
 use jiff::Timestamp;
 
-use crate::claim::{Claim, FrozenRequest, LaunchAnswer, LaunchSafety, Phase};
+pub use crate::claim::LaunchAnswer;
+use crate::claim::{Claim, FrozenRequest, LaunchSafety, Phase};
 use crate::reason::Reason;
 
 /// Attempts after which a claim gives up, however repeatable the refusals.
@@ -207,7 +208,9 @@ impl Pass<'_> {
                 },
                 None,
             ),
-            (Some(LaunchAnswer::Refused(refusal)), _, None)
+            // Accident: the repeated call is refused while the first one, of which nothing is known, was not.
+            (Some(LaunchAnswer::Refused(_)), false, _) => self.doubt(request),
+            (Some(LaunchAnswer::Refused(refusal)), true, None)
                 if refusal.is_worth_repeating() && self.attempt < MAX_ATTEMPTS =>
             {
                 Step::Record {
@@ -216,7 +219,7 @@ impl Pass<'_> {
                     note: Some(refusal.reason()),
                 }
             }
-            (Some(LaunchAnswer::Refused(refusal)), _, _) => self.end(None, refusal.reason()),
+            (Some(LaunchAnswer::Refused(refusal)), true, _) => self.end(None, refusal.reason()),
             (Some(LaunchAnswer::Unclear), _, _) => self.doubt(request),
             (None, true, None) => Step::Launch {
                 request: request.clone(),
@@ -289,9 +292,13 @@ impl Pass<'_> {
             Listing::Failed => return self.wait(Reason::TerminateRetrying),
             Listing::Complete(found) => found,
         };
-        match found.first() {
-            Some(there) => self.terminate(there),
-            None if gone_seen == 0 => self.record(
+        match (found.first(), instance) {
+            (Some(there), _) => self.terminate(there),
+            // Accident: a machine too young to be listed. Its id is known, so it is ended by its id.
+            (None, Some(known)) if gone_seen == 0 && !self.seen.terminate_sent => {
+                self.terminate(known)
+            }
+            (None, _) if gone_seen == 0 => self.record(
                 Phase::Ending {
                     instance: instance.cloned(),
                     reason,
@@ -299,8 +306,8 @@ impl Pass<'_> {
                 },
                 None,
             ),
-            None if !self.seen.ledger_closed => Step::CloseLedger,
-            None => self.record(Phase::Ended { reason }, Some(reason)),
+            (None, _) if !self.seen.ledger_closed => Step::CloseLedger,
+            (None, _) => self.record(Phase::Ended { reason }, Some(reason)),
         }
     }
 

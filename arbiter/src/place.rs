@@ -111,12 +111,15 @@ impl<'a> Candidate<'a> {
 /// The best few of what was seen, in order.
 struct Best<'a> {
     list: Vec<Candidate<'a>>,
+    /// How many were ever taken in.
+    taken: u32,
 }
 
 impl<'a> Best<'a> {
     fn new() -> Best<'a> {
         Best {
             list: Vec::with_capacity(RANKED_SHOWN + 1),
+            taken: 0,
         }
     }
 
@@ -135,6 +138,7 @@ impl<'a> Best<'a> {
             .partition_point(|kept| kept.key() < candidate.key());
         self.list.insert(at, candidate);
         self.list.truncate(RANKED_SHOWN);
+        self.taken += 1;
     }
 }
 
@@ -172,12 +176,15 @@ impl<'a> Pass<'a> {
                 workloads: HashMap::new(),
             },
             providers,
-            unavailable: world
-                .unavailable
-                .iter()
-                .map(|entry| (&entry.offer, entry))
-                .collect(),
+            unavailable: HashMap::with_capacity(world.unavailable.len()),
         };
+        // Of several entries for one offer the longest counts.
+        for entry in &world.unavailable {
+            let longest = pass.unavailable.entry(&entry.offer).or_insert(entry);
+            if entry.until > longest.until {
+                *longest = entry;
+            }
+        }
         for claim in &world.claims {
             let spec = &claim.spec;
             if claim.is_unfinished() && except != Some(spec.owner.uid.as_str()) {
@@ -275,34 +282,39 @@ impl<'a> Pass<'a> {
             if other_capacity {
                 continue;
             }
-            let best = if class.buyable {
-                &mut takeable
-            } else {
-                &mut dated
+            let (best, pruned) = match class.buyable {
+                true => (&mut takeable, Check::Dearer),
+                false => (&mut dated, Check::NotForSale),
             };
             for (seen, offer) in members.iter().enumerate() {
                 let one = candidate(offer);
                 let rest = count - seen as u32;
                 if !best.wants(&one) {
-                    stopped[Check::Dearer as usize] += rest;
+                    stopped[pruned as usize] += rest;
                     break;
                 }
                 let mut first = First::default();
-                let ok = self.check_offer(workload, offer, one.total, &mut first)
-                    && (!class.buyable
-                        || self.check_now(workload, offer, &one.course, one.total, &mut first));
+                if self.check_offer(workload, offer, one.total, &mut first) {
+                    self.check_now(workload, offer, &one.course, one.total, &mut first);
+                }
                 match first.0 {
-                    None if ok => best.take(one),
+                    None => best.take(one),
+                    Some(Check::NotForSale) => {
+                        best.take(one);
+                        stopped[Check::NotForSale as usize] += 1;
+                    }
                     // What follows costs no less.
                     Some(check) if rises_with_price(check) => {
                         stopped[check as usize] += rest;
                         break;
                     }
                     Some(check) => stopped[check as usize] += 1,
-                    None => {}
                 }
             }
         }
+        // Each offer is counted once: the chosen one as none, what it beat as dearer.
+        let others = takeable.taken.saturating_sub(1);
+        stopped[Check::Dearer as usize] += others;
         Found {
             takeable: takeable.list,
             dated: dated.list,

@@ -186,7 +186,7 @@ fn run(
                 seen = fresh(at);
             }
             Step::Nothing => {
-                if faults.is_empty() && unwanted_at.is_none_or(|from| step_number < from) {
+                if faults.is_empty() && unwanted_at.is_none() {
                     break;
                 }
                 seen = fresh(at);

@@ -274,8 +274,7 @@ proptest! {
         }
         let decision = &plan.decisions[0];
         let stopped: u32 = decision.stopped.iter().map(|stopped| stopped.offers).sum();
-        let kept = decision.ranked.len() as u32;
-        prop_assert!(stopped <= decision.considered && stopped + kept.max(1) >= decision.considered.min(1));
+        prop_assert_eq!(stopped + u32::from(chosen.is_some()), decision.considered, "each is counted once");
         if chosen.is_none() {
             prop_assert!(decision.misses.iter().all(|miss| !miss.obstacles.is_empty()));
             prop_assert_eq!(decision.misses.is_empty(), world.market.is_empty());

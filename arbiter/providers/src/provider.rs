@@ -170,7 +170,8 @@ pub trait Provider: Send + Sync {
     /// Sends a frozen request, once. The only call in this trait that spends money.
     async fn launch(&self, request: &FrozenRequest) -> Result<InstanceId, LaunchError>;
 
-    /// The instances that carry this identity. More than one is a double purchase.
+    /// The instances that carry this claim's uid, of any attempt. More than one that may bill is a
+    /// double purchase.
     async fn find(&self, identity: &Identity) -> Result<Listing, ProviderError>;
 
     /// Every instance of an installation.

@@ -415,11 +415,12 @@ impl Provider for Host {
 
     async fn find(&self, identity: &Identity) -> Result<Listing, ProviderError> {
         let mut instances = self.look()?;
-        instances.retain(|instance| instance.identity.as_ref() == Some(identity));
-        Ok(Listing {
-            instances,
-            complete: true,
-        })
+        instances.retain(|instance| {
+            instance.identity.as_ref().is_some_and(|known| {
+                known.installation == identity.installation && known.claim_uid == identity.claim_uid
+            })
+        });
+        Ok(Listing { instances, complete: true })
     }
 
     async fn list(&self, installation: &str) -> Result<Listing, ProviderError> {

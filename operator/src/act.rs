@@ -1,0 +1,262 @@
+//! Act: one claim, driven through the arbiter's protocol. Every step that the pure
+//! [`next_step`] asks for is done here, written down as it says, and asked again.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use petaflop_arbiter::claim::{Identity, Phase};
+use petaflop_arbiter::launch::{LaunchAnswer, Listing, Observation, ReadBack, Step, Wanted, next_step};
+use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::reason::Reason;
+use petaflop_providers::{Command, Instance, InstanceId, LaunchError, Order, Provider, ProviderError, Retry};
+
+use crate::claims::{Claims, StoredClaim};
+use crate::home::{Home, HomeError};
+use crate::ledger::{self, Ledger};
+
+/// Steps of one drive; a claim that needs more is looked at again in the next.
+const MOST_STEPS: u32 = 64;
+
+/// Why a claim could not be driven on.
+#[derive(Debug, thiserror::Error)]
+pub enum ActError {
+    /// The home refuses.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// The ledger refuses.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// The provider does not answer.
+    #[error(transparent)]
+    Provider(#[from] ProviderError),
+}
+
+/// Where a claim stands after it was driven as far as it goes now.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Driven {
+    /// All is as it should be.
+    Steady(StoredClaim),
+    /// Something takes time.
+    Waiting(StoredClaim, Reason),
+    /// It is over, for this reason, and its last row is written.
+    Over(StoredClaim, Reason),
+    /// It is not ours to act on.
+    Gone,
+}
+
+/// What claims are driven with.
+pub struct Actor<'a> {
+    /// The installation.
+    pub home: &'a Home,
+    /// Who sells the claim's offer.
+    pub provider: &'a dyn Provider,
+    /// What the machine is to do.
+    pub command: &'a Command,
+}
+
+impl Actor<'_> {
+    /// Drives a claim as far as it goes now. The second value is what a refused launch said.
+    pub async fn drive(
+        &self,
+        mut stored: StoredClaim,
+        wanted: Wanted,
+    ) -> Result<(Driven, Option<LaunchError>), ActError> {
+        let claims = Claims::of(self.home);
+        let safety = self.provider.capabilities().launch_safety;
+        let mut seen = Observation::new(Timestamp::now(), wanted);
+        let mut refusal = None;
+        if matches!(stored.claim.phase, Phase::Launched { .. }) {
+            seen.listing = self.look(&stored).await;
+        }
+        for _ in 0..MOST_STEPS {
+            match next_step(&stored.claim, safety, &seen) {
+                Step::ReadBack => {
+                    let spec = &stored.claim.spec;
+                    match claims.get(&spec.owner.namespace, &spec.name)? {
+                        Some(now) if now.claim.uid == stored.claim.uid => {
+                            seen.read = ReadBack::Ours;
+                            stored = now;
+                        }
+                        _ => seen.read = ReadBack::NotOurs,
+                    }
+                }
+                Step::Look => seen.listing = self.look(&stored).await,
+                Step::WriteAttempt { request } => {
+                    let request = match request {
+                        Some(request) => request,
+                        None => match self.prepare(&stored).await {
+                            Ok(request) => request,
+                            // Nothing was asked for, so there is nothing to look for either.
+                            Err(error) => {
+                                let reason = error.reason();
+                                refusal = Some(error);
+                                let phase = Phase::Ending { instance: None, reason, gone_seen: 0 };
+                                match self.write(&claims, &stored, phase, stored.claim.attempt).await? {
+                                    Some(written) => stored = written,
+                                    None => return Ok((Driven::Gone, refusal)),
+                                }
+                                seen = Observation::new(Timestamp::now(), wanted);
+                                continue;
+                            }
+                        },
+                    };
+                    let phase = Phase::Attempted { request, at: Timestamp::now() };
+                    let written = self.write(&claims, &stored, phase, stored.claim.attempt).await?;
+                    seen = Observation::new(Timestamp::now(), wanted);
+                    // Another process wrote first: only the winner of the swap may call.
+                    if let Some(written) = written {
+                        seen.fresh_attempt = true;
+                        stored = written;
+                    }
+                }
+                Step::Launch { request } => {
+                    let answer = self.provider.launch(&request).await;
+                    seen.now = Timestamp::now();
+                    seen.answer = Some(match answer {
+                        Ok(InstanceId(instance)) => LaunchAnswer::Accepted { instance },
+                        Err(error) => {
+                            tracing::warn!(%error, claim = %stored.claim.spec.name, "launch");
+                            let answer = error.answer();
+                            refusal = Some(error);
+                            answer
+                        }
+                    });
+                }
+                Step::Record { phase, attempt, note } => {
+                    if let Some(reason) = note {
+                        tracing::info!(claim = %stored.claim.spec.name, %reason, "{phase:?}");
+                    }
+                    match self.write(&claims, &stored, phase, attempt).await? {
+                        Some(written) => stored = written,
+                        None => return Ok((Driven::Gone, refusal)),
+                    }
+                    seen = Observation::new(Timestamp::now(), wanted);
+                }
+                Step::Terminate { instance } => {
+                    self.provider.terminate(&InstanceId(instance)).await?;
+                    seen.terminate_sent = true;
+                }
+                Step::CloseLedger => {
+                    let spent = self.account(&stored, true).await?;
+                    let new = with_spent(&stored, spent);
+                    match claims.replace(&stored, new)? {
+                        Some(written) => stored = written,
+                        None => return Ok((Driven::Gone, refusal)),
+                    }
+                    seen.ledger_closed = true;
+                }
+                Step::WaitUntil { at: _, reason } => {
+                    return Ok((Driven::Waiting(stored, reason), refusal));
+                }
+                Step::Leave => return Ok((Driven::Gone, refusal)),
+                Step::Nothing => return Ok((Driven::Steady(stored), refusal)),
+                Step::Release => {
+                    let reason = match &stored.claim.phase {
+                        Phase::Ended { reason } => *reason,
+                        _ => Reason::Succeeded,
+                    };
+                    return Ok((Driven::Over(stored, reason), refusal));
+                }
+            }
+        }
+        Ok((Driven::Waiting(stored, Reason::Launching), refusal))
+    }
+
+    /// Brings the claim's ledger up to now, and writes the sum into the claim.
+    pub async fn charge(&self, stored: StoredClaim) -> Result<StoredClaim, ActError> {
+        let spent = self.account(&stored, false).await?;
+        if spent == stored.claim.spent {
+            return Ok(stored);
+        }
+        let new = with_spent(&stored, spent);
+        Ok(Claims::of(self.home).replace(&stored, new)?.unwrap_or(stored))
+    }
+
+    /// The claim's instance, as the provider sees it.
+    pub async fn instance(&self, stored: &StoredClaim) -> Result<Option<Instance>, ActError> {
+        let id = match &stored.claim.phase {
+            Phase::Launched { instance, .. } | Phase::Ending { instance: Some(instance), .. } => {
+                InstanceId(instance.clone())
+            }
+            _ => return Ok(None),
+        };
+        Ok(self.provider.get(&id).await?)
+    }
+
+    async fn account(&self, stored: &StoredClaim, last: bool) -> Result<Usd, ActError> {
+        let instance = self.instance(stored).await?;
+        let began = stored.billed_from.or(instance.as_ref().and_then(|i| i.started));
+        // No machine ever billed: there is no row to write.
+        let Some(began) = began else { return Ok(stored.claim.spent) };
+        let until = match instance.and_then(|i| i.ended) {
+            Some(ended) => ended,
+            None => Timestamp::now(),
+        };
+        let ledger = Ledger::of(self.home);
+        let claim = &stored.claim;
+        let mut rows = ledger.claim(&claim.spec, &claim.uid, began)?;
+        Ok(ledger.bring_up(&mut rows, until, last)?)
+    }
+
+    async fn look(&self, stored: &StoredClaim) -> Listing {
+        match self.provider.find(&self.identity(stored)).await {
+            Ok(listing) if listing.complete => {
+                let mut there: Vec<Instance> =
+                    listing.instances.into_iter().filter(|i| i.state.may_bill()).collect();
+                there.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
+                Listing::Complete(there.into_iter().map(|i| i.id.0).collect())
+            }
+            Ok(_) => Listing::Failed,
+            Err(error) => {
+                tracing::warn!(%error, reason = %error.reason(), "looking for an instance");
+                Listing::Failed
+            }
+        }
+    }
+
+    async fn prepare(&self, stored: &StoredClaim) -> Result<petaflop_arbiter::claim::FrozenRequest, LaunchError> {
+        let identity = self.identity(stored);
+        let order = Order { identity: &identity, offer: &stored.claim.spec.offer, command: self.command };
+        self.provider.prepare(order).await
+    }
+
+    fn identity(&self, stored: &StoredClaim) -> Identity {
+        stored.claim.identity(self.home.installation())
+    }
+
+    /// Writes phase and attempt by compare-and-swap; a machine that is there now begins to bill.
+    async fn write(
+        &self,
+        claims: &Claims,
+        stored: &StoredClaim,
+        phase: Phase,
+        attempt: u32,
+    ) -> Result<Option<StoredClaim>, ActError> {
+        let billed_from = match (&stored.billed_from, &phase) {
+            (None, Phase::Launched { instance, at }) => {
+                let seen = self.provider.get(&InstanceId(instance.clone())).await?;
+                Some(seen.and_then(|i| i.started).unwrap_or(*at))
+            }
+            (known, _) => *known,
+        };
+        let mut new = stored.clone();
+        new.billed_from = billed_from;
+        new.claim.phase = phase;
+        new.claim.attempt = attempt;
+        Ok(claims.replace(stored, new)?)
+    }
+}
+
+/// How long an offer is left alone after it refused.
+pub fn left_alone_for(error: &LaunchError) -> Option<Duration> {
+    match error.retry() {
+        Retry::ElsewhereFor(wait) => Some(wait),
+        Retry::After(_) | Retry::AfterChange => None,
+    }
+}
+
+fn with_spent(stored: &StoredClaim, spent: Usd) -> StoredClaim {
+    let mut new = stored.clone();
+    new.claim.spent = spent;
+    new
+}

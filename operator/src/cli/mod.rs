@@ -1,0 +1,205 @@
+//! The commands of `petaflop`, one file each. stdout carries what was asked for (with
+//! `--json` exactly one object); everything else goes to stderr.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::home::{Home, HomeError};
+
+mod artifacts;
+mod attach;
+mod costs;
+mod crds;
+mod explain;
+mod fit;
+mod follow;
+mod logs;
+mod offers;
+mod operate;
+mod plan;
+mod ps;
+mod run;
+mod show;
+mod stop;
+mod target;
+
+/// Shown by `--help`.
+const EXIT_CODES: &str = "\
+Exit codes:
+    0  done
+    1  failed
+    2  bad input; nothing was started
+    3  no offer meets the constraints; the nearest misses were shown
+   75  stopped on request after a checkpoint; the same command goes on from there
+  130  interrupted a second time; what runs goes on stopping by itself";
+
+#[derive(Parser)]
+#[command(name = "petaflop", version, about, after_help = EXIT_CODES)]
+/// Runs training jobs and inference services at the cheapest place that meets their constraints.
+struct Cli {
+    /// Folder of this installation's state [default: $PETAFLOP_HOME, else the XDG data folder]
+    #[arg(long, global = true, value_name = "FOLDER")]
+    home: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run what a manifest describes, and follow it
+    Run(run::Args),
+    /// Show what would be decided, and why, without doing it
+    Plan(plan::Args),
+    /// Say for an offer why it was not taken, with numbers
+    Explain(explain::Args),
+    /// List jobs and services
+    Ps(ps::Args),
+    /// Print the log of a job or service
+    Logs(logs::Args),
+    /// Stop jobs and services; a job can go on from its checkpoint
+    Stop(stop::Args),
+    /// Follow a job that runs already
+    Attach(attach::Args),
+    /// List what can be had, and at what price
+    Offers(offers::Args),
+    /// Say which offers a model or job fits on
+    Fit(fit::Args),
+    /// Add up what was spent
+    Costs(costs::Args),
+    /// Look after trained models
+    Artifacts(artifacts::Args),
+    /// Print the CustomResourceDefinitions
+    Crds(crds::Args),
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Work for one job or service (started by `run`)
+    #[command(hide = true)]
+    Operate(operate::Args),
+}
+
+/// How a command ends when nothing failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Code {
+    /// Done.
+    Done = 0,
+    /// Failed, and said so.
+    Failed = 1,
+    /// No offer meets the constraints.
+    NoOffer = 3,
+    /// Stopped on request; can go on.
+    Stopped = 75,
+    /// Interrupted a second time.
+    Interrupted = 130,
+}
+
+/// Why a command did not do what it was asked.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    /// The input is wrong, and nothing was started.
+    pub(crate) fn bad_input(message: impl std::fmt::Display) -> Self {
+        Self { code: 2, message: message.to_string() }
+    }
+
+    /// It did not work.
+    pub(crate) fn failed(message: impl std::fmt::Display) -> Self {
+        Self { code: 1, message: message.to_string() }
+    }
+}
+
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::failed(error)
+    }
+}
+
+/// A command's end.
+pub(crate) type Outcome = Result<Code, Failure>;
+
+/// Parses the command line and runs the command.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    tracing_subscriber::fmt()
+        .with_writer(io::stderr)
+        .with_env_filter(
+            tracing_subscriber::EnvFilter::try_from_env("PETAFLOP_LOG")
+                .unwrap_or_else(|_| "warn".into()),
+        )
+        .init();
+    let home = cli.home;
+    let open = move || -> Result<Home, HomeError> {
+        match home {
+            Some(root) => Home::open(&root),
+            None => Home::open(&Home::default_root()?),
+        }
+    };
+    let outcome = dispatch(cli.command, open);
+    let code = outcome.map(|code| code as u8).unwrap_or_else(|Failure { code, message }| {
+        let known = message.starts_with("error:") || message.contains("\nerror:");
+        let prefix = if known { "" } else { "error: " };
+        // A closed stderr is no reason to end differently.
+        let _ = writeln!(io::stderr(), "{prefix}{message}");
+        code
+    });
+    ExitCode::from(code)
+}
+
+fn dispatch(command: Command, open: impl FnOnce() -> Result<Home, HomeError>) -> Outcome {
+    match command {
+        Command::Run(args) => run::run(&open()?, &args),
+        Command::Plan(args) => plan::run(&open()?, &args),
+        Command::Explain(args) => explain::run(open, &args),
+        Command::Ps(args) => ps::run(&open()?, &args),
+        Command::Logs(args) => logs::run(&open()?, &args),
+        Command::Stop(args) => stop::run(&open()?, &args),
+        Command::Attach(args) => attach::run(&open()?, &args),
+        Command::Offers(args) => offers::run(&open()?, &args),
+        Command::Fit(args) => fit::run(&open()?, &args),
+        Command::Costs(args) => costs::run(&open()?, &args),
+        Command::Artifacts(args) => artifacts::run(&open()?, &args),
+        Command::Crds(args) => crds::run(&args),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "petaflop", &mut io::stdout());
+            Ok(Code::Done)
+        }
+        Command::Operate(args) => operate::run(&open()?, &args),
+    }
+}
+
+/// Prints to stdout. A reader that went away ends the command without a panic.
+pub(crate) fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
+    writeln!(io::stdout(), "{text}")
+        .map_err(|error| Failure::failed(format!("cannot write to stdout: {error}")))
+}
+
+/// Says something to a person; nobody listening is no failure.
+pub(crate) fn say(text: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Prints one JSON object.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    print(serde_json::to_string_pretty(value)?)
+}
+
+/// A runtime for the parts that wait.
+pub(crate) fn waiting() -> Result<tokio::runtime::Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
+}

@@ -1,0 +1,63 @@
+//! `petaflop stop`: ask jobs to checkpoint and stop, and services to end.
+
+use super::follow::{Followed, follow};
+use super::{Code, Outcome, print_json, say, target};
+use crate::claims::Claims;
+use crate::home::Home;
+use crate::job::{Intent, Phase};
+use crate::operate;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// `name`, `trainingjob/name` or `inferenceservice/name`; a bare name stands for both
+    #[arg(required = true)]
+    names: Vec<String>,
+    /// Their namespace
+    #[arg(short, long)]
+    namespace: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
+    let mut folders = Vec::new();
+    for name in &args.names {
+        folders.extend(target::find(home, args.namespace.as_deref(), name)?);
+    }
+    let waiting = super::waiting()?;
+    let mut stopped = Vec::new();
+    for folder in folders {
+        let status = folder.status()?;
+        let uid = folder.admission()?.map(|admission| admission.uid);
+        let claimed = Claims::of(home)
+            .list()?
+            .iter()
+            .any(|c| Some(&c.claim.spec.owner.uid) == uid.as_ref());
+        if status.phase.is_over() && !claimed {
+            say(format_args!("{}: is over already ({})", folder.reference(), status.phase));
+            continue;
+        }
+        folder.write_intent(Intent { suspend: true })?;
+        operate::start(home, &folder)?;
+        match waiting.block_on(follow(home, &folder, |_| false))? {
+            Followed::Ended(status) => {
+                let kept = match status.phase {
+                    Phase::Suspended if status.steps > 0 => {
+                        format!(" at step {} of {}; the same manifest goes on from there", status.checkpoint_step, status.steps)
+                    }
+                    _ => String::new(),
+                };
+                say(format_args!("{}: {}{kept}", folder.reference(), status.phase));
+                stopped.push(serde_json::json!({
+                    "name": folder.name, "namespace": folder.namespace, "status": status,
+                }));
+            }
+            Followed::Left => return Ok(Code::Interrupted),
+        }
+    }
+    if args.json {
+        print_json(&serde_json::json!({ "stopped": stopped }))?;
+    }
+    Ok(Code::Done)
+}

@@ -1,0 +1,37 @@
+//! `$PETAFLOP_HOME/config.yaml`: what the owner of an installation may set.
+//!
+//! ```yaml
+//! host:                  # what an hour of this machine costs
+//!   usdPerKwh: "0.25"
+//!   idleWatts: 30
+//!   loadWatts: 120       # without accelerators; theirs is read from the driver
+//!   pueMilli: 1100       # cooling and losses, in thousandths
+//!   marginPercent: 10    # opportunity margin
+//! ```
+
+use petaflop_providers::host::price::PowerPrice;
+use serde::{Deserialize, Serialize};
+
+use crate::home::{Home, HomeError, read_optional};
+
+/// The file's content.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// What an hour of this machine costs.
+    pub host: PowerPrice,
+}
+
+impl Config {
+    /// Reads the file; without one everything has its default.
+    pub fn read(home: &Home) -> Result<Self, HomeError> {
+        let path = home.root().join("config.yaml");
+        let Some(bytes) = read_optional(&path)? else { return Ok(Self::default()) };
+        let damaged = |what: String| HomeError::Damaged { path: path.clone(), what };
+        let text = String::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
+        if text.trim().is_empty() {
+            return Ok(Self::default());
+        }
+        serde_saphyr::from_str(&text).map_err(|e| damaged(e.to_string()))
+    }
+}

@@ -1,0 +1,150 @@
+//! Observe: offers, claims, jobs and their costs become one [`World`].
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use petaflop_arbiter::estimate::Corrections;
+use petaflop_arbiter::market::Market;
+use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::offer::{Offer, OfferId};
+use petaflop_arbiter::support::SupportTable;
+use petaflop_arbiter::workload::{Workload, WorkloadId};
+use petaflop_arbiter::world::{Assumptions, ProviderState, Switch, Unavailable, World};
+use petaflop_providers::host::{self, Host, HostConfig};
+use petaflop_providers::{Provider, ProviderError, snapshot};
+
+use crate::claims::Claims;
+use crate::config::Config;
+use crate::home::{self, Home, HomeError};
+use crate::job::Folder;
+
+/// The providers of an installation outside a cluster.
+pub struct Providers {
+    /// This machine.
+    pub host: Host,
+    /// Dated prices.
+    pub snapshot: snapshot::Snapshot,
+}
+
+impl Providers {
+    /// As the home is configured. `runtime` is the `petaflop-runtime` binary.
+    pub fn of(home: &Home, config: &Config, runtime: std::path::PathBuf) -> Result<Self, HomeError> {
+        let folder = home.root().join("host");
+        let host = HostConfig { runtime, folder: folder.clone(), power: config.host.clone() };
+        Ok(Self {
+            host: Host::new(host).map_err(HomeError::unusable(&folder))?,
+            snapshot: snapshot::Snapshot,
+        })
+    }
+
+    /// The provider that made an offer, where it sells.
+    pub fn seller(&self, name: &str) -> &dyn Provider {
+        match name {
+            host::NAME => &self.host,
+            // Whoever else is named is known by dated prices only, and refuses.
+            _ => &self.snapshot,
+        }
+    }
+
+    /// All offers. A provider that fails is left out and named.
+    pub async fn offers(&self) -> (Vec<Offer>, Vec<ProviderError>) {
+        let (mut offers, mut errors) = (Vec::new(), Vec::new());
+        for quote in [self.host.quote().await, self.snapshot.quote().await] {
+            match quote {
+                Ok(quoted) => offers.extend(quoted),
+                Err(error) => errors.push(error),
+            }
+        }
+        (offers, errors)
+    }
+}
+
+/// What it is like to start at each provider. Figures for rented machines are what the
+/// providers' own documents and users report; they weigh in estimates, not in bills.
+fn provider_states() -> Vec<ProviderState> {
+    let state = |name: &str, startup_seconds: i64, fetch: Option<u64>, egress: i64| ProviderState {
+        name: name.to_owned(),
+        state: Switch::Enabled,
+        allowed_namespaces: None,
+        max_hourly: None,
+        monthly: None,
+        max_machines: None,
+        startup_millis: startup_seconds * 1000,
+        fetch_bytes_per_second: fetch,
+        egress_usd_per_gb: Usd::from_micros(egress),
+    };
+    vec![
+        state("aws", 90, Some(100_000_000), 90_000),
+        state(host::NAME, 1, None, 0),
+        state("runpod", 120, Some(50_000_000), 0),
+    ]
+}
+
+/// An offer that refused a launch lately, as a file remembers it.
+fn unavailable(home: &Home, now: Timestamp) -> Result<Vec<Unavailable>, HomeError> {
+    let mut list: Vec<Unavailable> =
+        home::read_json(&home.root().join("unavailable.json"))?.unwrap_or_default();
+    list.retain(|entry| entry.until > now);
+    Ok(list)
+}
+
+/// Leaves an offer alone for a while.
+pub fn leave_alone(home: &Home, offer: &OfferId, until: Timestamp, reason: petaflop_arbiter::reason::Reason) -> Result<(), HomeError> {
+    let mut list = unavailable(home, Timestamp::now())?;
+    list.retain(|entry| entry.offer != *offer);
+    list.push(Unavailable { offer: offer.clone(), until, reason });
+    home::write_json(&home.root().join("unavailable.json"), &list)
+}
+
+/// What past runs taught.
+pub fn corrections(home: &Home) -> Result<Corrections, HomeError> {
+    Ok(home::read_json(&home.root().join("corrections.json"))?.unwrap_or_default())
+}
+
+/// Writes what past runs taught.
+pub fn write_corrections(home: &Home, corrections: &Corrections) -> Result<(), HomeError> {
+    home::write_json(&home.root().join("corrections.json"), corrections)
+}
+
+/// The world as it is now, with one workload that is asked for and all others that are
+/// worked for. What else has claims keeps them: they are reservations.
+pub fn world(home: &Home, offers: Vec<Offer>, asked: Workload, now: Timestamp) -> Result<World, HomeError> {
+    let mut workloads = vec![asked];
+    for folder in Folder::all(home)? {
+        if !folder.is_operated() {
+            continue;
+        }
+        let Some(admission) = folder.admission()? else { continue };
+        let status = folder.status()?;
+        let same = |known: &Workload| known.id == id_of(&folder, &admission.uid);
+        if status.phase.is_over() || workloads.iter().any(same) {
+            continue;
+        }
+        // Admitted specs were translated before; one that no longer can be is left out.
+        if let Ok(workload) = admission.workload(&status, folder.intent()?.suspend) {
+            workloads.push(workload);
+        }
+    }
+    Ok(World {
+        installation: home.installation().to_owned(),
+        market: Arc::new(Market::new(offers)),
+        providers: provider_states(),
+        unavailable: unavailable(home, now)?,
+        workloads,
+        claims: Claims::of(home).list()?.into_iter().map(|stored| stored.claim).collect(),
+        budgets: Vec::new(),
+        corrections: corrections(home)?,
+        support: SupportTable::default(),
+        assumptions: Assumptions::default(),
+    })
+}
+
+/// Who asks.
+pub fn id_of(folder: &Folder, uid: &str) -> WorkloadId {
+    WorkloadId {
+        kind: folder.kind,
+        namespace: folder.namespace.clone(),
+        name: folder.name.clone(),
+        uid: uid.to_owned(),
+    }
+}

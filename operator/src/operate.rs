@@ -1,0 +1,500 @@
+//! The embedded operator: observe → decide → act → record, for one job or service,
+//! in a process of its own that outlives the terminal.
+//!
+//! Everything it knows is in files: killed at any line, it goes on from them when it
+//! is started again. One process at a time works for a job (`operator.lock`).
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use petaflop_arbiter::claim::Phase as ClaimPhase;
+use petaflop_arbiter::launch::Wanted;
+use petaflop_arbiter::reason::Reason;
+use petaflop_arbiter::workload::OwnerKind;
+use petaflop_plan::recipe::JobSpec;
+use petaflop_providers::{Command, InstanceState};
+use petaflop_store::report::ProgressReader;
+
+use crate::act::{ActError, Actor, Driven, left_alone_for};
+use crate::claims::{Claims, StoredClaim};
+use crate::config::Config;
+use crate::home::{self, Home, HomeError};
+use crate::job::{Admission, End, Folder, Phase, ServedModel, Status, Task};
+use crate::observe::{self, Providers};
+use crate::place::{PlaceError, place};
+use crate::runtime::{self, RuntimeError};
+use crate::status::{LastWord, take_over};
+use crate::{health, learn, work};
+
+/// Between two looks while something runs.
+const LOOK: Duration = Duration::from_millis(150);
+
+/// Between two placement passes while there is no place.
+const PLACE_AGAIN: SignedDuration = SignedDuration::from_secs(10);
+
+/// A ledger row at least this often while something runs.
+const CHARGE: SignedDuration = SignedDuration::from_secs(60);
+
+/// Restarts wait 1, 2, 4, … seconds, at most this long.
+const LONGEST_BACKOFF_SECONDS: i64 = 300;
+
+/// Machines that could not be had, in a row, after which it fails.
+const MOST_REFUSALS: u32 = 5;
+
+/// A server that does not answer this long after its start has failed.
+const READY_WITHIN: SignedDuration = SignedDuration::from_secs(120);
+
+/// Why the operator stopped before its work was done. It can be started again.
+#[derive(Debug, thiserror::Error)]
+pub enum OperateError {
+    /// The home refuses.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// A claim could not be driven on.
+    #[error(transparent)]
+    Act(#[from] ActError),
+    /// The runtime is nowhere.
+    #[error(transparent)]
+    Runtime(#[from] RuntimeError),
+    /// There is no such job or service.
+    #[error("{0} does not exist")]
+    Missing(String),
+}
+
+/// Works for a job or service until it is over. Returns at once when another process does.
+pub async fn operate(home: &Home, folder: &Folder) -> Result<(), OperateError> {
+    // Whoever only asks whether somebody is at work holds the lock for a moment.
+    let mut lock = None;
+    for _ in 0..20 {
+        lock = folder.try_operate()?;
+        if lock.is_some() {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(25)).await;
+    }
+    let Some(_lock) = lock else { return Ok(()) };
+    let admission =
+        folder.admission()?.ok_or_else(|| OperateError::Missing(folder.reference()))?;
+    let runtime = runtime::find()?;
+    let providers = Providers::of(home, &Config::read(home)?, runtime.clone())?;
+    let mut operator = Operator {
+        home,
+        folder,
+        status: folder.status()?,
+        admission,
+        providers,
+        runtime,
+        reading: None,
+        charged: Timestamp::UNIX_EPOCH,
+        placed: Timestamp::UNIX_EPOCH,
+    };
+    operator.run().await
+}
+
+struct Operator<'a> {
+    home: &'a Home,
+    folder: &'a Folder,
+    admission: Admission,
+    status: Status,
+    providers: Providers,
+    runtime: std::path::PathBuf,
+    /// Progress of the claim that is read now.
+    reading: Option<(String, ProgressReader, LastWord)>,
+    charged: Timestamp,
+    placed: Timestamp,
+}
+
+impl Operator<'_> {
+    async fn run(&mut self) -> Result<(), OperateError> {
+        loop {
+            let before = self.status.clone();
+            let over = self.pass().await?;
+            if self.status != before {
+                self.folder.write_status(&self.status)?;
+            }
+            if over {
+                return Ok(());
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// One pass. Returns whether there is nothing left to do.
+    async fn pass(&mut self) -> Result<bool, OperateError> {
+        let suspend = self.folder.intent()?.suspend;
+        let claims: Vec<StoredClaim> = Claims::of(self.home)
+            .list()?
+            .into_iter()
+            .filter(|stored| stored.claim.spec.owner.uid == self.admission.uid)
+            .collect();
+        if claims.is_empty() {
+            return self.without_a_claim(suspend).await;
+        }
+        for stored in claims {
+            self.with_a_claim(stored, suspend).await?;
+        }
+        Ok(false)
+    }
+
+    async fn without_a_claim(&mut self, suspend: bool) -> Result<bool, OperateError> {
+        if let Some(End { phase, reason, message }) = self.status.end.clone() {
+            self.status.phase = phase;
+            self.status.reason = Some(reason);
+            self.status.message = message;
+            self.status.completed.get_or_insert_with(Timestamp::now);
+            return Ok(true);
+        }
+        if suspend {
+            self.status.phase = Phase::Suspended;
+            self.status.reason = Some(Reason::Suspended);
+            self.status.message.clear();
+            self.status.started = None;
+            return Ok(true);
+        }
+        let now = Timestamp::now();
+        let too_soon = self.status.not_before.is_some_and(|at| now < at)
+            || now.duration_since(self.placed) < PLACE_AGAIN;
+        if too_soon {
+            return Ok(false);
+        }
+        self.placed = now;
+        self.status.phase = Phase::Pending;
+        match place(self.home, &self.providers, self.folder, &self.admission, &mut self.status).await {
+            Ok(placed) if !placed.claims.is_empty() => {
+                self.status.phase = Phase::Launching;
+                // The next need not wait after this one.
+                self.placed = Timestamp::UNIX_EPOCH;
+            }
+            Ok(_) => {
+                if self.status.reason == Some(Reason::CostLimitExceeded) {
+                    let message = self.status.message.clone();
+                    self.end(Phase::Failed, Reason::CostLimitExceeded, &message);
+                }
+            }
+            Err(PlaceError::Home(error)) => return Err(error.into()),
+            Err(PlaceError::Spec(message)) => self.end(Phase::Failed, Reason::InvalidSpec, &message),
+            Err(PlaceError::NoOffers(message)) => {
+                self.status.reason = Some(Reason::ProviderUnavailable);
+                self.status.message = message;
+            }
+        }
+        Ok(false)
+    }
+
+    async fn with_a_claim(&mut self, stored: StoredClaim, suspend: bool) -> Result<(), OperateError> {
+        let name = stored.claim.spec.name.clone();
+        self.read_progress(&name);
+        let command = self.command(&stored)?;
+        let provider = self.providers.seller(&stored.claim.spec.offer.provider);
+        let actor = Actor { home: self.home, provider, command: &command };
+        let mut stored = stored;
+        if let ClaimPhase::Launched { at, .. } = stored.claim.phase {
+            let state = actor.instance(&stored).await?.map(|instance| instance.state);
+            match state {
+                Some(InstanceState::Running | InstanceState::Pending) => {
+                    let now = Timestamp::now();
+                    if now.duration_since(self.charged) >= CHARGE {
+                        self.charged = now;
+                        stored = actor.charge(stored).await?;
+                    }
+                    self.runs(&stored, at).await;
+                }
+                Some(InstanceState::Terminating) => {}
+                Some(InstanceState::Terminated) | None => {
+                    // Its last words may have been written since they were last read.
+                    self.read_progress(&name);
+                    self.count_end(&name);
+                }
+            }
+        }
+        let provider = self.providers.seller(&stored.claim.spec.offer.provider);
+        let actor = Actor { home: self.home, provider, command: &command };
+        let wanted = self.wanted(&stored, suspend);
+        // What was concluded must outlive us before the claim that shows it goes.
+        self.folder.write_status(&self.status)?;
+        let (driven, refusal) = actor.drive(stored, wanted).await?;
+        match driven {
+            Driven::Steady(_) | Driven::Gone => {}
+            Driven::Waiting(_, reason) => self.status.reason = Some(reason),
+            Driven::Over(stored, reason) => self.claim_is_over(&stored, reason)?,
+        }
+        if let Some(error) = refusal {
+            self.status.message = error.to_string();
+            if let (Some(wait), Some(place)) = (left_alone_for(&error), &self.status.place) {
+                let until = Timestamp::now() + SignedDuration::try_from(wait).unwrap_or(CHARGE);
+                let offer = petaflop_arbiter::offer::OfferId(place.offer.clone());
+                observe::leave_alone(self.home, &offer, until, error.reason())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Money is booked, what was learned is kept, the finalizer goes.
+    fn claim_is_over(&mut self, stored: &StoredClaim, reason: Reason) -> Result<(), OperateError> {
+        let spec = &stored.claim.spec;
+        if stored.billed_from.is_none() && self.status.end.is_none() && reason != Reason::Suspended {
+            self.status.refusals += 1;
+            if self.status.refusals >= MOST_REFUSALS || reason == Reason::InvalidSpec {
+                let message = match self.status.message.as_str() {
+                    "" => "no machine could be had".to_owned(),
+                    said => said.to_owned(),
+                };
+                self.end(Phase::Failed, reason, &message);
+            } else {
+                self.status.not_before = Some(backoff(self.status.refusals));
+            }
+        }
+        if let (Task::Training(task), Some(rate)) = (&self.admission.task, self.status.tokens_per_second) {
+            learn::from_run(self.home, spec, &task.work, rate)?;
+        }
+        self.status.cost = self.cost()?;
+        // The cost is in the status before the claim goes: crashed here, the sum is made again.
+        self.folder.write_status(&self.status)?;
+        Claims::of(self.home).release(stored)?;
+        self.reading = None;
+        Ok(())
+    }
+
+    /// Everything that this job or service has cost, by the ledger.
+    fn cost(&self) -> Result<petaflop_arbiter::money::Usd, OperateError> {
+        let rows = crate::ledger::Ledger::of(self.home).rows()?;
+        Ok(rows.iter().filter(|row| row.job_uid == self.admission.uid).map(|row| row.amount).sum())
+    }
+
+    /// An instance runs: limits, and whether a server answers.
+    async fn runs(&mut self, stored: &StoredClaim, since: Timestamp) {
+        let now = Timestamp::now();
+        self.status.refusals = 0;
+        self.status.started.get_or_insert(now);
+        let billed = stored.billed_from.unwrap_or(since);
+        let millis = now.as_millisecond().saturating_sub(billed.as_millisecond());
+        let others = self.cost_of_others(stored);
+        let running = stored.claim.spec.offer.price.for_millis(millis);
+        self.status.cost = others.saturating_add(running);
+        match &self.admission.task {
+            Task::Training(task) => {
+                let limit = task.spec.max_total_cost.as_ref().and_then(|m| m.micro_dollars().ok());
+                let limit = limit.map(petaflop_arbiter::money::Usd::from_micros);
+                let seconds = task.spec.active_deadline_seconds;
+                self.status.phase = Phase::Running;
+                if let Some(limit) = limit.filter(|limit| self.status.cost >= *limit)
+                    && self.status.end.is_none()
+                {
+                    let message = format!("has cost {} $; maxTotalCost is {limit} $", self.status.cost);
+                    self.end(Phase::Failed, Reason::CostLimitExceeded, &message);
+                }
+                if let (Some(seconds), Some(started)) = (seconds, self.status.started)
+                    && now.duration_since(started) >= SignedDuration::from_secs(i64::from(seconds))
+                    && self.status.end.is_none()
+                {
+                    let message = format!("activeDeadlineSeconds ({seconds}) is over");
+                    self.end(Phase::Failed, Reason::DeadlineExceeded, &message);
+                }
+            }
+            Task::Serving(task) => {
+                let port = task.port;
+                if health::answers(port).await {
+                    self.status.phase = Phase::Available;
+                    self.status.reason = None;
+                    self.status.failures = 0;
+                    self.status.url = Some(format!("http://127.0.0.1:{port}"));
+                } else {
+                    self.status.phase = Phase::Launching;
+                    self.status.reason = Some(Reason::NewReplicaLaunching);
+                    if now.duration_since(billed) > READY_WITHIN && self.status.end.is_none() {
+                        let message = format!("does not answer at port {port}; see its log");
+                        self.end(Phase::Failed, Reason::LaunchTimedOut, &message);
+                    }
+                }
+            }
+        }
+    }
+
+    fn cost_of_others(&self, stored: &StoredClaim) -> petaflop_arbiter::money::Usd {
+        let rows = crate::ledger::Ledger::of(self.home).rows().unwrap_or_default();
+        rows.iter()
+            .filter(|row| row.job_uid == self.admission.uid && row.claim_uid != stored.claim.uid)
+            .map(|row| row.amount)
+            .sum()
+    }
+
+    /// An instance ended: what that means, counted once.
+    fn count_end(&mut self, claim: &str) {
+        if self.status.counted.as_deref() == Some(claim) {
+            return;
+        }
+        self.status.counted = Some(claim.to_owned());
+        let last = match &self.reading {
+            Some((_, _, last)) => last.clone(),
+            None => LastWord::None,
+        };
+        match (&self.admission.task, last) {
+            (Task::Training(_), LastWord::Finished { artifact }) => {
+                self.status.artifact = Some(artifact);
+                self.end(Phase::Complete, Reason::Succeeded, "");
+            }
+            (Task::Training(_), LastWord::Failed { message, retry: false }) => {
+                self.end(Phase::Failed, Reason::InvalidSpec, &message);
+            }
+            // Somebody else ended it; it can go on from its checkpoint.
+            (Task::Training(_), LastWord::Stopped) => {
+                self.status.interruptions += 1;
+                self.status.phase = Phase::Interrupted;
+                self.status.reason = Some(Reason::SpotInterrupted);
+            }
+            (Task::Training(task), LastWord::Failed { message, retry: true }) => {
+                self.failed(&message, task.spec.backoff_limit);
+            }
+            (Task::Training(task), LastWord::None) => {
+                let message = "ended without a word (killed, or the machine went down)";
+                self.failed(message, task.spec.backoff_limit);
+            }
+            (Task::Serving(_), _) => {
+                let log = self.folder.run(claim).join("log");
+                let message = last_line(&log).unwrap_or_else(|| "ended without a word".to_owned());
+                self.failed(&message, 3);
+            }
+        }
+    }
+
+    fn failed(&mut self, message: &str, limit: u32) {
+        self.status.failures += 1;
+        self.status.phase = Phase::Interrupted;
+        self.status.reason = Some(Reason::HeartbeatLost);
+        self.status.message = message.to_owned();
+        if self.status.failures > limit {
+            let message = format!("failed {} times; the last time: {message}", self.status.failures);
+            self.end(Phase::Failed, Reason::BackoffLimitExceeded, &message);
+        } else {
+            self.status.not_before = Some(backoff(self.status.failures));
+        }
+    }
+
+    fn end(&mut self, phase: Phase, reason: Reason, message: &str) {
+        self.status.end = Some(End { phase, reason, message: message.to_owned() });
+    }
+
+    fn wanted(&self, stored: &StoredClaim, suspend: bool) -> Wanted {
+        if let Some(end) = &self.status.end {
+            return Wanted::No(end.reason);
+        }
+        if suspend {
+            return Wanted::No(Reason::Suspended);
+        }
+        if self.status.counted.as_deref() == Some(stored.claim.spec.name.as_str()) {
+            return Wanted::No(self.status.reason.unwrap_or(Reason::HeartbeatLost));
+        }
+        Wanted::Yes
+    }
+
+    fn read_progress(&mut self, claim: &str) {
+        let Task::Training(_) = self.admission.task else { return };
+        if self.reading.as_ref().is_none_or(|(known, _, _)| known != claim) {
+            let file = self.folder.run(claim).join("progress.jsonl");
+            self.reading = Some((claim.to_owned(), ProgressReader::new(file), LastWord::None));
+        }
+        let Some((_, reader, last)) = &mut self.reading else { return };
+        match reader.poll() {
+            Ok(lines) => {
+                for line in &lines {
+                    take_over(&mut self.status, last, line);
+                }
+            }
+            Err(error) => tracing::warn!(%error, "progress"),
+        }
+    }
+
+    /// What an instance is to do. The same claim gives the same command.
+    fn command(&self, stored: &StoredClaim) -> Result<Command, OperateError> {
+        let run = self.folder.run(&stored.claim.spec.name);
+        std::fs::create_dir_all(&run).map_err(HomeError::unusable(&run))?;
+        let text = |path: &Path| path.display().to_string();
+        let mut argv = vec![text(&self.runtime)];
+        let (memory, grace_seconds) = match &self.admission.task {
+            Task::Training(task) => {
+                let job = run.join("job.json");
+                home::write_json(&job, &self.job_spec(task))?;
+                argv.extend(["train".to_owned(), "--job".to_owned(), text(&job)]);
+                argv.extend(["--progress".to_owned(), text(&run.join("progress.jsonl"))]);
+                let grace = u64::from(task.spec.checkpoint.grace_seconds);
+                (task.work.arena_bytes + task.work.host_bytes, grace)
+            }
+            Task::Serving(task) => {
+                argv.push("serve".to_owned());
+                match &task.model {
+                    ServedModel::Artifact(hash) => argv.extend([
+                        "--artifact".to_owned(),
+                        hash.clone(),
+                        "--store".to_owned(),
+                        text(&self.home.store()),
+                    ]),
+                    ServedModel::Folder(folder) => argv.extend(["--folder".to_owned(), folder.clone()]),
+                }
+                argv.extend(["--name".to_owned(), self.admission.name.clone()]);
+                argv.extend(["--port".to_owned(), task.port.to_string()]);
+                (task.work.arena_bytes + task.work.host_bytes, 30)
+            }
+        };
+        let compute = &self.admission.compute;
+        if let Some(threads) = compute.threads {
+            argv.extend(["--threads".to_owned(), threads.to_string()]);
+        }
+        if let Some(isa) = &compute.isa {
+            argv.extend(["--isa".to_owned(), isa.clone()]);
+        }
+        let log = text(&run.join("log"));
+        Ok(Command { argv, env: Default::default(), dir: text(&run), log, memory, grace_seconds })
+    }
+
+    fn job_spec(&self, task: &crate::job::Training) -> JobSpec {
+        JobSpec {
+            recipe: task.recipe.clone(),
+            inputs: task.inputs.clone(),
+            store: work::store_of(&task.spec, self.home),
+            checkpoints: self.folder.checkpoints(&task.key).display().to_string(),
+            checkpoint_interval_seconds: u64::from(task.spec.checkpoint.interval_seconds),
+            keep_checkpoints: task.spec.output.keep_checkpoints,
+        }
+    }
+}
+
+/// 1, 2, 4, … seconds from now.
+fn backoff(failures: u32) -> Timestamp {
+    let seconds = 1_i64.checked_shl(failures.saturating_sub(1).min(20)).unwrap_or(LONGEST_BACKOFF_SECONDS);
+    Timestamp::now() + SignedDuration::from_secs(seconds.min(LONGEST_BACKOFF_SECONDS))
+}
+
+fn last_line(log: &Path) -> Option<String> {
+    let text = String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned();
+    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
+}
+
+/// Starts the operator of a job or service as a process of its own, unless one is at work.
+pub fn start(home: &Home, folder: &Folder) -> Result<(), HomeError> {
+    if folder.is_operated() {
+        return Ok(());
+    }
+    let log_path = folder.root().join("operator.log");
+    let log = std::fs::File::options()
+        .create(true)
+        .append(true)
+        .open(&log_path)
+        .map_err(HomeError::unusable(&log_path))?;
+    let errors = log.try_clone().map_err(HomeError::unusable(&log_path))?;
+    let me = std::env::current_exe().map_err(HomeError::unusable(Path::new("/proc/self/exe")))?;
+    let kind = match folder.kind {
+        OwnerKind::TrainingJob => "job",
+        OwnerKind::InferenceService => "service",
+    };
+    std::process::Command::new(&me)
+        .arg("operate")
+        .args(["--kind", kind, "--namespace", &folder.namespace, "--name", &folder.name])
+        .env("PETAFLOP_HOME", home.root())
+        .stdin(std::process::Stdio::null())
+        .stdout(log)
+        .stderr(errors)
+        .spawn()
+        .map(drop)
+        .map_err(HomeError::unusable(&me))
+}

@@ -1,0 +1,123 @@
+//! The placement pass: observe → [`World`] → [`decide`] → claims. One at a time for a
+//! whole home, so that two jobs never take the same slot or the same last dollar.
+
+use jiff::Timestamp;
+use petaflop_arbiter::decide::decide;
+use petaflop_arbiter::decision::{Action, Decision, Outcome};
+use petaflop_arbiter::world::World;
+
+use crate::claims::{Claims, StoredClaim};
+use crate::home::{self, Home, HomeError};
+use crate::job::{Admission, Folder, Place, Status};
+use crate::observe::{self, Providers};
+
+/// What came of a pass for the workload that asked.
+#[derive(Debug)]
+pub struct Placed {
+    /// The decision, with reasons.
+    pub decision: Decision,
+    /// The claims that were written for it.
+    pub claims: Vec<StoredClaim>,
+}
+
+/// Why there was no pass.
+#[derive(Debug, thiserror::Error)]
+pub enum PlaceError {
+    /// The home refuses.
+    #[error(transparent)]
+    Home(#[from] HomeError),
+    /// The specification cannot be carried out.
+    #[error("{0}")]
+    Spec(String),
+    /// There is nothing to choose from.
+    #[error("no provider answers: {0}")]
+    NoOffers(String),
+}
+
+/// The world as it is now, with this workload in it.
+pub async fn look(
+    home: &Home,
+    providers: &Providers,
+    admission: &Admission,
+    status: &Status,
+    now: Timestamp,
+) -> Result<World, PlaceError> {
+    let (offers, errors) = providers.offers().await;
+    let said = |errors: &[petaflop_providers::ProviderError]| {
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
+    };
+    if offers.is_empty() {
+        return Err(PlaceError::NoOffers(said(&errors)));
+    }
+    for error in &errors {
+        tracing::warn!(%error, reason = %error.reason(), "left out");
+    }
+    let workload = admission.workload(status, false).map_err(|errors| {
+        PlaceError::Spec(
+            errors.iter().map(|e| format!("{}: {}", e.path, e.message)).collect::<Vec<_>>().join("; "),
+        )
+    })?;
+    Ok(observe::world(home, offers, workload, now)?)
+}
+
+/// What would be decided. Writes nothing.
+pub fn decision_for(world: &World, admission: &Admission, now: Timestamp) -> Option<Decision> {
+    decide(world, now).decisions.into_iter().find(|d| d.workload.uid == admission.uid)
+}
+
+/// Decides, and writes the claims that were decided on for this workload.
+pub async fn place(
+    home: &Home,
+    providers: &Providers,
+    folder: &Folder,
+    admission: &Admission,
+    status: &mut Status,
+) -> Result<Placed, PlaceError> {
+    // Asking the providers takes time; nobody else need wait for that.
+    let _one_at_a_time = home::lock(&home.root().join("placement.lock"))?;
+    let now = Timestamp::now();
+    let world = look(home, providers, admission, status, now).await?;
+    let now = Timestamp::now();
+    let plan = decide(&world, now);
+    let decision = plan
+        .decisions
+        .iter()
+        .find(|d| d.workload.uid == admission.uid)
+        .cloned()
+        .ok_or_else(|| PlaceError::Spec("the decision leaves this workload out".to_owned()))?;
+    folder.write_decision(&world, &decision)?;
+    let mut claims = Vec::new();
+    for action in plan.actions {
+        // Others' claims are their own operators' to write and to end.
+        let Action::CreateClaim(spec) = action else { continue };
+        if spec.owner.uid != admission.uid {
+            continue;
+        }
+        if let Some(stored) = Claims::of(home).create(spec)? {
+            claims.push(stored);
+        }
+    }
+    if let Some(first) = claims.first() {
+        let spec = &first.claim.spec;
+        status.placements = status.placements.max(spec.placement);
+        status.place = Some(Place {
+            claim: spec.name.clone(),
+            offer: spec.offer.id.to_string(),
+            provider: spec.offer.provider.clone(),
+            instance_type: spec.offer.instance_type.clone(),
+            capacity: spec.offer.capacity,
+            price: spec.offer.price,
+        });
+    }
+    match &decision.outcome {
+        Outcome::Placed { .. } | Outcome::Settled { .. } => {
+            status.reason = decision.warning;
+            status.message.clear();
+        }
+        Outcome::Waiting { reason, message } => {
+            status.reason = Some(*reason);
+            status.message.clone_from(message);
+        }
+    }
+    Ok(Placed { decision, claims })
+}

@@ -1,0 +1,104 @@
+//! Where models and data lie, and how large they are: what `petaflop_crds::work` needs
+//! to say how much work a job or service is.
+
+use std::path::Path;
+
+use petaflop_arbiter::workload::{ServingWork, TrainingWork};
+use petaflop_plan::dtype::Dtype;
+use petaflop_plan::inference::ServingOptions;
+use petaflop_plan::recipe::{Input, ModelSource, ResolvedRecipe};
+use petaflop_plan::shape::ModelShape;
+
+/// Size that is assumed for text that lies inside the runtime, which this program cannot see.
+const BUILTIN_BYTES: u64 = 2 << 20;
+
+/// What the server plans for when nothing else is said; as `petaflop-runtime serve` has it.
+const SERVED_SEQUENCES: u32 = 16;
+const SERVED_STEP_TOKENS: u32 = 256;
+
+/// Work of a training job.
+///
+/// # Errors
+/// A model or an input that cannot be planned for, in words.
+pub fn training(
+    recipe: &ResolvedRecipe,
+    inputs: &[Input],
+    store: &Path,
+    checkpoint_interval_seconds: u64,
+) -> Result<TrainingWork, String> {
+    let uri_of = |name: &str| inputs.iter().find(|i| i.name == name).map_or("", |i| i.uri.as_str());
+    let shape = match &recipe.model {
+        ModelSource::Scratch(shape) => shape.clone(),
+        ModelSource::Base { input } => shape_at(uri_of(input), store)?,
+    };
+    let data: u64 = recipe.datasets.iter().map(|d| size_of(uri_of(&d.input), store)).sum();
+    let base = recipe.model.input().map_or(0, |name| size_of(uri_of(name), store));
+    let interval = checkpoint_interval_seconds;
+    petaflop_crds::work::training(recipe, &shape, data, data + base, interval)
+        .map_err(|e| e.to_string())
+}
+
+/// Work of one replica that serves a model.
+///
+/// # Errors
+/// A model that cannot be planned for, in words.
+pub fn serving(shape: &ModelShape) -> Result<ServingWork, String> {
+    let context = shape.max_positions;
+    let options = ServingOptions::new(Dtype::F32, SERVED_SEQUENCES, SERVED_STEP_TOKENS, context);
+    petaflop_crds::work::serving(shape, &options).map_err(|e| e.to_string())
+}
+
+/// The shape of a model that lies somewhere: a folder, or an artifact of the store.
+///
+/// # Errors
+/// No such model, or one of a kind that is not supported, in words.
+pub fn shape_at(uri: &str, store: &Path) -> Result<ModelShape, String> {
+    let config = match uri.strip_prefix("artifact:") {
+        Some(hash) => {
+            let store = petaflop_store::blocking::Store::open(&store.display().to_string())
+                .map_err(|e| e.to_string())?;
+            let hash = store.resolve(hash).map_err(|e| e.to_string())?;
+            store.read_file(hash, "config.json").map_err(|e| e.to_string())?
+        }
+        None => {
+            let path = Path::new(uri.strip_prefix("file://").unwrap_or(uri)).join("config.json");
+            std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?
+        }
+    };
+    let config: serde_json::Value =
+        serde_json::from_slice(&config).map_err(|e| format!("config.json: {e}"))?;
+    ModelShape::from_hf_config(&config).map_err(|e| format!("config.json: {e}"))
+}
+
+fn size_of(uri: &str, store: &Path) -> u64 {
+    if uri.starts_with("builtin:") {
+        return BUILTIN_BYTES;
+    }
+    if let Some(hash) = uri.strip_prefix("artifact:") {
+        let size = || -> Option<u64> {
+            let store = petaflop_store::blocking::Store::open(&store.display().to_string()).ok()?;
+            let manifest = store.manifest(store.resolve(hash).ok()?).ok()?;
+            Some(manifest.files.iter().map(|file| file.length).sum())
+        };
+        return size().unwrap_or(0);
+    }
+    folder_size(Path::new(uri.strip_prefix("file://").unwrap_or(uri)), 0)
+}
+
+fn folder_size(path: &Path, depth: u32) -> u64 {
+    let Ok(about) = std::fs::metadata(path) else { return 0 };
+    if !about.is_dir() {
+        return about.len();
+    }
+    // A loop of symbolic links ends somewhere.
+    if depth > 32 {
+        return 0;
+    }
+    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
+    entries.flatten().map(|entry| folder_size(&entry.path(), depth + 1)).sum()
+}
+
+/// The store that takes a job's artifact: the home's own, unless the job names a folder.
+pub fn store_of(spec: &petaflop_crds::TrainingJobSpec, home: &crate::home::Home) -> String {
+    spec.output.uri.clone().unwrap_or_else(|| home.store().display().to_string())
+}

@@ -30,4 +30,6 @@ pub use linear::{
 pub use loss::{IGNORE, cross_entropy, cross_entropy_loss};
 pub use norm::{column_sum, rms_norm, rms_norm_backward};
 pub use pointwise::{AdamW, adamw, add, rope, scale, sum_squares, swiglu, swiglu_backward};
-pub use weight::{PackedWeight, Q8_0_BYTES, Q8_0_VALUES, Weight, dequantize, quantize_q8_0};
+pub use weight::{
+    PACKED_ROWS, PackedWeight, Q8_0_BYTES, Q8_0_VALUES, Weight, dequantize, quantize_q8_0,
+};

@@ -6,7 +6,7 @@ use std::cell::RefCell;
 /// One cache line; what scratch is aligned to.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Line([f32; 16]);
+pub(crate) struct Line(pub(crate) [f32; 16]);
 
 thread_local! {
     static KEPT: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };

@@ -12,6 +12,10 @@ pub const Q8_0_VALUES: usize = 32;
 /// Bytes of one q8_0 block: an f16 scale, then 32 signed bytes.
 pub const Q8_0_BYTES: usize = 34;
 
+/// Rows that a packed weight is filled up to a multiple of: every instruction set's
+/// panels divide it, so its bytes can be planned without knowing the machine.
+pub const PACKED_ROWS: usize = 48;
+
 /// A weight matrix `[N, K]`, row-major, in the type it is kept in.
 #[derive(Clone, Copy, Debug)]
 pub enum Weight<'a> {
@@ -153,7 +157,7 @@ impl PackedWeight {
     pub fn new(cpu: &Cpu, w: Weight<'_>, n: usize, k: usize) -> PackedWeight {
         w.check(n, k);
         let width = panel_width(cpu.isa());
-        let padded = n.next_multiple_of(width);
+        let padded = n.next_multiple_of(PACKED_ROWS);
         // Of matrix element (row, column), where it goes in panels of `depth` rows.
         let place = |row: usize, col: usize, depth: usize| {
             (row / width * depth + col) * width + row % width
@@ -210,6 +214,33 @@ impl PackedWeight {
             Packed::Q8_0 { bytes, scales } => {
                 size_of_val(bytes.as_slice()) + size_of_val(scales.as_slice())
             }
+        }
+    }
+
+    /// Row `row` as f32: the values of [`dequantize`].
+    ///
+    /// # Panics
+    /// There is no such row, or `out` does not hold `k` values.
+    pub fn row(&self, row: usize, out: &mut [f32]) {
+        assert!(
+            row < self.n && out.len() == self.k,
+            "row {row} of [{}, {}] into {} values",
+            self.n,
+            self.k,
+            out.len()
+        );
+        let place = |col: usize, depth: usize| {
+            (row / self.width * depth + col) * self.width + row % self.width
+        };
+        for (col, out) in out.iter_mut().enumerate() {
+            let at = place(col, self.k);
+            *out = match &self.panels {
+                Packed::F32(lines) => lines[at / 16].0[at % 16],
+                Packed::Bf16(bits) => bf16::from_bits(bits[at]).to_f32(),
+                Packed::Q8_0 { bytes, scales } => {
+                    scales[place(col / Q8_0_VALUES, self.k / Q8_0_VALUES)] * f32::from(bytes[at])
+                }
+            };
         }
     }
 

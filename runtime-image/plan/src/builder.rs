@@ -4,7 +4,7 @@
 use crate::dtype::Dtype;
 use crate::lifetimes;
 use crate::ops::{BufferId, Op};
-use crate::plan::{Buffer, Plan, PlanError, Ports, Segment, Step, Tensor, Trained};
+use crate::plan::{Buffer, Layout, Plan, PlanError, Ports, Segment, Step, Tensor, Trained};
 use crate::shape::{ModelShape, TensorRole};
 
 /// The tensors of one block, as indices into [`Builder::tensors`].
@@ -82,6 +82,7 @@ impl<'a> Builder<'a> {
             name: name.into(),
             shape: shape.to_vec(),
             dtype,
+            layout: Layout::Rows,
             segment,
             offset: 0,
             bytes: dtype.bytes(shape.iter().product()),
@@ -160,6 +161,11 @@ impl<'a> Builder<'a> {
             }
             let name = &tensor.name;
             let value = self.buffer(name, &tensor.shape, dtype, Segment::Parameters);
+            if let (Keep::Serve(_), &[rows, width]) = (keep, &tensor.shape[..]) {
+                let matrix = &mut self.buffers[value.index()];
+                matrix.layout = Layout::Packed;
+                matrix.bytes = dtype.packed_bytes(rows, width);
+            }
             let mut kept = |what: &str, segment| {
                 self.buffer(
                     format!("{what} of {name}"),

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Rows that a packed matrix is filled up to a multiple of.
+pub const PACKED_ROWS: u64 = 48;
+
 /// A number format. Quantised formats hold blocks of 32 numbers along a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -44,6 +47,16 @@ impl Dtype {
     /// Bytes of `count` numbers, the last block filled up.
     pub const fn bytes(self, count: u64) -> u64 {
         count.div_ceil(self.block_len()) * self.block_bytes()
+    }
+
+    /// Bytes of a matrix of `rows` of `width` numbers in the layout that products
+    /// read: rows filled up to a multiple of [`PACKED_ROWS`], and q8_0's scales as f32.
+    pub const fn packed_bytes(self, rows: u64, width: u64) -> u64 {
+        let padded = rows.next_multiple_of(PACKED_ROWS);
+        match self {
+            Self::Q8_0 => padded * (width + width / 32 * 4),
+            other => padded * other.bytes(width),
+        }
     }
 
     /// The name in recipes, flags and messages.

@@ -7,7 +7,7 @@
 //! a function of its inputs alone.
 
 use crate::ops::BufferId;
-use crate::plan::{ALIGNMENT, Buffer, Segment, SegmentBytes, Step};
+use crate::plan::{ALIGNMENT, Buffer, Layout, Segment, SegmentBytes, Step};
 
 /// Sets `first`, `last` and `offset` of every buffer, and returns the segments' sizes.
 /// `outputs` are read by the caller after the last step, so they live to the end.
@@ -50,13 +50,19 @@ fn live(buffers: &mut [Buffer], steps: &[Step], outputs: &[BufferId], end: u32) 
     }
 }
 
+/// One after another; packed ones are allocations of their own, and only counted.
 fn lay_out_in_order(buffers: &mut [Buffer], members: &[usize]) -> u64 {
-    let mut next = 0;
+    let (mut next, mut packed) = (0, 0);
     for &i in members {
-        buffers[i].offset = next;
-        next += buffers[i].bytes.next_multiple_of(ALIGNMENT);
+        match buffers[i].layout {
+            Layout::Rows => {
+                buffers[i].offset = next;
+                next += buffers[i].bytes.next_multiple_of(ALIGNMENT);
+            }
+            Layout::Packed => packed += buffers[i].bytes,
+        }
     }
-    next
+    next + packed
 }
 
 fn pack(buffers: &mut [Buffer], members: &[usize]) -> u64 {
@@ -94,13 +100,14 @@ mod tests {
 
     use super::{pack, place};
     use crate::dtype::Dtype;
-    use crate::plan::{ALIGNMENT, Buffer, Segment};
+    use crate::plan::{ALIGNMENT, Buffer, Layout, Segment};
 
     fn buffer(bytes: u64, first: u32, last: u32) -> Buffer {
         Buffer {
             name: String::new(),
             shape: vec![bytes],
             dtype: Dtype::F32,
+            layout: Layout::Rows,
             segment: Segment::Activations,
             offset: u64::MAX,
             bytes,

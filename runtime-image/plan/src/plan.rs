@@ -53,6 +53,17 @@ impl Segment {
     }
 }
 
+/// How a buffer's numbers lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Layout {
+    /// Row after row, at its offset in its segment.
+    Rows,
+    /// As products read it ([`Dtype::packed_bytes`]): an allocation of its own,
+    /// whose offset says nothing, counted in full in its segment.
+    Packed,
+}
+
 /// One buffer and its place.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Buffer {
@@ -62,6 +73,8 @@ pub struct Buffer {
     pub shape: Vec<u64>,
     /// Number format.
     pub dtype: Dtype,
+    /// How its numbers lie.
+    pub layout: Layout,
     /// Where it lies.
     pub segment: Segment,
     /// Bytes from the segment's start; a multiple of [`ALIGNMENT`].

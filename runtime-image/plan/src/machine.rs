@@ -71,7 +71,7 @@ pub struct Accelerator {
     pub vendor: String,
     /// Its row in the accelerator catalogue, where one matches.
     pub catalogue: Option<String>,
-    /// Device memory, in bytes.
+    /// Device memory, in bytes; 0 where no source told.
     pub memory: u64,
     /// Architecture in the vendor's words: `sm_90`, `gfx942`.
     pub isa: Option<String>,

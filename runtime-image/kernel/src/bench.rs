@@ -36,7 +36,7 @@ pub fn read_gb_s(cpu: &Cpu, bytes: usize, millis: u64) -> f64 {
 
 /// Fused multiply-adds on registers alone, on all threads, 10⁹ operations a second.
 pub fn fma_peak_gflops(cpu: &Cpu, millis: u64) -> f64 {
-    const STEPS: usize = 1 << 18;
+    const STEPS: usize = 1 << 16;
     let mut results = vec![0.0; cpu.threads()];
     let seconds = best(cpu, millis, || {
         cpu.each(usize::MAX, results.iter_mut(), |result| {
@@ -44,8 +44,7 @@ pub fn fma_peak_gflops(cpu: &Cpu, millis: u64) -> f64 {
         });
     });
     black_box(&results);
-    let lanes = crate::gemm::panel_width(cpu.isa()) / 3;
-    2.0 * (cpu.threads() * CHAINS * lanes * STEPS) as f64 / seconds / 1e9
+    2.0 * (cpu.threads() * CHAINS * register(cpu.isa()) * STEPS) as f64 / seconds / 1e9
 }
 
 /// Independent chains: enough to hide a multiply-add's latency, few enough for 16 registers.
@@ -54,16 +53,28 @@ const CHAINS: usize = 12;
 #[inline(always)]
 fn chains_lanes<V: Lanes>(steps: usize) -> f32 {
     let (a, b) = (V::splat(black_box(0.999)), V::splat(black_box(1e-3)));
-    let mut acc: [V; CHAINS] = std::array::from_fn(|i| V::splat(i as f32));
+    let mut acc = [a; CHAINS];
     for _ in 0..steps {
-        acc = acc.map(
-            #[inline(always)]
-            |x| x.fma(a, b),
-        );
+        for x in &mut acc {
+            *x = x.fma(a, b);
+        }
     }
-    acc.map(V::fold_sum).iter().sum()
+    let mut sum = 0.0;
+    for x in acc {
+        sum += x.fold_sum();
+    }
+    sum
 }
 on_every_isa! { fn chains = chains_lanes(steps: usize) -> f32 }
+
+#[inline(always)]
+fn register_lanes<V: Lanes>() -> usize {
+    V::N
+}
+on_every_isa! {
+    /// Floats in a register.
+    fn register = register_lanes() -> usize
+}
 
 /// Least seconds of one call of `f`, repeated on the CPU's threads for about `millis`.
 fn best(cpu: &Cpu, millis: u64, mut f: impl FnMut() + Send) -> f64 {

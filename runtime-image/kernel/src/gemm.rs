@@ -15,17 +15,18 @@ use crate::{Cpu, Isa, cpu::Shared};
 /// Steps of k between which a tile's chains stay in registers; a multiple of 32.
 const K_BLOCK: usize = 256;
 /// Most rows of a task.
-const ROWS: usize = 128;
+const ROWS: usize = 120;
 /// Most panels of a task whose k has several blocks.
 const PANELS: usize = 10;
 /// Rows up to which a quantised panel is read as it is; above, it is made f32 once a block.
 const DIRECT_ROWS: usize = 8;
 
-/// Columns of a panel: three registers.
+/// Columns of a panel: the widest micro-tile.
 pub(crate) fn panel_width(isa: Isa) -> usize {
     match isa {
         Isa::Avx512 => 48,
-        Isa::Avx2 | Isa::Portable => 24,
+        Isa::Avx2 => 16,
+        Isa::Portable => 24,
         Isa::Neon => 12,
     }
 }
@@ -108,7 +109,7 @@ pub(crate) unsafe fn multiply<const P: usize>(
     let want = cpu.threads() * 4;
     let rows = m
         .div_ceil(want)
-        .next_multiple_of(8)
+        .next_multiple_of(24)
         .clamp(32, ROWS)
         .min(m.max(1));
     let row_blocks = m.div_ceil(rows);
@@ -209,19 +210,17 @@ fn places<V: Lanes, const P: usize>(block: Block<P>, body: impl Fn(Simd<V>, At, 
         let s = Simd::row(block.row + i, 0);
         for j in (0..block.cols).step_by(V::N) {
             let lanes = V::N.min(block.cols - j);
-            let c = block.c.map(
-                #[inline(always)]
-                |c| {
-                    s.load(
-                        In::at(c, block.ld),
-                        At {
-                            row: i,
-                            i: j,
-                            lanes,
-                        },
-                    )
-                },
-            );
+            let mut c = [V::splat(0.0); P];
+            for (v, from) in c.iter_mut().zip(block.c) {
+                *v = s.load(
+                    In::at(from, block.ld),
+                    At {
+                        row: i,
+                        i: j,
+                        lanes,
+                    },
+                );
+            }
             body(
                 s,
                 At {

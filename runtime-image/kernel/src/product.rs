@@ -114,7 +114,9 @@ fn columns<V: Lanes, B: Fn(usize, usize) -> V + Copy>(
         );
         j += match registers - j {
             1 => down::<V, _, 1>(m, k, a, b, c, ldc, carry),
-            2 | 4 => down::<V, _, 2>(m, k, a, b, c, ldc, carry),
+            left if left == 2 || left == 4 || V::TILE.1 == 2 => {
+                down::<V, _, 2>(m, k, a, b, c, ldc, carry)
+            }
             _ => down::<V, _, 3>(m, k, a, b, c, ldc, carry),
         };
     }
@@ -132,11 +134,18 @@ fn down<V: Lanes, B: Fn(usize, usize) -> V + Copy, const W: usize>(
 ) -> usize {
     let mut i = 0;
     let at = |i| (a.from(i, 0), c.wrapping_add(i * ldc));
-    if V::MR == 8 {
+    if V::TILE.0 == 8 {
         while i + 8 <= m {
             let (a, c) = at(i);
             tile::<V, B, 8, W>(k, a, b, c, ldc, carry);
             i += 8;
+        }
+    }
+    if V::TILE.0 == 6 {
+        while i + 6 <= m {
+            let (a, c) = at(i);
+            tile::<V, B, 6, W>(k, a, b, c, ldc, carry);
+            i += 6;
         }
     }
     while i + 4 <= m {
@@ -156,7 +165,8 @@ fn down<V: Lanes, B: Fn(usize, usize) -> V + Copy, const W: usize>(
     W
 }
 
-/// M × W registers of C.
+/// M × W registers of C. Plain loops: what a closure in a library function does is
+/// not compiled with this function's instructions.
 #[inline(always)]
 fn tile<V: Lanes, B: Fn(usize, usize) -> V, const M: usize, const W: usize>(
     k: usize,
@@ -173,12 +183,19 @@ fn tile<V: Lanes, B: Fn(usize, usize) -> V, const M: usize, const W: usize>(
     );
     let mut acc = [[V::splat(0.0); W]; M];
     if carry {
-        // SAFETY: as above.
-        acc = from_fn(|i| from_fn(|j| unsafe { V::load(place(i, j)) }));
+        for i in 0..M {
+            for j in 0..W {
+                // SAFETY: as above.
+                acc[i][j] = unsafe { V::load(place(i, j)) };
+            }
+        }
     }
     let rows: [*const f32; M] = from_fn(|i| a.from(i, 0).p);
     for p in 0..k {
-        let bs: [V; W] = from_fn(|j| b(p, j * V::N));
+        let mut bs = [V::splat(0.0); W];
+        for j in 0..W {
+            bs[j] = b(p, j * V::N);
+        }
         for i in 0..M {
             // SAFETY: as above.
             let x = V::splat(unsafe { *rows[i].add(p * a.step) });
@@ -187,10 +204,10 @@ fn tile<V: Lanes, B: Fn(usize, usize) -> V, const M: usize, const W: usize>(
             }
         }
     }
-    for (i, acc) in acc.into_iter().enumerate() {
-        for (j, v) in acc.into_iter().enumerate() {
+    for i in 0..M {
+        for j in 0..W {
             // SAFETY: as above.
-            unsafe { v.store(place(i, j)) }
+            unsafe { acc[i][j].store(place(i, j)) }
         }
     }
 }

@@ -99,7 +99,7 @@ fn first(n: usize) -> __m256i {
 impl Lanes for F32x8 {
     const ISA: Isa = Isa::Avx2;
     const N: usize = 8;
-    const MR: usize = 4;
+    const TILE: (usize, usize) = (6, 2);
 
     #[inline(always)]
     fn splat(x: f32) -> F32x8 {
@@ -169,8 +169,13 @@ impl Lanes for F32x8 {
         unsafe {
             let mut q = [_mm256_setzero_ps(); 8];
             for g in 0..2 {
-                let r: [__m256; 4] =
-                    std::array::from_fn(|i| _mm256_loadu_ps(src.add((4 * g + i) * ld)));
+                let r = src.add(4 * g * ld);
+                let r = [
+                    _mm256_loadu_ps(r),
+                    _mm256_loadu_ps(r.add(ld)),
+                    _mm256_loadu_ps(r.add(2 * ld)),
+                    _mm256_loadu_ps(r.add(3 * ld)),
+                ];
                 let (a, b) = (
                     _mm256_unpacklo_ps(r[0], r[1]),
                     _mm256_unpackhi_ps(r[0], r[1]),

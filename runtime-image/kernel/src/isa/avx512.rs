@@ -96,7 +96,7 @@ fn first(n: usize) -> __mmask16 {
 impl Lanes for F32x16 {
     const ISA: Isa = Isa::Avx512;
     const N: usize = 16;
-    const MR: usize = 8;
+    const TILE: (usize, usize) = (8, 3);
 
     #[inline(always)]
     fn splat(x: f32) -> F32x16 {
@@ -167,8 +167,13 @@ impl Lanes for F32x16 {
             // Four columns of four rows in each 128-bit lane, then the lanes themselves.
             let mut q = [_mm512_setzero_ps(); 16];
             for g in 0..4 {
-                let r: [__m512; 4] =
-                    std::array::from_fn(|i| _mm512_loadu_ps(src.add((4 * g + i) * ld)));
+                let r = src.add(4 * g * ld);
+                let r = [
+                    _mm512_loadu_ps(r),
+                    _mm512_loadu_ps(r.add(ld)),
+                    _mm512_loadu_ps(r.add(2 * ld)),
+                    _mm512_loadu_ps(r.add(3 * ld)),
+                ];
                 let (a, b) = (
                     _mm512_unpacklo_ps(r[0], r[1]),
                     _mm512_unpackhi_ps(r[0], r[1]),

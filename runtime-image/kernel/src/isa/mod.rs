@@ -22,8 +22,8 @@ pub(crate) trait Lanes: Val + Send + Sync {
     const ISA: Isa;
     /// Floats in a register; divides 64, at least 4.
     const N: usize;
-    /// Rows of a product's micro-tile of up to three registers' width.
-    const MR: usize;
+    /// Most rows and registers of a product's micro-tile: as many as fit the register file.
+    const TILE: (usize, usize);
 
     fn splat(x: f32) -> Self;
     /// 0, 1, 2, …

@@ -95,7 +95,7 @@ impl F32x4 {
 impl Lanes for F32x4 {
     const ISA: Isa = Isa::Neon;
     const N: usize = 4;
-    const MR: usize = 8;
+    const TILE: (usize, usize) = (8, 3);
 
     #[inline(always)]
     fn splat(x: f32) -> F32x4 {
@@ -154,7 +154,8 @@ impl Lanes for F32x4 {
     #[inline(always)]
     unsafe fn transpose(src: *const f32, ld: usize, dst: *mut f32, ldd: usize) {
         unsafe {
-            let [a, b, c, d] = std::array::from_fn(|i| vld1q_f32(src.add(i * ld)));
+            let (a, b) = (vld1q_f32(src), vld1q_f32(src.add(ld)));
+            let (c, d) = (vld1q_f32(src.add(2 * ld)), vld1q_f32(src.add(3 * ld)));
             let (ab, ab1) = (vtrn1q_f32(a, b), vtrn2q_f32(a, b));
             let (cd, cd1) = (vtrn1q_f32(c, d), vtrn2q_f32(c, d));
             let pair = |x, y, high: bool| {

@@ -167,7 +167,7 @@ impl Val for F32s {
 impl Lanes for F32s {
     const ISA: Isa = Isa::Portable;
     const N: usize = 8;
-    const MR: usize = 4;
+    const TILE: (usize, usize) = (4, 3);
 
     #[inline(always)]
     fn splat(x: f32) -> F32s {

@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use petaflop_arbiter::claim::{Identity, Phase};
-use petaflop_arbiter::launch::{LaunchAnswer, Listing, Observation, ReadBack, Step, Wanted, next_step};
+use petaflop_arbiter::launch::{
+    LaunchAnswer, Listing, Observation, ReadBack, Step, Wanted, next_step,
+};
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::reason::Reason;
-use petaflop_providers::{Command, Instance, InstanceId, LaunchError, Order, Provider, ProviderError, Retry};
+use petaflop_providers::{
+    Command, Instance, InstanceId, LaunchError, Order, Provider, ProviderError, Retry,
+};
 
 use crate::claims::{Claims, StoredClaim};
 use crate::home::{Home, HomeError};
@@ -90,8 +94,15 @@ impl Actor<'_> {
                             Err(error) => {
                                 let reason = error.reason();
                                 refusal = Some(error);
-                                let phase = Phase::Ending { instance: None, reason, gone_seen: 0 };
-                                match self.write(&claims, &stored, phase, stored.claim.attempt).await? {
+                                let phase = Phase::Ending {
+                                    instance: None,
+                                    reason,
+                                    gone_seen: 0,
+                                };
+                                match self
+                                    .write(&claims, &stored, phase, stored.claim.attempt)
+                                    .await?
+                                {
                                     Some(written) => stored = written,
                                     None => return Ok((Driven::Gone, refusal)),
                                 }
@@ -100,8 +111,13 @@ impl Actor<'_> {
                             }
                         },
                     };
-                    let phase = Phase::Attempted { request, at: Timestamp::now() };
-                    let written = self.write(&claims, &stored, phase, stored.claim.attempt).await?;
+                    let phase = Phase::Attempted {
+                        request,
+                        at: Timestamp::now(),
+                    };
+                    let written = self
+                        .write(&claims, &stored, phase, stored.claim.attempt)
+                        .await?;
                     seen = Observation::new(Timestamp::now(), wanted);
                     // Another process wrote first: only the winner of the swap may call.
                     if let Some(written) = written {
@@ -122,7 +138,11 @@ impl Actor<'_> {
                         }
                     });
                 }
-                Step::Record { phase, attempt, note } => {
+                Step::Record {
+                    phase,
+                    attempt,
+                    note,
+                } => {
                     if let Some(reason) = note {
                         tracing::info!(claim = %stored.claim.spec.name, %reason, "{phase:?}");
                     }
@@ -169,15 +189,19 @@ impl Actor<'_> {
             return Ok(stored);
         }
         let new = with_spent(&stored, spent);
-        Ok(Claims::of(self.home).replace(&stored, new)?.unwrap_or(stored))
+        Ok(Claims::of(self.home)
+            .replace(&stored, new)?
+            .unwrap_or(stored))
     }
 
     /// The claim's instance, as the provider sees it.
     pub async fn instance(&self, stored: &StoredClaim) -> Result<Option<Instance>, ActError> {
         let id = match &stored.claim.phase {
-            Phase::Launched { instance, .. } | Phase::Ending { instance: Some(instance), .. } => {
-                InstanceId(instance.clone())
-            }
+            Phase::Launched { instance, .. }
+            | Phase::Ending {
+                instance: Some(instance),
+                ..
+            } => InstanceId(instance.clone()),
             _ => return Ok(None),
         };
         Ok(self.provider.get(&id).await?)
@@ -185,9 +209,13 @@ impl Actor<'_> {
 
     async fn account(&self, stored: &StoredClaim, last: bool) -> Result<Usd, ActError> {
         let instance = self.instance(stored).await?;
-        let began = stored.billed_from.or(instance.as_ref().and_then(|i| i.started));
+        let began = stored
+            .billed_from
+            .or(instance.as_ref().and_then(|i| i.started));
         // No machine ever billed: there is no row to write.
-        let Some(began) = began else { return Ok(stored.claim.spent) };
+        let Some(began) = began else {
+            return Ok(stored.claim.spent);
+        };
         let until = match instance.and_then(|i| i.ended) {
             Some(ended) => ended,
             None => Timestamp::now(),
@@ -201,8 +229,11 @@ impl Actor<'_> {
     async fn look(&self, stored: &StoredClaim) -> Listing {
         match self.provider.find(&self.identity(stored)).await {
             Ok(listing) if listing.complete => {
-                let mut there: Vec<Instance> =
-                    listing.instances.into_iter().filter(|i| i.state.may_bill()).collect();
+                let mut there: Vec<Instance> = listing
+                    .instances
+                    .into_iter()
+                    .filter(|i| i.state.may_bill())
+                    .collect();
                 there.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
                 Listing::Complete(there.into_iter().map(|i| i.id.0).collect())
             }
@@ -214,9 +245,16 @@ impl Actor<'_> {
         }
     }
 
-    async fn prepare(&self, stored: &StoredClaim) -> Result<petaflop_arbiter::claim::FrozenRequest, LaunchError> {
+    async fn prepare(
+        &self,
+        stored: &StoredClaim,
+    ) -> Result<petaflop_arbiter::claim::FrozenRequest, LaunchError> {
         let identity = self.identity(stored);
-        let order = Order { identity: &identity, offer: &stored.claim.spec.offer, command: self.command };
+        let order = Order {
+            identity: &identity,
+            offer: &stored.claim.spec.offer,
+            command: self.command,
+        };
         self.provider.prepare(order).await
     }
 

@@ -8,7 +8,9 @@ use petaflop_crds::{Document, Object};
 use petaflop_plan::recipe::{Input, JobSpec, ResolvedRecipe};
 
 use crate::home::{self, Home, HomeError};
-use crate::job::{Admission, Compute, DEFAULT_NAMESPACE, Folder, ServedModel, Serving, Task, Training};
+use crate::job::{
+    Admission, Compute, DEFAULT_NAMESPACE, Folder, ServedModel, Serving, Task, Training,
+};
 use crate::runtime::{self, JobIdentity, RuntimeError};
 use crate::work;
 use petaflop_arbiter::workload::OwnerKind;
@@ -55,26 +57,46 @@ pub struct Resolved {
 }
 
 /// Resolves the recipe of a TrainingJob. `data` replaces its datasets' places.
-pub fn resolve(document: &Document, spec: &TrainingJobSpec, namespace: &str, data: Option<&str>) -> Result<Resolved, AdmitError> {
+pub fn resolve(
+    document: &Document,
+    spec: &TrainingJobSpec,
+    namespace: &str,
+    data: Option<&str>,
+) -> Result<Resolved, AdmitError> {
     let mut spec = spec.clone();
     let Some(recipe) = &mut spec.recipe else {
-        return Err(AdmitError::BadInput("spec.container is not built yet: use recipe".to_owned()));
+        return Err(AdmitError::BadInput(
+            "spec.container is not built yet: use recipe".to_owned(),
+        ));
     };
     let mut directory = document.directory().to_owned();
     if let Some(data) = data {
         // On the command line a path is taken against the current folder.
         directory = std::env::current_dir().unwrap_or(directory);
         let kind = recipe.datasets.first().map(|d| d.kind).unwrap_or_default();
-        recipe.datasets = vec![petaflop_crds::recipe::DatasetSpec { path: data.to_owned(), kind }];
+        recipe.datasets = vec![petaflop_crds::recipe::DatasetSpec {
+            path: data.to_owned(),
+            kind,
+        }];
     }
     let (recipe, inputs) = recipe
         .resolve(&spec.inputs, Some(&directory))
         .map_err(|errors| AdmitError::BadInput(document.locate(&errors).to_string()))?;
-    Ok(Resolved { namespace: namespace.to_owned(), name: document.name(), spec, recipe, inputs })
+    Ok(Resolved {
+        namespace: namespace.to_owned(),
+        name: document.name(),
+        spec,
+        recipe,
+        inputs,
+    })
 }
 
 /// Asks the runtime who the job is: its key, its inputs' digests, and whether it was finished before.
-pub async fn identify(home: &Home, runtime: &Path, resolved: &Resolved) -> Result<JobIdentity, AdmitError> {
+pub async fn identify(
+    home: &Home,
+    runtime: &Path,
+    resolved: &Resolved,
+) -> Result<JobIdentity, AdmitError> {
     let job = JobSpec {
         recipe: resolved.recipe.clone(),
         inputs: resolved.inputs.clone(),
@@ -97,7 +119,13 @@ pub fn training(
     identity: &JobIdentity,
     compute: Compute,
 ) -> Result<(Folder, Admission), AdmitError> {
-    let Resolved { namespace, name, spec, recipe, mut inputs } = resolved;
+    let Resolved {
+        namespace,
+        name,
+        spec,
+        recipe,
+        mut inputs,
+    } = resolved;
     let folder = Folder::of(home, OwnerKind::TrainingJob, &namespace, &name);
     let work = work::training(
         &recipe,
@@ -111,7 +139,8 @@ pub fn training(
         input.digest = identity.digests.get(&input.name).cloned();
     }
     let known = folder.admission()?;
-    let same = known.filter(|known| matches!(&known.task, Task::Training(t) if t.key == identity.key));
+    let same =
+        known.filter(|known| matches!(&known.task, Task::Training(t) if t.key == identity.key));
     let now = Timestamp::now();
     let admission = Admission {
         namespace,
@@ -123,7 +152,13 @@ pub fn training(
         created_at: same.as_ref().map_or(now, |known| known.created_at),
         admitted_at: now,
         compute,
-        task: Task::Training(Box::new(Training { spec, recipe, inputs, key: identity.key.clone(), work })),
+        task: Task::Training(Box::new(Training {
+            spec,
+            recipe,
+            inputs,
+            key: identity.key.clone(),
+            work,
+        })),
     };
     Ok((folder, admission))
 }
@@ -157,7 +192,12 @@ pub fn serving(
         created_at: known.as_ref().map_or(now, |known| known.created_at),
         admitted_at: now,
         compute,
-        task: Task::Serving(Box::new(Serving { spec: spec.clone(), model, port, work })),
+        task: Task::Serving(Box::new(Serving {
+            spec: spec.clone(),
+            model,
+            port,
+            work,
+        })),
     };
     Ok((folder, admission))
 }

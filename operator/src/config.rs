@@ -26,8 +26,13 @@ impl Config {
     /// Reads the file; without one everything has its default.
     pub fn read(home: &Home) -> Result<Self, HomeError> {
         let path = home.root().join("config.yaml");
-        let Some(bytes) = read_optional(&path)? else { return Ok(Self::default()) };
-        let damaged = |what: String| HomeError::Damaged { path: path.clone(), what };
+        let Some(bytes) = read_optional(&path)? else {
+            return Ok(Self::default());
+        };
+        let damaged = |what: String| HomeError::Damaged {
+            path: path.clone(),
+            what,
+        };
         let text = String::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
         if text.trim().is_empty() {
             return Ok(Self::default());

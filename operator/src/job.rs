@@ -180,7 +180,11 @@ impl Phase {
     pub fn is_over(self) -> bool {
         match self {
             Self::Suspended | Self::Complete | Self::Failed => true,
-            Self::Pending | Self::Launching | Self::Running | Self::Available | Self::Interrupted => false,
+            Self::Pending
+            | Self::Launching
+            | Self::Running
+            | Self::Available
+            | Self::Interrupted => false,
         }
     }
 }
@@ -393,7 +397,9 @@ impl Folder {
     /// Whether some process works for it now.
     pub fn is_operated(&self) -> bool {
         // Not created here: asking must not leave files in a home that is only looked at.
-        let Ok(file) = File::open(self.root.join("operator.lock")) else { return false };
+        let Ok(file) = File::open(self.root.join("operator.lock")) else {
+            return false;
+        };
         matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock))
     }
 
@@ -415,7 +421,9 @@ impl Folder {
 
     /// Checkpoints of a key.
     pub fn checkpoints(&self, key: &str) -> PathBuf {
-        self.root.join("checkpoints").join(&key[..key.len().min(16)])
+        self.root
+            .join("checkpoints")
+            .join(&key[..key.len().min(16)])
     }
 
     /// Forgets everything about it but its costs, which are in the ledger.
@@ -432,7 +440,9 @@ fn top(kind: OwnerKind) -> &'static str {
 }
 
 fn names_in(folder: &Path) -> Result<Vec<String>, HomeError> {
-    let Ok(entries) = fs::read_dir(folder) else { return Ok(Vec::new()) };
+    let Ok(entries) = fs::read_dir(folder) else {
+        return Ok(Vec::new());
+    };
     let mut names = Vec::new();
     for entry in entries {
         let entry = entry.map_err(HomeError::unusable(folder))?;

@@ -17,8 +17,12 @@ pub fn from_run(
     tokens_per_second: f64,
 ) -> Result<(), HomeError> {
     let market = Market::new([spec.offer.clone()]);
-    let Some((class, _)) = market.classes().next() else { return Ok(()) };
-    let Some(estimated) = rates(class, spec.device, work.precision) else { return Ok(()) };
+    let Some((class, _)) = market.classes().next() else {
+        return Ok(());
+    };
+    let Some(estimated) = rates(class, spec.device, work.precision) else {
+        return Ok(());
+    };
     let estimated = estimated.training(work).expected;
     let _lock = home::lock(&home.root().join("corrections.lock"))?;
     let mut corrections = observe::corrections(home)?;

@@ -31,18 +31,30 @@ pub struct Ledger {
 impl Ledger {
     /// Of this home.
     pub fn of(home: &Home) -> Self {
-        Self { folder: home.root().join("ledger") }
+        Self {
+            folder: home.root().join("ledger"),
+        }
     }
 
     /// What was written for a claim so far.
-    pub fn claim(&self, spec: &ClaimSpec, uid: &str, began: Timestamp) -> Result<ClaimLedger, Error> {
+    pub fn claim(
+        &self,
+        spec: &ClaimSpec,
+        uid: &str,
+        began: Timestamp,
+    ) -> Result<ClaimLedger, Error> {
         let mut ledger = ClaimLedger::new(spec.clone(), uid.to_owned(), began);
         ledger.rows = self.rows_of(uid)?;
         Ok(ledger)
     }
 
     /// Brings a claim's ledger up to a time. Returns what the claim has cost.
-    pub fn bring_up(&self, ledger: &mut ClaimLedger, until: Timestamp, last: bool) -> Result<Usd, Error> {
+    pub fn bring_up(
+        &self,
+        ledger: &mut ClaimLedger,
+        until: Timestamp,
+        last: bool,
+    ) -> Result<Usd, Error> {
         if !ledger.is_closed()
             && let Some(row) = ledger.next_row(until, last)?
         {
@@ -67,7 +79,9 @@ impl Ledger {
 
     fn rows_of(&self, uid: &str) -> Result<Vec<Row>, HomeError> {
         let folder = self.folder.join(uid);
-        let Ok(entries) = fs::read_dir(&folder) else { return Ok(Vec::new()) };
+        let Ok(entries) = fs::read_dir(&folder) else {
+            return Ok(Vec::new());
+        };
         let mut rows: Vec<Row> = Vec::new();
         for entry in entries {
             let path = entry.map_err(HomeError::unusable(&folder))?.path();
@@ -83,8 +97,10 @@ impl Ledger {
         let path = self.folder.join(format!("{}.json", row.key));
         let folder = path.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder).map_err(HomeError::unusable(folder))?;
-        let text = serde_json::to_vec_pretty(row)
-            .map_err(|e| HomeError::Unusable { path: path.clone(), source: e.into() })?;
+        let text = serde_json::to_vec_pretty(row).map_err(|e| HomeError::Unusable {
+            path: path.clone(),
+            source: e.into(),
+        })?;
         home::create_new(&path, &text).map(|_| ())
     }
 }

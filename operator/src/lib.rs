@@ -16,7 +16,7 @@
 //! | [`claims`], [`ledger`], [`job`] | what is durable, in files |
 //! | [`home`], [`config`] | the installation |
 //! | [`admit`] | from a manifest to something that can be run: every choice fixed |
-//! | [`work`], [`learn`] | how much work there is; what past runs taught |
+//! | [`work`], [`models`], [`learn`] | how much work there is; published shapes; what past runs taught |
 //! | [`runtime`], [`health`] | the runtime's binary and its servers |
 //! | [`cli`] | the commands, one file each |
 
@@ -30,6 +30,7 @@ pub mod home;
 pub mod job;
 pub mod learn;
 pub mod ledger;
+pub mod models;
 pub mod observe;
 pub mod operate;
 pub mod place;

@@ -28,9 +28,17 @@ pub struct Providers {
 
 impl Providers {
     /// As the home is configured. `runtime` is the `petaflop-runtime` binary.
-    pub fn of(home: &Home, config: &Config, runtime: std::path::PathBuf) -> Result<Self, HomeError> {
+    pub fn of(
+        home: &Home,
+        config: &Config,
+        runtime: std::path::PathBuf,
+    ) -> Result<Self, HomeError> {
         let folder = home.root().join("host");
-        let host = HostConfig { runtime, folder: folder.clone(), power: config.host.clone() };
+        let host = HostConfig {
+            runtime,
+            folder: folder.clone(),
+            power: config.host.clone(),
+        };
         Ok(Self {
             host: Host::new(host).map_err(HomeError::unusable(&folder))?,
             snapshot: snapshot::Snapshot,
@@ -89,10 +97,19 @@ fn unavailable(home: &Home, now: Timestamp) -> Result<Vec<Unavailable>, HomeErro
 }
 
 /// Leaves an offer alone for a while.
-pub fn leave_alone(home: &Home, offer: &OfferId, until: Timestamp, reason: petaflop_arbiter::reason::Reason) -> Result<(), HomeError> {
+pub fn leave_alone(
+    home: &Home,
+    offer: &OfferId,
+    until: Timestamp,
+    reason: petaflop_arbiter::reason::Reason,
+) -> Result<(), HomeError> {
     let mut list = unavailable(home, Timestamp::now())?;
     list.retain(|entry| entry.offer != *offer);
-    list.push(Unavailable { offer: offer.clone(), until, reason });
+    list.push(Unavailable {
+        offer: offer.clone(),
+        until,
+        reason,
+    });
     home::write_json(&home.root().join("unavailable.json"), &list)
 }
 
@@ -108,13 +125,20 @@ pub fn write_corrections(home: &Home, corrections: &Corrections) -> Result<(), H
 
 /// The world as it is now, with one workload that is asked for and all others that are
 /// worked for. What else has claims keeps them: they are reservations.
-pub fn world(home: &Home, offers: Vec<Offer>, asked: Workload, now: Timestamp) -> Result<World, HomeError> {
+pub fn world(
+    home: &Home,
+    offers: Vec<Offer>,
+    asked: Workload,
+    now: Timestamp,
+) -> Result<World, HomeError> {
     let mut workloads = vec![asked];
     for folder in Folder::all(home)? {
         if !folder.is_operated() {
             continue;
         }
-        let Some(admission) = folder.admission()? else { continue };
+        let Some(admission) = folder.admission()? else {
+            continue;
+        };
         let status = folder.status()?;
         let same = |known: &Workload| known.id == id_of(&folder, &admission.uid);
         if status.phase.is_over() || workloads.iter().any(same) {
@@ -131,7 +155,11 @@ pub fn world(home: &Home, offers: Vec<Offer>, asked: Workload, now: Timestamp) -
         providers: provider_states(),
         unavailable: unavailable(home, now)?,
         workloads,
-        claims: Claims::of(home).list()?.into_iter().map(|stored| stored.claim).collect(),
+        claims: Claims::of(home)
+            .list()?
+            .into_iter()
+            .map(|stored| stored.claim)
+            .collect(),
         budgets: Vec::new(),
         corrections: corrections(home)?,
         support: SupportTable::default(),

@@ -74,8 +74,9 @@ pub async fn operate(home: &Home, folder: &Folder) -> Result<(), OperateError> {
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     let Some(_lock) = lock else { return Ok(()) };
-    let admission =
-        folder.admission()?.ok_or_else(|| OperateError::Missing(folder.reference()))?;
+    let admission = folder
+        .admission()?
+        .ok_or_else(|| OperateError::Missing(folder.reference()))?;
     let runtime = runtime::find()?;
     let providers = Providers::of(home, &Config::read(home)?, runtime.clone())?;
     let mut operator = Operator {
@@ -138,7 +139,12 @@ impl Operator<'_> {
     }
 
     async fn without_a_claim(&mut self, suspend: bool) -> Result<bool, OperateError> {
-        if let Some(End { phase, reason, message }) = self.status.end.clone() {
+        if let Some(End {
+            phase,
+            reason,
+            message,
+        }) = self.status.end.clone()
+        {
             self.status.phase = phase;
             self.status.reason = Some(reason);
             self.status.message = message;
@@ -160,7 +166,15 @@ impl Operator<'_> {
         }
         self.placed = now;
         self.status.phase = Phase::Pending;
-        match place(self.home, &self.providers, self.folder, &self.admission, &mut self.status).await {
+        match place(
+            self.home,
+            &self.providers,
+            self.folder,
+            &self.admission,
+            &mut self.status,
+        )
+        .await
+        {
             Ok(placed) if !placed.claims.is_empty() => {
                 self.status.phase = Phase::Launching;
                 // The next need not wait after this one.
@@ -173,7 +187,9 @@ impl Operator<'_> {
                 }
             }
             Err(PlaceError::Home(error)) => return Err(error.into()),
-            Err(PlaceError::Spec(message)) => self.end(Phase::Failed, Reason::InvalidSpec, &message),
+            Err(PlaceError::Spec(message)) => {
+                self.end(Phase::Failed, Reason::InvalidSpec, &message)
+            }
             Err(PlaceError::NoOffers(message)) => {
                 self.status.reason = Some(Reason::ProviderUnavailable);
                 self.status.message = message;
@@ -182,15 +198,26 @@ impl Operator<'_> {
         Ok(false)
     }
 
-    async fn with_a_claim(&mut self, stored: StoredClaim, suspend: bool) -> Result<(), OperateError> {
+    async fn with_a_claim(
+        &mut self,
+        stored: StoredClaim,
+        suspend: bool,
+    ) -> Result<(), OperateError> {
         let name = stored.claim.spec.name.clone();
         self.read_progress(&name);
         let command = self.command(&stored)?;
         let provider = self.providers.seller(&stored.claim.spec.offer.provider);
-        let actor = Actor { home: self.home, provider, command: &command };
+        let actor = Actor {
+            home: self.home,
+            provider,
+            command: &command,
+        };
         let mut stored = stored;
         if let ClaimPhase::Launched { at, .. } = stored.claim.phase {
-            let state = actor.instance(&stored).await?.map(|instance| instance.state);
+            let state = actor
+                .instance(&stored)
+                .await?
+                .map(|instance| instance.state);
             match state {
                 Some(InstanceState::Running | InstanceState::Pending) => {
                     let now = Timestamp::now();
@@ -209,7 +236,11 @@ impl Operator<'_> {
             }
         }
         let provider = self.providers.seller(&stored.claim.spec.offer.provider);
-        let actor = Actor { home: self.home, provider, command: &command };
+        let actor = Actor {
+            home: self.home,
+            provider,
+            command: &command,
+        };
         let wanted = self.wanted(&stored, suspend);
         // What was concluded must outlive us before the claim that shows it goes.
         self.folder.write_status(&self.status)?;
@@ -233,7 +264,14 @@ impl Operator<'_> {
     /// Money is booked, what was learned is kept, the finalizer goes.
     fn claim_is_over(&mut self, stored: &StoredClaim, reason: Reason) -> Result<(), OperateError> {
         let spec = &stored.claim.spec;
-        if stored.billed_from.is_none() && self.status.end.is_none() && reason != Reason::Suspended {
+        // It may have ended between two looks, or while it was being told to: its last word counts.
+        self.read_progress(&spec.name);
+        let finished = matches!(&self.reading, Some((_, _, LastWord::Finished { .. })));
+        let ran = stored.billed_from.is_some();
+        if ran && self.status.end.is_none() && (finished || reason != Reason::Suspended) {
+            self.count_end(&spec.name);
+        }
+        if !ran && self.status.end.is_none() && reason != Reason::Suspended {
             self.status.refusals += 1;
             if self.status.refusals >= MOST_REFUSALS || reason == Reason::InvalidSpec {
                 let message = match self.status.message.as_str() {
@@ -245,7 +283,9 @@ impl Operator<'_> {
                 self.status.not_before = Some(backoff(self.status.refusals));
             }
         }
-        if let (Task::Training(task), Some(rate)) = (&self.admission.task, self.status.tokens_per_second) {
+        if let (Task::Training(task), Some(rate)) =
+            (&self.admission.task, self.status.tokens_per_second)
+        {
             learn::from_run(self.home, spec, &task.work, rate)?;
         }
         self.status.cost = self.cost()?;
@@ -259,7 +299,11 @@ impl Operator<'_> {
     /// Everything that this job or service has cost, by the ledger.
     fn cost(&self) -> Result<petaflop_arbiter::money::Usd, OperateError> {
         let rows = crate::ledger::Ledger::of(self.home).rows()?;
-        Ok(rows.iter().filter(|row| row.job_uid == self.admission.uid).map(|row| row.amount).sum())
+        Ok(rows
+            .iter()
+            .filter(|row| row.job_uid == self.admission.uid)
+            .map(|row| row.amount)
+            .sum())
     }
 
     /// An instance runs: limits, and whether a server answers.
@@ -274,14 +318,19 @@ impl Operator<'_> {
         self.status.cost = others.saturating_add(running);
         match &self.admission.task {
             Task::Training(task) => {
-                let limit = task.spec.max_total_cost.as_ref().and_then(|m| m.micro_dollars().ok());
+                let limit = task
+                    .spec
+                    .max_total_cost
+                    .as_ref()
+                    .and_then(|m| m.micro_dollars().ok());
                 let limit = limit.map(petaflop_arbiter::money::Usd::from_micros);
                 let seconds = task.spec.active_deadline_seconds;
                 self.status.phase = Phase::Running;
                 if let Some(limit) = limit.filter(|limit| self.status.cost >= *limit)
                     && self.status.end.is_none()
                 {
-                    let message = format!("has cost {} $; maxTotalCost is {limit} $", self.status.cost);
+                    let message =
+                        format!("has cost {} $; maxTotalCost is {limit} $", self.status.cost);
                     self.end(Phase::Failed, Reason::CostLimitExceeded, &message);
                 }
                 if let (Some(seconds), Some(started)) = (seconds, self.status.started)
@@ -312,7 +361,9 @@ impl Operator<'_> {
     }
 
     fn cost_of_others(&self, stored: &StoredClaim) -> petaflop_arbiter::money::Usd {
-        let rows = crate::ledger::Ledger::of(self.home).rows().unwrap_or_default();
+        let rows = crate::ledger::Ledger::of(self.home)
+            .rows()
+            .unwrap_or_default();
         rows.iter()
             .filter(|row| row.job_uid == self.admission.uid && row.claim_uid != stored.claim.uid)
             .map(|row| row.amount)
@@ -334,7 +385,13 @@ impl Operator<'_> {
                 self.status.artifact = Some(artifact);
                 self.end(Phase::Complete, Reason::Succeeded, "");
             }
-            (Task::Training(_), LastWord::Failed { message, retry: false }) => {
+            (
+                Task::Training(_),
+                LastWord::Failed {
+                    message,
+                    retry: false,
+                },
+            ) => {
                 self.end(Phase::Failed, Reason::InvalidSpec, &message);
             }
             // Somebody else ended it; it can go on from its checkpoint.
@@ -343,7 +400,13 @@ impl Operator<'_> {
                 self.status.phase = Phase::Interrupted;
                 self.status.reason = Some(Reason::SpotInterrupted);
             }
-            (Task::Training(task), LastWord::Failed { message, retry: true }) => {
+            (
+                Task::Training(task),
+                LastWord::Failed {
+                    message,
+                    retry: true,
+                },
+            ) => {
                 self.failed(&message, task.spec.backoff_limit);
             }
             (Task::Training(task), LastWord::None) => {
@@ -364,7 +427,10 @@ impl Operator<'_> {
         self.status.reason = Some(Reason::HeartbeatLost);
         self.status.message = message.to_owned();
         if self.status.failures > limit {
-            let message = format!("failed {} times; the last time: {message}", self.status.failures);
+            let message = format!(
+                "failed {} times; the last time: {message}",
+                self.status.failures
+            );
             self.end(Phase::Failed, Reason::BackoffLimitExceeded, &message);
         } else {
             self.status.not_before = Some(backoff(self.status.failures));
@@ -372,7 +438,11 @@ impl Operator<'_> {
     }
 
     fn end(&mut self, phase: Phase, reason: Reason, message: &str) {
-        self.status.end = Some(End { phase, reason, message: message.to_owned() });
+        self.status.end = Some(End {
+            phase,
+            reason,
+            message: message.to_owned(),
+        });
     }
 
     fn wanted(&self, stored: &StoredClaim, suspend: bool) -> Wanted {
@@ -389,12 +459,20 @@ impl Operator<'_> {
     }
 
     fn read_progress(&mut self, claim: &str) {
-        let Task::Training(_) = self.admission.task else { return };
-        if self.reading.as_ref().is_none_or(|(known, _, _)| known != claim) {
+        let Task::Training(_) = self.admission.task else {
+            return;
+        };
+        if self
+            .reading
+            .as_ref()
+            .is_none_or(|(known, _, _)| known != claim)
+        {
             let file = self.folder.run(claim).join("progress.jsonl");
             self.reading = Some((claim.to_owned(), ProgressReader::new(file), LastWord::None));
         }
-        let Some((_, reader, last)) = &mut self.reading else { return };
+        let Some((_, reader, last)) = &mut self.reading else {
+            return;
+        };
         match reader.poll() {
             Ok(lines) => {
                 for line in &lines {
@@ -429,7 +507,9 @@ impl Operator<'_> {
                         "--store".to_owned(),
                         text(&self.home.store()),
                     ]),
-                    ServedModel::Folder(folder) => argv.extend(["--folder".to_owned(), folder.clone()]),
+                    ServedModel::Folder(folder) => {
+                        argv.extend(["--folder".to_owned(), folder.clone()])
+                    }
                 }
                 argv.extend(["--name".to_owned(), self.admission.name.clone()]);
                 argv.extend(["--port".to_owned(), task.port.to_string()]);
@@ -444,7 +524,14 @@ impl Operator<'_> {
             argv.extend(["--isa".to_owned(), isa.clone()]);
         }
         let log = text(&run.join("log"));
-        Ok(Command { argv, env: Default::default(), dir: text(&run), log, memory, grace_seconds })
+        Ok(Command {
+            argv,
+            env: Default::default(),
+            dir: text(&run),
+            log,
+            memory,
+            grace_seconds,
+        })
     }
 
     fn job_spec(&self, task: &crate::job::Training) -> JobSpec {
@@ -461,13 +548,18 @@ impl Operator<'_> {
 
 /// 1, 2, 4, … seconds from now.
 fn backoff(failures: u32) -> Timestamp {
-    let seconds = 1_i64.checked_shl(failures.saturating_sub(1).min(20)).unwrap_or(LONGEST_BACKOFF_SECONDS);
+    let seconds = 1_i64
+        .checked_shl(failures.saturating_sub(1).min(20))
+        .unwrap_or(LONGEST_BACKOFF_SECONDS);
     Timestamp::now() + SignedDuration::from_secs(seconds.min(LONGEST_BACKOFF_SECONDS))
 }
 
 fn last_line(log: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned();
-    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
+    text.lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .map(str::to_owned)
 }
 
 /// Starts the operator of a job or service as a process of its own, unless one is at work.
@@ -489,7 +581,14 @@ pub fn start(home: &Home, folder: &Folder) -> Result<(), HomeError> {
     };
     std::process::Command::new(&me)
         .arg("operate")
-        .args(["--kind", kind, "--namespace", &folder.namespace, "--name", &folder.name])
+        .args([
+            "--kind",
+            kind,
+            "--namespace",
+            &folder.namespace,
+            "--name",
+            &folder.name,
+        ])
         .env("PETAFLOP_HOME", home.root())
         .stdin(std::process::Stdio::null())
         .stdout(log)

@@ -4,6 +4,7 @@
 use jiff::Timestamp;
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Decision, Outcome};
+use petaflop_arbiter::workload::Workload;
 use petaflop_arbiter::world::World;
 
 use crate::claims::{Claims, StoredClaim};
@@ -34,35 +35,35 @@ pub enum PlaceError {
     NoOffers(String),
 }
 
+/// What the arbiter is asked for an admitted object.
+pub fn workload_of(admission: &Admission, status: &Status) -> Result<Workload, PlaceError> {
+    admission.workload(status, false).map_err(|errors| {
+        PlaceError::Spec(
+            errors
+                .iter()
+                .map(|e| format!("{}: {}", e.path, e.message))
+                .collect::<Vec<_>>()
+                .join("; "),
+        )
+    })
+}
+
 /// The world as it is now, with this workload in it.
 pub async fn look(
     home: &Home,
     providers: &Providers,
-    admission: &Admission,
-    status: &Status,
+    workload: Workload,
     now: Timestamp,
 ) -> Result<World, PlaceError> {
     let (offers, errors) = providers.offers().await;
-    let said = |errors: &[petaflop_providers::ProviderError]| {
-        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ")
-    };
     if offers.is_empty() {
-        return Err(PlaceError::NoOffers(said(&errors)));
+        let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        return Err(PlaceError::NoOffers(said.join("; ")));
     }
     for error in &errors {
         tracing::warn!(%error, reason = %error.reason(), "left out");
     }
-    let workload = admission.workload(status, false).map_err(|errors| {
-        PlaceError::Spec(
-            errors.iter().map(|e| format!("{}: {}", e.path, e.message)).collect::<Vec<_>>().join("; "),
-        )
-    })?;
     Ok(observe::world(home, offers, workload, now)?)
-}
-
-/// What would be decided. Writes nothing.
-pub fn decision_for(world: &World, admission: &Admission, now: Timestamp) -> Option<Decision> {
-    decide(world, now).decisions.into_iter().find(|d| d.workload.uid == admission.uid)
 }
 
 /// Decides, and writes the claims that were decided on for this workload.
@@ -76,7 +77,7 @@ pub async fn place(
     // Asking the providers takes time; nobody else need wait for that.
     let _one_at_a_time = home::lock(&home.root().join("placement.lock"))?;
     let now = Timestamp::now();
-    let world = look(home, providers, admission, status, now).await?;
+    let world = look(home, providers, workload_of(admission, status)?, now).await?;
     let now = Timestamp::now();
     let plan = decide(&world, now);
     let decision = plan
@@ -89,7 +90,9 @@ pub async fn place(
     let mut claims = Vec::new();
     for action in plan.actions {
         // Others' claims are their own operators' to write and to end.
-        let Action::CreateClaim(spec) = action else { continue };
+        let Action::CreateClaim(spec) = action else {
+            continue;
+        };
         if spec.owner.uid != admission.uid {
             continue;
         }

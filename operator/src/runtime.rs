@@ -64,7 +64,11 @@ pub struct JobIdentity {
 }
 
 /// Asks for a job's key. Reads all inputs, trains nothing.
-pub async fn key(runtime: &Path, job: &JobSpec, scratch: &Path) -> Result<JobIdentity, RuntimeError> {
+pub async fn key(
+    runtime: &Path,
+    job: &JobSpec,
+    scratch: &Path,
+) -> Result<JobIdentity, RuntimeError> {
     crate::home::write_json(scratch, job).map_err(|e| RuntimeError::Failed(e.to_string()))?;
     let output = tokio::process::Command::new(runtime)
         .args(["key", "--job"])
@@ -73,7 +77,10 @@ pub async fn key(runtime: &Path, job: &JobSpec, scratch: &Path) -> Result<JobIde
         .kill_on_drop(true)
         .output()
         .await
-        .map_err(|source| RuntimeError::Start { path: runtime.to_owned(), source })?;
+        .map_err(|source| RuntimeError::Start {
+            path: runtime.to_owned(),
+            source,
+        })?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.trim().trim_start_matches("error: ").to_owned();

@@ -47,8 +47,12 @@ pub async fn sweep(home: &Home, runtime: &Path) -> Result<Swept, SweepError> {
     let mut swept = Swept::default();
     let now = Timestamp::now();
     for instance in listing.instances {
-        let Some(identity) = &instance.identity else { continue };
-        let young = instance.started.is_none_or(|at| now.duration_since(at) < GRACE);
+        let Some(identity) = &instance.identity else {
+            continue;
+        };
+        let young = instance
+            .started
+            .is_none_or(|at| now.duration_since(at) < GRACE);
         if !instance.state.may_bill() || young {
             continue;
         }
@@ -61,7 +65,9 @@ pub async fn sweep(home: &Home, runtime: &Path) -> Result<Swept, SweepError> {
     for stored in claims.list()? {
         let owner = &stored.claim.spec.owner;
         let folder = Folder::of(home, owner.kind, &owner.namespace, &owner.name);
-        let known = folder.admission()?.is_some_and(|admission| admission.uid == owner.uid);
+        let known = folder
+            .admission()?
+            .is_some_and(|admission| admission.uid == owner.uid);
         if known {
             if !folder.is_operated() {
                 operate::start(home, &folder)?;
@@ -79,7 +85,11 @@ pub async fn sweep(home: &Home, runtime: &Path) -> Result<Swept, SweepError> {
             grace_seconds: 0,
         };
         let provider = providers.seller(&stored.claim.spec.offer.provider);
-        let actor = crate::act::Actor { home, provider, command: &command };
+        let actor = crate::act::Actor {
+            home,
+            provider,
+            command: &command,
+        };
         let reason = match &stored.claim.phase {
             ClaimPhase::Ending { reason, .. } => *reason,
             _ => petaflop_arbiter::reason::Reason::Suspended,

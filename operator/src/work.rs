@@ -26,13 +26,25 @@ pub fn training(
     store: &Path,
     checkpoint_interval_seconds: u64,
 ) -> Result<TrainingWork, String> {
-    let uri_of = |name: &str| inputs.iter().find(|i| i.name == name).map_or("", |i| i.uri.as_str());
+    let uri_of = |name: &str| {
+        inputs
+            .iter()
+            .find(|i| i.name == name)
+            .map_or("", |i| i.uri.as_str())
+    };
     let shape = match &recipe.model {
         ModelSource::Scratch(shape) => shape.clone(),
         ModelSource::Base { input } => shape_at(uri_of(input), store)?,
     };
-    let data: u64 = recipe.datasets.iter().map(|d| size_of(uri_of(&d.input), store)).sum();
-    let base = recipe.model.input().map_or(0, |name| size_of(uri_of(name), store));
+    let data: u64 = recipe
+        .datasets
+        .iter()
+        .map(|d| size_of(uri_of(&d.input), store))
+        .sum();
+    let base = recipe
+        .model
+        .input()
+        .map_or(0, |name| size_of(uri_of(name), store));
     let interval = checkpoint_interval_seconds;
     petaflop_crds::work::training(recipe, &shape, data, data + base, interval)
         .map_err(|e| e.to_string())
@@ -58,7 +70,9 @@ pub fn shape_at(uri: &str, store: &Path) -> Result<ModelShape, String> {
             let store = petaflop_store::blocking::Store::open(&store.display().to_string())
                 .map_err(|e| e.to_string())?;
             let hash = store.resolve(hash).map_err(|e| e.to_string())?;
-            store.read_file(hash, "config.json").map_err(|e| e.to_string())?
+            store
+                .read_file(hash, "config.json")
+                .map_err(|e| e.to_string())?
         }
         None => {
             let path = Path::new(uri.strip_prefix("file://").unwrap_or(uri)).join("config.json");
@@ -86,7 +100,9 @@ fn size_of(uri: &str, store: &Path) -> u64 {
 }
 
 fn folder_size(path: &Path, depth: u32) -> u64 {
-    let Ok(about) = std::fs::metadata(path) else { return 0 };
+    let Ok(about) = std::fs::metadata(path) else {
+        return 0;
+    };
     if !about.is_dir() {
         return about.len();
     }
@@ -94,11 +110,19 @@ fn folder_size(path: &Path, depth: u32) -> u64 {
     if depth > 32 {
         return 0;
     }
-    let Ok(entries) = std::fs::read_dir(path) else { return 0 };
-    entries.flatten().map(|entry| folder_size(&entry.path(), depth + 1)).sum()
+    let Ok(entries) = std::fs::read_dir(path) else {
+        return 0;
+    };
+    entries
+        .flatten()
+        .map(|entry| folder_size(&entry.path(), depth + 1))
+        .sum()
 }
 
 /// The store that takes a job's artifact: the home's own, unless the job names a folder.
 pub fn store_of(spec: &petaflop_crds::TrainingJobSpec, home: &crate::home::Home) -> String {
-    spec.output.uri.clone().unwrap_or_else(|| home.store().display().to_string())
+    spec.output
+        .uri
+        .clone()
+        .unwrap_or_else(|| home.store().display().to_string())
 }

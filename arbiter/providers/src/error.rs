@@ -91,7 +91,7 @@ impl ProviderError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LaunchError {
     /// A definite no: nothing was started, nothing bills.
-    #[error("{}: {detail}", refusal_reason(*kind))]
+    #[error("{}: {detail}", kind.reason())]
     Refused {
         /// What kind of no.
         kind: Refusal,
@@ -111,7 +111,7 @@ impl LaunchError {
     /// The reason in conditions, events and metrics.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Refused { kind, .. } => refusal_reason(*kind),
+            Self::Refused { kind, .. } => kind.reason(),
             Self::Ambiguous { .. } => Reason::LaunchAmbiguous,
         }
     }
@@ -139,18 +139,5 @@ impl LaunchError {
             Self::Refused { kind, .. } => LaunchAnswer::Refused(*kind),
             Self::Ambiguous { .. } => LaunchAnswer::Unclear,
         }
-    }
-}
-
-fn refusal_reason(kind: Refusal) -> Reason {
-    match kind {
-        Refusal::NoCapacity => Reason::InsufficientCapacity,
-        Refusal::Quota => Reason::QuotaExceeded,
-        Refusal::RateLimited => Reason::RateLimited,
-        Refusal::Transient => Reason::ProviderUnavailable,
-        Refusal::PriceChanged => Reason::PriceChanged,
-        Refusal::Unauthorized => Reason::Unauthorized,
-        Refusal::BalanceTooLow => Reason::BalanceTooLow,
-        Refusal::Invalid => Reason::InvalidSpec,
     }
 }

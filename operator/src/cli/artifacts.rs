@@ -61,13 +61,20 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             print(manifest.artifact)?;
             let mut table = show::table(&["FILE", "BYTES", "BLAKE3"], &[1]);
             for file in &manifest.files {
-                table.add_row([file.path.clone(), file.length.to_string(), file.blake3.to_string()]);
+                table.add_row([
+                    file.path.clone(),
+                    file.length.to_string(),
+                    file.blake3.to_string(),
+                ]);
             }
             print(show::lines(&table))?;
             Ok(Code::Done)
         }
         What::Verify { hash } => {
-            let hash = hash.as_deref().map(|hash| store.resolve(hash)).transpose()?;
+            let hash = hash
+                .as_deref()
+                .map(|hash| store.resolve(hash))
+                .transpose()?;
             let report = store.verify(hash)?;
             if args.json {
                 print_json(&report)?;
@@ -83,9 +90,16 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
                     print(damage)?;
                 }
             }
-            Ok(if report.findings.is_empty() { Code::Done } else { Code::Failed })
+            Ok(if report.findings.is_empty() {
+                Code::Done
+            } else {
+                Code::Failed
+            })
         }
-        What::Gc { unreferenced, dry_run } => gc(home, &store, *unreferenced, *dry_run, args.json),
+        What::Gc {
+            unreferenced,
+            dry_run,
+        } => gc(home, &store, *unreferenced, *dry_run, args.json),
     }
 }
 
@@ -103,7 +117,9 @@ fn list(store: &Store, json: bool) -> Outcome {
             info.files.to_string(),
             show::bytes(info.bytes),
             show::age(info.written, now),
-            info.damage.map(|damage| damage.to_string()).unwrap_or_default(),
+            info.damage
+                .map(|damage| damage.to_string())
+                .unwrap_or_default(),
         ]);
     }
     print(show::lines(&table))?;
@@ -126,7 +142,11 @@ fn gc(home: &Home, store: &Store, unreferenced: bool, dry_run: bool, json: bool)
         }
         keep = Keep::Only(named);
     }
-    let report = store.gc(&GcOptions { keep, min_age: YOUNG, dry_run })?;
+    let report = store.gc(&GcOptions {
+        keep,
+        min_age: YOUNG,
+        dry_run,
+    })?;
     if json {
         print_json(&report)?;
         return Ok(Code::Done);

@@ -72,5 +72,9 @@ fn time(text: Option<&str>, flag: &str) -> Result<Option<Timestamp>, Failure> {
     text.parse::<Date>()
         .and_then(|day| day.to_zoned(TimeZone::UTC))
         .map(|day| Some(day.timestamp()))
-        .map_err(|_| Failure::bad_input(format!("{flag}: expected 2026-11-21 or 2026-11-21T08:00:00Z, found {text:?}")))
+        .map_err(|_| {
+            Failure::bad_input(format!(
+                "{flag}: expected 2026-11-21 or 2026-11-21T08:00:00Z, found {text:?}"
+            ))
+        })
 }

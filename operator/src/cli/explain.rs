@@ -10,7 +10,6 @@ use petaflop_crds::manifest;
 
 use super::{Code, Failure, Outcome, plan, print, print_json, show};
 use crate::home::{Home, HomeError};
-use crate::observe::id_of;
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["file", "world"])))]
@@ -35,34 +34,52 @@ pub(crate) struct Args {
 pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -> Outcome {
     let (world, workload, now) = match (&args.world, &args.file) {
         (Some(path), _) => {
-            let text = std::fs::read(path).map_err(|e| Failure::bad_input(format!("{}: {e}", path.display())))?;
-            let world: World = serde_json::from_slice(&text)
-                .map_err(|e| Failure::bad_input(format!("{}: not a recorded world: {e}", path.display())))?;
+            let text = std::fs::read(path)
+                .map_err(|e| Failure::bad_input(format!("{}: {e}", path.display())))?;
+            let world: World = serde_json::from_slice(&text).map_err(|e| {
+                Failure::bad_input(format!("{}: not a recorded world: {e}", path.display()))
+            })?;
             let first = world.workloads.first();
             let workload = first.map(|w| w.id.clone()).ok_or_else(|| {
                 Failure::bad_input(format!("{}: the world holds no workload", path.display()))
             })?;
             // Replayed at the time of its newest quote, so that nothing is stale that was not.
-            let now = world.market.offers().map(|o| o.quoted_at).max().unwrap_or_else(Timestamp::now);
+            let now = world
+                .market
+                .offers()
+                .map(|o| o.quoted_at)
+                .max()
+                .unwrap_or_else(Timestamp::now);
             (world, workload, now)
         }
         (None, Some(file)) => {
             let home = open()?;
             let documents = manifest::read(file).map_err(Failure::bad_input)?;
-            let document = documents.first().ok_or_else(|| Failure::bad_input("the manifest is empty"))?;
-            let Some(admission) = plan::asked(&home, document, None)? else { return Ok(Code::Failed) };
-            let folder = crate::job::Folder::of(&home, admission.kind(), &admission.namespace, &admission.name);
-            let world = plan::world_for(&home, &admission, Timestamp::now())?;
-            (world, id_of(&folder, &admission.uid), Timestamp::now())
+            let document = documents
+                .first()
+                .ok_or_else(|| Failure::bad_input("the manifest is empty"))?;
+            let Some(admission) = plan::asked(&home, document, None)? else {
+                return Ok(Code::Failed);
+            };
+            let workload = plan::workload_for(&home, &admission)?;
+            let id = workload.id.clone();
+            let world = plan::world_for(&home, workload, Timestamp::now())?;
+            (world, id, Timestamp::now())
         }
         (None, None) => return Err(Failure::bad_input("give --file or --world")),
     };
     let explanation = explain(&world, now, &workload)
         .ok_or_else(|| Failure::failed("the world does not hold the workload"))?;
     if let Some(id) = &args.offer {
-        let one = explanation.offers.iter().find(|one| one.offer.id.0 == *id).ok_or_else(|| {
-            Failure::bad_input(format!("there is no offer {id:?}; `petaflop offers` lists them"))
-        })?;
+        let one = explanation
+            .offers
+            .iter()
+            .find(|one| one.offer.id.0 == *id)
+            .ok_or_else(|| {
+                Failure::bad_input(format!(
+                    "there is no offer {id:?}; `petaflop offers` lists them"
+                ))
+            })?;
         if args.json {
             print_json(one)?;
         } else {
@@ -75,26 +92,43 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
         return Ok(Code::Done);
     }
     print(show::decision(&explanation.decision))?;
-    let mut table = show::table(&["OFFER", "HARDWARE", "$/H", "$ TO FINISH", "WHY NOT"], &[2, 3]);
+    let mut table = show::table(
+        &["OFFER", "HARDWARE", "$/H", "$ TO FINISH", "WHY NOT"],
+        &[2, 3],
+    );
     for one in explanation.offers.iter().take(args.limit) {
         let why: Vec<String> = one.obstacles.iter().map(ToString::to_string).collect();
         table.add_row([
             one.offer.id.to_string(),
             show::hardware(&one.offer),
             one.offer.price.to_string(),
-            one.cost.as_ref().map_or_else(|| "-".to_owned(), |cost| cost.total.to_string()),
-            if why.is_empty() { "chosen".to_owned() } else { why.join("; ") },
+            one.cost
+                .as_ref()
+                .map_or_else(|| "-".to_owned(), |cost| cost.total.to_string()),
+            if why.is_empty() {
+                "chosen".to_owned()
+            } else {
+                why.join("; ")
+            },
         ]);
     }
     print(show::lines(&table))?;
     if explanation.offers.len() > args.limit {
-        print(format_args!("… and {} more (--limit)", explanation.offers.len() - args.limit))?;
+        print(format_args!(
+            "… and {} more (--limit)",
+            explanation.offers.len() - args.limit
+        ))?;
     }
     Ok(Code::Done)
 }
 
 fn in_full(one: &Explained) -> String {
-    let Explained { offer, device, cost, obstacles } = one;
+    let Explained {
+        offer,
+        device,
+        cost,
+        obstacles,
+    } = one;
     let mut text = format!(
         "{}: {} at {} $/h, {}, price of {}, computing on {device:?}\n",
         offer.id,
@@ -103,7 +137,15 @@ fn in_full(one: &Explained) -> String {
         offer.capacity,
         show::seen(offer),
     );
-    if let Some(CostBreakdown { total, terms, millis, millis_range, tokens_per_second, usd_per_million_tokens }) = cost {
+    if let Some(CostBreakdown {
+        total,
+        terms,
+        millis,
+        millis_range,
+        tokens_per_second,
+        usd_per_million_tokens,
+    }) = cost
+    {
         let (low, high) = *millis_range;
         text.push_str(&format!(
             "  {total} $ expected in {} ({} to {})\n",
@@ -123,7 +165,12 @@ fn in_full(one: &Explained) -> String {
             text.push_str(&format!("  {price} $ for a million tokens\n"));
         }
         for term in terms {
-            text.push_str(&format!("  {:<9} {:>10} $  {}\n", format!("{:?}", term.what), term.usd.to_string(), show::span(term.millis)));
+            text.push_str(&format!(
+                "  {:<9} {:>10} $  {}\n",
+                format!("{:?}", term.what),
+                term.usd.to_string(),
+                show::span(term.millis)
+            ));
         }
     }
     match obstacles.as_slice() {

@@ -52,14 +52,19 @@ pub(crate) async fn follow(
         }
         if operated {
             missing_since = None;
-        } else if missing_since.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(2) {
+        } else if missing_since.get_or_insert_with(Instant::now).elapsed() > Duration::from_secs(2)
+        {
             // Whoever worked for it died; everything it knew is in files.
             deaths += 1;
             missing_since = None;
             if deaths > MOST_DEATHS {
                 let log = folder.root().join("operator.log");
                 let text = std::fs::read_to_string(&log).unwrap_or_default();
-                let last = text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message");
+                let last = text
+                    .lines()
+                    .rev()
+                    .find(|l| !l.trim().is_empty())
+                    .unwrap_or("no message");
                 return Err(Failure::failed(format!(
                     "the operator of {} keeps ending: {last} ({})",
                     folder.reference(),
@@ -98,7 +103,11 @@ impl View {
             bar.set_style(style);
             bar
         });
-        Self { bar, shown: (Phase::Pending, 0, String::new()), next: Instant::now() }
+        Self {
+            bar,
+            shown: (Phase::Pending, 0, String::new()),
+            next: Instant::now(),
+        }
     }
 
     fn show(&mut self, status: &Status) {
@@ -119,7 +128,12 @@ impl View {
         }
         match status.phase {
             Phase::Running if status.steps > 0 => {
-                say(format_args!("step {}/{}  {}", status.step, status.steps, facts(status)));
+                say(format_args!(
+                    "step {}/{}  {}",
+                    status.step,
+                    status.steps,
+                    facts(status)
+                ));
             }
             _ => say(state(status)),
         }
@@ -138,14 +152,22 @@ impl View {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         } else if status.steps > 0 && self.shown.1 != status.step {
-            say(format_args!("step {}/{}  {}", status.step, status.steps, facts(status)));
+            say(format_args!(
+                "step {}/{}  {}",
+                status.step,
+                status.steps,
+                facts(status)
+            ));
         }
     }
 }
 
 /// Phase, reason and message.
 fn state(status: &Status) -> String {
-    let reason = status.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
+    let reason = status
+        .reason
+        .map(|reason| format!(" ({reason})"))
+        .unwrap_or_default();
     let message = match status.message.as_str() {
         "" => String::new(),
         text => format!(": {text}"),
@@ -167,7 +189,10 @@ pub(crate) fn facts(status: &Status) -> String {
     }
     if let Some(rate) = status.tokens_per_second.filter(|rate| *rate > 0.0) {
         let left = status.steps.saturating_sub(status.step) * status.tokens_per_step;
-        facts.push(format!("ETA {}", span((left as f64 / rate * 1000.0) as i64)));
+        facts.push(format!(
+            "ETA {}",
+            span((left as f64 / rate * 1000.0) as i64)
+        ));
     }
     facts.join("  ")
 }

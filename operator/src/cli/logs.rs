@@ -37,7 +37,11 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             file.seek(SeekFrom::Start(*at))?;
             let mut news = Vec::new();
             *at += file.read_to_end(&mut news)? as u64;
-            if io::stdout().write_all(&news).and_then(|()| io::stdout().flush()).is_err() {
+            if io::stdout()
+                .write_all(&news)
+                .and_then(|()| io::stdout().flush())
+                .is_err()
+            {
                 return Ok(Code::Done);
             }
         }
@@ -50,7 +54,9 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
 
 /// Logs of all starts, the oldest first.
 fn logs(folder: &Folder) -> Result<Vec<PathBuf>, Failure> {
-    let Ok(runs) = std::fs::read_dir(folder.root().join("runs")) else { return Ok(Vec::new()) };
+    let Ok(runs) = std::fs::read_dir(folder.root().join("runs")) else {
+        return Ok(Vec::new());
+    };
     let mut logs = Vec::new();
     for run in runs {
         let log = run?.path().join("log");

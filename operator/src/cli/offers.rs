@@ -35,7 +35,15 @@ pub(crate) struct Args {
 
 impl Args {
     fn takes(&self, offer: &Offer) -> bool {
-        let Self { gpu, spot, max_price, provider, buyable, limit: _, json: _ } = self;
+        let Self {
+            gpu,
+            spot,
+            max_price,
+            provider,
+            buyable,
+            limit: _,
+            json: _,
+        } = self;
         gpu.as_ref().is_none_or(|gpu| has_gpu(offer, gpu))
             && (!spot || offer.capacity == Capacity::Spot)
             && max_price.is_none_or(|limit| offer.price <= limit)
@@ -68,7 +76,9 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         return Ok(Code::Done);
     }
     let mut table = show::table(
-        &["OFFER", "HARDWARE", "PLACE", "CAPACITY", "MEMORY", "$/H", "PRICE OF"],
+        &[
+            "OFFER", "HARDWARE", "PLACE", "CAPACITY", "MEMORY", "$/H", "PRICE OF",
+        ],
         &[4, 5],
     );
     for offer in &offers {

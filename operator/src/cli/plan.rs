@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::Outcome as Decided;
+use petaflop_arbiter::workload::Workload;
 use petaflop_arbiter::world::World;
 use petaflop_crds::{Document, Object, manifest};
 
@@ -14,7 +16,6 @@ use crate::home::Home;
 use crate::job::{Admission, Compute, Folder, Status};
 use crate::observe::Providers;
 use crate::place;
-use petaflop_arbiter::workload::OwnerKind;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -37,13 +38,22 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let mut decisions = Vec::new();
     let mut code = Code::Done;
     for document in &documents {
-        let Some(admission) = asked(home, document, args.data.as_deref())? else { continue };
+        let Some(admission) = asked(home, document, args.data.as_deref())? else {
+            continue;
+        };
         let now = Timestamp::now();
-        let world = world_for(home, &admission, now)?;
+        let workload = workload_for(home, &admission)?;
+        let world = world_for(home, workload, now)?;
         if let (Some(path), true) = (&args.save_world, decisions.is_empty()) {
             std::fs::write(path, serde_json::to_vec_pretty(&world)?)?;
         }
-        let Some(decision) = place::decision_for(&world, &admission, Timestamp::now()) else { continue };
+        let decided = decide(&world, Timestamp::now()).decisions;
+        let Some(decision) = decided
+            .into_iter()
+            .find(|d| d.workload.uid == admission.uid)
+        else {
+            continue;
+        };
         if matches!(decision.outcome, Decided::Waiting { .. }) {
             code = Code::NoOffer;
         }
@@ -64,39 +74,75 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
 
 /// What a document asks for, as it would be admitted; nothing is kept. `None` with a word
 /// to the user where that cannot be said yet.
-pub(super) fn asked(home: &Home, document: &Document, data: Option<&str>) -> Result<Option<Admission>, Failure> {
+pub(super) fn asked(
+    home: &Home,
+    document: &Document,
+    data: Option<&str>,
+) -> Result<Option<Admission>, Failure> {
     let namespace = admit::namespace_of(document);
     let admitted = match &document.object {
         Object::TrainingJob(job) => {
-            let resolved = admit::resolve(document, &job.spec, &namespace, data).map_err(Failure::bad_input)?;
+            let resolved = admit::resolve(document, &job.spec, &namespace, data)
+                .map_err(Failure::bad_input)?;
             let runtime = crate::runtime::find()?;
             let identity = waiting()?
                 .block_on(admit::identify(home, &runtime, &resolved))
                 .map_err(Failure::bad_input)?;
             if let Some(artifact) = &identity.cached {
-                say(format_args!("{}: finished before; `run` would use artifact {artifact} and cost nothing", document.name()));
+                say(format_args!(
+                    "{}: finished before; `run` would use artifact {artifact} and cost nothing",
+                    document.name()
+                ));
             }
             admit::training(home, resolved, &identity, Compute::default())
         }
         Object::InferenceService(service) => {
-            let Some(model) = super::run::model_of(home, document.directory(), &namespace, &service.spec)? else {
-                say(format_args!("{}: waits until its TrainingJob is complete", document.name()));
+            let Some(model) =
+                super::run::model_of(home, document.directory(), &namespace, &service.spec)?
+            else {
+                say(format_args!(
+                    "{}: waits until its TrainingJob is complete",
+                    document.name()
+                ));
                 return Ok(None);
             };
-            admit::serving(home, &namespace, &document.name(), &service.spec, model, 0, Compute::default())
+            admit::serving(
+                home,
+                &namespace,
+                &document.name(),
+                &service.spec,
+                model,
+                0,
+                Compute::default(),
+            )
         }
     };
     let (_, admission) = admitted.map_err(Failure::bad_input)?;
     Ok(Some(admission))
 }
 
+/// What the arbiter is asked for it, with what was done and spent before.
+pub(super) fn workload_for(home: &Home, admission: &Admission) -> Result<Workload, Failure> {
+    let folder = Folder::of(
+        home,
+        admission.kind(),
+        &admission.namespace,
+        &admission.name,
+    );
+    let known = folder
+        .admission()?
+        .is_some_and(|known| known.uid == admission.uid);
+    let status = if known {
+        folder.status()?
+    } else {
+        Status::default()
+    };
+    place::workload_of(admission, &status).map_err(Failure::bad_input)
+}
+
 /// The world as it is now, with this in it.
-pub(super) fn world_for(home: &Home, admission: &Admission, now: Timestamp) -> Result<World, Failure> {
+pub(super) fn world_for(home: &Home, workload: Workload, now: Timestamp) -> Result<World, Failure> {
     let runtime = crate::runtime::find()?;
     let providers = Providers::of(home, &Config::read(home)?, runtime)?;
-    let kind: OwnerKind = admission.kind();
-    let folder = Folder::of(home, kind, &admission.namespace, &admission.name);
-    let known = folder.admission()?.is_some_and(|known| known.uid == admission.uid);
-    let status = if known { folder.status()? } else { Status::default() };
-    Ok(waiting()?.block_on(place::look(home, &providers, admission, &status, now))?)
+    Ok(waiting()?.block_on(place::look(home, &providers, workload, now))?)
 }

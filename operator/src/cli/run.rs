@@ -175,7 +175,11 @@ fn check<'a>(
             }
         };
         if !ignored.is_empty() {
-            say(format_args!("{}: ignored outside a cluster: {}", document.name(), ignored.join(", ")));
+            say(format_args!(
+                "{}: ignored outside a cluster: {}",
+                document.name(),
+                ignored.join(", ")
+            ));
         }
     }
     for service in &services {
@@ -186,12 +190,25 @@ fn check<'a>(
     }
     let mut jobs = Vec::new();
     for (job, compute) in resolved {
-        let identity = waiting.block_on(admit::identify(home, runtime, &job)).map_err(bad_input)?;
-        say(format_args!("{}: key {}, recipe resolved:", job.name, identity.key));
+        let identity = waiting
+            .block_on(admit::identify(home, runtime, &job))
+            .map_err(bad_input)?;
+        say(format_args!(
+            "{}: key {}, recipe resolved:",
+            job.name, identity.key
+        ));
         say(serde_saphyr::to_string(&job.recipe)?.trim_end());
-        let cached = identity.cached.clone().filter(|_| job.spec.cache != Cache::Never);
-        let (folder, admission) = admit::training(home, job, &identity, compute).map_err(bad_input)?;
-        jobs.push(Ready { folder, admission, cached });
+        let cached = identity
+            .cached
+            .clone()
+            .filter(|_| job.spec.cache != Cache::Never);
+        let (folder, admission) =
+            admit::training(home, job, &identity, compute).map_err(bad_input)?;
+        jobs.push(Ready {
+            folder,
+            admission,
+            cached,
+        });
     }
     Ok((jobs, services))
 }
@@ -204,13 +221,22 @@ fn bad_input(error: AdmitError) -> Failure {
 }
 
 /// What already now speaks against a service.
-fn unservable(home: &Home, service: &Wanted<'_>, jobs: &[(Resolved, Compute)], port: Option<u16>) -> Option<String> {
+fn unservable(
+    home: &Home,
+    service: &Wanted<'_>,
+    jobs: &[(Resolved, Compute)],
+    port: Option<u16>,
+) -> Option<String> {
     let name = &service.name;
     let Some(model) = &service.spec.model else {
-        return Some(format!("{name}: spec.container is not built yet: use model"));
+        return Some(format!(
+            "{name}: spec.container is not built yet: use model"
+        ));
     };
     if let Some(job) = &model.training_job {
-        let here = jobs.iter().any(|(j, _)| j.name == *job && j.namespace == service.namespace);
+        let here = jobs
+            .iter()
+            .any(|(j, _)| j.name == *job && j.namespace == service.namespace);
         let known = Folder::of(home, OwnerKind::TrainingJob, &service.namespace, job);
         if !here && !matches!(known.admission(), Ok(Some(_))) {
             return Some(format!(
@@ -223,7 +249,9 @@ fn unservable(home: &Home, service: &Wanted<'_>, jobs: &[(Resolved, Compute)], p
         && uri.contains("://")
         && !uri.starts_with("file://")
     {
-        return Some(format!("{name}: spec.model.uri: {uri} is not built yet; use a path or file:///…"));
+        return Some(format!(
+            "{name}: spec.model.uri: {uri} is not built yet; use a path or file:///…"
+        ));
     }
     let fixed = port.or(service.spec.port)?;
     let folder = Folder::of(home, OwnerKind::InferenceService, &service.namespace, name);
@@ -231,7 +259,9 @@ fn unservable(home: &Home, service: &Wanted<'_>, jobs: &[(Resolved, Compute)], p
 }
 
 fn taken(name: &str, port: u16) -> String {
-    format!("{name}: port {port} is taken by another program; stop that program, or choose another port with --port or spec.port")
+    format!(
+        "{name}: port {port} is taken by another program; stop that program, or choose another port with --port or spec.port"
+    )
 }
 
 fn is_free(port: u16) -> bool {
@@ -240,7 +270,13 @@ fn is_free(port: u16) -> bool {
 
 /// Whether this very service listens there already.
 fn is_ours(folder: &Folder, port: u16) -> bool {
-    let Ok(Some(Admission { task: Task::Serving(task), .. })) = folder.admission() else { return false };
+    let Ok(Some(Admission {
+        task: Task::Serving(task),
+        ..
+    })) = folder.admission()
+    else {
+        return false;
+    };
     task.port == port && folder.is_operated()
 }
 
@@ -265,10 +301,15 @@ fn jobs_then_services(
     }
     for service in services {
         let Some((folder, admission)) = admit_service(home, args, &service)? else {
-            say(format_args!("{}: waits until its TrainingJob is complete; run this again then", service.name));
+            say(format_args!(
+                "{}: waits until its TrainingJob is complete; run this again then",
+                service.name
+            ));
             continue;
         };
-        let code = waiting.block_on(one_service(home, args, &providers, folder, admission, report))?;
+        let code = waiting.block_on(one_service(
+            home, args, &providers, folder, admission, report,
+        ))?;
         if code != Code::Done {
             worst = code;
         }
@@ -283,11 +324,19 @@ async fn one_job(
     job: Ready,
     report: &mut Report,
 ) -> Outcome {
-    let Ready { folder, admission, cached } = job;
-    let Task::Training(task) = &admission.task else { return Ok(Code::Done) };
+    let Ready {
+        folder,
+        admission,
+        cached,
+    } = job;
+    let Task::Training(task) = &admission.task else {
+        return Ok(Code::Done);
+    };
     let key = task.key.clone();
     if folder.is_operated() {
-        let running = folder.admission()?.is_some_and(|known| known.uid == admission.uid);
+        let running = folder
+            .admission()?
+            .is_some_and(|known| known.uid == admission.uid);
         if !running {
             return Err(Failure::failed(format!(
                 "{} is running with another recipe or data; stop it first: petaflop stop {}",
@@ -295,7 +344,10 @@ async fn one_job(
                 folder.reference()
             )));
         }
-        say(format_args!("{}: is running already; following it", admission.name));
+        say(format_args!(
+            "{}: is running already; following it",
+            admission.name
+        ));
     } else {
         folder.admit(&admission)?;
         folder.write_intent(Intent::default())?;
@@ -309,17 +361,30 @@ async fn one_job(
                 ..known_status(&folder, &admission)?
             };
             folder.write_status(&status)?;
-            say(format_args!("{}: finished before, nothing to do: artifact {artifact}", admission.name));
-            let paid_now = Status { cost: petaflop_arbiter::money::Usd::ZERO, ..status };
+            say(format_args!(
+                "{}: finished before, nothing to do: artifact {artifact}",
+                admission.name
+            ));
+            let paid_now = Status {
+                cost: petaflop_arbiter::money::Usd::ZERO,
+                ..status
+            };
             report.jobs.push(job_report(&folder, key, &paid_now, None)?);
             return Ok(Code::Done);
         }
         let mut status = fresh_start(known_status(&folder, &admission)?);
         folder.write_status(&status)?;
-        let claimed = Claims::of(home).list()?.iter().any(|c| c.claim.spec.owner.uid == admission.uid);
+        let claimed = Claims::of(home)
+            .list()?
+            .iter()
+            .any(|c| c.claim.spec.owner.uid == admission.uid);
         if !claimed {
-            if let Some(code) = first_place(home, providers, &folder, &admission, &mut status).await? {
-                report.jobs.push(job_report(&folder, key, &status, folder.decision()?)?);
+            if let Some(code) =
+                first_place(home, providers, &folder, &admission, &mut status).await?
+            {
+                report
+                    .jobs
+                    .push(job_report(&folder, key, &status, folder.decision()?)?);
                 return Ok(code);
             }
         }
@@ -327,15 +392,23 @@ async fn one_job(
     }
     if args.detach {
         let status = folder.status()?;
-        say(format_args!("{}: goes on by itself; petaflop attach {}", admission.name, folder.reference()));
-        report.jobs.push(job_report(&folder, key, &status, folder.decision()?)?);
+        say(format_args!(
+            "{}: goes on by itself; petaflop attach {}",
+            admission.name,
+            folder.reference()
+        ));
+        report
+            .jobs
+            .push(job_report(&folder, key, &status, folder.decision()?)?);
         return Ok(Code::Done);
     }
     let status = match follow(home, &folder, |_| false).await? {
         Followed::Ended(status) => status,
         Followed::Left => return Ok(Code::Interrupted),
     };
-    report.jobs.push(job_report(&folder, key, &status, folder.decision()?)?);
+    report
+        .jobs
+        .push(job_report(&folder, key, &status, folder.decision()?)?);
     finish(args, &folder, &admission.name, &status)
 }
 
@@ -368,7 +441,14 @@ fn known_status(folder: &Folder, admission: &Admission) -> Result<Status, Failur
     let status = folder.status()?;
     // The claim's name carries the uid; without one nothing was started that could matter.
     let same = status.place.as_ref().is_none_or(|place| {
-        place.claim.contains(&admission.uid.chars().filter(|c| *c != '-').take(8).collect::<String>())
+        place.claim.contains(
+            &admission
+                .uid
+                .chars()
+                .filter(|c| *c != '-')
+                .take(8)
+                .collect::<String>(),
+        )
     });
     Ok(if same { status } else { Status::default() })
 }
@@ -403,10 +483,12 @@ async fn first_place(
     admission: &Admission,
     status: &mut Status,
 ) -> Result<Option<Code>, Failure> {
-    let placed = place(home, providers, folder, admission, status).await.map_err(|error| match error {
-        PlaceError::Spec(_) => Failure::bad_input(error),
-        PlaceError::Home(_) | PlaceError::NoOffers(_) => Failure::failed(error),
-    })?;
+    let placed = place(home, providers, folder, admission, status)
+        .await
+        .map_err(|error| match error {
+            PlaceError::Spec(_) => Failure::bad_input(error),
+            PlaceError::Home(_) | PlaceError::NoOffers(_) => Failure::failed(error),
+        })?;
     folder.write_status(status)?;
     say(show::decision(&placed.decision));
     match &placed.decision.outcome {
@@ -427,7 +509,9 @@ pub(super) fn model_of(
     namespace: &str,
     spec: &InferenceServiceSpec,
 ) -> Result<Option<ServedModel>, Failure> {
-    let Some(model) = &spec.model else { return Ok(None) };
+    let Some(model) = &spec.model else {
+        return Ok(None);
+    };
     if let Some(job) = &model.training_job {
         let job = Folder::of(home, OwnerKind::TrainingJob, namespace, job);
         return Ok(job.status()?.artifact.map(ServedModel::Artifact));
@@ -435,18 +519,34 @@ pub(super) fn model_of(
     if let Some(hash) = &model.artifact {
         return Ok(Some(ServedModel::Artifact(hash.clone())));
     }
-    let Some(uri) = &model.uri else { return Ok(None) };
+    let Some(uri) = &model.uri else {
+        return Ok(None);
+    };
     let path = std::path::absolute(directory.join(uri.strip_prefix("file://").unwrap_or(uri)))?;
     Ok(Some(ServedModel::Folder(path.display().to_string())))
 }
 
 /// The service with its model and port; `None` while its job is not complete.
-fn admit_service(home: &Home, args: &Args, service: &Wanted<'_>) -> Result<Option<(Folder, Admission)>, Failure> {
-    let Wanted { namespace, name, spec, directory } = service;
-    let Some(model) = model_of(home, directory, namespace, spec)? else { return Ok(None) };
+fn admit_service(
+    home: &Home,
+    args: &Args,
+    service: &Wanted<'_>,
+) -> Result<Option<(Folder, Admission)>, Failure> {
+    let Wanted {
+        namespace,
+        name,
+        spec,
+        directory,
+    } = service;
+    let Some(model) = model_of(home, directory, namespace, spec)? else {
+        return Ok(None);
+    };
     let folder = Folder::of(home, OwnerKind::InferenceService, namespace, name);
     let known = match folder.admission()? {
-        Some(Admission { task: Task::Serving(task), .. }) => Some(task.port),
+        Some(Admission {
+            task: Task::Serving(task),
+            ..
+        }) => Some(task.port),
         _ => None,
     };
     let port = match args.port.or(spec.port) {
@@ -461,9 +561,17 @@ fn admit_service(home: &Home, args: &Args, service: &Wanted<'_>) -> Result<Optio
     if !is_ours(&folder, port) && !is_free(port) {
         return Err(Failure::bad_input(taken(name, port)));
     }
-    admit::serving(home, namespace, name, spec, model, port, args.compute.clone())
-        .map(Some)
-        .map_err(bad_input)
+    admit::serving(
+        home,
+        namespace,
+        name,
+        spec,
+        model,
+        port,
+        args.compute.clone(),
+    )
+    .map(Some)
+    .map_err(bad_input)
 }
 
 async fn one_service(
@@ -474,13 +582,17 @@ async fn one_service(
     admission: Admission,
     report: &mut Report,
 ) -> Outcome {
-    let Task::Serving(task) = &admission.task else { return Ok(Code::Done) };
+    let Task::Serving(task) = &admission.task else {
+        return Ok(Code::Done);
+    };
     let name = admission.name.clone();
-    let unchanged = folder.admission()?.is_some_and(|known| {
-        known.task == admission.task && known.compute == admission.compute
-    });
+    let unchanged = folder
+        .admission()?
+        .is_some_and(|known| known.task == admission.task && known.compute == admission.compute);
     if folder.is_operated() && !unchanged {
-        say(format_args!("{name}: changed; the old one is stopped first"));
+        say(format_args!(
+            "{name}: changed; the old one is stopped first"
+        ));
         folder.write_intent(Intent { suspend: true })?;
         if let Followed::Left = follow(home, &folder, |_| false).await? {
             return Ok(Code::Interrupted);
@@ -492,12 +604,20 @@ async fn one_service(
         folder.write_intent(Intent::default())?;
         let mut status = fresh_start(known_status(&folder, &admission)?);
         folder.write_status(&status)?;
-        let claimed = Claims::of(home).list()?.iter().any(|c| c.claim.spec.owner.uid == admission.uid);
+        let claimed = Claims::of(home)
+            .list()?
+            .iter()
+            .any(|c| c.claim.spec.owner.uid == admission.uid);
         if !claimed {
             let code = first_place(home, providers, &folder, &admission, &mut status).await?;
             decision = folder.decision()?;
             if let Some(code) = code {
-                report.services.push(service_report(&folder, task.model.clone(), &status, decision));
+                report.services.push(service_report(
+                    &folder,
+                    task.model.clone(),
+                    &status,
+                    decision,
+                ));
                 return Ok(code);
             }
         }
@@ -511,11 +631,19 @@ async fn one_service(
             Followed::Left => return Ok(Code::Interrupted),
         }
     };
-    report.services.push(service_report(&folder, task.model.clone(), &status, decision));
+    report.services.push(service_report(
+        &folder,
+        task.model.clone(),
+        &status,
+        decision,
+    ));
     match status.phase {
         Phase::Available => {
             let url = status.url.clone().unwrap_or_default();
-            say(format_args!("{name}: answers at {url} (OpenAI API: {url}/v1); stop it with: petaflop stop {}", folder.reference()));
+            say(format_args!(
+                "{name}: answers at {url} (OpenAI API: {url}/v1); stop it with: petaflop stop {}",
+                folder.reference()
+            ));
             Ok(Code::Done)
         }
         Phase::Suspended => Ok(Code::Stopped),
@@ -524,7 +652,12 @@ async fn one_service(
     }
 }
 
-fn job_report(folder: &Folder, key: String, status: &Status, decision: Option<Decision>) -> Result<JobReport, Failure> {
+fn job_report(
+    folder: &Folder,
+    key: String,
+    status: &Status,
+    decision: Option<Decision>,
+) -> Result<JobReport, Failure> {
     Ok(JobReport {
         name: folder.name.clone(),
         namespace: folder.namespace.clone(),
@@ -546,7 +679,12 @@ fn job_report(folder: &Folder, key: String, status: &Status, decision: Option<De
     })
 }
 
-fn service_report(folder: &Folder, model: ServedModel, status: &Status, decision: Option<Decision>) -> ServiceReport {
+fn service_report(
+    folder: &Folder,
+    model: ServedModel,
+    status: &Status,
+    decision: Option<Decision>,
+) -> ServiceReport {
     ServiceReport {
         name: folder.name.clone(),
         namespace: folder.namespace.clone(),
@@ -564,31 +702,63 @@ fn summary(name: &str, status: &Status, decision: Option<&Decision>) -> String {
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
     let mut lines = vec![format!("{name}: complete")];
     let mut add = |what: &str, text: String| lines.push(format!("  {what:<14} {text}"));
-    add("loss", format!("{} → {}", number(status.first_loss), number(status.loss)));
+    add(
+        "loss",
+        format!("{} → {}", number(status.first_loss), number(status.loss)),
+    );
     if let Some(bits) = status.bits_per_byte {
         let xz = fact("xz_bits_per_byte").map(|xz| format!("; xz needs {xz:.3} for the same text"));
-        add("validation", format!("{bits:.3} bits per byte{}", xz.unwrap_or_default()));
+        add(
+            "validation",
+            format!("{bits:.3} bits per byte{}", xz.unwrap_or_default()),
+        );
     }
     let rate = fact("tokens_per_second").or(status.tokens_per_second);
     if let Some(rate) = rate {
-        let backend = status.backend.as_deref().map(|b| format!(" ({b})")).unwrap_or_default();
-        add("speed", format!("{} tokens/s{backend}", show::grouped(rate.max(0.0) as u64)));
+        let backend = status
+            .backend
+            .as_deref()
+            .map(|b| format!(" ({b})"))
+            .unwrap_or_default();
+        add(
+            "speed",
+            format!("{} tokens/s{backend}", show::grouped(rate.max(0.0) as u64)),
+        );
     }
     if let Some((planned, arena)) = status.arena_bytes {
         let rss = fact("peak_rss_bytes").map(|b| format!(", peak RSS {}", show::bytes(b as u64)));
         add(
             "memory",
-            format!("arena {} planned, {} taken{}", show::bytes(planned), show::bytes(arena), rss.unwrap_or_default()),
+            format!(
+                "arena {} planned, {} taken{}",
+                show::bytes(planned),
+                show::bytes(arena),
+                rss.unwrap_or_default()
+            ),
         );
     }
     add("artifact", status.artifact.clone().unwrap_or_default());
     add("cost", format!("{} $", status.cost));
     if let Some(saving) = decision.and_then(|d| d.saving.as_ref()) {
-        let note = saving.note.as_deref().map(|n| format!("; {n}")).unwrap_or_default();
+        let note = saving
+            .note
+            .as_deref()
+            .map(|n| format!("; {n}"))
+            .unwrap_or_default();
         let saved = saving.would_cost.saturating_sub(status.cost);
-        add("saved", format!("{saved} $ against {} ({} $ expected there{note})", saving.against, saving.would_cost));
+        add(
+            "saved",
+            format!(
+                "{saved} $ against {} ({} $ expected there{note})",
+                saving.against, saving.would_cost
+            ),
+        );
     }
-    if let Some(curve) = status.summary.as_ref().and_then(|s| s.get("loss_curve")?.as_str()) {
+    if let Some(curve) = status
+        .summary
+        .as_ref()
+        .and_then(|s| s.get("loss_curve")?.as_str())
+    {
         add("loss curve", curve.to_owned());
     }
     lines.join("\n")

@@ -35,7 +35,11 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             .iter()
             .any(|c| Some(&c.claim.spec.owner.uid) == uid.as_ref());
         if status.phase.is_over() && !claimed {
-            say(format_args!("{}: is over already ({})", folder.reference(), status.phase));
+            say(format_args!(
+                "{}: is over already ({})",
+                folder.reference(),
+                status.phase
+            ));
             continue;
         }
         folder.write_intent(Intent { suspend: true })?;
@@ -44,11 +48,18 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             Followed::Ended(status) => {
                 let kept = match status.phase {
                     Phase::Suspended if status.steps > 0 => {
-                        format!(" at step {} of {}; the same manifest goes on from there", status.checkpoint_step, status.steps)
+                        format!(
+                            " at step {} of {}; the same manifest goes on from there",
+                            status.checkpoint_step, status.steps
+                        )
                     }
                     _ => String::new(),
                 };
-                say(format_args!("{}: {}{kept}", folder.reference(), status.phase));
+                say(format_args!(
+                    "{}: {}{kept}",
+                    folder.reference(),
+                    status.phase
+                ));
                 stopped.push(serde_json::json!({
                     "name": folder.name, "namespace": folder.namespace, "status": status,
                 }));

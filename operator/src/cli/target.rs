@@ -8,10 +8,16 @@ use crate::home::Home;
 use crate::job::{DEFAULT_NAMESPACE, Folder};
 
 /// The objects that a name stands for; a bare name stands for both kinds.
-pub(crate) fn find(home: &Home, namespace: Option<&str>, text: &str) -> Result<Vec<Folder>, Failure> {
+pub(crate) fn find(
+    home: &Home,
+    namespace: Option<&str>,
+    text: &str,
+) -> Result<Vec<Folder>, Failure> {
     let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
     let (kinds, name): (&[OwnerKind], &str) = match text.split_once('/') {
-        Some(("trj" | "trainingjob" | "trainingjobs" | "job", name)) => (&[OwnerKind::TrainingJob], name),
+        Some(("trj" | "trainingjob" | "trainingjobs" | "job", name)) => {
+            (&[OwnerKind::TrainingJob], name)
+        }
         Some(("infs" | "inferenceservice" | "inferenceservices" | "service", name)) => {
             (&[OwnerKind::InferenceService], name)
         }

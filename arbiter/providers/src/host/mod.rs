@@ -420,7 +420,10 @@ impl Provider for Host {
                 known.installation == identity.installation && known.claim_uid == identity.claim_uid
             })
         });
-        Ok(Listing { instances, complete: true })
+        Ok(Listing {
+            instances,
+            complete: true,
+        })
     }
 
     async fn list(&self, installation: &str) -> Result<Listing, ProviderError> {

@@ -105,7 +105,9 @@ pub struct Recipe {
     #[schemars(range(min = 1, max = 1_000_000_000))]
     pub max_steps: Option<u64>,
     /// Learning rate at its peak.
-    #[schemars(range(min = 1e-9, max = 10.0))]
+    #[schemars(range(min = 0.0, max = 10.0))]
+    // A server compares whole numbers with whole bounds: it would take 0 for 1e-9.
+    #[x_kube(validation = Rule::new("self > 0.0").message("learning_rate must be above 0"))]
     pub learning_rate: f64,
     /// How the learning rate moves after the warm-up.
     #[serde(default)]
@@ -139,7 +141,8 @@ pub struct Recipe {
     pub adam_beta2: f64,
     /// Added to the root of the second moment.
     #[serde(default = "adam_epsilon")]
-    #[schemars(range(min = 1e-30, max = 1.0))]
+    #[schemars(range(min = 0.0, max = 1.0))]
+    #[x_kube(validation = Rule::new("self > 0.0").message("adam_epsilon must be above 0"))]
     pub adam_epsilon: f64,
     /// Gradients are scaled down to this global L2 norm; 0 switches clipping off.
     #[serde(default = "max_grad_norm")]
@@ -204,7 +207,8 @@ pub struct ScratchModel {
     pub rope_theta: f64,
     /// RMSNorm's epsilon.
     #[serde(default = "norm_eps")]
-    #[schemars(range(min = 1e-12, max = 0.1))]
+    #[schemars(range(min = 0.0, max = 0.1))]
+    #[x_kube(validation = Rule::new("self > 0.0").message("norm_eps must be above 0"))]
     pub norm_eps: f64,
     /// The output projection shares the embedding's weights.
     #[serde(default = "yes")]

@@ -217,7 +217,7 @@ impl JsonSchema for Quantity {
         "Quantity".into()
     }
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": QUANTITY_PATTERN })
+        json_schema!({ "x-kubernetes-int-or-string": true, "pattern": QUANTITY_PATTERN, "minimum": 0 })
     }
 }
 

@@ -1,10 +1,11 @@
 //! The memory of a model: one allocation a segment, exactly as planned.
 
+use std::collections::BTreeMap;
+
 use petaflop_device::{HostBuffer, OutOfMemory};
-use petaflop_kernel::Weight;
-use petaflop_plan::dtype::Dtype;
+use petaflop_kernel::{PackedWeight, Weight};
 use petaflop_plan::ops::BufferId;
-use petaflop_plan::plan::{Plan, Segment};
+use petaflop_plan::plan::{Buffer, Layout, Plan, Segment};
 
 /// Every buffer of a plan. Passes read the parameters and write the rest, so the
 /// two are borrowed apart.
@@ -15,8 +16,17 @@ pub(crate) struct Arena {
 
 /// The weights.
 pub(crate) struct Parameters {
+    /// Those that lie in rows, in f32.
     memory: HostBuffer,
+    /// The others, by buffer.
+    packed: BTreeMap<BufferId, PackedWeight>,
     places: Vec<Place>,
+}
+
+/// A weight as the kernels take it.
+pub(crate) enum Matrix<'a> {
+    Rows(Weight<'a>),
+    Packed(&'a PackedWeight),
 }
 
 /// All other segments; every buffer in them is of 32-bit numbers.
@@ -28,50 +38,51 @@ pub(crate) struct Work {
 #[derive(Clone, Copy)]
 struct Place {
     segment: Segment,
-    dtype: Dtype,
+    layout: Layout,
     /// In bytes.
     start: usize,
     bytes: usize,
 }
 
 impl Arena {
-    /// Allocates what the plan says, zeroed.
+    /// Allocates what the plan says, zeroed; packed weights come with [`Parameters::pack`].
     pub(crate) fn new(plan: &Plan) -> Result<Self, OutOfMemory> {
         let size =
             |bytes: u64| usize::try_from(bytes).map_err(|_| OutOfMemory { bytes: usize::MAX });
         let allocate = |segment: Segment| HostBuffer::zeroed(size(plan.segments.of(segment))?);
+        let place = |b: &Buffer| {
+            Ok(Place {
+                segment: b.segment,
+                layout: b.layout,
+                start: size(b.offset)?,
+                bytes: size(b.bytes)?,
+            })
+        };
         let places = plan
             .buffers
             .iter()
-            .map(|b| {
-                Ok(Place {
-                    segment: b.segment,
-                    dtype: b.dtype,
-                    start: size(b.offset)?,
-                    bytes: size(b.bytes)?,
-                })
-            })
+            .map(place)
             .collect::<Result<Vec<_>, OutOfMemory>>()?;
-        let arena = Self {
+        let packed: u64 = plan
+            .buffers
+            .iter()
+            .filter(|b| b.layout == Layout::Packed)
+            .map(|b| b.bytes)
+            .sum();
+        let memory = HostBuffer::zeroed(size(plan.segments.parameters - packed)?)?;
+        let segments = Segment::ALL
+            .into_iter()
+            .skip(1)
+            .map(allocate)
+            .collect::<Result<_, _>>()?;
+        Ok(Self {
             parameters: Parameters {
-                memory: allocate(Segment::Parameters)?,
+                memory,
+                packed: BTreeMap::new(),
                 places: places.clone(),
             },
-            work: Work {
-                segments: Segment::ALL
-                    .into_iter()
-                    .skip(1)
-                    .map(allocate)
-                    .collect::<Result<_, _>>()?,
-                places,
-            },
-        };
-        assert_eq!(
-            arena.bytes(),
-            plan.arena_bytes(),
-            "the arena is what was planned"
-        );
-        Ok(arena)
+            work: Work { segments, places },
+        })
     }
 
     /// Bytes that were allocated.
@@ -81,65 +92,52 @@ impl Arena {
             .segments
             .iter()
             .chain(std::iter::once(&self.parameters.memory));
-        all.map(|s| s.bytes().len() as u64).sum()
+        let packed = self.parameters.packed.values().map(|p| p.bytes() as u64);
+        all.map(|s| s.bytes().len() as u64).chain(packed).sum()
     }
 }
 
 impl Parameters {
-    /// A weight as the kernels take it.
-    pub(crate) fn weight(&self, id: BufferId) -> Weight<'_> {
-        let place = self.places[id.index()];
-        let bytes = self.bytes(id);
-        match place.dtype {
-            Dtype::F32 => Weight::F32(bytemuck::cast_slice(bytes)),
-            Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(bytes)),
-            Dtype::Q8_0 => Weight::Q8_0(bytes),
-            Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => {
-                unreachable!("the planner keeps weights in f32, bf16 or q8_0")
-            }
+    /// A matrix of weights.
+    pub(crate) fn matrix(&self, id: BufferId) -> Matrix<'_> {
+        match self.packed.get(&id) {
+            Some(packed) => Matrix::Packed(packed),
+            None => Matrix::Rows(Weight::F32(self.f32s(id))),
         }
     }
 
-    /// A weight that the planner keeps in f32: a gain, a bias, or anything in training.
+    /// Keeps a weight in the layout that products read.
+    pub(crate) fn pack(&mut self, id: BufferId, weight: PackedWeight) {
+        self.packed.insert(id, weight);
+    }
+
+    /// A weight that lies in rows: a gain, a bias, or anything in training.
     pub(crate) fn f32s(&self, id: BufferId) -> &[f32] {
-        bytemuck::cast_slice(self.bytes(id))
+        let (start, end) = self.rows(id);
+        &self.memory.f32s()[start..end]
     }
 
     pub(crate) fn f32s_mut(&mut self, id: BufferId) -> &mut [f32] {
-        bytemuck::cast_slice_mut(self.bytes_mut(id))
+        let (start, end) = self.rows(id);
+        &mut self.memory.f32s_mut()[start..end]
     }
 
-    fn bytes(&self, id: BufferId) -> &[u8] {
+    fn rows(&self, id: BufferId) -> (usize, usize) {
         let Place {
             segment,
+            layout,
             start,
             bytes,
-            dtype: _,
         } = self.places[id.index()];
         assert_eq!(
-            segment,
-            Segment::Parameters,
-            "only parameters are read as weights"
+            (segment, layout),
+            (Segment::Parameters, Layout::Rows),
+            "weights that lie in rows are read as such"
         );
-        &self.memory.bytes()[start..start + bytes]
+        (start / 4, (start + bytes) / 4)
     }
 
-    pub(crate) fn bytes_mut(&mut self, id: BufferId) -> &mut [u8] {
-        let Place {
-            segment,
-            start,
-            bytes,
-            dtype: _,
-        } = self.places[id.index()];
-        assert_eq!(
-            segment,
-            Segment::Parameters,
-            "only parameters are written as weights"
-        );
-        &mut self.memory.bytes_mut()[start..start + bytes]
-    }
-
-    /// All buffers of the segment, in the order of their places.
+    /// All buffers of the segment, in the order of their places. Training only: none is packed.
     pub(crate) fn all_mut(&mut self) -> Vec<&mut [f32]> {
         split(
             self.memory.f32s_mut(),
@@ -167,7 +165,7 @@ impl Work {
                 segment,
                 start,
                 bytes,
-                dtype: _,
+                layout: _,
             } = places[i];
             let (start, len) = (start / 4, bytes / 4);
             let (slice, consumed) = &mut rest[work_index(segment)];
@@ -187,7 +185,7 @@ impl Work {
             segment,
             start,
             bytes,
-            dtype: _,
+            layout: _,
         } = self.places[id.index()];
         &self.segments[work_index(segment)].f32s()[start / 4..(start + bytes) / 4]
     }

@@ -4,12 +4,13 @@
 
 use std::sync::Arc;
 
+use petaflop_device::{HostBuffer, OutOfMemory};
 use petaflop_kernel as kernel;
-use petaflop_kernel::{Cpu, PagedSequence};
+use petaflop_kernel::{Cpu, PackedWeight, PagedSequence, Weight};
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::{ServingOptions, plan_inference};
 use petaflop_plan::ops::Op;
-use petaflop_plan::plan::{KV_BLOCK_TOKENS, Plan};
+use petaflop_plan::plan::{KV_BLOCK_TOKENS, Layout, Plan};
 use petaflop_plan::shape::ModelShape;
 
 use crate::arena::Arena;
@@ -79,12 +80,26 @@ impl InferenceModel {
         rope::fill_tables(&shape, cos, sin);
         for tensor in &plan.tensors {
             let buffer = plan.buffer(tensor.value);
-            folder.read(
-                &tensor.name,
-                buffer.dtype,
-                arena.parameters.bytes_mut(tensor.value),
-            )?;
+            match (buffer.layout, &tensor.shape[..]) {
+                (Layout::Packed, &[rows, width]) => {
+                    let packed = pack(
+                        &cpu,
+                        folder,
+                        &tensor.name,
+                        buffer.dtype,
+                        rows as usize,
+                        width as usize,
+                    )?;
+                    arena.parameters.pack(tensor.value, packed);
+                }
+                _ => folder.read_f32(&tensor.name, arena.parameters.f32s_mut(tensor.value))?,
+            }
         }
+        assert_eq!(
+            arena.bytes(),
+            plan.arena_bytes(),
+            "the arena is what was planned"
+        );
         Ok(Self {
             cpu,
             shape,
@@ -246,6 +261,30 @@ impl InferenceModel {
         }
         Ok(batch)
     }
+}
+
+/// Reads a matrix in the planned format, and lays it out for products.
+fn pack(
+    cpu: &Cpu,
+    folder: &WeightsFolder,
+    name: &str,
+    dtype: Dtype,
+    rows: usize,
+    width: usize,
+) -> Result<PackedWeight, ModelError> {
+    let bytes = usize::try_from(dtype.bytes((rows * width) as u64))
+        .map_err(|_| OutOfMemory { bytes: usize::MAX })?;
+    let mut buffer = HostBuffer::zeroed(bytes)?;
+    folder.read(name, dtype, buffer.bytes_mut())?;
+    let weight = match dtype {
+        Dtype::F32 => Weight::F32(buffer.f32s()),
+        Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(buffer.bytes())),
+        Dtype::Q8_0 => Weight::Q8_0(buffer.bytes()),
+        Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => {
+            unreachable!("the planner keeps weights in f32, bf16 or q8_0")
+        }
+    };
+    Ok(PackedWeight::new(cpu, weight, rows, width))
 }
 
 fn execute(pass: &mut Pass<'_>, op: &Op, batch: &Batch, sequences: &[PagedSequence<'_>]) {

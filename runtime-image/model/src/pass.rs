@@ -7,7 +7,7 @@ use petaflop_plan::ops::{BufferId, Op};
 use petaflop_plan::plan::Plan;
 use petaflop_plan::shape::ModelShape;
 
-use crate::arena::{Parameters, Work};
+use crate::arena::{Matrix, Parameters, Work};
 
 /// One pass over a plan's steps.
 pub(crate) struct Pass<'a> {
@@ -56,7 +56,14 @@ impl Pass<'_> {
             Op::Embed { table, out } => {
                 let (tokens, width) = (self.tokens, self.width(out));
                 let [out] = self.rows([out]);
-                kernel::embedding(cpu, tokens, parameters.weight(table), out, width);
+                match parameters.matrix(table) {
+                    Matrix::Rows(table) => kernel::embedding(cpu, tokens, table, out, width),
+                    Matrix::Packed(table) => {
+                        for (out, &token) in out.chunks_exact_mut(width).zip(tokens) {
+                            table.row(token as usize, out);
+                        }
+                    }
+                }
             }
             Op::RmsNorm {
                 x,
@@ -85,7 +92,12 @@ impl Pass<'_> {
                     add: residual.is_some(),
                 };
                 let [x, out] = self.rows([x, out]);
-                kernel::linear(cpu, x, parameters.weight(weight), out, dims, epilogue);
+                match parameters.matrix(weight) {
+                    Matrix::Rows(weight) => kernel::linear(cpu, x, weight, out, dims, epilogue),
+                    Matrix::Packed(weight) => {
+                        kernel::linear_packed(cpu, x, weight, out, dims.t, epilogue)
+                    }
+                }
             }
             Op::LinearSwiGlu {
                 x,
@@ -95,9 +107,12 @@ impl Pass<'_> {
                 out,
             } => {
                 let dims = self.dims(x, out);
-                let (gate, up) = (parameters.weight(gate), parameters.weight(up));
-                match kept {
-                    Some((kept_gate, kept_up)) => {
+                match (parameters.matrix(gate), parameters.matrix(up), kept) {
+                    (Matrix::Packed(gate), Matrix::Packed(up), None) => {
+                        let [x, out] = self.rows([x, out]);
+                        kernel::linear_swiglu_packed(cpu, x, gate, up, out, dims.t);
+                    }
+                    (Matrix::Rows(gate), Matrix::Rows(up), Some((kept_gate, kept_up))) => {
                         let [x, out, kept_gate, kept_up] = self.rows([x, out, kept_gate, kept_up]);
                         kernel::linear_swiglu(
                             cpu,
@@ -109,10 +124,9 @@ impl Pass<'_> {
                             dims,
                         );
                     }
-                    None => {
-                        let [x, out] = self.rows([x, out]);
-                        kernel::linear_swiglu(cpu, x, gate, up, out, None, dims);
-                    }
+                    _ => unreachable!(
+                        "serving packs its weights and keeps nothing, training does neither"
+                    ),
                 }
             }
             Op::Rope {

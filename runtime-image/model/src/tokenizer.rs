@@ -2,7 +2,7 @@
 //! whatever it holds, [`Tokenizer::encode`] gives no special token. Those come
 //! from chat templates ([`crate::chat`]) and from the caller, by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use petaflop_plan::recipe::{MIN_VOCAB, SPECIAL_TOKENS};
@@ -19,8 +19,9 @@ pub const END_OF_TEXT: &str = SPECIAL_TOKENS[0];
 /// A byte-level BPE tokenizer with its special tokens.
 pub struct Tokenizer {
     inner: tokenizers::Tokenizer,
-    /// Special tokens by their text.
+    /// Special tokens by their text, and their ids.
     specials: BTreeMap<String, u32>,
+    special_ids: BTreeSet<u32>,
     /// Bytes of each token by id; `None` for special tokens and gaps.
     bytes: Vec<Option<Box<[u8]>>>,
 }
@@ -180,9 +181,11 @@ impl Tokenizer {
             };
             bytes[id as usize] = Some(plain.into_boxed_slice());
         }
+        let special_ids = specials.values().copied().collect();
         Ok(Self {
             inner,
             specials,
+            special_ids,
             bytes,
         })
     }
@@ -214,7 +217,7 @@ impl Tokenizer {
 
     /// Whether the token is a special one.
     pub fn is_special(&self, id: u32) -> bool {
-        self.specials.values().any(|&special| special == id)
+        self.special_ids.contains(&id)
     }
 
     /// What the token adds to a text; `None` for special tokens and ids beyond the vocabulary.

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use petaflop_kernel as kernel;
-use petaflop_kernel::{AttentionDims, Cpu, Dims, IGNORE};
+use petaflop_kernel::{AttentionDims, Cpu, Dims, IGNORE, Weight};
 use petaflop_plan::ops::{BufferId, Op};
 use petaflop_plan::plan::{Plan, Segment, Tensor};
 use petaflop_plan::shape::{ModelShape, TensorRole};
@@ -87,6 +87,11 @@ impl TrainingModel {
     ) -> Result<Self, ModelError> {
         let plan = plan_training(shape, options)?;
         let mut arena = Arena::new(&plan)?;
+        assert_eq!(
+            arena.bytes(),
+            plan.arena_bytes(),
+            "the arena is what was planned"
+        );
         let [cos, sin] = arena.work.views([plan.ports.cos, plan.ports.sin]);
         rope::fill_tables(shape, cos, sin);
         let positions = (0..options.micro_batch)
@@ -482,7 +487,8 @@ impl TrainingPass<'_> {
             } => {
                 let dims = product_dims(pass, dy, dx);
                 let [dy, dx] = pass.rows([dy, dx]);
-                kernel::linear_dx(cpu, dy, parameters.weight(weight), dx, dims, adds);
+                let weight = Weight::F32(parameters.f32s(weight));
+                kernel::linear_dx(cpu, dy, weight, dx, dims, adds);
             }
             Op::LinearDw { dy, x, dweight } => {
                 let dims = product_dims(pass, dy, x);

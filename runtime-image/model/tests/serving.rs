@@ -186,7 +186,7 @@ fn smaller_weights_compute_with_their_own_values_bit_for_bit() {
         bits(exact.forward(&[chunk]).expect("it fits")),
         bits(&expected)
     );
-    for (dtype, shrinks) in [(Dtype::Bf16, 0.52), (Dtype::Q8_0, 0.29)] {
+    for (dtype, shrinks) in [(Dtype::Bf16, 0.52), (Dtype::Q8_0, 0.30)] {
         let mut small = open(folder.path(), dtype);
         assert_eq!(small.arena_bytes(), small.plan().arena_bytes());
         let ratio =

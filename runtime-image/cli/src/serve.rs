@@ -1,0 +1,134 @@
+//! `petaflop-runtime serve`.
+
+use std::{path::PathBuf, time::Duration};
+
+use petaflop_device::{Roots, detect};
+use petaflop_plan::machine::Machine;
+use petaflop_serve::{LoadError, ModelLocation, ServeConfig, ServeError};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::{
+    exit::{Code, Failure, print},
+    job::Compute,
+};
+
+#[derive(clap::Args, Debug)]
+#[command(group(clap::ArgGroup::new("model").required(true).args(["folder", "artifact"])))]
+pub(crate) struct Args {
+    /// Folder with config.json, safetensors and tokenizer.json
+    #[arg(long, value_name = "FOLDER")]
+    folder: Option<PathBuf>,
+    /// Hash of an artifact, or the beginning of it
+    #[arg(long, value_name = "HASH", requires = "store")]
+    artifact: Option<String>,
+    /// The store that holds the artifact
+    #[arg(long, value_name = "FOLDER")]
+    store: Option<String>,
+    /// The model's name in requests and answers
+    #[arg(long, default_value = "default")]
+    name: String,
+    /// Address to listen on
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// Port to listen on; 0 takes any free one
+    #[arg(long, default_value_t = 8000)]
+    port: u16,
+    /// Sequences in the batch at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    max_sequences: Option<u32>,
+    /// Tokens of prompt and answer together at most [default: what the model was made for]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    context: Option<u32>,
+    /// Tokens of one pass at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    step_tokens: Option<u32>,
+    /// Key/value cache blocks of 16 tokens, for all sequences [default: room for every sequence's whole context]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    kv_blocks: Option<u32>,
+    /// Requests that may wait for their turn; further ones are answered 429
+    #[arg(long, value_name = "N")]
+    max_waiting: Option<u32>,
+    /// Seconds that running requests may take to end after SIGTERM
+    #[arg(long, value_name = "SECONDS")]
+    grace: Option<u64>,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+impl Args {
+    fn config(&self, machine: &Machine) -> Result<ServeConfig, Failure> {
+        let model = match (&self.folder, &self.artifact, &self.store) {
+            (Some(folder), _, _) => ModelLocation::Folder(folder.clone()),
+            (None, Some(hash), Some(store)) => ModelLocation::Artifact {
+                store: store.clone(),
+                hash: hash.clone(),
+            },
+            _ => {
+                return Err(Failure::bad_input(
+                    "give --folder, or --artifact with --store",
+                ));
+            }
+        };
+        let defaults = ServeConfig::new(model, &self.name, self.port);
+        Ok(ServeConfig {
+            host: self.host.clone(),
+            max_sequences: self.max_sequences.unwrap_or(defaults.max_sequences),
+            context: self.context,
+            step_tokens: self.step_tokens.unwrap_or(defaults.step_tokens),
+            kv_blocks: self.kv_blocks,
+            max_waiting: self.max_waiting.unwrap_or(defaults.max_waiting),
+            memory: Some(machine.memory.available),
+            grace: self.grace.map_or(defaults.grace, Duration::from_secs),
+            ..defaults
+        })
+    }
+}
+
+/// Serves until SIGTERM or SIGINT. Prints one line of JSON when requests are taken:
+/// `{"listening":"http://127.0.0.1:8000","model":"default"}`.
+pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
+    let machine = detect(&Roots::system());
+    let config = args.config(&machine)?;
+    let cpu = args.compute.cpu(&machine)?;
+    let name = config.name.clone();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()?;
+    let served = runtime.block_on(async {
+        let (mut terminate, mut interrupt) = (
+            signal(SignalKind::terminate())?,
+            signal(SignalKind::interrupt())?,
+        );
+        let shutdown = async move {
+            tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
+        };
+        let listening = |address: std::net::SocketAddr| {
+            // Whoever started us may have stopped reading; the server goes on.
+            let _ = print(
+                serde_json::json!({ "listening": format!("http://{address}"), "model": name }),
+            );
+        };
+        petaflop_serve::serve(config, cpu, listening, shutdown)
+            .await
+            .map_err(failure)
+    });
+    // A model that is still being loaded is not waited for.
+    runtime.shutdown_background();
+    served.map(|()| Code::Done)
+}
+
+fn failure(error: ServeError) -> Failure {
+    let code = match &error {
+        ServeError::Load(LoadError::DoesNotFit { .. }) => Code::DoesNotFit,
+        ServeError::Load(LoadError::Scratch(_)) | ServeError::Bind { .. } | ServeError::Io(_) => {
+            Code::Failed
+        }
+        // Another port, another model or other settings are needed; the same command fails again.
+        ServeError::PortTaken { .. } | ServeError::Load(_) => Code::BadInput,
+    };
+    Failure {
+        code,
+        message: error.to_string(),
+    }
+}

@@ -6,18 +6,23 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
+use crate::candidates::{Candidate, Promise, claim_of};
 use crate::claim::{Claim, Device, Phase};
 use crate::decision::{Action, CostBreakdown, Decision, Outcome, Plan};
 use crate::money::Usd;
 use crate::obstacle::Obstacle;
 use crate::offer::Offer;
-use crate::place::{Candidate, Pass, Promise, Verdict, claim_of};
+use crate::pass::Pass;
+use crate::place::Verdict;
 use crate::reason::Reason;
 use crate::workload::{InterruptionPolicy, Work, Workload, WorkloadId};
 use crate::world::World;
 
 /// A workload that waits is looked at again after this long at the latest.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
+
+/// New claims of one workload in one pass; what it lacks beyond them comes with the next.
+const MOST_CLAIMS: u32 = 64;
 
 /// Decides for all workloads of a world.
 pub fn decide(world: &World, now: Timestamp) -> Plan {
@@ -82,14 +87,15 @@ fn decide_one<'a>(
     if let Some(outcome) = must_wait(workload, &own) {
         return without_search(workload, outcome);
     }
-    let placement = 1 + own
+    let placement = own
         .iter()
         .map(|claim| claim.spec.placement)
-        .fold(workload.progress.placements, u32::max);
+        .fold(workload.progress.placements, u32::max)
+        .saturating_add(1);
     let mut shown = None;
     let mut claims = Vec::new();
     let mut warning = None;
-    for index in 0..wanted - have {
+    for index in 0..(wanted - have).min(MOST_CLAIMS) {
         let found = pass.search(workload);
         let Some(&chosen) = found.takeable.first() else {
             shown.get_or_insert(found);

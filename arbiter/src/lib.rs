@@ -18,12 +18,16 @@
 //! | [`decide`] | [`decide::decide`]: world and time in, plan out; [`decide::explain`]: why not that one |
 //! | [`decision`] | what a decision says |
 //! | [`obstacle`] | what stands between a workload and an offer, with numbers |
+//! | `pass`, `place`, `checks`, `candidates` | one pass; one workload; every constraint; the offers that will do |
+//! | `objective` | expected dollars to finish, term by term |
 //! | [`claim`] | one machine we intend to pay for |
 //! | [`launch`] | [`launch::next_step`]: the protocol that buys it without ever leaking it |
 //! | [`ledger`] | what every claim cost |
 //! | [`reason`] | the closed list of reasons |
 
+mod candidates;
 pub mod catalogue;
+mod checks;
 pub mod claim;
 pub mod decide;
 pub mod decision;
@@ -36,6 +40,7 @@ pub mod money;
 mod objective;
 pub mod obstacle;
 pub mod offer;
+mod pass;
 mod place;
 pub mod reason;
 pub mod support;

@@ -77,7 +77,9 @@ fn absurd_numbers_in_offers_and_workloads_do_not_overflow() {
         min_memory: Some(u64::MAX),
         min_compute_capability: Some((u32::MAX, u32::MAX)),
     })];
+    job.progress.placements = u32::MAX;
     let mut nothing = training("nothing");
+    nothing.progress.placements = u32::MAX;
     if let Work::Training(work) = &mut nothing.work {
         work.steps = 0;
         work.flops_per_step = 0;
@@ -86,8 +88,8 @@ fn absurd_numbers_in_offers_and_workloads_do_not_overflow() {
         work.checkpoint_interval_seconds = 0;
     }
     let mut world = world(
-        vec![offer, old, host("0.02")],
-        vec![job, nothing, serving("svc", 0)],
+        vec![offer, old, host("0.02"), machine("many", "0.1")],
+        vec![job, nothing, serving("svc", u32::MAX)],
     );
     world.budgets = vec![Budget {
         namespace: "default".into(),

@@ -1,6 +1,7 @@
 //! What the arbiter promises, in one binary: tables for the known cases, properties for the rest.
 
 mod catalogue;
+mod constraints;
 mod decisions;
 mod estimates;
 mod hostile;

@@ -246,3 +246,13 @@ pub(crate) fn waits(decision: &Decision) -> (&'static str, &str) {
 pub(crate) fn explained(world: &World) -> Explanation {
     explain(world, now(), &world.workloads[0].id).expect("the workload is there")
 }
+
+/// The same offer as a dated price only.
+pub(crate) fn dated(offer: Offer) -> Offer {
+    Offer {
+        sale: Sale::Snapshot {
+            observed_on: Some("2026-07-20".parse().expect("a day")),
+        },
+        ..offer
+    }
+}

@@ -1,0 +1,112 @@
+//! One pass over a world: the world, indexed, and what is taken so far.
+
+use std::collections::HashMap;
+
+use jiff::Timestamp;
+
+use crate::claim::Claim;
+use crate::money::{Usd, UsdPerHour};
+use crate::offer::{Offer, OfferId};
+use crate::world::{ProviderState, Unavailable, World};
+
+/// One pass over a world at a time: the world, indexed, and what is taken so far.
+pub(crate) struct Pass<'a> {
+    pub(crate) world: &'a World,
+    pub(crate) now: Timestamp,
+    pub(crate) now_millis: i64,
+    pub(crate) providers: HashMap<&'a str, usize>,
+    pub(crate) unavailable: HashMap<&'a OfferId, &'a Unavailable>,
+    pub(crate) taken: Taken<'a>,
+}
+
+/// What unfinished claims, and those planned in this pass, take.
+pub(crate) struct Taken<'a> {
+    pub(crate) slots: HashMap<&'a OfferId, u32>,
+    /// By provider.
+    pub(crate) hourly: Vec<UsdPerHour>,
+    pub(crate) machines: Vec<u32>,
+    pub(crate) outstanding: Vec<Usd>,
+    /// By budget.
+    pub(crate) budgets: Vec<Usd>,
+    /// By uid of the workload.
+    pub(crate) workloads: HashMap<&'a str, Usd>,
+}
+
+/// What a claim may still cost.
+fn outstanding(claim: &Claim) -> Usd {
+    claim
+        .spec
+        .reserved
+        .saturating_sub(claim.spent)
+        .max(Usd::ZERO)
+}
+
+impl<'a> Pass<'a> {
+    /// Begins a pass: what unfinished claims hold is taken. Those of `except` are left out.
+    pub(crate) fn new(world: &'a World, now: Timestamp, except: Option<&str>) -> Pass<'a> {
+        let providers: HashMap<&str, usize> = world
+            .providers
+            .iter()
+            .enumerate()
+            .map(|(index, provider)| (provider.name.as_str(), index))
+            .collect();
+        let mut pass = Pass {
+            world,
+            now,
+            now_millis: now.as_millisecond(),
+            taken: Taken {
+                slots: HashMap::new(),
+                hourly: vec![UsdPerHour::ZERO; world.providers.len()],
+                machines: vec![0; world.providers.len()],
+                outstanding: vec![Usd::ZERO; world.providers.len()],
+                budgets: vec![Usd::ZERO; world.budgets.len()],
+                workloads: HashMap::new(),
+            },
+            providers,
+            unavailable: HashMap::with_capacity(world.unavailable.len()),
+        };
+        // Of several entries for one offer the longest counts.
+        for entry in &world.unavailable {
+            let longest = pass.unavailable.entry(&entry.offer).or_insert(entry);
+            if entry.until > longest.until {
+                *longest = entry;
+            }
+        }
+        for claim in &world.claims {
+            let spec = &claim.spec;
+            if claim.is_unfinished() && except != Some(spec.owner.uid.as_str()) {
+                pass.reserve(
+                    &spec.offer,
+                    &spec.owner.namespace,
+                    &spec.owner.uid,
+                    outstanding(claim),
+                );
+            }
+        }
+        pass
+    }
+
+    /// Takes an offer's slot and money.
+    pub(crate) fn reserve(&mut self, offer: &'a Offer, namespace: &str, uid: &'a str, cost: Usd) {
+        let taken = &mut self.taken;
+        *taken.slots.entry(&offer.id).or_default() += 1;
+        if let Some(&provider) = self.providers.get(offer.provider.as_str()) {
+            taken.hourly[provider] = taken.hourly[provider].saturating_add(offer.price);
+            taken.machines[provider] = taken.machines[provider].saturating_add(1);
+            taken.outstanding[provider] = taken.outstanding[provider].saturating_add(cost);
+        }
+        for (budget, taken) in self.world.budgets.iter().zip(&mut taken.budgets) {
+            if budget.counts(namespace, uid) {
+                *taken = taken.saturating_add(cost);
+            }
+        }
+        let own = taken.workloads.entry(uid).or_default();
+        *own = own.saturating_add(cost);
+    }
+
+    pub(crate) fn provider(&self, name: &str) -> Option<&'a ProviderState> {
+        self.providers
+            .get(name)
+            .map(|&index| &self.world.providers[index])
+    }
+}

@@ -371,6 +371,11 @@ impl<'a> Pass<'a> {
     }
 }
 
+/// Whether a check looks at the class only: what it stops, it stops for all offers of the class.
+pub(crate) fn of_class(check: Check) -> bool {
+    check <= Check::Deadline || check == Check::NotForSale
+}
+
 /// Whether what a check stopped stops everything dearer of the same class too.
 pub(crate) const fn rises_with_price(check: Check) -> bool {
     matches!(

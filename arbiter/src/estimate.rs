@@ -187,7 +187,7 @@ impl Corrections {
     }
 
     /// The rates after what was learned: the mean of ln ratio with the estimate counted as
-    /// [`PRIOR_RUNS`] runs of ratio 1, and the spread of that mean.
+    /// two runs of ratio 1, and the spread of that mean.
     pub fn apply(&self, key: &str, rates: Rates) -> Rates {
         let Ok(at) = self
             .entries

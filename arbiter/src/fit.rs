@@ -1,6 +1,6 @@
 //! Does it fit: which part of a machine would compute, and what stands in the way.
 //!
-//! Checks report to a [`Sink`], which builds the numbers only where somebody wants to read them;
+//! Checks report to a `Sink`, which builds the numbers only where somebody wants to read them;
 //! placing and explaining run the same lines.
 
 use crate::catalogue::{Accelerator, Catalogue, MEMORY_TOLERANCE_PERCENT};

@@ -6,10 +6,11 @@
 use std::collections::HashMap;
 
 use crate::candidates::{Best, Candidate, Found, Promise};
-use crate::checks::rises_with_price;
+use crate::checks::{of_class, rises_with_price};
 use crate::claim::Device;
 use crate::decision::{MISSES_SHOWN, Miss};
 use crate::fit::{self, All, First};
+use crate::market::Class;
 use crate::money::Usd;
 use crate::objective::Course;
 use crate::obstacle::{Check, Obstacle};
@@ -121,15 +122,28 @@ impl<'a> Pass<'a> {
     /// The offers that came nearest, each with everything that would have to give: fewest
     /// obstacles first, then the smallest distance. At most two of the same kind.
     pub(crate) fn misses(&self, workload: &'a Workload) -> Vec<Miss> {
-        let mut seen: Vec<(usize, f64, Verdict<'a>)> = self
-            .verdicts(workload)
-            .into_iter()
-            .filter(|verdict| !verdict.obstacles.is_empty())
-            .map(|verdict| {
+        let mut seen: Vec<(usize, f64, Verdict<'a>)> = Vec::new();
+        for (class, members) in self.world.market.classes() {
+            let Some(view) = self.view(workload, class) else {
+                continue;
+            };
+            let mut settled = 0;
+            for offer in members.iter() {
+                let verdict = self.verdict(workload, &view, offer);
+                if verdict.obstacles.is_empty() {
+                    continue;
+                }
+                // What only the class and the price stop is nearer than everything dearer of the class.
+                let checks = || verdict.obstacles.iter().map(Obstacle::check);
+                settled +=
+                    u32::from(checks().all(|check| of_class(check) || rises_with_price(check)));
                 let distance = verdict.obstacles.iter().map(Obstacle::distance).sum();
-                (verdict.obstacles.len(), distance, verdict)
-            })
-            .collect();
+                seen.push((verdict.obstacles.len(), distance, verdict));
+                if settled == SAME_KIND {
+                    break;
+                }
+            }
+        }
         seen.sort_by(|a, b| {
             (a.0, a.1)
                 .partial_cmp(&(b.0, b.1))
@@ -143,7 +157,7 @@ impl<'a> Pass<'a> {
                 let kind = verdict.obstacles.iter().map(Obstacle::check).collect();
                 let count = kinds.entry(kind).or_default();
                 *count += 1;
-                *count <= 2
+                *count <= SAME_KIND
             })
             .take(MISSES_SHOWN)
             .map(|(_, _, verdict)| Miss {
@@ -160,62 +174,79 @@ impl<'a> Pass<'a> {
     pub(crate) fn verdicts(&self, workload: &'a Workload) -> Vec<Verdict<'a>> {
         let mut verdicts = Vec::with_capacity(self.world.market.len());
         for (class, members) in self.world.market.classes() {
-            let mut provider_sink = All::default();
-            let provider = self.check_provider(workload, class, &mut provider_sink);
-            if let Some(needs) = workload.placement.capacity
-                && needs != class.capacity
-            {
-                let has = class.capacity;
-                provider_sink.0.push(Obstacle::CapacityType { needs, has });
-            }
-            let (better, other) = fit::devices(workload, class);
-            let on_device = [Some(better), other]
-                .into_iter()
-                .flatten()
-                .map(|device| {
-                    let mut sink = All::default();
-                    let course = provider.and_then(|provider| {
-                        self.check_device(workload, class, provider, device, &mut sink)
-                    });
-                    (device, course, sink.0)
-                })
-                .min_by(|(_, a_course, a), (_, b_course, b)| {
-                    let millis = |course: &Option<(Course, Promise)>| {
-                        course.and_then(|(course, _)| course.millis_to_end())
-                    };
-                    (a.len(), millis(a_course)).cmp(&(b.len(), millis(b_course)))
-                });
-            let Some((device, course, device_obstacles)) = on_device else {
-                continue;
-            };
-            for offer in members.iter() {
-                let mut sink = All(provider_sink.0.clone());
-                sink.0.extend(device_obstacles.iter().cloned());
-                match &course {
-                    Some((course, _)) => {
-                        let total = course.dollars(offer.price);
-                        self.check_offer(workload, offer, total, &mut sink);
-                        self.check_now(workload, offer, course, total, &mut sink);
-                    }
-                    // Without a course there are no dollars to check, but there are places and prices.
-                    None => {
-                        self.check_offer(workload, offer, Usd::ZERO, &mut sink);
-                        let dated = offer.not_for_sale();
-                        sink.0
-                            .extend(dated.map(|note| Obstacle::NotForSale { note }));
-                    }
-                }
-                sink.0.sort_by_key(Obstacle::check);
-                verdicts.push(Verdict {
-                    offer,
-                    device,
-                    course,
-                    obstacles: sink.0,
-                });
+            if let Some(view) = self.view(workload, class) {
+                let all = members.iter();
+                verdicts.extend(all.map(|offer| self.verdict(workload, &view, offer)));
             }
         }
         verdicts
     }
+
+    /// A class on the device that has fewest obstacles, and of two with as many the faster.
+    fn view(&self, workload: &Workload, class: &Class) -> Option<View> {
+        let mut of_provider = All::default();
+        let provider = self.check_provider(workload, class, &mut of_provider);
+        if let Some(needs) = workload.placement.capacity
+            && needs != class.capacity
+        {
+            let has = class.capacity;
+            of_provider.0.push(Obstacle::CapacityType { needs, has });
+        }
+        let (better, other) = fit::devices(workload, class);
+        [Some(better), other]
+            .into_iter()
+            .flatten()
+            .map(|device| {
+                let mut sink = All(of_provider.0.clone());
+                let course = provider.and_then(|provider| {
+                    self.check_device(workload, class, provider, device, &mut sink)
+                });
+                View {
+                    device,
+                    course,
+                    obstacles: sink.0,
+                }
+            })
+            .min_by_key(|view| {
+                let millis = view.course.and_then(|(course, _)| course.millis_to_end());
+                (view.obstacles.len(), millis)
+            })
+    }
+
+    fn verdict(&self, workload: &Workload, view: &View, offer: &'a Offer) -> Verdict<'a> {
+        let mut sink = All(view.obstacles.clone());
+        match &view.course {
+            Some((course, _)) => {
+                let total = course.dollars(offer.price);
+                self.check_offer(workload, offer, total, &mut sink);
+                self.check_now(workload, offer, course, total, &mut sink);
+            }
+            // Without a course there are no dollars to check, but there are places and prices.
+            None => {
+                self.check_offer(workload, offer, Usd::ZERO, &mut sink);
+                let dated = offer.not_for_sale();
+                sink.0
+                    .extend(dated.map(|note| Obstacle::NotForSale { note }));
+            }
+        }
+        sink.0.sort_by_key(Obstacle::check);
+        Verdict {
+            offer,
+            device: view.device,
+            course: view.course,
+            obstacles: sink.0,
+        }
+    }
+}
+
+/// Misses of one kind that are shown.
+const SAME_KIND: u32 = 2;
+
+/// What stands in the way of a whole class.
+struct View {
+    device: Device,
+    course: Option<(Course, Promise)>,
+    obstacles: Vec<Obstacle>,
 }
 
 /// One offer and everything that stands in its way.

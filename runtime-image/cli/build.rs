@@ -56,7 +56,8 @@ fn main() -> io::Result<()> {
     files.sort();
     let mut code = String::from("&[\n");
     for path in files {
-        let text = fs::read_to_string(root.join(&path)).map_err(|error| io::Error::other(format!("{path}: {error}")))?;
+        let text = fs::read_to_string(root.join(&path))
+            .map_err(|error| io::Error::other(format!("{path}: {error}")))?;
         writeln!(code, "    ({path:?}, {text:?}),").map_err(io::Error::other)?;
     }
     code.push(']');

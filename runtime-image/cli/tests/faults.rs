@@ -235,7 +235,11 @@ fn a_malformed_job_is_refused_with_its_place() {
             "\"val_set_size\": 0.9",
             "val_set_size: expected 0 to 0.5",
         ),
-        ("\"name\": \"data\"", "\"name\": \"date\"", "the recipe has no use for 'date'"),
+        (
+            "\"name\": \"data\"",
+            "\"name\": \"date\"",
+            "the recipe has no use for 'date'",
+        ),
     ] {
         fs::write(&path, good.replace(from, to)).unwrap();
         let _ = fs::remove_file(bench.path("progress"));
@@ -313,14 +317,14 @@ fn a_full_disk_stops_the_job_and_keeps_the_last_checkpoint() {
     // The same on a file system that is really full.
     bench.fresh("full");
     let at = bench.path("checkpoints-full");
-    let Some(_full) = Tmpfs::mount(&at, "size=1m") else {
+    let Some(_full) = Tmpfs::mount(&at, "size=48m") else {
         return not_run(
             "a really full file system",
             "mounting a tmpfs is not allowed",
         );
     };
     bench.job.checkpoint_interval_seconds = 0;
-    fs::write(at.join("filler"), vec![0; 640 << 10]).unwrap();
+    fs::write(at.join("filler"), vec![0; 44 << 20]).unwrap();
     let stopped = bench.train(&[]);
     let message = stopped.failure(1);
     assert!(

@@ -283,9 +283,9 @@ impl Operator<'_> {
                 self.status.not_before = Some(backoff(self.status.refusals));
             }
         }
-        if let (Task::Training(task), Some(rate)) =
-            (&self.admission.task, self.status.tokens_per_second)
-        {
+        let said = self.status.summary.as_ref();
+        let rate = said.and_then(|said| said.get("tokens_per_second")?.as_f64());
+        if let (Task::Training(task), Some(rate), true) = (&self.admission.task, rate, finished) {
             learn::from_run(self.home, spec, &task.work, rate)?;
         }
         self.status.cost = self.cost()?;

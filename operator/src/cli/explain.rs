@@ -130,7 +130,7 @@ fn in_full(one: &Explained) -> String {
         obstacles,
     } = one;
     let mut text = format!(
-        "{}: {} at {} $/h, {}, price of {}, computing on {device:?}\n",
+        "{}: {} at {} $/h, {}, price of {}; computing on {device:?}\n",
         offer.id,
         show::hardware(offer),
         offer.price,

@@ -90,6 +90,12 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             offer.memory.map_or_else(|| "-".to_owned(), show::bytes),
             offer.price.to_string(),
             show::seen(offer),
+            if offer.sale.is_buyable() {
+                ""
+            } else {
+                "not for sale"
+            }
+            .to_owned(),
         ]);
     }
     print(show::lines(&table))?;

@@ -13,7 +13,7 @@ use super::{Code, Failure, Outcome, print, print_json, say, show, waiting};
 use crate::admit;
 use crate::config::Config;
 use crate::home::Home;
-use crate::job::{Admission, Compute, Folder, Status};
+use crate::job::{Admission, Compute, Folder, Phase, Status};
 use crate::observe::Providers;
 use crate::place;
 
@@ -132,10 +132,10 @@ pub(super) fn workload_for(home: &Home, admission: &Admission) -> Result<Workloa
     let known = folder
         .admission()?
         .is_some_and(|known| known.uid == admission.uid);
-    let status = if known {
-        folder.status()?
-    } else {
-        Status::default()
+    // What is complete would be done anew.
+    let status = match folder.status()? {
+        status if known && status.phase != Phase::Complete => status,
+        _ => Status::default(),
     };
     place::workload_of(admission, &status).map_err(Failure::bad_input)
 }

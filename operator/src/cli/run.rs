@@ -182,6 +182,17 @@ fn check<'a>(
             ));
         }
     }
+    let mut names = std::collections::BTreeSet::new();
+    for document in documents {
+        let namespace = admit::namespace_of(document);
+        if !names.insert((document.kind(), namespace, document.name())) {
+            errors.push(format!(
+                "{} {} stands in the file twice",
+                document.kind(),
+                document.name()
+            ));
+        }
+    }
     for service in &services {
         errors.extend(unservable(home, service, &resolved, args.port));
     }

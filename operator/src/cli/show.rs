@@ -62,7 +62,7 @@ pub(crate) fn seen(offer: &Offer) -> String {
         Sale::Snapshot {
             observed_on: Some(day),
         } => format!("{day}, not for sale"),
-        Sale::Snapshot { observed_on: None } => "undated, not for sale".to_owned(),
+        Sale::Snapshot { observed_on: None } => "undated".to_owned(),
     }
 }
 

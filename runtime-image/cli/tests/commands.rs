@@ -1,5 +1,7 @@
 //! The commands that look without touching.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod common;
 
 use common::{Bench, runtime};

@@ -1,6 +1,8 @@
 //! What bad input and bad days get: a clear line, the right exit code, nothing
 //! lost, and never an artifact made of damaged or changed things.
 
+#![allow(clippy::unwrap_used, reason = "what fails here fails the test")]
+
 mod common;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
@@ -74,7 +76,7 @@ fn a_corrupt_checkpoint_is_named_and_the_one_before_is_used() {
     let step = before.file_name().unwrap().to_string_lossy()[5..15]
         .parse::<u64>()
         .unwrap();
-    assert_eq!(resumed.from_step(), step);
+    assert_eq!(resumed.began_at(), step);
     assert_eq!(resumed.artifact(), (expected, false));
 }
 
@@ -88,7 +90,7 @@ fn with_no_good_checkpoint_the_job_starts_over() {
     }
     let again = bench.train(&[]);
     assert_eq!(skipped(&again).len(), 2);
-    assert_eq!(again.from_step(), 0);
+    assert_eq!(again.began_at(), 0);
     assert_eq!(again.artifact(), (expected, false));
 }
 
@@ -103,7 +105,7 @@ fn another_jobs_checkpoint_is_never_used() {
             .all(|message| message.contains("belongs to another job")),
         "{other:?}"
     );
-    assert_eq!(other.from_step(), 0);
+    assert_eq!(other.began_at(), 0);
     other.artifact();
 }
 

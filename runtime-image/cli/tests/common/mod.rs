@@ -238,7 +238,7 @@ impl Ended {
     }
 
     /// The step it went on from.
-    pub(crate) fn from_step(&self) -> u64 {
+    pub(crate) fn began_at(&self) -> u64 {
         let mut started = self.progress.iter().filter_map(|line| match line {
             Progress::Started { from_step, .. } => Some(*from_step),
             _ => None,

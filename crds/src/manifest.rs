@@ -16,6 +16,7 @@ use serde_json::Value as Json;
 use crate::{API_VERSION, FieldError, InferenceService, TrainingJob, crds};
 
 mod check;
+mod names;
 mod report;
 mod tree;
 

@@ -6,6 +6,7 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use petaflop_arbiter::money::Usd;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -36,38 +37,10 @@ impl Money {
 
     /// The amount in micro-dollars, exactly.
     pub fn micro_dollars(&self) -> Result<i64, ScalarError> {
-        let error = || ScalarError {
+        self.0.parse().map(Usd::micros).map_err(|_| ScalarError {
             expected: Self::EXPECTED,
             found: self.0.clone(),
-        };
-        let (whole, fraction) = match self.0.split_once('.') {
-            Some((_, "")) => return Err(error()),
-            Some((whole, fraction)) => (whole, fraction),
-            None => (self.0.as_str(), ""),
-        };
-        let whole = digits(whole, 9).ok_or_else(error)?;
-        let fraction = if fraction.is_empty() {
-            0
-        } else {
-            let scale = 10_i64.pow(6_u32.saturating_sub(fraction.len() as u32));
-            digits(fraction, 6).ok_or_else(error)? * scale
-        };
-        Ok(whole * 1_000_000 + fraction)
-    }
-
-    /// The shortest decimal string of an amount that is not negative; `None` below zero
-    /// or at a thousand million dollars and more, which the API cannot say.
-    pub fn from_micro_dollars(amount: i64) -> Option<Money> {
-        if !(0..1_000_000_000_000_000).contains(&amount) {
-            return None;
-        }
-        let (whole, fraction) = (amount / 1_000_000, amount % 1_000_000);
-        let digits = format!("{fraction:06}");
-        let digits = digits.trim_end_matches('0');
-        Some(Money(match digits {
-            "" => whole.to_string(),
-            digits => format!("{whole}.{digits}"),
-        }))
+        })
     }
 }
 
@@ -122,7 +95,7 @@ impl Quantity {
         }
         let scale = 10_u128.pow(fraction.len().min(9) as u32);
         let part = digits(fraction, 9).ok_or_else(error)? as u128 * factor;
-        if part % scale != 0 {
+        if !part.is_multiple_of(scale) {
             return Err(ScalarError {
                 expected: "a quantity that is a whole number of thousandths",
                 found: self.0.clone(),
@@ -266,20 +239,6 @@ mod tests {
         ] {
             assert!(Money(text.into()).micro_dollars().is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn money_is_written_shortest() {
-        for (micro, text) in [
-            (0, "0"),
-            (2_500_000, "2.5"),
-            (1, "0.000001"),
-            (50_000_000, "50"),
-        ] {
-            assert_eq!(Money::from_micro_dollars(micro), Some(Money(text.into())));
-        }
-        assert_eq!(Money::from_micro_dollars(-1), None);
-        assert_eq!(Money::from_micro_dollars(i64::MAX), None);
     }
 
     #[test]

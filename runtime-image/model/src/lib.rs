@@ -15,6 +15,7 @@
 //! walk the plan's steps; each step is one kernel call.
 
 mod arena;
+mod backward;
 pub mod chat;
 pub mod error;
 pub mod inference;

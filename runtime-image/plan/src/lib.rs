@@ -27,6 +27,7 @@ pub mod mesh;
 pub mod ops;
 pub mod plan;
 pub mod recipe;
+mod schedule;
 pub mod shape;
 pub mod training;
 

@@ -1,8 +1,6 @@
 //! Training against an independent forward pass in f64.
 
-mod common;
-
-use common::{cpu, loss, model, shapes, tokens, weights};
+use crate::common::{cpu, loss, model, shapes, tokens, weights};
 use petaflop_model::error::ModelError;
 use petaflop_model::training::{AdamwStep, NO_TARGET, TrainingModel};
 use petaflop_plan::training::TrainingOptions;

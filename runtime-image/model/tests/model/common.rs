@@ -10,7 +10,7 @@ use petaflop_plan::shape::{ModelShape, Rope, RopeScaling};
 use petaflop_plan::training::TrainingOptions;
 
 /// Shapes that between them use every option.
-pub fn shapes() -> Vec<(&'static str, ModelShape)> {
+pub(crate) fn shapes() -> Vec<(&'static str, ModelShape)> {
     let plain = ModelShape {
         layers: 2,
         hidden: 24,
@@ -84,15 +84,18 @@ pub fn shapes() -> Vec<(&'static str, ModelShape)> {
     ]
 }
 
-pub fn cpu(threads: usize) -> Arc<Cpu> {
+pub(crate) fn cpu(threads: usize) -> Arc<Cpu> {
     Arc::new(Cpu::new(None, threads).expect("every processor runs some variant"))
 }
 
 /// A model whose weights are large enough for every path to matter.
-pub fn model(shape: &ModelShape, options: &TrainingOptions) -> TrainingModel {
+pub(crate) fn model(shape: &ModelShape, options: &TrainingOptions) -> TrainingModel {
     let mut model = TrainingModel::new(cpu(2), shape, options).expect("it has a plan");
     // By the tensor's index alone, whatever is trained.
-    let tensors = model.state_mut().into_iter().filter(|(name, _)| !name.ends_with("moment"));
+    let tensors = model
+        .state_mut()
+        .into_iter()
+        .filter(|(name, _)| !name.ends_with("moment"));
     for (t, (name, values)) in (0u32..).zip(tensors) {
         let gain = name.ends_with("norm.weight");
         for (i, value) in (0u32..).zip(values) {
@@ -108,16 +111,16 @@ pub fn model(shape: &ModelShape, options: &TrainingOptions) -> TrainingModel {
 }
 
 /// Tokens that look like nothing in particular.
-pub fn tokens(count: usize, vocab: u32, seed: u64) -> Vec<u32> {
+pub(crate) fn tokens(count: usize, vocab: u32, seed: u64) -> Vec<u32> {
     (0..count as u32)
         .map(|i| Philox::new(seed).block([i, 0, 0, 7])[0] % vocab)
         .collect()
 }
 
 /// Weights in f64 by name.
-pub type Weights = BTreeMap<String, Vec<f64>>;
+pub(crate) type Weights = BTreeMap<String, Vec<f64>>;
 
-pub fn weights(model: &TrainingModel) -> Weights {
+pub(crate) fn weights(model: &TrainingModel) -> Weights {
     model
         .tensors()
         .map(|(t, v)| (t.name.clone(), v.iter().map(|&x| f64::from(x)).collect()))
@@ -189,7 +192,7 @@ fn rotate(x: &mut [f64], shape: &ModelShape, heads: usize) {
 }
 
 /// Logits `[tokens, vocab]` of one sequence.
-pub fn logits(shape: &ModelShape, w: &Weights, tokens: &[u32]) -> Vec<f64> {
+pub(crate) fn logits(shape: &ModelShape, w: &Weights, tokens: &[u32]) -> Vec<f64> {
     let (hidden, d) = (shape.hidden as usize, shape.head_dim as usize);
     let (heads, kv_heads) = (shape.heads as usize, shape.kv_heads as usize);
     let embedding = &w["model.embed_tokens.weight"];
@@ -264,7 +267,7 @@ pub fn logits(shape: &ModelShape, w: &Weights, tokens: &[u32]) -> Vec<f64> {
 }
 
 /// Sum of the negative log-likelihoods, sequence by sequence.
-pub fn loss(
+pub(crate) fn loss(
     shape: &ModelShape,
     w: &Weights,
     tokens: &[u32],

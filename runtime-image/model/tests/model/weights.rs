@@ -1,11 +1,9 @@
 //! Folders of weights: what is written is read, and what is damaged is named.
 
-mod common;
-
 use std::fs;
 use std::path::Path;
 
-use common::{model, shapes};
+use crate::common::{model, shapes};
 use half::{bf16, f16};
 use petaflop_model::weights::{WEIGHTS_FILE, WeightsFolder, save};
 use petaflop_plan::shape::ModelShape;

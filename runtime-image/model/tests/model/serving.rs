@@ -1,10 +1,8 @@
 //! Serving: the same tokens get the same bits, however they come.
 
-mod common;
-
 use std::path::Path;
 
-use common::{cpu, logits, model, shapes, tokens, weights};
+use crate::common::{cpu, logits, model, shapes, tokens, weights};
 use petaflop_kernel::{Weight, dequantize, quantize_q8_0};
 use petaflop_model::error::ModelError;
 use petaflop_model::inference::{Chunk, InferenceModel, Logits};

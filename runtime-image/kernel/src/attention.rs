@@ -41,23 +41,13 @@ pub struct AttentionDims {
 
 impl AttentionDims {
     pub(crate) fn check(&self, name: &str, slices: &[(&str, usize, usize)]) {
-        let AttentionDims {
-            batch,
-            seq,
-            heads,
-            kv_heads,
-            head_dim: _,
-        } = *self;
+        let AttentionDims { batch, seq, heads, kv_heads, head_dim: _ } = *self;
         assert!(
             kv_heads > 0 && heads.is_multiple_of(kv_heads),
             "{name}: {heads} query heads cannot share {kv_heads} key/value heads"
         );
         for (what, len, width) in slices {
-            assert_eq!(
-                *len,
-                batch * seq * width,
-                "{name}: {what} has {len} values for {self:?}"
-            );
+            assert_eq!(*len, batch * seq * width, "{name}: {what} has {len} values for {self:?}");
         }
     }
 }
@@ -124,33 +114,18 @@ pub fn attention_forward(
     dims: AttentionDims,
     scale: f32,
 ) {
-    let AttentionDims {
-        batch,
-        seq,
-        heads,
-        kv_heads,
-        head_dim: d,
-    } = dims;
+    let AttentionDims { batch, seq, heads, kv_heads, head_dim: d } = dims;
     let (wide, narrow) = (heads * d, kv_heads * d);
-    let slices = [
-        ("q", q.len(), wide),
-        ("out", out.len(), wide),
-        ("lse", lse.len(), heads),
-    ];
+    let slices = [("q", q.len(), wide), ("out", out.len(), wide), ("lse", lse.len(), heads)];
     dims.check("attention_forward", &slices);
-    dims.check(
-        "attention_forward",
-        &[("k", k.len(), narrow), ("v", v.len(), narrow)],
-    );
+    dims.check("attention_forward", &[("k", k.len(), narrow), ("v", v.len(), narrow)]);
     let group = heads / kv_heads;
     let tiles = seq.div_ceil(QUERIES);
     let (out, lse) = (out.as_mut_ptr(), lse.as_mut_ptr());
     // SAFETY: the lengths were checked; each task writes the rows and heads of its own queries.
     let pointers = unsafe { Shared::new((q.as_ptr(), k.as_ptr(), v.as_ptr(), out, lse)) };
     // The longest rows first, so that threads end together.
-    let tasks = (0..tiles)
-        .rev()
-        .flat_map(|tile| (0..batch * kv_heads).map(move |i| (tile, i)));
+    let tasks = (0..tiles).rev().flat_map(|tile| (0..batch * kv_heads).map(move |i| (tile, i)));
     cpu.each(batch * seq * seq * wide, tasks, |(tile, i)| {
         let (q, k, v, out, lse) = pointers.get();
         let (b, head, first) = (i / kv_heads, i % kv_heads, tile * QUERIES);
@@ -208,15 +183,8 @@ pub fn attention_paged(
         kv_heads,
         head_dim,
     };
-    dims.check(
-        "attention_paged",
-        &[("q", q.len(), wide), ("out", out.len(), wide)],
-    );
-    assert_eq!(
-        k_cache.len(),
-        v_cache.len(),
-        "attention_paged: the caches differ in length"
-    );
+    dims.check("attention_paged", &[("q", q.len(), wide), ("out", out.len(), wide)]);
+    assert_eq!(k_cache.len(), v_cache.len(), "attention_paged: the caches differ in length");
     let blocks = k_cache.len() / (KV_BLOCK * narrow).max(1);
     let (mut tasks, mut row, mut work) = (Vec::new(), 0, 0);
     for (i, s) in sequences.iter().enumerate() {
@@ -236,14 +204,8 @@ pub fn attention_paged(
     }
     let group = heads / kv_heads;
     // SAFETY: the lengths were checked; each task writes the rows and heads of its own queries.
-    let pointers = unsafe {
-        Shared::new((
-            q.as_ptr(),
-            k_cache.as_ptr(),
-            v_cache.as_ptr(),
-            out.as_mut_ptr(),
-        ))
-    };
+    let pointers =
+        unsafe { Shared::new((q.as_ptr(), k_cache.as_ptr(), v_cache.as_ptr(), out.as_mut_ptr())) };
     cpu.each(work, tasks.into_iter(), |(s, row, first, head)| {
         let (q, k, v, out) = pointers.get();
         let query = row * wide + head * group * d;
@@ -294,19 +256,7 @@ fn run(isa: Isa, t: Queries<'_>) {
         let mut rest = &mut space[..];
         let [k_t, values, scores, acc, max, sum, by] =
             sizes.map(|n| rest.split_off_mut(..n).expect("the sizes add up"));
-        attend(
-            isa,
-            t,
-            Space {
-                k_t,
-                values,
-                scores,
-                acc,
-                max,
-                sum,
-                by,
-            },
-        );
+        attend(isa, t, Space { k_t, values, scores, acc, max, sum, by });
     });
 }
 
@@ -321,37 +271,13 @@ pub(crate) fn padded(d: usize) -> usize {
 /// The pointers hold the rows and heads named, and nobody else writes them.
 #[inline(always)]
 fn attend_lanes<V: Lanes>(t: Queries<'_>, space: Space<'_>) {
-    let Queries {
-        keys,
-        q,
-        out,
-        stride,
-        lse,
-        heads,
-        group,
-        d,
-        first,
-        count,
-        scale,
-    } = t;
-    let Space {
-        k_t,
-        values,
-        scores,
-        acc,
-        max,
-        sum,
-        by,
-    } = space;
+    let Queries { keys, q, out, stride, lse, heads, group, d, first, count, scale } = t;
+    let Space { k_t, values, scores, acc, max, sum, by } = space;
     let isa = V::ISA;
     let wide = padded(d);
     // One query: its heads are the rows of one strip. Several: a strip is one head's queries.
     let one = count == 1;
-    let (strips, m, row_stride) = if one {
-        (1, group, d)
-    } else {
-        (group, count, stride)
-    };
+    let (strips, m, row_stride) = if one { (1, group, d) } else { (group, count, stride) };
     acc.fill(0.0);
     max.fill(f32::NEG_INFINITY);
     sum.fill(0.0);
@@ -361,15 +287,7 @@ fn attend_lanes<V: Lanes>(t: Queries<'_>, space: Space<'_>) {
             let tokens = KV_BLOCK.min(end - key - from);
             let block = keys.block((key + from) / KV_BLOCK);
             let k = keys.k.wrapping_add(block);
-            transpose(
-                isa,
-                tokens,
-                d,
-                k,
-                keys.stride,
-                k_t[from..].as_mut_ptr(),
-                KEYS,
-            );
+            transpose(isa, tokens, d, k, keys.stride, k_t[from..].as_mut_ptr(), KEYS);
             for i in 0..tokens {
                 // SAFETY: the contract above.
                 let v =
@@ -378,11 +296,7 @@ fn attend_lanes<V: Lanes>(t: Queries<'_>, space: Space<'_>) {
             }
         }
         // Keys of this tile that row `r` of a strip may see.
-        let seen = |r: usize| {
-            (first + if one { 0 } else { r } + 1)
-                .saturating_sub(key)
-                .min(KEYS)
-        };
+        let seen = |r: usize| (first + if one { 0 } else { r } + 1).saturating_sub(key).min(KEYS);
         for strip in 0..strips {
             for r0 in (0..m).step_by(STRIP) {
                 let rows_here = STRIP.min(m - r0);
@@ -396,17 +310,7 @@ fn attend_lanes<V: Lanes>(t: Queries<'_>, space: Space<'_>) {
                     step: 1,
                 };
                 let right = Right::F32(k_t.as_ptr(), KEYS);
-                product(
-                    isa,
-                    rows_here,
-                    most,
-                    d,
-                    left,
-                    right,
-                    scores.as_mut_ptr(),
-                    KEYS,
-                    false,
-                );
+                product(isa, rows_here, most, d, left, right, scores.as_mut_ptr(), KEYS, false);
                 let at = strip * m + r0;
                 let acc = acc[at * wide..].as_mut_ptr();
                 let (max, sum, by) = (
@@ -433,11 +337,7 @@ fn attend_lanes<V: Lanes>(t: Queries<'_>, space: Space<'_>) {
                     let acc = Out::at(acc, wide);
                     bodies::shrink(Simd::<V>::row(r, wide), acc.read(), by.read(), acc);
                 }
-                let left = Left {
-                    p: scores.as_ptr(),
-                    row: KEYS,
-                    step: 1,
-                };
+                let left = Left { p: scores.as_ptr(), row: KEYS, step: 1 };
                 product(
                     isa,
                     rows_here,

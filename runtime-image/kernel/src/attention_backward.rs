@@ -54,13 +54,7 @@ pub fn attention_backward(
     dims: AttentionDims,
     scale: f32,
 ) {
-    let AttentionDims {
-        batch,
-        seq,
-        heads,
-        kv_heads,
-        head_dim: d,
-    } = dims;
+    let AttentionDims { batch, seq, heads, kv_heads, head_dim: d } = dims;
     let (wide, narrow) = (heads * d, kv_heads * d);
     dims.check(
         "attention_backward",
@@ -81,9 +75,7 @@ pub fn attention_backward(
         .chunks_mut(ROWS)
         .zip(out.chunks((ROWS * d).max(1)))
         .zip(dout.chunks((ROWS * d).max(1)));
-    cpu.each(out.len() * 4, parts, |((delta, out), dout)| {
-        dots(cpu.isa(), out, dout, delta)
-    });
+    cpu.each(out.len() * 4, parts, |((delta, out), dout)| dots(cpu.isa(), out, dout, delta));
 
     let all = Head {
         q: q.as_ptr(),
@@ -101,19 +93,7 @@ pub fn attention_backward(
     // SAFETY: the lengths were checked; each task writes its own sequence's own heads.
     let all = unsafe { Shared::new(all) };
     cpu.each(batch * seq * seq * wide * 3, 0..batch * kv_heads, |i| {
-        let Head {
-            q,
-            k,
-            v,
-            dout,
-            lse,
-            delta,
-            dq,
-            dk,
-            dv,
-            dims,
-            scale,
-        } = all.get();
+        let Head { q, k, v, dout, lse, delta, dq, dk, dv, dims, scale } = all.get();
         let (b, head, group) = (i / kv_heads, i % kv_heads, heads / kv_heads);
         let query = b * seq * wide + head * group * d;
         let key = b * seq * narrow + head * d;
@@ -133,38 +113,19 @@ pub fn attention_backward(
         };
         let tiles = seq.div_ceil(TILE);
         let (turned, padded) = (d * TILE, TILE * padded(d));
-        let sequence = [
-            tiles * turned,
-            tiles * turned,
-            tiles * padded,
-            tiles * padded,
-            tiles * padded,
-        ];
+        let sequence =
+            [tiles * turned, tiles * turned, tiles * padded, tiles * padded, tiles * padded];
         let tile = [padded, padded, padded, TILE * TILE, TILE * TILE];
         scratch(sequence.iter().chain(&tile).sum(), |space| {
             let mut rest = &mut space[..];
-            let mut take = |n: usize| {
-                rest.split_off_mut(..n)
-                    .expect("the sizes add up")
-                    .as_mut_ptr()
-            };
+            let mut take =
+                |n: usize| rest.split_off_mut(..n).expect("the sizes add up").as_mut_ptr();
             let [k_t, v_t, k_rows, dk_rows, dv_rows] = sequence.map(&mut take);
             let [q, dout, dq, p, ds] = tile.map(&mut take);
             head_backward(
                 cpu.isa(),
                 head,
-                Space {
-                    k_t,
-                    v_t,
-                    k_rows,
-                    dk_rows,
-                    dv_rows,
-                    q,
-                    dout,
-                    dq,
-                    p,
-                    ds,
-                },
+                Space { k_t, v_t, k_rows, dk_rows, dv_rows, q, dout, dq, p, ds },
             );
         });
     });
@@ -222,26 +183,8 @@ unsafe fn copy_rows(
 /// The pointers hold the rows and heads named, and nobody else writes them.
 #[inline(always)]
 fn head_backward_lanes<V: Lanes>(head: Head, space: Space) {
-    let Head {
-        q,
-        k,
-        v,
-        dout,
-        lse,
-        delta,
-        dq,
-        dk,
-        dv,
-        dims,
-        scale,
-    } = head;
-    let AttentionDims {
-        batch: _,
-        seq,
-        heads,
-        kv_heads,
-        head_dim: d,
-    } = dims;
+    let Head { q, k, v, dout, lse, delta, dq, dk, dv, dims, scale } = head;
+    let AttentionDims { batch: _, seq, heads, kv_heads, head_dim: d } = dims;
     let (isa, group) = (V::ISA, heads / kv_heads);
     let (q_stride, k_stride) = (heads * d, kv_heads * d);
     let Space {
@@ -263,24 +206,8 @@ fn head_backward_lanes<V: Lanes>(head: Head, space: Space) {
     for j in 0..tiles {
         let (from, count) = (j * TILE * k_stride, rows_of(j));
         let (k, v) = (k.wrapping_add(from), v.wrapping_add(from));
-        transpose(
-            isa,
-            count,
-            d,
-            k,
-            k_stride,
-            k_t.wrapping_add(j * turned),
-            TILE,
-        );
-        transpose(
-            isa,
-            count,
-            d,
-            v,
-            k_stride,
-            v_t.wrapping_add(j * turned),
-            TILE,
-        );
+        transpose(isa, count, d, k, k_stride, k_t.wrapping_add(j * turned), TILE);
+        transpose(isa, count, d, v, k_stride, v_t.wrapping_add(j * turned), TILE);
         // SAFETY: the contract above; scratch holds `tiles` tiles.
         unsafe { copy_rows(count, d, k, k_stride, k_rows.add(j * padded), wide) };
     }
@@ -292,18 +219,8 @@ fn head_backward_lanes<V: Lanes>(head: Head, space: Space) {
                 copy_rows(count, d, q.add(from), q_stride, q_tile, wide);
                 copy_rows(count, d, dout.add(from), q_stride, dout_tile, wide);
             }
-            let (q_left, dout_left) = (
-                Left {
-                    p: q_tile,
-                    row: wide,
-                    step: 1,
-                },
-                Left {
-                    p: dout_tile,
-                    row: wide,
-                    step: 1,
-                },
-            );
+            let (q_left, dout_left) =
+                (Left { p: q_tile, row: wide, step: 1 }, Left { p: dout_tile, row: wide, step: 1 });
             let lse = head_cells(lse, i * TILE, g, heads);
             let delta = head_cells(delta, i * TILE, g, heads);
             for j in 0..=i {
@@ -331,42 +248,11 @@ fn head_backward_lanes<V: Lanes>(head: Head, space: Space) {
                     }
                 }
                 let begun = (g, i) != (0, j);
-                let down = |p: *const f32| Left {
-                    p,
-                    row: 1,
-                    step: TILE,
-                };
-                let (dv, dk) = (
-                    dv_rows.wrapping_add(j * padded),
-                    dk_rows.wrapping_add(j * padded),
-                );
-                product(
-                    isa,
-                    keys,
-                    d,
-                    count,
-                    down(p),
-                    Right::F32(dout_tile, wide),
-                    dv,
-                    wide,
-                    begun,
-                );
-                product(
-                    isa,
-                    keys,
-                    d,
-                    count,
-                    down(ds),
-                    Right::F32(q_tile, wide),
-                    dk,
-                    wide,
-                    begun,
-                );
-                let across = Left {
-                    p: ds,
-                    row: TILE,
-                    step: 1,
-                };
+                let down = |p: *const f32| Left { p, row: 1, step: TILE };
+                let (dv, dk) = (dv_rows.wrapping_add(j * padded), dk_rows.wrapping_add(j * padded));
+                product(isa, keys, d, count, down(p), Right::F32(dout_tile, wide), dv, wide, begun);
+                product(isa, keys, d, count, down(ds), Right::F32(q_tile, wide), dk, wide, begun);
+                let across = Left { p: ds, row: TILE, step: 1 };
                 let k_rows = Right::F32(k_rows.wrapping_add(j * padded), wide);
                 product(isa, count, d, keys, across, k_rows, dq_tile, wide, j > 0);
             }

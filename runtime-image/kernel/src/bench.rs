@@ -12,14 +12,7 @@ pub fn gemm_gflops(cpu: &Cpu, m: usize, n: usize, k: usize, millis: u64) -> f64 
     let (x, w) = (vec![0.5f32; m * k], vec![0.25f32; n * k]);
     let mut y = vec![0f32; m * n];
     let seconds = best(cpu, millis, || {
-        linear(
-            cpu,
-            &x,
-            Weight::F32(&w),
-            &mut y,
-            Dims { t: m, k, n },
-            Epilogue::NONE,
-        )
+        linear(cpu, &x, Weight::F32(&w), &mut y, Dims { t: m, k, n }, Epilogue::NONE)
     });
     2.0 * (m * n * k) as f64 / seconds / 1e9
 }

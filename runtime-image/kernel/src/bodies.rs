@@ -184,11 +184,7 @@ pub fn adamw<B: Body>(
     b.store(m_out, at, m);
     b.store(v_out, at, v);
     let step = (m / num(c.bias1)) / ((v / num(c.bias2)).sqrt() + num(c.eps));
-    b.store(
-        p_out,
-        at,
-        num(-c.lr).fma(p.fma(num(c.weight_decay), step), p),
-    );
+    b.store(p_out, at, num(-c.lr).fma(p.fma(num(c.weight_decay), step), p));
 }
 
 /// `Σ x²`. Row.
@@ -335,11 +331,7 @@ pub fn attend_backward<R: Row>(
     delta: R::In,
     scale: f32,
 ) {
-    let (scale, lse, delta) = (
-        r.splat(r.num(scale)),
-        r.splat(r.get(lse)),
-        r.splat(r.get(delta)),
-    );
+    let (scale, lse, delta) = (r.splat(r.num(scale)), r.splat(r.get(lse)), r.splat(r.get(delta)));
     r.each(
         #[inline(always)]
         |at| {

@@ -62,11 +62,7 @@ impl Isa {
     }
 
     fn list() -> String {
-        Isa::available()
-            .iter()
-            .map(Isa::to_string)
-            .collect::<Vec<_>>()
-            .join(", ")
+        Isa::available().iter().map(Isa::to_string).collect::<Vec<_>>().join(", ")
     }
 
     fn name(self) -> &'static str {

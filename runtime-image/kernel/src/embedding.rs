@@ -21,15 +21,11 @@ pub fn embedding(cpu: &Cpu, tokens: &[u32], table: Weight<'_>, y: &mut [f32], wi
     table.check(count, width);
     check_tokens("embedding", tokens, count);
     let work = y.len();
-    cpu.each(
-        work,
-        y.chunks_mut((64 * width).max(1)).zip(tokens.chunks(64)),
-        |(y, tokens)| {
-            for (y, &token) in y.chunks_exact_mut(width).zip(tokens) {
-                dequantize(table.rows(width, token as usize, token as usize + 1), y);
-            }
-        },
-    );
+    cpu.each(work, y.chunks_mut((64 * width).max(1)).zip(tokens.chunks(64)), |(y, tokens)| {
+        for (y, &token) in y.chunks_exact_mut(width).zip(tokens) {
+            dequantize(table.rows(width, token as usize, token as usize + 1), y);
+        }
+    });
 }
 
 /// `dw[tokens[t]] += dy[t]`: for each token the sum over its positions in order is
@@ -38,11 +34,7 @@ pub fn embedding(cpu: &Cpu, tokens: &[u32], table: Weight<'_>, y: &mut [f32], wi
 /// # Panics
 /// A slice's length does not fit, or a token is beyond the table.
 pub fn embedding_backward(cpu: &Cpu, tokens: &[u32], dy: &[f32], dw: &mut [f32], width: usize) {
-    assert_eq!(
-        dy.len(),
-        tokens.len() * width,
-        "embedding_backward: dy does not fit the tokens"
-    );
+    assert_eq!(dy.len(), tokens.len() * width, "embedding_backward: dy does not fit the tokens");
     check_tokens("embedding_backward", tokens, dw.len() / width.max(1));
     let mut order: Vec<u32> = (0..tokens.len() as u32).collect();
     order.sort_by_key(|&t| tokens[t as usize]); // stable: positions stay in order

@@ -41,11 +41,7 @@ pub(crate) enum Panels {
     /// The same, bytes; and scales, each panel `[k/32, panel_width]`.
     Q8_0(*const i8, *const f32),
     /// Rows of a matrix in place, `ld` apart; and the last panel, packed, if it is not whole.
-    InPlace {
-        rows: *const f32,
-        ld: usize,
-        last: *const f32,
-    },
+    InPlace { rows: *const f32, ld: usize, last: *const f32 },
 }
 
 /// A right operand and its size.
@@ -107,18 +103,10 @@ pub(crate) unsafe fn multiply<const P: usize>(
     let panels = n.div_ceil(width);
     // About four tasks a thread: blocks of rows first, groups of panels if those are few.
     let want = cpu.threads() * 4;
-    let rows = m
-        .div_ceil(want)
-        .next_multiple_of(24)
-        .clamp(32, ROWS)
-        .min(m.max(1));
+    let rows = m.div_ceil(want).next_multiple_of(24).clamp(32, ROWS).min(m.max(1));
     let row_blocks = m.div_ceil(rows);
     let group = panels.div_ceil(want.div_ceil(row_blocks.max(1))).max(1);
-    let group = if k > K_BLOCK {
-        group.min(PANELS)
-    } else {
-        group
-    };
+    let group = if k > K_BLOCK { group.min(PANELS) } else { group };
     let groups = panels.div_ceil(group);
 
     // SAFETY: tasks only read the operands; they are borrowed until this returns.
@@ -162,14 +150,7 @@ pub(crate) unsafe fn multiply<const P: usize>(
                 }
                 let col = first * width;
                 let cols = ld.min(n - col);
-                finish(Block {
-                    row,
-                    rows,
-                    col,
-                    cols,
-                    c: c.map(<*mut f32>::cast_const),
-                    ld,
-                });
+                finish(Block { row, rows, col, cols, c: c.map(<*mut f32>::cast_const), ld });
             }
         });
     };
@@ -189,11 +170,7 @@ fn widen_lanes<V: Lanes>(from: Right, steps: usize, width: usize, to: *mut f32) 
                     Right::Q8_0(w) => bodies::dequantize_q8_0(
                         Simd::<V>::row(0, 0),
                         w,
-                        At {
-                            row: p,
-                            i,
-                            lanes: V::N,
-                        },
+                        At { row: p, i, lanes: V::N },
                     ),
                 };
                 v.store(to.add(p * width + i));
@@ -212,24 +189,9 @@ fn places<V: Lanes, const P: usize>(block: Block<P>, body: impl Fn(Simd<V>, At, 
             let lanes = V::N.min(block.cols - j);
             let mut c = [V::splat(0.0); P];
             for (v, from) in c.iter_mut().zip(block.c) {
-                *v = s.load(
-                    In::at(from, block.ld),
-                    At {
-                        row: i,
-                        i: j,
-                        lanes,
-                    },
-                );
+                *v = s.load(In::at(from, block.ld), At { row: i, i: j, lanes });
             }
-            body(
-                s,
-                At {
-                    row: block.row + i,
-                    i: block.col + j,
-                    lanes,
-                },
-                c,
-            );
+            body(s, At { row: block.row + i, i: block.col + j, lanes }, c);
         }
     }
 }

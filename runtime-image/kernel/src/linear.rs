@@ -31,15 +31,9 @@ pub struct Epilogue<'a> {
 
 impl Epilogue<'_> {
     /// The bare product.
-    pub const NONE: Epilogue<'static> = Epilogue {
-        bias: None,
-        add: false,
-    };
+    pub const NONE: Epilogue<'static> = Epilogue { bias: None, add: false };
     /// Add the product to what is there.
-    pub const ADD: Epilogue<'static> = Epilogue {
-        bias: None,
-        add: true,
-    };
+    pub const ADD: Epilogue<'static> = Epilogue { bias: None, add: true };
 }
 
 /// Widest rows that are read in place as a right operand; wider ones are copied
@@ -53,11 +47,7 @@ fn shared(y: &mut [f32], n: usize) -> Shared<Out> {
 }
 
 fn check(name: &str, what: &str, len: usize, rows: usize, cols: usize) {
-    assert_eq!(
-        len,
-        rows * cols,
-        "{name}: {what} [{rows}, {cols}] has {len} values"
-    );
+    assert_eq!(len, rows * cols, "{name}: {what} [{rows}, {cols}] has {len} values");
 }
 
 /// `y[t,n] = [y +] (x[t,k] · w[n,k]ᵀ [+ bias])`.
@@ -105,9 +95,7 @@ pub fn linear_swiglu(
     dims: Dims,
 ) {
     with_packed(cpu, w_gate, dims, |gate| {
-        with_packed(cpu, w_up, dims, |up| {
-            forward_swiglu(cpu, x, [gate, up], h, keep, dims.t)
-        });
+        with_packed(cpu, w_up, dims, |up| forward_swiglu(cpu, x, [gate, up], h, keep, dims.t));
     });
 }
 
@@ -146,11 +134,7 @@ pub fn linear_dx(
     let Dims { t, k, n } = dims;
     w.check(n, k);
     check("linear_dx", "dy", dy.len(), t, n);
-    let a = Left {
-        p: dy.as_ptr(),
-        row: n,
-        step: 1,
-    };
+    let a = Left { p: dy.as_ptr(), row: n, step: 1 };
     match w {
         Weight::F32(w) => rows_product(cpu, "linear_dx", t, a, w, (n, k), dx, accumulate),
         w => scratch(n * k, |space| {
@@ -168,11 +152,7 @@ pub fn linear_dw(cpu: &Cpu, dy: &[f32], x: &[f32], dw: &mut [f32], dims: Dims, a
     let Dims { t, k, n } = dims;
     check("linear_dw", "dy", dy.len(), t, n);
     check("linear_dw", "x", x.len(), t, k);
-    let a = Left {
-        p: dy.as_ptr(),
-        row: 1,
-        step: n,
-    };
+    let a = Left { p: dy.as_ptr(), row: 1, step: n };
     rows_product(cpu, "linear_dw", n, a, x, (t, k), dw, accumulate);
 }
 
@@ -181,11 +161,7 @@ fn with_packed(cpu: &Cpu, w: Weight<'_>, dims: Dims, f: impl FnOnce(Operand)) {
     w.check(n, k);
     scratch(packed_len(cpu, n, k), |panels| {
         pack(cpu, w, n, k, panels);
-        f(Operand {
-            panels: Panels::F32(panels.as_ptr()),
-            k,
-            n,
-        });
+        f(Operand { panels: Panels::F32(panels.as_ptr()), k, n });
     });
 }
 
@@ -197,11 +173,7 @@ fn forward(cpu: &Cpu, x: &[f32], b: Operand, y: &mut [f32], t: usize, epilogue: 
         check("linear", "bias", bias.len(), 1, b.n);
     }
     let y = shared(y, b.n);
-    let a = Left {
-        p: x.as_ptr(),
-        row: b.k,
-        step: 1,
-    };
+    let a = Left { p: x.as_ptr(), row: b.k, step: 1 };
     let finish = |block| {
         let y = y.get();
         finish(cpu.isa(), block, bias.map(common), add.then(|| y.read()), y);
@@ -227,11 +199,7 @@ fn forward_swiglu(
         check("linear_swiglu", "up", up.len(), t, n);
         (shared(gate, n), shared(up, n))
     });
-    let a = Left {
-        p: x.as_ptr(),
-        row: k,
-        step: 1,
-    };
+    let a = Left { p: x.as_ptr(), row: k, step: 1 };
     let finish = |block| {
         let keep = keep.as_ref().map(|(gate, up)| (gate.get(), up.get()));
         finish_swiglu(cpu.isa(), block, h.get(), keep);
@@ -273,11 +241,7 @@ fn rows_product(
         let panels = if n > IN_PLACE {
             Panels::F32(space.as_ptr())
         } else {
-            Panels::InPlace {
-                rows: b.as_ptr(),
-                ld: n,
-                last: space.as_ptr(),
-            }
+            Panels::InPlace { rows: b.as_ptr(), ld: n, last: space.as_ptr() }
         };
         // SAFETY: the lengths were checked, and the slices are borrowed until this returns.
         unsafe { multiply(cpu, m, a, [Operand { panels, k, n }], finish) }

@@ -19,13 +19,9 @@ const TASK: usize = 1 << 14;
 pub fn cross_entropy(cpu: &Cpu, logits: &mut [f32], targets: &[u32], nll: &mut [f32], scale: f32) {
     let (v, many) = split(logits.len(), targets, nll);
     let work = logits.len() * 32;
-    let parts = logits
-        .chunks_mut((many * v).max(1))
-        .zip(targets.chunks(many))
-        .zip(nll.chunks_mut(many));
-    cpu.each(work, parts, |((x, targets), nll)| {
-        gradient_rows(cpu.isa(), x, targets, nll, scale)
-    });
+    let parts =
+        logits.chunks_mut((many * v).max(1)).zip(targets.chunks(many)).zip(nll.chunks_mut(many));
+    cpu.each(work, parts, |((x, targets), nll)| gradient_rows(cpu.isa(), x, targets, nll, scale));
 }
 
 /// The losses of [`cross_entropy`] alone, the same bits; logits stay.
@@ -34,13 +30,9 @@ pub fn cross_entropy(cpu: &Cpu, logits: &mut [f32], targets: &[u32], nll: &mut [
 /// As [`cross_entropy`].
 pub fn cross_entropy_loss(cpu: &Cpu, logits: &[f32], targets: &[u32], nll: &mut [f32]) {
     let (v, many) = split(logits.len(), targets, nll);
-    let parts = logits
-        .chunks((many * v).max(1))
-        .zip(targets.chunks(many))
-        .zip(nll.chunks_mut(many));
-    cpu.each(logits.len() * 24, parts, |((x, targets), nll)| {
-        loss_rows(cpu.isa(), x, targets, nll)
-    });
+    let parts =
+        logits.chunks((many * v).max(1)).zip(targets.chunks(many)).zip(nll.chunks_mut(many));
+    cpu.each(logits.len() * 24, parts, |((x, targets), nll)| loss_rows(cpu.isa(), x, targets, nll));
 }
 
 /// Checks shapes; the vocabulary and the rows of a task.
@@ -48,12 +40,7 @@ fn split(len: usize, targets: &[u32], nll: &[f32]) -> (usize, usize) {
     let t = targets.len();
     let v = len / t.max(1);
     assert_eq!(len, t * v, "cross_entropy: {len} logits for {t} targets");
-    assert_eq!(
-        nll.len(),
-        t,
-        "cross_entropy: {} losses for {t} targets",
-        nll.len()
-    );
+    assert_eq!(nll.len(), t, "cross_entropy: {} losses for {t} targets", nll.len());
     assert!(v <= 1 << 24, "cross_entropy: a vocabulary of {v}");
     if let Some(wrong) = targets.iter().find(|&&y| y != IGNORE && y as usize >= v) {
         panic!("cross_entropy: target {wrong} in a vocabulary of {v}");

@@ -12,11 +12,7 @@ const BLOCK: usize = 64;
 const TASK: usize = 1 << 14;
 
 fn check(name: &str, what: &str, len: usize, rows: usize, width: usize) {
-    assert_eq!(
-        len,
-        rows * width,
-        "{name}: {what} [{rows}, {width}] has {len} values"
-    );
+    assert_eq!(len, rows * width, "{name}: {what} [{rows}, {width}] has {len} values");
 }
 
 /// `y = x · rstd · gain` with `rstd = 1/√(mean(x²) + eps)` kept for the backward pass.
@@ -30,13 +26,8 @@ pub fn rms_norm(cpu: &Cpu, x: &[f32], gain: &[f32], y: &mut [f32], rstd: &mut [f
     check("rms_norm", "x", x.len(), rstd.len(), n);
     check("rms_norm", "y", y.len(), rstd.len(), n);
     let many = (TASK / n.max(1)).max(1);
-    let parts = x
-        .chunks(many * n)
-        .zip(y.chunks_mut(many * n))
-        .zip(rstd.chunks_mut(many));
-    cpu.each(x.len() * 4, parts, |((x, y), rstd)| {
-        forward(cpu.isa(), x, gain, y, rstd, eps)
-    });
+    let parts = x.chunks(many * n).zip(y.chunks_mut(many * n)).zip(rstd.chunks_mut(many));
+    cpu.each(x.len() * 4, parts, |((x, y), rstd)| forward(cpu.isa(), x, gain, y, rstd, eps));
 }
 
 #[inline(always)]
@@ -95,13 +86,8 @@ fn backward_lanes<V: Lanes>(
     accumulate: bool,
 ) {
     let (n, count) = (gain.len(), rstd.len());
-    let (x, gain, rstd, dy, dx) = (
-        rows(x, n),
-        common(gain),
-        rows(rstd, 1),
-        rows(dy, n),
-        rows_mut(dx, n),
-    );
+    let (x, gain, rstd, dy, dx) =
+        (rows(x, n), common(gain), rows(rstd, 1), rows(dy, n), rows_mut(dx, n));
     for row in 0..count {
         let before = accumulate.then(|| dx.read());
         bodies::rms_norm_backward(Simd::<V>::row(row, n), x, gain, rstd, dy, before, dx);
@@ -135,11 +121,7 @@ on_every_isa! { fn gain_block = gain_block_lanes(x: &[f32], rstd: &[f32], dy: &[
 /// `x` is not a whole number of rows.
 pub fn column_sum(cpu: &Cpu, x: &[f32], sum: &mut [f32]) {
     let n = sum.len();
-    assert!(
-        x.len().is_multiple_of(n.max(1)),
-        "column_sum: {} values in rows of {n}",
-        x.len()
-    );
+    assert!(x.len().is_multiple_of(n.max(1)), "column_sum: {} values in rows of {n}", x.len());
     column_blocks(cpu, x.len() / n.max(1), sum, |first, end, partial| {
         sum_columns(
             cpu.isa(),
@@ -186,23 +168,11 @@ fn column_blocks(
 fn each_columns<V: Lanes>(n: usize, rows: Rows<'_>, f: impl Fn(Columns<'_, V>)) {
     let mut i = 0;
     while i + V::N <= n {
-        f(Columns {
-            i,
-            lanes: V::N,
-            rows,
-            result: 0,
-            v: PhantomData,
-        });
+        f(Columns { i, lanes: V::N, rows, result: 0, v: PhantomData });
         i += V::N;
     }
     if i < n {
-        f(Columns {
-            i,
-            lanes: n - i,
-            rows,
-            result: 0,
-            v: PhantomData,
-        });
+        f(Columns { i, lanes: n - i, rows, result: 0, v: PhantomData });
     }
 }
 

@@ -24,17 +24,9 @@ fn map<V: Lanes>(n: usize, body: impl Fn(Simd<V>, At)) {
 /// # Panics
 /// Lengths differ.
 pub fn swiglu(cpu: &Cpu, gate: &[f32], up: &[f32], h: &mut [f32]) {
-    assert!(
-        gate.len() == h.len() && up.len() == h.len(),
-        "swiglu: lengths differ"
-    );
-    let parts = gate
-        .chunks(CHUNK)
-        .zip(up.chunks(CHUNK))
-        .zip(h.chunks_mut(CHUNK));
-    cpu.each(gate.len() * 16, parts, |((gate, up), h)| {
-        swiglu_chunk(cpu.isa(), gate, up, h)
-    });
+    assert!(gate.len() == h.len() && up.len() == h.len(), "swiglu: lengths differ");
+    let parts = gate.chunks(CHUNK).zip(up.chunks(CHUNK)).zip(h.chunks_mut(CHUNK));
+    cpu.each(gate.len() * 16, parts, |((gate, up), h)| swiglu_chunk(cpu.isa(), gate, up, h));
 }
 
 #[inline(always)]
@@ -66,13 +58,8 @@ pub fn swiglu_backward(
         [gate.len(), up.len(), dgate.len(), dup.len()] == [n; 4],
         "swiglu_backward: lengths differ"
     );
-    let inputs = gate
-        .chunks(CHUNK)
-        .zip(up.chunks(CHUNK))
-        .zip(dh.chunks(CHUNK));
-    let parts = inputs
-        .zip(dgate.chunks_mut(CHUNK))
-        .zip(dup.chunks_mut(CHUNK));
+    let inputs = gate.chunks(CHUNK).zip(up.chunks(CHUNK)).zip(dh.chunks(CHUNK));
+    let parts = inputs.zip(dgate.chunks_mut(CHUNK)).zip(dup.chunks_mut(CHUNK));
     cpu.each(n * 24, parts, |((((gate, up), dh), dgate), dup)| {
         swiglu_backward_chunk(cpu.isa(), gate, up, dh, dgate, dup);
     });
@@ -131,9 +118,7 @@ pub fn rope(
     );
     let many = (CHUNK / width.max(1)).max(1);
     let work = x.len() * 4;
-    let parts = x
-        .chunks_mut((many * width).max(1))
-        .zip(positions.chunks(many));
+    let parts = x.chunks_mut((many * width).max(1)).zip(positions.chunks(many));
     cpu.each(work, parts, |(x, positions)| {
         rope_rows(cpu.isa(), x, cos, sin, positions, half, inverse)
     });
@@ -152,10 +137,7 @@ fn rope_lanes<V: Lanes>(
     let sign = if inverse { -1.0 } else { 1.0 };
     for (x, &position) in x.chunks_exact_mut(heads * 2 * half).zip(positions) {
         let table = position as usize * half;
-        let (cos, sin) = (
-            rows(&cos[table..][..half], 0),
-            rows(&sin[table..][..half], 0),
-        );
+        let (cos, sin) = (rows(&cos[table..][..half], 0), rows(&sin[table..][..half], 0));
         for head in x.chunks_exact_mut(2 * half) {
             let (a, b) = head.split_at_mut(half);
             let (a, b) = (rows_mut(a, 0), rows_mut(b, 0));
@@ -206,18 +188,10 @@ pub struct AdamW {
 /// Lengths differ.
 pub fn adamw(cpu: &Cpu, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: &AdamW) {
     let n = p.len();
-    assert!(
-        [g.len(), m.len(), v.len()] == [n; 3],
-        "adamw: lengths differ"
-    );
-    let parts = p
-        .chunks_mut(CHUNK)
-        .zip(g.chunks(CHUNK))
-        .zip(m.chunks_mut(CHUNK))
-        .zip(v.chunks_mut(CHUNK));
-    cpu.each(n * 16, parts, |(((p, g), m), v)| {
-        adamw_chunk(cpu.isa(), p, g, m, v, c)
-    });
+    assert!([g.len(), m.len(), v.len()] == [n; 3], "adamw: lengths differ");
+    let parts =
+        p.chunks_mut(CHUNK).zip(g.chunks(CHUNK)).zip(m.chunks_mut(CHUNK)).zip(v.chunks_mut(CHUNK));
+    cpu.each(n * 16, parts, |(((p, g), m), v)| adamw_chunk(cpu.isa(), p, g, m, v, c));
 }
 
 #[inline(always)]
@@ -236,9 +210,7 @@ on_every_isa! { fn adamw_chunk = adamw_lanes(p: &mut [f32], g: &[f32], m: &mut [
 pub fn sum_squares(cpu: &Cpu, x: &[f32]) -> f64 {
     scratch(x.len().div_ceil(CHUNK), |partials| {
         let parts = x.chunks(CHUNK).zip(partials.chunks_mut(1));
-        cpu.each(x.len() * 4, parts, |(x, sum)| {
-            sum_squares_chunk(cpu.isa(), x, sum)
-        });
+        cpu.each(x.len() * 4, parts, |(x, sum)| sum_squares_chunk(cpu.isa(), x, sum));
         partials.iter().map(|&p| f64::from(p)).sum()
     })
 }
@@ -251,9 +223,7 @@ on_every_isa! { fn sum_squares_chunk = sum_squares_lanes(x: &[f32], sum: &mut [f
 
 /// `x ← x · s`.
 pub fn scale(cpu: &Cpu, x: &mut [f32], s: f32) {
-    cpu.each(x.len() * 4, x.chunks_mut(CHUNK), |x| {
-        scale_chunk(cpu.isa(), x, s)
-    });
+    cpu.each(x.len() * 4, x.chunks_mut(CHUNK), |x| scale_chunk(cpu.isa(), x, s));
 }
 
 #[inline(always)]
@@ -274,11 +244,9 @@ on_every_isa! { fn scale_chunk = scale_lanes(x: &mut [f32], factor: f32) }
 /// Lengths differ.
 pub fn add(cpu: &Cpu, x: &[f32], y: &mut [f32]) {
     assert_eq!(x.len(), y.len(), "add: lengths differ");
-    cpu.each(
-        x.len() * 4,
-        x.chunks(CHUNK).zip(y.chunks_mut(CHUNK)),
-        |(x, y)| add_chunk(cpu.isa(), x, y),
-    );
+    cpu.each(x.len() * 4, x.chunks(CHUNK).zip(y.chunks_mut(CHUNK)), |(x, y)| {
+        add_chunk(cpu.isa(), x, y)
+    });
 }
 
 #[inline(always)]

@@ -18,10 +18,7 @@ pub(crate) struct Left {
 impl Left {
     /// The operand from row `i` and step `p` on.
     pub(crate) fn from(self, i: usize, p: usize) -> Left {
-        Left {
-            p: self.p.wrapping_add(i * self.row + p * self.step),
-            ..self
-        }
+        Left { p: self.p.wrapping_add(i * self.row + p * self.step), ..self }
     }
 }
 
@@ -74,15 +71,7 @@ fn product_lanes<V: Lanes>(
             let load = identity(
                 #[inline(always)]
                 |p: usize, i: usize| {
-                    dequantize_q8_0(
-                        Simd::<V>::row(0, 0),
-                        w,
-                        At {
-                            row: p,
-                            i,
-                            lanes: V::N,
-                        },
-                    )
+                    dequantize_q8_0(Simd::<V>::row(0, 0), w, At { row: p, i, lanes: V::N })
                 },
             );
             columns::<V, _>(m, registers, k, a, load, c, ldc, carry);
@@ -167,6 +156,7 @@ fn down<V: Lanes, B: Fn(usize, usize) -> V + Copy, const W: usize>(
 
 /// M × W registers of C. Plain loops: what a closure in a library function does is
 /// not compiled with this function's instructions.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 fn tile<V: Lanes, B: Fn(usize, usize) -> V, const M: usize, const W: usize>(
     k: usize,

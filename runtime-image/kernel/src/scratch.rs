@@ -27,10 +27,7 @@ pub(crate) fn floats(lines: &mut [Line]) -> &mut [f32] {
 pub(crate) fn scratch<R>(len: usize, f: impl FnOnce(&mut [f32]) -> R) -> R {
     // The smallest that is long enough, or else the longest, to be replaced.
     let mut kept = KEPT.with_borrow_mut(|all| {
-        let long = all
-            .iter()
-            .position(|v| v.len() * 16 >= len)
-            .or(all.len().checked_sub(1));
+        let long = all.iter().position(|v| v.len() * 16 >= len).or(all.len().checked_sub(1));
         long.map(|i| all.remove(i)).unwrap_or_default()
     });
     if kept.len() * 16 < len {

@@ -36,35 +36,23 @@ pub(crate) struct Out {
 /// Rows of `n` numbers each. Whoever makes one promises that the programs it is
 /// given to stay within `x`.
 pub(crate) fn rows(x: &[f32], n: usize) -> In {
-    In {
-        p: x.as_ptr(),
-        ld: n,
-    }
+    In { p: x.as_ptr(), ld: n }
 }
 
 /// [`rows`] to write; it may be read too.
 pub(crate) fn rows_mut(x: &mut [f32], n: usize) -> Out {
-    Out {
-        p: x.as_mut_ptr(),
-        ld: n,
-    }
+    Out { p: x.as_mut_ptr(), ld: n }
 }
 
 /// One vector common to all rows.
 pub(crate) fn common(x: &[f32]) -> In {
-    In {
-        p: x.as_ptr(),
-        ld: 0,
-    }
+    In { p: x.as_ptr(), ld: 0 }
 }
 
 impl Out {
     /// The same place to read from.
     pub(crate) fn read(self) -> In {
-        In {
-            p: self.p,
-            ld: self.ld,
-        }
+        In { p: self.p, ld: self.ld }
     }
 
     /// Rows from `p` on, `ld` apart.
@@ -92,11 +80,7 @@ impl<V: Lanes> Simd<V> {
     /// The program of `row`, `n` elements wide.
     #[inline(always)]
     pub(crate) fn row(row: usize, n: usize) -> Simd<V> {
-        Simd {
-            row,
-            n,
-            lanes: PhantomData,
-        }
+        Simd { row, n, lanes: PhantomData }
     }
 
     /// Registers that make up the virtual lanes.
@@ -114,29 +98,14 @@ impl<V: Lanes> Simd<V> {
         let mut i = 0;
         while i + LANES <= self.n {
             for (r, acc) in acc.iter_mut().enumerate().take(Self::REGISTERS) {
-                *acc = join(
-                    f(At {
-                        row: self.row,
-                        i: i + r * V::N,
-                        lanes: V::N,
-                    }),
-                    *acc,
-                );
+                *acc = join(f(At { row: self.row, i: i + r * V::N, lanes: V::N }), *acc);
             }
             i += LANES;
         }
         for acc in acc.iter_mut().take(Self::REGISTERS) {
             if i < self.n {
                 let lanes = V::N.min(self.n - i);
-                *acc = join(
-                    f(At {
-                        row: self.row,
-                        i,
-                        lanes,
-                    })
-                    .keep(lanes, identity),
-                    *acc,
-                );
+                *acc = join(f(At { row: self.row, i, lanes }).keep(lanes, identity), *acc);
                 i += V::N;
             }
         }
@@ -171,11 +140,7 @@ impl<V: Lanes> Body for Simd<V> {
         // SAFETY: the maker of `x` promised these elements.
         unsafe {
             let p = x.p.add(at.row * x.ld + at.i);
-            if at.lanes == V::N {
-                V::load(p)
-            } else {
-                V::load_some(p, at.lanes)
-            }
+            if at.lanes == V::N { V::load(p) } else { V::load_some(p, at.lanes) }
         }
     }
     #[inline(always)]
@@ -183,11 +148,7 @@ impl<V: Lanes> Body for Simd<V> {
         // SAFETY: the maker of `y` promised these elements.
         unsafe {
             let p = y.p.add(at.row * y.ld + at.i);
-            if at.lanes == V::N {
-                v.store(p)
-            } else {
-                v.store_some(p, at.lanes)
-            }
+            if at.lanes == V::N { v.store(p) } else { v.store_some(p, at.lanes) }
         }
     }
 }
@@ -237,19 +198,11 @@ impl<V: Lanes> Row for Simd<V> {
     fn each(self, f: impl Fn(At)) {
         let mut i = 0;
         while i + V::N <= self.n {
-            f(At {
-                row: self.row,
-                i,
-                lanes: V::N,
-            });
+            f(At { row: self.row, i, lanes: V::N });
             i += V::N;
         }
         if i < self.n {
-            f(At {
-                row: self.row,
-                i,
-                lanes: self.n - i,
-            });
+            f(At { row: self.row, i, lanes: self.n - i });
         }
     }
 }
@@ -318,22 +271,12 @@ impl<V: Lanes> Fold for Columns<'_, V> {
         match self.rows {
             Rows::Block(first, end) => {
                 for row in first..end {
-                    acc = acc
-                        + f(At {
-                            row,
-                            i: self.i,
-                            lanes: self.lanes,
-                        });
+                    acc = acc + f(At { row, i: self.i, lanes: self.lanes });
                 }
             }
             Rows::List(list) => {
                 for &row in list {
-                    acc = acc
-                        + f(At {
-                            row: row as usize,
-                            i: self.i,
-                            lanes: self.lanes,
-                        });
+                    acc = acc + f(At { row: row as usize, i: self.i, lanes: self.lanes });
                 }
             }
         }
@@ -341,11 +284,7 @@ impl<V: Lanes> Fold for Columns<'_, V> {
     }
     #[inline(always)]
     fn result(self) -> At {
-        At {
-            row: self.result,
-            i: self.i,
-            lanes: self.lanes,
-        }
+        At { row: self.result, i: self.i, lanes: self.lanes }
     }
 }
 

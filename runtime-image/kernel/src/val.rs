@@ -58,13 +58,7 @@ pub trait Val:
         let r = n.fma(x.lit(-0.693_359_4), x);
         let r = n.fma(x.lit(2.121_944_4e-4), r);
         let mut p = x.lit(1.987_569_1e-4);
-        for c in [
-            1.398_199_9e-3,
-            8.333_452e-3,
-            4.166_579_6e-2,
-            1.666_666_5e-1,
-            0.5,
-        ] {
+        for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
             p = p.fma(r, x.lit(c));
         }
         let e = (p * r).fma(r, r) + x.lit(1.0);
@@ -78,9 +72,7 @@ pub trait Val:
         // self = m · 2ⁿ with √½ ≤ m < √2, so that ln m has no cancellation with n·ln 2.
         let n = self.exponent();
         let m = self.ldexp(-n);
-        let half = self
-            .lit(std::f32::consts::SQRT_2)
-            .if_lt(m, self.lit(1.0), self.lit(0.0));
+        let half = self.lit(std::f32::consts::SQRT_2).if_lt(m, self.lit(1.0), self.lit(0.0));
         let (n, m) = (n + half, m.ldexp(-half));
         let r = m - self.lit(1.0);
         let z = r * r;

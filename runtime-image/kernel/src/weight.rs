@@ -14,7 +14,7 @@ pub const Q8_0_BYTES: usize = 34;
 
 /// Rows that a packed weight is filled up to a multiple of: every instruction set's
 /// panels divide it, so its bytes can be planned without knowing the machine.
-pub const PACKED_ROWS: usize = 48;
+pub(crate) const PACKED_ROWS: usize = 48;
 
 /// A weight matrix `[N, K]`, row-major, in the type it is kept in.
 #[derive(Clone, Copy, Debug)]
@@ -51,12 +51,7 @@ impl<'a> Weight<'a> {
 
     /// Panics unless this is an `[n, k]` matrix.
     pub(crate) fn check(&self, n: usize, k: usize) {
-        assert_eq!(
-            self.values(),
-            n * k,
-            "a weight [{n}, {k}] has {} values",
-            self.values()
-        );
+        assert_eq!(self.values(), n * k, "a weight [{n}, {k}] has {} values", self.values());
         if let Weight::Q8_0(w) = self {
             assert!(
                 k.is_multiple_of(Q8_0_VALUES),
@@ -77,13 +72,7 @@ impl<'a> Weight<'a> {
 /// # Panics
 /// `out` holds another number of values than `w`.
 pub fn dequantize(w: Weight<'_>, out: &mut [f32]) {
-    assert_eq!(
-        w.values(),
-        out.len(),
-        "dequantize: {} values into {}",
-        w.values(),
-        out.len()
-    );
+    assert_eq!(w.values(), out.len(), "dequantize: {} values into {}", w.values(), out.len());
     match w {
         Weight::F32(w) => out.copy_from_slice(w),
         Weight::Bf16(w) => {
@@ -92,10 +81,7 @@ pub fn dequantize(w: Weight<'_>, out: &mut [f32]) {
             }
         }
         Weight::Q8_0(w) => {
-            for (out, block) in out
-                .chunks_exact_mut(Q8_0_VALUES)
-                .zip(w.chunks_exact(Q8_0_BYTES))
-            {
+            for (out, block) in out.chunks_exact_mut(Q8_0_VALUES).zip(w.chunks_exact(Q8_0_BYTES)) {
                 let scale = scale_of(block);
                 for (out, &byte) in out.iter_mut().zip(&block[2..]) {
                     *out = scale * f32::from(byte as i8);
@@ -121,10 +107,7 @@ pub fn quantize_q8_0(x: &[f32], out: &mut [u8]) {
         x.len(),
         out.len()
     );
-    for (x, block) in x
-        .chunks_exact(Q8_0_VALUES)
-        .zip(out.chunks_exact_mut(Q8_0_BYTES))
-    {
+    for (x, block) in x.chunks_exact(Q8_0_VALUES).zip(out.chunks_exact_mut(Q8_0_BYTES)) {
         let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
         let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
         block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
@@ -188,12 +171,7 @@ impl PackedWeight {
                 Packed::Q8_0 { bytes, scales }
             }
         };
-        PackedWeight {
-            n,
-            k,
-            width,
-            panels,
-        }
+        PackedWeight { n, k, width, panels }
     }
 
     /// Features out.
@@ -256,11 +234,7 @@ impl PackedWeight {
             Packed::Bf16(p) => Panels::Bf16(p.as_ptr()),
             Packed::Q8_0 { bytes, scales } => Panels::Q8_0(bytes.as_ptr(), scales.as_ptr()),
         };
-        Operand {
-            panels,
-            k: self.k,
-            n: self.n,
-        }
+        Operand { panels, k: self.k, n: self.n }
     }
 }
 
@@ -272,9 +246,7 @@ pub(crate) fn packed_len(cpu: &Cpu, n: usize, k: usize) -> usize {
 /// `w[n, k]` transposed into f32 panels, the last padded with zeros.
 pub(crate) fn pack(cpu: &Cpu, w: Weight<'_>, n: usize, k: usize, to: &mut [f32]) {
     let (isa, width) = (cpu.isa(), panel_width(cpu.isa()));
-    let panels = to[..packed_len(cpu, n, k)]
-        .chunks_mut((width * k).max(1))
-        .enumerate();
+    let panels = to[..packed_len(cpu, n, k)].chunks_mut((width * k).max(1)).enumerate();
     cpu.each(n * k * 8, panels, |(j, to)| {
         let (first, end) = (j * width, ((j + 1) * width).min(n));
         if end - first < width {

@@ -6,13 +6,7 @@ use common::{everywhere, near, same_bits, values, wide};
 use petaflop_kernel::*;
 
 fn dims(batch: usize, seq: usize, heads: usize, kv_heads: usize, head_dim: usize) -> AttentionDims {
-    AttentionDims {
-        batch,
-        seq,
-        heads,
-        kv_heads,
-        head_dim,
-    }
+    AttentionDims { batch, seq, heads, kv_heads, head_dim }
 }
 
 /// Outputs and log-sum-exps, two passes over a full row of scores.
@@ -142,19 +136,16 @@ fn paged_rows_have_the_bits_of_the_contiguous_form_in_every_batch() {
         let (wide, narrow) = (heads * d, kv_heads * d);
         // Blocks are handed out in a scrambled order; unused tokens hold NaN.
         let total: usize = lengths.iter().map(|n| n.div_ceil(KV_BLOCK)).sum();
-        let scattered: Vec<u32> = (0..total as u32)
-            .map(|i| (i * 7 + 3) % total as u32)
-            .collect();
-        assert!(total % 7 != 0, "7 must not divide the number of blocks");
+        let scattered: Vec<u32> = (0..total as u32).map(|i| (i * 7 + 3) % total as u32).collect();
+        assert!(!total.is_multiple_of(7), "7 must not divide the number of blocks");
         let [mut k_cache, mut v_cache] =
             [(); 2].map(|()| vec![f32::NAN; total * KV_BLOCK * narrow]);
         let (mut tables, mut data, mut next) = (vec![], vec![], 0);
         for (i, &n) in lengths.iter().enumerate() {
             let blocks = &scattered[next..next + n.div_ceil(KV_BLOCK)];
             next += blocks.len();
-            let slots: Vec<u32> = (0..n as u32)
-                .map(|j| blocks[j as usize / 16] * 16 + j % 16)
-                .collect();
+            let slots: Vec<u32> =
+                (0..n as u32).map(|j| blocks[j as usize / 16] * 16 + j % 16).collect();
             let seed = 10 * i as u64;
             let [q, k, v] =
                 [(wide, 1), (narrow, 2), (narrow, 3)].map(|(w, s)| values(n * w, seed + s));
@@ -208,11 +199,7 @@ fn paged_rows_have_the_bits_of_the_contiguous_form_in_every_batch() {
                 }
                 let sequences: Vec<PagedSequence<'_>> = plan
                     .iter()
-                    .map(|&(s, rows, context)| PagedSequence {
-                        rows,
-                        context,
-                        blocks: tables[s],
-                    })
+                    .map(|&(s, rows, context)| PagedSequence { rows, context, blocks: tables[s] })
                     .collect();
                 let mut out = vec![0.0; q.len()];
                 attention_paged(
@@ -229,21 +216,6 @@ fn paged_rows_have_the_bits_of_the_contiguous_form_in_every_batch() {
 #[should_panic(expected = "sequence 0 (1 rows, context 17) does not fit")]
 fn a_block_table_that_is_too_short_is_named() {
     let cpu = Cpu::new(None, 1).expect("the best variant");
-    let s = [PagedSequence {
-        rows: 1,
-        context: 17,
-        blocks: &[0],
-    }];
-    attention_paged(
-        &cpu,
-        &[0.0; 2],
-        &[0.0; 64],
-        &[0.0; 64],
-        &mut [0.0; 2],
-        &s,
-        1,
-        1,
-        2,
-        1.0,
-    );
+    let s = [PagedSequence { rows: 1, context: 17, blocks: &[0] }];
+    attention_paged(&cpu, &[0.0; 2], &[0.0; 64], &[0.0; 64], &mut [0.0; 2], &s, 1, 1, 2, 1.0);
 }

@@ -43,37 +43,16 @@ const SHAPES: [(usize, usize, usize); 12] = [
 #[test]
 fn forward_with_every_epilogue() {
     for (t, k, n) in SHAPES {
-        let (x, w, bias, y0) = (
-            values(t * k, 1),
-            values(n * k, 2),
-            values(n, 3),
-            values(t * n, 4),
-        );
+        let (x, w, bias, y0) = (values(t * k, 1), values(n * k, 2), values(n, 3), values(t * n, 4));
         let dims = Dims { t, k, n };
-        let plain = product(
-            t,
-            n,
-            k,
-            |i, p| x[i * k + p].into(),
-            |p, j| w[j * k + p].into(),
-        );
-        for (bias, add) in [
-            (None, false),
-            (Some(&bias[..]), false),
-            (None, true),
-            (Some(&bias[..]), true),
-        ] {
+        let plain = product(t, n, k, |i, p| x[i * k + p].into(), |p, j| w[j * k + p].into());
+        for (bias, add) in
+            [(None, false), (Some(&bias[..]), false), (None, true), (Some(&bias[..]), true)]
+        {
             let what = format!("linear {t}×{k}×{n}, bias {}, add {add}", bias.is_some());
             let got = everywhere(&what, |cpu| {
                 let (mut y, mut packed) = (y0.clone(), y0.clone());
-                linear(
-                    cpu,
-                    &x,
-                    Weight::F32(&w),
-                    &mut y,
-                    dims,
-                    Epilogue { bias, add },
-                );
+                linear(cpu, &x, Weight::F32(&w), &mut y, dims, Epilogue { bias, add });
                 let pw = PackedWeight::new(cpu, Weight::F32(&w), n, k);
                 linear_packed(cpu, &x, &pw, &mut packed, t, Epilogue { bias, add });
                 same_bits("packed", &y, &packed);
@@ -97,26 +76,12 @@ fn a_row_has_the_same_bits_in_every_batch() {
     let (x, w) = (values(t * k, 1), values(n * k, 2));
     everywhere("rows of a batch", |cpu| {
         let mut all = vec![0.0; t * n];
-        linear(
-            cpu,
-            &x,
-            Weight::F32(&w),
-            &mut all,
-            Dims { t, k, n },
-            Epilogue::NONE,
-        );
+        linear(cpu, &x, Weight::F32(&w), &mut all, Dims { t, k, n }, Epilogue::NONE);
         for rows in [1, 3, 8, 9] {
             for first in [0, 5, t - rows] {
                 let mut y = vec![0.0; rows * n];
                 let x = &x[first * k..][..rows * k];
-                linear(
-                    cpu,
-                    x,
-                    Weight::F32(&w),
-                    &mut y,
-                    Dims { t: rows, k, n },
-                    Epilogue::NONE,
-                );
+                linear(cpu, x, Weight::F32(&w), &mut y, Dims { t: rows, k, n }, Epilogue::NONE);
                 same_bits("a part of the batch", &y, &all[first * n..][..rows * n]);
             }
         }
@@ -130,20 +95,8 @@ fn gradients_of_input_and_weight() {
         let (x, w, dy) = (values(t * k, 1), values(n * k, 2), values(t * n, 3));
         let (dx0, dw0) = (values(t * k, 4), values(n * k, 5));
         let dims = Dims { t, k, n };
-        let want_dx = product(
-            t,
-            k,
-            n,
-            |i, p| dy[i * n + p].into(),
-            |p, j| w[p * k + j].into(),
-        );
-        let want_dw = product(
-            n,
-            k,
-            t,
-            |i, p| dy[p * n + i].into(),
-            |p, j| x[p * k + j].into(),
-        );
+        let want_dx = product(t, k, n, |i, p| dy[i * n + p].into(), |p, j| w[p * k + j].into());
+        let want_dw = product(n, k, t, |i, p| dy[p * n + i].into(), |p, j| x[p * k + j].into());
         for accumulate in [false, true] {
             let what = format!("gradients {t}×{k}×{n}, accumulate {accumulate}");
             let got = everywhere(&what, |cpu| {
@@ -158,18 +111,8 @@ fn gradients_of_input_and_weight() {
                     .map(|(w, &b)| w + if accumulate { f64::from(b) } else { 0.0 })
                     .collect()
             };
-            near(
-                &what,
-                &got[0],
-                &plus(&want_dx, &dx0),
-                EPS * (n as f64 + 2.0),
-            );
-            near(
-                &what,
-                &got[1],
-                &plus(&want_dw, &dw0),
-                EPS * (t as f64 + 2.0),
-            );
+            near(&what, &got[0], &plus(&want_dx, &dx0), EPS * (n as f64 + 2.0));
+            near(&what, &got[1], &plus(&want_dw, &dw0), EPS * (t as f64 + 2.0));
         }
     }
 }
@@ -190,20 +133,11 @@ fn an_accumulated_gradient_is_the_chain_plus_what_was_there() {
 
 #[test]
 fn quantised_weights_multiply_as_their_values_do() {
-    for (t, k, n) in [
-        (1, 32, 1),
-        (3, 64, 65),
-        (8, 288, 49),
-        (9, 320, 100),
-        (40, 544, 63),
-    ] {
+    for (t, k, n) in [(1, 32, 1), (3, 64, 65), (8, 288, 49), (9, 320, 100), (40, 544, 63)] {
         let (x, w) = (values(t * k, 1), values(n * k, 2));
         let mut q = vec![0u8; n * k / Q8_0_VALUES * Q8_0_BYTES];
         quantize_q8_0(&w, &mut q);
-        let bits: Vec<u16> = w
-            .iter()
-            .map(|w| half::bf16::from_f32(*w).to_bits())
-            .collect();
+        let bits: Vec<u16> = w.iter().map(|w| half::bf16::from_f32(*w).to_bits()).collect();
         for weight in [Weight::Q8_0(&q), Weight::Bf16(&bits)] {
             let mut exact = vec![0.0; n * k];
             dequantize(weight, &mut exact);
@@ -212,14 +146,7 @@ fn quantised_weights_multiply_as_their_values_do() {
             everywhere("quantised", |cpu| {
                 let [mut want, mut plain, mut packed] =
                     [const { Vec::new() }; 3].map(|_: Vec<f32>| vec![0.0; t * n]);
-                linear(
-                    cpu,
-                    &x,
-                    Weight::F32(&exact),
-                    &mut want,
-                    dims,
-                    Epilogue::NONE,
-                );
+                linear(cpu, &x, Weight::F32(&exact), &mut want, dims, Epilogue::NONE);
                 linear(cpu, &x, weight, &mut plain, dims, Epilogue::NONE);
                 let pw = PackedWeight::new(cpu, weight, n, k);
                 linear_packed(cpu, &x, &pw, &mut packed, t, Epilogue::NONE);
@@ -246,10 +173,7 @@ fn q8_0_is_off_by_half_a_step_at_most() {
         let step = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
         for (x, y) in x.iter().zip(y) {
             // The scale is stored in half precision: 2⁻¹¹ of up to 127 steps on top.
-            assert!(
-                (x - y).abs() <= step * (0.5 + 127.0 / 2048.0),
-                "{x} became {y}, step {step}"
-            );
+            assert!((x - y).abs() <= step * (0.5 + 127.0 / 2048.0), "{x} became {y}, step {step}");
         }
     }
     let mut zeros = vec![1u8; Q8_0_BYTES];
@@ -264,25 +188,9 @@ fn the_swiglu_pair_is_its_parts() {
         let dims = Dims { t, k, n };
         let got = everywhere("linear_swiglu", |cpu| {
             let [mut h, mut kept, mut g, mut u, mut packed] = [(); 5].map(|()| vec![0.0; t * n]);
-            linear_swiglu(
-                cpu,
-                &x,
-                Weight::F32(&wg),
-                Weight::F32(&wu),
-                &mut h,
-                None,
-                dims,
-            );
+            linear_swiglu(cpu, &x, Weight::F32(&wg), Weight::F32(&wu), &mut h, None, dims);
             let keep = Some((&mut g[..], &mut u[..]));
-            linear_swiglu(
-                cpu,
-                &x,
-                Weight::F32(&wg),
-                Weight::F32(&wu),
-                &mut kept,
-                keep,
-                dims,
-            );
+            linear_swiglu(cpu, &x, Weight::F32(&wg), Weight::F32(&wu), &mut kept, keep, dims);
             same_bits("kept or not", &h, &kept);
             let [pg, pu] = [&wg, &wu].map(|w| PackedWeight::new(cpu, Weight::F32(w), n, k));
             linear_swiglu_packed(cpu, &x, &pg, &pu, &mut packed, t);
@@ -294,25 +202,9 @@ fn the_swiglu_pair_is_its_parts() {
             same_bits("h", &gate, &h);
             vec![h, u]
         });
-        let gate = product(
-            t,
-            n,
-            k,
-            |i, p| x[i * k + p].into(),
-            |p, j| wg[j * k + p].into(),
-        );
-        let up = product(
-            t,
-            n,
-            k,
-            |i, p| x[i * k + p].into(),
-            |p, j| wu[j * k + p].into(),
-        );
-        let h: Vec<f64> = gate
-            .iter()
-            .zip(&up)
-            .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
-            .collect();
+        let gate = product(t, n, k, |i, p| x[i * k + p].into(), |p, j| wg[j * k + p].into());
+        let up = product(t, n, k, |i, p| x[i * k + p].into(), |p, j| wu[j * k + p].into());
+        let h: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
         near("h", &got[0], &h, 10.0 * EPS * k as f64);
         near("up", &got[1], &up, EPS * (k as f64 + 2.0));
         let _ = wide(&x);

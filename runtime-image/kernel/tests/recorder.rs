@@ -43,10 +43,7 @@ impl Recorder {
         let id = self.values;
         self.values += 1;
         self.line(&format!("%{id} = {text}"));
-        self.known
-            .last_mut()
-            .expect("a program is open")
-            .insert(text, id);
+        self.known.last_mut().expect("a program is open").insert(text, id);
         id
     }
 
@@ -67,15 +64,9 @@ struct Id<'r>(&'r RefCell<Recorder>, usize);
 
 impl<'r> Id<'r> {
     fn with(self, op: &'static str, others: &[Id<'r>]) -> Id<'r> {
-        let arguments: Vec<String> = [self]
-            .iter()
-            .chain(others)
-            .map(|v| format!("%{}", v.1))
-            .collect();
-        Id(
-            self.0,
-            self.0.borrow_mut().operation(op, &arguments.join(" ")),
-        )
+        let arguments: Vec<String> =
+            [self].iter().chain(others).map(|v| format!("%{}", v.1)).collect();
+        Id(self.0, self.0.borrow_mut().operation(op, &arguments.join(" ")))
     }
 }
 
@@ -98,10 +89,7 @@ impl<'r> Neg for Id<'r> {
 
 impl Val for Id<'_> {
     fn lit(self, x: f32) -> Self {
-        Id(
-            self.0,
-            self.0.borrow_mut().operation("const", &format!("{x:?}")),
-        )
+        Id(self.0, self.0.borrow_mut().operation("const", &format!("{x:?}")))
     }
     fn fma(self, a: Self, b: Self) -> Self {
         self.with("fma", &[a, b])
@@ -164,10 +152,7 @@ struct Rec<'r> {
 
 impl<'r> Rec<'r> {
     fn op(self, op: &'static str, arguments: &str) -> Id<'r> {
-        Id(
-            self.recorder,
-            self.recorder.borrow_mut().operation(op, arguments),
-        )
+        Id(self.recorder, self.recorder.borrow_mut().operation(op, arguments))
     }
 
     /// A loop that gives one value.
@@ -281,10 +266,7 @@ fn record(
 ) -> (String, BTreeSet<&'static str>) {
     let recorder = RefCell::new(Recorder::default());
     recorder.borrow_mut().open(title);
-    program(Rec {
-        recorder: &recorder,
-        down,
-    });
+    program(Rec { recorder: &recorder, down });
     let recorder = recorder.into_inner();
     (recorder.lines.join("\n"), recorder.used)
 }
@@ -292,14 +274,7 @@ fn record(
 fn rms_norm() -> Vec<(String, BTreeSet<&'static str>)> {
     vec![
         record("row rms_norm:", ("", ""), |r| {
-            bodies::rms_norm(
-                r,
-                Matrix("x"),
-                Vector("gain"),
-                Matrix("y"),
-                Cells("rstd"),
-                1e-5,
-            );
+            bodies::rms_norm(r, Matrix("x"), Vector("gain"), Matrix("y"), Cells("rstd"), 1e-5);
         }),
         record("row rms_norm_backward:", ("", ""), |r| {
             let (x, gain, rstd) = (Matrix("x"), Vector("gain"), Cells("rstd"));
@@ -313,41 +288,28 @@ fn rms_norm() -> Vec<(String, BTreeSet<&'static str>)> {
                 Matrix("dx"),
             );
         }),
-        record(
-            "column rms_norm_gain_grad:",
-            ("row in a block of 64", "block"),
-            |r| {
-                bodies::rms_norm_gain_grad(
-                    r,
-                    Matrix("x"),
-                    Cells("rstd"),
-                    Matrix("dy"),
-                    Matrix("partials"),
-                );
-            },
-        ),
-        record("column total of partials:", ("row in blocks", "0"), |r| {
-            bodies::sum_rows(
+        record("column rms_norm_gain_grad:", ("row in a block of 64", "block"), |r| {
+            bodies::rms_norm_gain_grad(
                 r,
+                Matrix("x"),
+                Cells("rstd"),
+                Matrix("dy"),
                 Matrix("partials"),
-                Some(Matrix("dgain")),
-                Matrix("dgain"),
             );
+        }),
+        record("column total of partials:", ("row in blocks", "0"), |r| {
+            bodies::sum_rows(r, Matrix("partials"), Some(Matrix("dgain")), Matrix("dgain"));
         }),
     ]
 }
 
 fn gemm() -> Vec<(String, BTreeSet<&'static str>)> {
-    vec![record(
-        "gemm with q8_0 weights and a SwiGLU pair:",
-        ("", ""),
-        |r| {
-            r.gemm(
-                ["gate", "up"].map(|w| move |at| bodies::dequantize_q8_0(r, w, at)),
-                |at, [gate, up]| bodies::finish_swiglu(r, at, gate, up, Matrix("h"), None),
-            );
-        },
-    )]
+    vec![record("gemm with q8_0 weights and a SwiGLU pair:", ("", ""), |r| {
+        r.gemm(
+            ["gate", "up"].map(|w| move |at| bodies::dequantize_q8_0(r, w, at)),
+            |at, [gate, up]| bodies::finish_swiglu(r, at, gate, up, Matrix("h"), None),
+        );
+    })]
 }
 
 fn embedding() -> Vec<(String, BTreeSet<&'static str>)> {
@@ -380,11 +342,7 @@ fn others() -> Vec<(String, BTreeSet<&'static str>)> {
 }
 
 fn text(programs: &[(String, BTreeSet<&'static str>)]) -> String {
-    programs
-        .iter()
-        .map(|(text, _)| text.as_str())
-        .collect::<Vec<_>>()
-        .join("\n\n")
+    programs.iter().map(|(text, _)| text.as_str()).collect::<Vec<_>>().join("\n\n")
 }
 
 #[test]
@@ -416,8 +374,5 @@ fn all_of_it_is_made_of_at_most_30_operations() {
         .flat_map(|(_, used)| used.clone())
         .collect();
     let idle: Vec<_> = OPERATIONS.iter().filter(|op| !used.contains(*op)).collect();
-    assert!(
-        idle.is_empty(),
-        "operations that no recorded kernel uses: {idle:?}"
-    );
+    assert!(idle.is_empty(), "operations that no recorded kernel uses: {idle:?}");
 }

@@ -15,9 +15,7 @@ fn differences(x: &[f64], dy: &[f64], f: impl Fn(&[f64]) -> Vec<f64>) -> Vec<f64
         x[i] += d;
         f(&x).iter().zip(dy).map(|(a, b)| a * b).sum()
     };
-    (0..x.len())
-        .map(|i| (at(i, h) - at(i, -h)) / (2.0 * h))
-        .collect()
+    (0..x.len()).map(|i| (at(i, h) - at(i, -h)) / (2.0 * h)).collect()
 }
 
 fn rms(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
@@ -40,12 +38,7 @@ fn rms_norm_forward() {
                 rms_norm(cpu, &x, &gain, &mut y, &mut rstd, 1e-5);
                 vec![y, rstd]
             });
-            near(
-                "y",
-                &got[0],
-                &rms(&wide(&x), &wide(&gain), f64::from(1e-5f32)),
-                2e-6,
-            );
+            near("y", &got[0], &rms(&wide(&x), &wide(&gain), f64::from(1e-5f32)), 2e-6);
         }
     }
 }
@@ -60,16 +53,7 @@ fn rms_norm_gradients() {
             rms_norm(cpu, &x, &gain, &mut y, &mut rstd, 1e-2);
             let (mut dx, mut added, mut dgain) = (vec![9.0; t * n], dx0.clone(), dgain0.clone());
             rms_norm_backward(cpu, &x, &gain, &rstd, &dy, &mut dx, false, None);
-            rms_norm_backward(
-                cpu,
-                &x,
-                &gain,
-                &rstd,
-                &dy,
-                &mut added,
-                true,
-                Some(&mut dgain),
-            );
+            rms_norm_backward(cpu, &x, &gain, &rstd, &dy, &mut added, true, Some(&mut dgain));
             let sum: Vec<f32> = dx.iter().zip(&dx0).map(|(a, b)| b + a).collect();
             same_bits("accumulated dx", &sum, &added);
             vec![dx, dgain]
@@ -77,11 +61,7 @@ fn rms_norm_gradients() {
         let eps = f64::from(1e-2f32);
         let dx = differences(&wide(&x), &wide(&dy), |x| rms(x, &wide(&gain), eps));
         let dgain = differences(&wide(&gain), &wide(&dy), |g| rms(&wide(&x), g, eps));
-        let dgain: Vec<f64> = dgain
-            .iter()
-            .zip(&dgain0)
-            .map(|(a, &b)| a + f64::from(b))
-            .collect();
+        let dgain: Vec<f64> = dgain.iter().zip(&dgain0).map(|(a, &b)| a + f64::from(b)).collect();
         near("dx", &got[0], &dx, 1e-5);
         near("dgain", &got[1], &dgain, 1e-5);
     }
@@ -90,13 +70,8 @@ fn rms_norm_gradients() {
 #[test]
 fn column_sums_over_many_blocks_of_rows() {
     for (t, n) in [(1, 1), (63, 3), (64, 64), (65, 17), (129, 130), (700, 33)] {
-        let (x, gain, dy, rstd, before) = (
-            values(t * n, 1),
-            values(n, 2),
-            values(t * n, 3),
-            values(t, 4),
-            values(n, 5),
-        );
+        let (x, gain, dy, rstd, before) =
+            (values(t * n, 1), values(n, 2), values(t * n, 3), values(t, 4), values(n, 5));
         let got = everywhere(&format!("columns {t}×{n}"), |cpu| {
             let (mut sum, mut dgain, mut dx) = (before.clone(), before.clone(), vec![0.0; t * n]);
             column_sum(cpu, &x, &mut sum);
@@ -194,18 +169,10 @@ fn exponential_and_logarithm_are_near_and_tame_at_the_edges() {
     }
     let nan = everywhere("NaN", |cpu| {
         let mut h = vec![0.0; 3];
-        swiglu(
-            cpu,
-            &[f32::NAN, 1.0, f32::INFINITY],
-            &[1.0, f32::NAN, 2.0],
-            &mut h,
-        );
+        swiglu(cpu, &[f32::NAN, 1.0, f32::INFINITY], &[1.0, f32::NAN, 2.0], &mut h);
         vec![h]
     });
-    assert!(
-        nan[0][0].is_nan() && nan[0][1].is_nan() && nan[0][2] == f32::INFINITY,
-        "{nan:?}"
-    );
+    assert!(nan[0][0].is_nan() && nan[0][1].is_nan() && nan[0][2] == f32::INFINITY, "{nan:?}");
 }
 
 fn nll(x: &[f64], targets: &[u32]) -> Vec<f64> {
@@ -237,12 +204,7 @@ fn cross_entropy_and_its_gradient() {
             vec![loss, dx]
         });
         near("nll", &got[0], &nll(&wide(&x), &targets), 1e-6);
-        near(
-            "dx",
-            &got[1],
-            &differences(&wide(&x), &[0.25; 4], |x| nll(x, &targets)),
-            1e-6,
-        );
+        near("dx", &got[1], &differences(&wide(&x), &[0.25; 4], |x| nll(x, &targets)), 1e-6);
     }
 }
 
@@ -262,10 +224,7 @@ fn embeddings_are_gathered_and_their_gradient_is_summed_in_order() {
     let rows = 20;
     for width in [1, 3, 17, 64, 96, 130] {
         let table = values(rows * width, 1);
-        let tokens: Vec<u32> = values(200, 2)
-            .iter()
-            .map(|x| ((x + 1.0) * 9.9) as u32)
-            .collect();
+        let tokens: Vec<u32> = values(200, 2).iter().map(|x| ((x + 1.0) * 9.9) as u32).collect();
         let (dy, before) = (values(tokens.len() * width, 3), values(rows * width, 4));
         let got = everywhere("embedding", |cpu| {
             let (mut y, mut dw) = (vec![0.0; tokens.len() * width], before.clone());
@@ -278,22 +237,13 @@ fn embeddings_are_gathered_and_their_gradient_is_summed_in_order() {
         for (t, &token) in tokens.iter().enumerate() {
             let token = token as usize;
             used[token] = true;
-            assert_eq!(
-                got[0][t * width..][..width],
-                table[token * width..][..width]
-            );
+            assert_eq!(got[0][t * width..][..width], table[token * width..][..width]);
             for i in 0..width {
                 sums[token * width + i] += dy[t * width + i];
             }
         }
         let want: Vec<f32> = (0..sums.len())
-            .map(|i| {
-                if used[i / width] {
-                    before[i] + sums[i]
-                } else {
-                    before[i]
-                }
-            })
+            .map(|i| if used[i / width] { before[i] + sums[i] } else { before[i] })
             .collect();
         same_bits("position order", &want, &got[1]);
     }
@@ -366,10 +316,7 @@ fn sums_scales_and_additions() {
             vec![
                 scaled,
                 sum,
-                vec![
-                    f32::from_bits(squares as u32),
-                    f32::from_bits((squares >> 32) as u32),
-                ],
+                vec![f32::from_bits(squares as u32), f32::from_bits((squares >> 32) as u32)],
             ]
         });
         let bits = u64::from(got[2][0].to_bits()) | u64::from(got[2][1].to_bits()) << 32;
@@ -394,11 +341,7 @@ fn a_token_beyond_the_table_is_named() {
 fn names_of_variants_are_read_and_written() {
     for isa in [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable] {
         assert_eq!(isa.to_string().parse(), Ok(isa));
-        assert_eq!(
-            Isa::available().contains(&isa),
-            Cpu::new(Some(isa), 1).is_ok(),
-            "{isa}"
-        );
+        assert_eq!(Isa::available().contains(&isa), Cpu::new(Some(isa), 1).is_ok(), "{isa}");
     }
     assert_eq!(
         "sse".parse::<Isa>().map_err(|e| e.to_string()),

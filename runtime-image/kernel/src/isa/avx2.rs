@@ -67,11 +67,7 @@ impl Val for F32x8 {
     #[inline(always)]
     fn if_lt(self, limit: F32x8, then: F32x8, other: F32x8) -> F32x8 {
         F32x8(unsafe {
-            _mm256_blendv_ps(
-                other.0,
-                then.0,
-                _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, limit.0),
-            )
+            _mm256_blendv_ps(other.0, then.0, _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, limit.0))
         })
     }
     #[inline(always)]
@@ -87,10 +83,7 @@ impl Val for F32x8 {
 fn first(n: usize) -> __m256i {
     // SAFETY: called only by methods of `F32x8`.
     unsafe {
-        _mm256_cmpgt_epi32(
-            _mm256_set1_epi32(n as i32),
-            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-        )
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(n as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
     }
 }
 
@@ -118,10 +111,7 @@ impl Lanes for F32x8 {
     #[inline(always)]
     fn fold_sum(self) -> f32 {
         unsafe {
-            let x = _mm_add_ps(
-                _mm256_castps256_ps128(self.0),
-                _mm256_extractf128_ps::<1>(self.0),
-            );
+            let x = _mm_add_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let x = _mm_add_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)))
         }
@@ -129,10 +119,7 @@ impl Lanes for F32x8 {
     #[inline(always)]
     fn fold_max(self) -> f32 {
         unsafe {
-            let x = _mm_max_ps(
-                _mm256_castps256_ps128(self.0),
-                _mm256_extractf128_ps::<1>(self.0),
-            );
+            let x = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
             let x = _mm_max_ps(x, _mm_movehl_ps(x, x));
             _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
         }
@@ -176,14 +163,8 @@ impl Lanes for F32x8 {
                     _mm256_loadu_ps(r.add(2 * ld)),
                     _mm256_loadu_ps(r.add(3 * ld)),
                 ];
-                let (a, b) = (
-                    _mm256_unpacklo_ps(r[0], r[1]),
-                    _mm256_unpackhi_ps(r[0], r[1]),
-                );
-                let (c, d) = (
-                    _mm256_unpacklo_ps(r[2], r[3]),
-                    _mm256_unpackhi_ps(r[2], r[3]),
-                );
+                let (a, b) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
+                let (c, d) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
                 q[g] = _mm256_shuffle_ps::<0x44>(a, c);
                 q[2 + g] = _mm256_shuffle_ps::<0xee>(a, c);
                 q[4 + g] = _mm256_shuffle_ps::<0x44>(b, d);

@@ -67,21 +67,13 @@ impl Val for F32x16 {
     #[inline(always)]
     fn if_lt(self, limit: F32x16, then: F32x16, other: F32x16) -> F32x16 {
         F32x16(unsafe {
-            _mm512_mask_blend_ps(
-                _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, limit.0),
-                other.0,
-                then.0,
-            )
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, limit.0), other.0, then.0)
         })
     }
     #[inline(always)]
     fn if_eq(self, to: F32x16, then: F32x16, other: F32x16) -> F32x16 {
         F32x16(unsafe {
-            _mm512_mask_blend_ps(
-                _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, to.0),
-                other.0,
-                then.0,
-            )
+            _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, to.0), other.0, then.0)
         })
     }
 }
@@ -105,9 +97,7 @@ impl Lanes for F32x16 {
     #[inline(always)]
     fn iota() -> F32x16 {
         F32x16(unsafe {
-            _mm512_setr_ps(
-                0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.,
-            )
+            _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.)
         })
     }
     #[inline(always)]
@@ -117,20 +107,14 @@ impl Lanes for F32x16 {
     #[inline(always)]
     fn fold_sum(self) -> f32 {
         unsafe {
-            let (lo, hi) = (
-                _mm512_castps512_ps256(self.0),
-                _mm512_extractf32x8_ps::<1>(self.0),
-            );
+            let (lo, hi) = (_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
             super::avx2::F32x8(_mm256_add_ps(lo, hi)).fold_sum()
         }
     }
     #[inline(always)]
     fn fold_max(self) -> f32 {
         unsafe {
-            let (lo, hi) = (
-                _mm512_castps512_ps256(self.0),
-                _mm512_extractf32x8_ps::<1>(self.0),
-            );
+            let (lo, hi) = (_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
             super::avx2::F32x8(_mm256_max_ps(lo, hi)).fold_max()
         }
     }
@@ -174,14 +158,8 @@ impl Lanes for F32x16 {
                     _mm512_loadu_ps(r.add(2 * ld)),
                     _mm512_loadu_ps(r.add(3 * ld)),
                 ];
-                let (a, b) = (
-                    _mm512_unpacklo_ps(r[0], r[1]),
-                    _mm512_unpackhi_ps(r[0], r[1]),
-                );
-                let (c, d) = (
-                    _mm512_unpacklo_ps(r[2], r[3]),
-                    _mm512_unpackhi_ps(r[2], r[3]),
-                );
+                let (a, b) = (_mm512_unpacklo_ps(r[0], r[1]), _mm512_unpackhi_ps(r[0], r[1]));
+                let (c, d) = (_mm512_unpacklo_ps(r[2], r[3]), _mm512_unpackhi_ps(r[2], r[3]));
                 q[g] = _mm512_shuffle_ps::<0x44>(a, c);
                 q[4 + g] = _mm512_shuffle_ps::<0xee>(a, c);
                 q[8 + g] = _mm512_shuffle_ps::<0x44>(b, d);
@@ -190,14 +168,10 @@ impl Lanes for F32x16 {
             // q[4·c + g], lane l: column 4·l + c of rows 4·g … 4·g+3.
             for c in 0..4 {
                 let [a, b, d, e] = [q[4 * c], q[4 * c + 1], q[4 * c + 2], q[4 * c + 3]];
-                let (x, y) = (
-                    _mm512_shuffle_f32x4::<0x44>(a, b),
-                    _mm512_shuffle_f32x4::<0xee>(a, b),
-                );
-                let (z, w) = (
-                    _mm512_shuffle_f32x4::<0x44>(d, e),
-                    _mm512_shuffle_f32x4::<0xee>(d, e),
-                );
+                let (x, y) =
+                    (_mm512_shuffle_f32x4::<0x44>(a, b), _mm512_shuffle_f32x4::<0xee>(a, b));
+                let (z, w) =
+                    (_mm512_shuffle_f32x4::<0x44>(d, e), _mm512_shuffle_f32x4::<0xee>(d, e));
                 _mm512_storeu_ps(dst.add(c * ldd), _mm512_shuffle_f32x4::<0x88>(x, z));
                 _mm512_storeu_ps(dst.add((4 + c) * ldd), _mm512_shuffle_f32x4::<0xdd>(x, z));
                 _mm512_storeu_ps(dst.add((8 + c) * ldd), _mm512_shuffle_f32x4::<0x88>(y, w));

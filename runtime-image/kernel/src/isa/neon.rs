@@ -140,11 +140,7 @@ impl Lanes for F32x4 {
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> F32x4 {
         F32x4(unsafe {
-            vcvtq_f32_s32(vld1q_s32(
-                [*p, *p.add(1), *p.add(2), *p.add(3)]
-                    .map(i32::from)
-                    .as_ptr(),
-            ))
+            vcvtq_f32_s32(vld1q_s32([*p, *p.add(1), *p.add(2), *p.add(3)].map(i32::from).as_ptr()))
         })
     }
     #[inline(always)]
@@ -160,11 +156,7 @@ impl Lanes for F32x4 {
             let (cd, cd1) = (vtrn1q_f32(c, d), vtrn2q_f32(c, d));
             let pair = |x, y, high: bool| {
                 let (x, y) = (vreinterpretq_f64_f32(x), vreinterpretq_f64_f32(y));
-                vreinterpretq_f32_f64(if high {
-                    vtrn2q_f64(x, y)
-                } else {
-                    vtrn1q_f64(x, y)
-                })
+                vreinterpretq_f32_f64(if high { vtrn2q_f64(x, y) } else { vtrn1q_f64(x, y) })
             };
             vst1q_f32(dst, pair(ab, cd, false));
             vst1q_f32(dst.add(ldd), pair(ab1, cd1, false));

@@ -73,9 +73,7 @@ impl Val for Sc {
     }
     #[inline(always)]
     fn ldexp(self, n: Sc) -> Sc {
-        Sc(f32::from_bits(
-            self.0.to_bits().wrapping_add(((n.0 as i32) << 23) as u32),
-        ))
+        Sc(f32::from_bits(self.0.to_bits().wrapping_add(((n.0 as i32) << 23) as u32)))
     }
     #[inline(always)]
     fn exponent(self) -> Sc {
@@ -144,23 +142,11 @@ impl Val for F32s {
     }
     #[inline(always)]
     fn if_lt(self, limit: F32s, then: F32s, other: F32s) -> F32s {
-        F32s(from_fn(|i| {
-            if self.0[i] < limit.0[i] {
-                then.0[i]
-            } else {
-                other.0[i]
-            }
-        }))
+        F32s(from_fn(|i| if self.0[i] < limit.0[i] { then.0[i] } else { other.0[i] }))
     }
     #[inline(always)]
     fn if_eq(self, to: F32s, then: F32s, other: F32s) -> F32s {
-        F32s(from_fn(|i| {
-            if self.0[i] == to.0[i] {
-                then.0[i]
-            } else {
-                other.0[i]
-            }
-        }))
+        F32s(from_fn(|i| if self.0[i] == to.0[i] { then.0[i] } else { other.0[i] }))
     }
 }
 
@@ -219,9 +205,8 @@ impl Lanes for F32s {
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F32s {
         // SAFETY: the caller's.
-        F32s(from_fn(|i| {
-            f32::from_bits(u32::from(unsafe { *p.add(i) }) << 16)
-        }))
+        let bits = unsafe { p.cast::<[u16; 8]>().read_unaligned() };
+        F32s(bits.map(|x| f32::from_bits(u32::from(x) << 16)))
     }
     #[inline(always)]
     unsafe fn transpose(src: *const f32, ld: usize, dst: *mut f32, ldd: usize) {

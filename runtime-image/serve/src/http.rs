@@ -215,3 +215,95 @@ async fn metrics_text(State(app): State<Arc<App>>) -> Response {
     )
         .into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use petaflop_model::chat::{ChatTemplate, DEFAULT_TEMPLATE};
+    use petaflop_model::tokenizer::Tokenizer;
+
+    use super::*;
+
+    fn app() -> Arc<App> {
+        let text = include_str!("http.rs");
+        let tokenizer = Tokenizer::train_bpe(text.lines(), 300).expect("merges enough");
+        let template = ChatTemplate::new(DEFAULT_TEMPLATE).expect("it compiles");
+        Arc::new(App {
+            name: "tiny".into(),
+            created: 0,
+            context: 64,
+            body_limit: 1 << 10,
+            tickets: Arc::new(Semaphore::new(1)),
+            prompts: Prompts::new(tokenizer, template, 300),
+            queue: Arc::new(Queue::new()),
+            metrics: Arc::new(Metrics::new(1, 0)),
+        })
+    }
+
+    fn ask() -> Request {
+        Request::new(Body::from(r#"{"prompt": "x", "max_tokens": 2}"#))
+    }
+
+    #[tokio::test]
+    async fn a_dead_engine_turns_health_red_and_answers_at_once() {
+        let app = app();
+        // One that waits when it happens, and one that comes later.
+        let waiting = tokio::spawn({
+            let app = app.clone();
+            async move { complete(&app, Endpoint::Completion, ask()).await }
+        });
+        while app.queue.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(health(State(app.clone())).await.status(), 200);
+        app.queue.die("panic: a test");
+        let failed = waiting.await.expect("no panic").expect_err("it fails");
+        assert_eq!(
+            (failed.status.as_u16(), failed.code),
+            (500, Some("engine_failed"))
+        );
+        let refused = complete(&app, Endpoint::Completion, ask())
+            .await
+            .expect_err("dead");
+        assert_eq!(
+            (refused.status.as_u16(), refused.code),
+            (503, Some("engine_dead"))
+        );
+        for red in [
+            health(State(app.clone())).await,
+            ready(State(app.clone())).await,
+        ] {
+            assert_eq!(red.status(), 503);
+        }
+        // Shutting down does not hide it.
+        app.queue.drain();
+        assert_eq!(health(State(app)).await.status(), 503);
+    }
+
+    #[tokio::test]
+    async fn a_ticket_is_held_until_the_answer_is_sent() {
+        let app = app();
+        let first = tokio::spawn({
+            let app = app.clone();
+            async move { complete(&app, Endpoint::Completion, ask()).await }
+        });
+        while app.queue.waiting() == 0 {
+            tokio::task::yield_now().await;
+        }
+        let refused = complete(&app, Endpoint::Completion, ask())
+            .await
+            .expect_err("no ticket");
+        assert_eq!(
+            (refused.status.as_u16(), refused.retry_after),
+            (429, Some(1))
+        );
+        first.abort();
+        // The queue lets go of it when it next looks.
+        let _ = first.await;
+        let looked = app
+            .queue
+            .next(false, |job| Err::<(), Job>(job))
+            .expect("serving");
+        assert_eq!(looked.abandoned, 1);
+        assert_eq!(app.tickets.available_permits(), 1);
+    }
+}

@@ -23,7 +23,7 @@ use tokio::sync::oneshot;
 const TEXT: &str = include_str!("../../src/engine.rs");
 
 /// Tokens of the model's context.
-const CONTEXT: u32 = 4096;
+const CONTEXT: u32 = 16_384;
 
 fn shape() -> ModelShape {
     ModelShape {

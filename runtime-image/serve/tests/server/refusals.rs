@@ -134,8 +134,8 @@ fn a_client_that_goes_away_frees_its_blocks() {
     // One place, so that whoever comes next needs what the first one held.
     let server = start(|config| config.max_sequences = 1);
     let ask =
-        json!({"prompt": "x", "max_tokens": 4000, "temperature": 0, "stream": true}).to_string();
-    let whole = json!({"prompt": "x", "max_tokens": 4000, "temperature": 0}).to_string();
+        json!({"prompt": "x", "max_tokens": 16000, "temperature": 0, "stream": true}).to_string();
+    let whole = json!({"prompt": "x", "max_tokens": 16000, "temperature": 0}).to_string();
     for body in [ask, whole] {
         let mut client = TcpStream::connect(server.address).expect("the server listens");
         write!(
@@ -162,8 +162,8 @@ fn a_client_that_goes_away_frees_its_blocks() {
 
 #[test]
 fn running_requests_end_before_the_server_does() {
-    let mut server = start(|config| config.context = Some(2048));
-    let ask = json!({"prompt": "x", "max_tokens": 2000, "temperature": 0, "stream": true});
+    let mut server = start(|_| {});
+    let ask = json!({"prompt": "x", "max_tokens": 12000, "temperature": 0, "stream": true});
     let mut lines = server.stream("/v1/completions", &ask);
     lines.next().expect("it has begun");
     server.shut_down();
@@ -188,7 +188,7 @@ fn running_requests_end_before_the_server_does() {
 #[test]
 fn what_outlasts_the_grace_period_is_cut_off_and_told_so() {
     let mut server = start(|config| config.grace = Duration::from_millis(50));
-    let ask = json!({"prompt": "x", "max_tokens": 4000, "temperature": 0, "stream": true});
+    let ask = json!({"prompt": "x", "max_tokens": 16000, "temperature": 0, "stream": true});
     let mut lines = server.stream("/v1/completions", &ask);
     lines.next().expect("it has begun");
     server.shut_down();
@@ -254,14 +254,14 @@ fn a_model_that_cannot_be_served_is_refused_before_anything_starts() {
     let good = config(&folder);
 
     let error = refusal(ServeConfig {
-        context: Some(5000),
+        context: Some(20_000),
         ..good.clone()
     });
     assert!(
         matches!(error, ServeError::Load(LoadError::Plan(_))),
         "{error}"
     );
-    assert!(error.to_string().contains("4096"), "{error}");
+    assert!(error.to_string().contains("16384"), "{error}");
 
     let error = refusal(ServeConfig {
         memory: Some(100_000),
@@ -286,8 +286,8 @@ fn a_model_that_cannot_be_served_is_refused_before_anything_starts() {
     )
     .expect("it fits");
     assert!(server.metric("planned_bytes") <= memory as f64);
-    assert!(server.metric("kv_blocks_total") > 256.0);
-    assert!(server.metric("kv_blocks_total") < 16.0 * 256.0);
+    assert!(server.metric("kv_blocks_total") > 1024.0);
+    assert!(server.metric("kv_blocks_total") < 16.0 * 1024.0);
     drop(server);
 
     let nowhere = ModelLocation::Folder(folder.path().join("absent"));

@@ -165,7 +165,7 @@ fn a_run_that_takes_up_a_state_goes_on_as_if_never_stopped() {
     let (_, shape) = shapes().remove(3);
     let options = TrainingOptions::new(2, SEQUENCE as u32);
     let (tokens, targets) = batch(shape.vocab);
-    let mut train = |model: &mut TrainingModel, steps: std::ops::Range<u64>| {
+    let train = |model: &mut TrainingModel, steps: std::ops::Range<u64>| {
         for i in steps {
             model.zero_gradients();
             model

@@ -105,35 +105,14 @@ impl Home {
     }
 }
 
-/// Reads the uid, or makes it: written under another name first, then linked, so
-/// that of two processes that start at once both use the same one.
+/// Reads the uid, or makes it; of two processes that start at once both use the same one.
 fn installation_uid(path: &Path) -> Result<String, HomeError> {
-    match fs::read_to_string(path) {
-        Ok(text) => return parse_uid(path, &text),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(source) => {
-            return Err(HomeError::Unusable {
-                path: path.to_owned(),
-                source,
-            });
-        }
+    if read_optional(path)?.is_none() {
+        let made = new_uid().map_err(HomeError::unusable(Path::new("/dev/urandom")))?;
+        create_new(path, format!("{made}\n").as_bytes())?;
     }
-    let made = new_uid().map_err(HomeError::unusable(Path::new("/dev/urandom")))?;
-    let draft = path.with_extension(format!("{}.tmp", std::process::id()));
-    write_synced(&draft, format!("{made}\n").as_bytes()).map_err(HomeError::unusable(&draft))?;
-    let linked = fs::hard_link(&draft, path);
-    let _ = fs::remove_file(&draft);
-    match linked {
-        Ok(()) => Ok(made),
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            let text = fs::read_to_string(path).map_err(HomeError::unusable(path))?;
-            parse_uid(path, &text)
-        }
-        Err(source) => Err(HomeError::Unusable {
-            path: path.to_owned(),
-            source,
-        }),
-    }
+    let text = fs::read_to_string(path).map_err(HomeError::unusable(path))?;
+    parse_uid(path, &text)
 }
 
 fn parse_uid(path: &Path, text: &str) -> Result<String, HomeError> {

@@ -56,10 +56,10 @@ pub struct Admission {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Compute {
     /// Threads to compute with [default: the processors that may be used]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "PETAFLOP_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Kernel variant: avx512, avx2, neon or portable [default: the best of the processor]
-    #[arg(long, value_name = "ISA", value_parser = ["avx512", "avx2", "neon", "portable"])]
+    #[arg(long, env = "PETAFLOP_ISA", value_name = "ISA", value_parser = ["avx512", "avx2", "neon", "portable"])]
     pub isa: Option<String>,
 }
 

@@ -105,7 +105,7 @@ fn no_offer_shows_the_nearest_misses_and_what_would_have_to_give() {
         "{said}"
     );
     let report = json(&output);
-    assert_eq!(report["jobs"][0]["phase"], "Pending");
+    assert_eq!(report["jobs"][0]["phase"], "Failed");
     assert!(report["artifact"].is_null());
     assert_eq!(sandbox.claims(), 0);
     assert!(sandbox.processes("operate").is_empty());
@@ -132,7 +132,7 @@ fn a_snapshot_is_never_bought_from() {
 fn ctrl_c_checkpoints_and_the_same_command_goes_on() {
     let sandbox = Sandbox::new();
     let manifest = sandbox
-        .file("job.yaml", &job("paused", 4000, ""))
+        .file("job.yaml", &job("paused", 80_000, ""))
         .display()
         .to_string();
     let child = sandbox
@@ -180,7 +180,7 @@ fn killed_at_every_level_it_goes_on_and_nothing_is_left_over() {
     for victim in ["train --job", "operate --kind", ""] {
         let sandbox = Sandbox::new();
         let manifest = sandbox
-            .file("job.yaml", &job("killed", 4000, ""))
+            .file("job.yaml", &job("killed", 80_000, ""))
             .display()
             .to_string();
         let started = sandbox.run(&["run", "-f", &manifest, "--detach", "--json"]);

@@ -42,10 +42,13 @@ struct Row {
     _source: String,
 }
 
+/// Provider, region, zone and type of machine.
+type Thing = (String, String, String, String);
+
 impl Row {
     /// What must be equal for two rows to be two sightings of one thing. RunPod
     /// has one price for all its data centres.
-    fn thing(&self) -> (String, String, String, String) {
+    fn thing(&self) -> Thing {
         let place = |text: &String| {
             if self.provider == "runpod" {
                 String::new()
@@ -150,7 +153,7 @@ pub fn offers() -> Result<Vec<Offer>, ProviderError> {
 }
 
 fn read(table: &str) -> Result<Vec<Offer>, ProviderError> {
-    let mut newest: BTreeMap<((String, String, String, String), Capacity), Row> = BTreeMap::new();
+    let mut newest: BTreeMap<(Thing, Capacity), Row> = BTreeMap::new();
     for row in csv::Reader::from_reader(table.as_bytes()).deserialize::<Row>() {
         let row = row.map_err(|error| ProviderError::Misconfigured {
             provider: NAME.into(),

@@ -34,7 +34,10 @@ Exit codes:
     2  bad input; nothing was started
     3  no offer meets the constraints; the nearest misses were shown
    75  stopped on request after a checkpoint; the same command goes on from there
-  130  interrupted a second time; what runs goes on stopping by itself";
+  130  interrupted a second time; what runs goes on stopping by itself
+
+What an hour of this machine costs is set in config.yaml in the state folder:
+    host: {usdPerKwh: \"0.25\", idleWatts: 30, loadWatts: 120, pueMilli: 1100, marginPercent: 10}";
 
 #[derive(Parser)]
 #[command(name = "petaflop", version, about, after_help = EXIT_CODES)]

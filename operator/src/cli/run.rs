@@ -344,7 +344,12 @@ async fn one_job(
         return Ok(Code::Done);
     };
     let key = task.key.clone();
-    if folder.is_operated() {
+    // A machine of an earlier run: whoever worked for it died, and the sweep starts another.
+    let claimed = Claims::of(home)
+        .list()?
+        .iter()
+        .any(|c| c.claim.spec.owner.uid == admission.uid);
+    if claimed || folder.is_operated() {
         let running = folder
             .admission()?
             .is_some_and(|known| known.uid == admission.uid);
@@ -359,6 +364,8 @@ async fn one_job(
             "{}: is running already; following it",
             admission.name
         ));
+        folder.write_intent(Intent::default())?;
+        operate::start(home, &folder)?;
     } else {
         folder.admit(&admission)?;
         folder.write_intent(Intent::default())?;
@@ -385,19 +392,11 @@ async fn one_job(
         }
         let mut status = fresh_start(known_status(&folder, &admission)?);
         folder.write_status(&status)?;
-        let claimed = Claims::of(home)
-            .list()?
-            .iter()
-            .any(|c| c.claim.spec.owner.uid == admission.uid);
-        if !claimed {
-            if let Some(code) =
-                first_place(home, providers, &folder, &admission, &mut status).await?
-            {
-                report
-                    .jobs
-                    .push(job_report(&folder, key, &status, folder.decision()?)?);
-                return Ok(code);
-            }
+        if let Some(code) = first_place(home, providers, &folder, &admission, &mut status).await? {
+            report
+                .jobs
+                .push(job_report(&folder, key, &status, folder.decision()?)?);
+            return Ok(code);
         }
         operate::start(home, &folder)?;
     }
@@ -508,6 +507,9 @@ async fn first_place(
             if !placed.decision.misses.is_empty() {
                 say(show::misses(&placed.decision.misses));
             }
+            // Outside a cluster nobody waits for a place: it is run again when something changed.
+            status.phase = Phase::Failed;
+            folder.write_status(status)?;
             Ok(Some(Code::NoOffer))
         }
     }

@@ -44,15 +44,20 @@ impl Sandbox {
         self.petaflop(arguments).output().expect("petaflop starts")
     }
 
-    /// The claims and instances that are left in this home.
+    /// The claims that are left in this home.
     pub(crate) fn claims(&self) -> usize {
         let Ok(namespaces) = std::fs::read_dir(self.home().join("claims")) else {
             return 0;
         };
         namespaces
             .filter_map(|entry| std::fs::read_dir(entry.expect("an entry").path()).ok())
-            .map(Iterator::count)
-            .sum()
+            .flatten()
+            .filter(|entry| {
+                let path = entry.as_ref().expect("an entry").path();
+                path.extension()
+                    .is_some_and(|extension| extension == "json")
+            })
+            .count()
     }
 
     /// Processes whose environment names this home or an instance of it.

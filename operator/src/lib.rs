@@ -12,6 +12,7 @@
 //! | [`act`] | one claim through the buying protocol: **the line that buys** is here |
 //! | [`operate`] | the loop of one job or service |
 //! | [`sweep`] | claims nobody works for, instances no claim wants |
+//! | [`command`] | what an instance is told to do |
 //! | [`status`] | what a running job says of itself |
 //! | [`claims`], [`ledger`], [`job`] | what is durable, in files |
 //! | [`home`], [`config`] | the installation |
@@ -24,6 +25,7 @@ pub mod act;
 pub mod admit;
 pub mod claims;
 pub mod cli;
+pub mod command;
 pub mod config;
 pub mod health;
 pub mod home;

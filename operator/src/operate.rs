@@ -12,20 +12,19 @@ use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::OwnerKind;
-use petaflop_plan::recipe::JobSpec;
-use petaflop_providers::{Command, InstanceState};
+use petaflop_providers::InstanceState;
 use petaflop_store::report::ProgressReader;
 
 use crate::act::{ActError, Actor, Driven, left_alone_for};
 use crate::claims::{Claims, StoredClaim};
 use crate::config::Config;
-use crate::home::{self, Home, HomeError};
-use crate::job::{Admission, End, Folder, Phase, ServedModel, Status, Task};
+use crate::home::{Home, HomeError};
+use crate::job::{Admission, End, Folder, Phase, Status, Task};
 use crate::observe::{self, Providers};
 use crate::place::{PlaceError, place};
 use crate::runtime::{self, RuntimeError};
 use crate::status::{LastWord, take_over};
-use crate::{health, learn, work};
+use crate::{command, health, learn};
 
 /// Between two looks while something runs.
 const LOOK: Duration = Duration::from_millis(150);
@@ -205,7 +204,13 @@ impl Operator<'_> {
     ) -> Result<(), OperateError> {
         let name = stored.claim.spec.name.clone();
         self.read_progress(&name);
-        let command = self.command(&stored)?;
+        let command = command::of(
+            self.home,
+            self.folder,
+            &self.admission,
+            &self.runtime,
+            &stored,
+        )?;
         let provider = self.providers.seller(&stored.claim.spec.offer.provider);
         let actor = Actor {
             home: self.home,
@@ -480,68 +485,6 @@ impl Operator<'_> {
                 }
             }
             Err(error) => tracing::warn!(%error, "progress"),
-        }
-    }
-
-    /// What an instance is to do. The same claim gives the same command.
-    fn command(&self, stored: &StoredClaim) -> Result<Command, OperateError> {
-        let run = self.folder.run(&stored.claim.spec.name);
-        std::fs::create_dir_all(&run).map_err(HomeError::unusable(&run))?;
-        let text = |path: &Path| path.display().to_string();
-        let mut argv = vec![text(&self.runtime)];
-        let (memory, grace_seconds) = match &self.admission.task {
-            Task::Training(task) => {
-                let job = run.join("job.json");
-                home::write_json(&job, &self.job_spec(task))?;
-                argv.extend(["train".to_owned(), "--job".to_owned(), text(&job)]);
-                argv.extend(["--progress".to_owned(), text(&run.join("progress.jsonl"))]);
-                let grace = u64::from(task.spec.checkpoint.grace_seconds);
-                (task.work.arena_bytes + task.work.host_bytes, grace)
-            }
-            Task::Serving(task) => {
-                argv.push("serve".to_owned());
-                match &task.model {
-                    ServedModel::Artifact(hash) => argv.extend([
-                        "--artifact".to_owned(),
-                        hash.clone(),
-                        "--store".to_owned(),
-                        text(&self.home.store()),
-                    ]),
-                    ServedModel::Folder(folder) => {
-                        argv.extend(["--folder".to_owned(), folder.clone()])
-                    }
-                }
-                argv.extend(["--name".to_owned(), self.admission.name.clone()]);
-                argv.extend(["--port".to_owned(), task.port.to_string()]);
-                (task.work.arena_bytes + task.work.host_bytes, 30)
-            }
-        };
-        let compute = &self.admission.compute;
-        if let Some(threads) = compute.threads {
-            argv.extend(["--threads".to_owned(), threads.to_string()]);
-        }
-        if let Some(isa) = &compute.isa {
-            argv.extend(["--isa".to_owned(), isa.clone()]);
-        }
-        let log = text(&run.join("log"));
-        Ok(Command {
-            argv,
-            env: Default::default(),
-            dir: text(&run),
-            log,
-            memory,
-            grace_seconds,
-        })
-    }
-
-    fn job_spec(&self, task: &crate::job::Training) -> JobSpec {
-        JobSpec {
-            recipe: task.recipe.clone(),
-            inputs: task.inputs.clone(),
-            store: work::store_of(&task.spec, self.home),
-            checkpoints: self.folder.checkpoints(&task.key).display().to_string(),
-            checkpoint_interval_seconds: u64::from(task.spec.checkpoint.interval_seconds),
-            keep_checkpoints: task.spec.output.keep_checkpoints,
         }
     }
 }

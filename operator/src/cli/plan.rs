@@ -98,7 +98,7 @@ pub(super) fn asked(
         }
         Object::InferenceService(service) => {
             let Some(model) =
-                super::run::model_of(home, document.directory(), &namespace, &service.spec)?
+                super::services::model_of(home, document.directory(), &namespace, &service.spec)?
             else {
                 say(format_args!(
                     "{}: waits until its TrainingJob is complete",

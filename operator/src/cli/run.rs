@@ -1,105 +1,46 @@
 //! `petaflop run -f`: do what a manifest describes, and follow it.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-use petaflop_arbiter::decision::{Decision, Outcome as Decided};
-use petaflop_arbiter::workload::OwnerKind;
+use petaflop_arbiter::decision::Outcome as Decided;
 use petaflop_crds::training_job::Cache;
-use petaflop_crds::{Document, InferenceServiceSpec, Object, manifest};
-use serde::Serialize;
+use petaflop_crds::{Document, Object, manifest};
 
 use super::follow::{Followed, follow};
+use super::report::{Only, Report, job_report, summary};
+use super::services::{Wanted, admit_service, one_service, unservable};
 use super::{Code, Failure, Outcome, print_json, say, show, waiting};
 use crate::admit::{self, AdmitError, Resolved};
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::home::Home;
-use crate::job::{Admission, Compute, Folder, Intent, Phase, ServedModel, Status, Task};
+use crate::job::{Admission, Compute, Folder, Intent, Phase, Status, Task};
 use crate::observe::Providers;
 use crate::operate;
 use crate::place::{PlaceError, place};
 use crate::runtime;
 use crate::sweep;
 
-/// First port that is tried for a service that names none.
-const FIRST_PORT: u16 = 8080;
-
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// The manifest; `-` is standard input
     #[arg(short, long, value_name = "FILE")]
-    file: PathBuf,
+    pub(super) file: PathBuf,
     /// Return when everything has a place; it goes on without this terminal
     #[arg(long)]
-    detach: bool,
+    pub(super) detach: bool,
     /// Print one JSON object at the end
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
     /// Train on this folder, file or URI instead of the manifest's datasets
     #[arg(long, value_name = "PATH")]
-    data: Option<String>,
+    pub(super) data: Option<String>,
     /// Port of the service
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
-    port: Option<u16>,
+    pub(super) port: Option<u16>,
     #[command(flatten)]
-    compute: Compute,
-}
-
-/// What is printed with `--json`.
-#[derive(Serialize, Default)]
-struct Report {
-    jobs: Vec<JobReport>,
-    services: Vec<ServiceReport>,
-    #[serde(flatten)]
-    only: Option<Only>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<String>,
-}
-
-/// The result of the only job of a file, at the top.
-#[derive(Serialize)]
-struct Only {
-    artifact: Option<String>,
-    key: String,
-    cached: bool,
-    cost_usd: String,
-}
-
-/// One TrainingJob.
-#[derive(Serialize)]
-struct JobReport {
-    name: String,
-    namespace: String,
-    phase: Phase,
-    artifact: Option<String>,
-    key: String,
-    cached: bool,
-    /// Everything it has cost, all its machines.
-    cost_usd: String,
-    steps: u64,
-    first_loss: Option<f64>,
-    loss: Option<f64>,
-    bits_per_byte: Option<f64>,
-    tokens_per_second: Option<f64>,
-    restarts: u32,
-    reason: Option<String>,
-    message: String,
-    decision: Option<Decision>,
-    summary: Option<serde_json::Value>,
-}
-
-/// One InferenceService.
-#[derive(Serialize)]
-struct ServiceReport {
-    name: String,
-    namespace: String,
-    phase: Phase,
-    url: Option<String>,
-    model: ServedModel,
-    message: String,
-    decision: Option<Decision>,
+    pub(super) compute: Compute,
 }
 
 /// A job that was found good before anything was started.
@@ -107,14 +48,6 @@ struct Ready {
     folder: Folder,
     admission: Admission,
     cached: Option<String>,
-}
-
-/// A service of the file.
-struct Wanted<'a> {
-    namespace: String,
-    name: String,
-    spec: &'a InferenceServiceSpec,
-    directory: &'a Path,
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
@@ -224,71 +157,11 @@ fn check<'a>(
     Ok((jobs, services))
 }
 
-fn bad_input(error: AdmitError) -> Failure {
+pub(super) fn bad_input(error: AdmitError) -> Failure {
     match error {
         AdmitError::BadInput(message) => Failure::bad_input(message),
         AdmitError::Home(_) | AdmitError::Runtime(_) => Failure::failed(error),
     }
-}
-
-/// What already now speaks against a service.
-fn unservable(
-    home: &Home,
-    service: &Wanted<'_>,
-    jobs: &[(Resolved, Compute)],
-    port: Option<u16>,
-) -> Option<String> {
-    let name = &service.name;
-    let Some(model) = &service.spec.model else {
-        return Some(format!(
-            "{name}: spec.container is not built yet: use model"
-        ));
-    };
-    if let Some(job) = &model.training_job {
-        let here = jobs
-            .iter()
-            .any(|(j, _)| j.name == *job && j.namespace == service.namespace);
-        let known = Folder::of(home, OwnerKind::TrainingJob, &service.namespace, job);
-        if !here && !matches!(known.admission(), Ok(Some(_))) {
-            return Some(format!(
-                "{name}: spec.model.trainingJob: there is no TrainingJob {job} in this file or in {}",
-                home.root().display()
-            ));
-        }
-    }
-    if let Some(uri) = &model.uri
-        && uri.contains("://")
-        && !uri.starts_with("file://")
-    {
-        return Some(format!(
-            "{name}: spec.model.uri: {uri} is not built yet; use a path or file:///…"
-        ));
-    }
-    let fixed = port.or(service.spec.port)?;
-    let folder = Folder::of(home, OwnerKind::InferenceService, &service.namespace, name);
-    (!is_ours(&folder, fixed) && !is_free(fixed)).then(|| taken(name, fixed))
-}
-
-fn taken(name: &str, port: u16) -> String {
-    format!(
-        "{name}: port {port} is taken by another program; stop that program, or choose another port with --port or spec.port"
-    )
-}
-
-fn is_free(port: u16) -> bool {
-    TcpListener::bind(("127.0.0.1", port)).is_ok()
-}
-
-/// Whether this very service listens there already.
-fn is_ours(folder: &Folder, port: u16) -> bool {
-    let Ok(Some(Admission {
-        task: Task::Serving(task),
-        ..
-    })) = folder.admission()
-    else {
-        return false;
-    };
-    task.port == port && folder.is_operated()
 }
 
 fn jobs_then_services(
@@ -447,7 +320,7 @@ fn finish(args: &Args, folder: &Folder, name: &str, status: &Status) -> Outcome 
 }
 
 /// The status of the same object, or a new one's.
-fn known_status(folder: &Folder, admission: &Admission) -> Result<Status, Failure> {
+pub(super) fn known_status(folder: &Folder, admission: &Admission) -> Result<Status, Failure> {
     let status = folder.status()?;
     // The claim's name carries the uid; without one nothing was started that could matter.
     let same = status.place.as_ref().is_none_or(|place| {
@@ -464,7 +337,7 @@ fn known_status(folder: &Folder, admission: &Admission) -> Result<Status, Failur
 }
 
 /// What stays when it is run again: what was done and paid.
-fn fresh_start(status: Status) -> Status {
+pub(super) fn fresh_start(status: Status) -> Status {
     Status {
         phase: Phase::Pending,
         reason: None,
@@ -486,7 +359,7 @@ fn fresh_start(status: Status) -> Status {
 
 /// The first placement, before anything is started: prints the decision. Returns a code
 /// where there is no place.
-async fn first_place(
+pub(super) async fn first_place(
     home: &Home,
     providers: &Providers,
     folder: &Folder,
@@ -513,266 +386,4 @@ async fn first_place(
             Ok(Some(Code::NoOffer))
         }
     }
-}
-
-/// The model that a service serves; `None` while its job is not complete.
-pub(super) fn model_of(
-    home: &Home,
-    directory: &Path,
-    namespace: &str,
-    spec: &InferenceServiceSpec,
-) -> Result<Option<ServedModel>, Failure> {
-    let Some(model) = &spec.model else {
-        return Ok(None);
-    };
-    if let Some(job) = &model.training_job {
-        let job = Folder::of(home, OwnerKind::TrainingJob, namespace, job);
-        return Ok(job.status()?.artifact.map(ServedModel::Artifact));
-    }
-    if let Some(hash) = &model.artifact {
-        return Ok(Some(ServedModel::Artifact(hash.clone())));
-    }
-    let Some(uri) = &model.uri else {
-        return Ok(None);
-    };
-    let path = std::path::absolute(directory.join(uri.strip_prefix("file://").unwrap_or(uri)))?;
-    Ok(Some(ServedModel::Folder(path.display().to_string())))
-}
-
-/// The service with its model and port; `None` while its job is not complete.
-fn admit_service(
-    home: &Home,
-    args: &Args,
-    service: &Wanted<'_>,
-) -> Result<Option<(Folder, Admission)>, Failure> {
-    let Wanted {
-        namespace,
-        name,
-        spec,
-        directory,
-    } = service;
-    let Some(model) = model_of(home, directory, namespace, spec)? else {
-        return Ok(None);
-    };
-    let folder = Folder::of(home, OwnerKind::InferenceService, namespace, name);
-    let known = match folder.admission()? {
-        Some(Admission {
-            task: Task::Serving(task),
-            ..
-        }) => Some(task.port),
-        _ => None,
-    };
-    let port = match args.port.or(spec.port) {
-        Some(port) => port,
-        None => match known.filter(|port| is_ours(&folder, *port) || is_free(*port)) {
-            Some(port) => port,
-            None => (FIRST_PORT..=u16::MAX)
-                .find(|port| is_free(*port))
-                .ok_or_else(|| Failure::failed("no port from 8080 up is free"))?,
-        },
-    };
-    if !is_ours(&folder, port) && !is_free(port) {
-        return Err(Failure::bad_input(taken(name, port)));
-    }
-    admit::serving(
-        home,
-        namespace,
-        name,
-        spec,
-        model,
-        port,
-        args.compute.clone(),
-    )
-    .map(Some)
-    .map_err(bad_input)
-}
-
-async fn one_service(
-    home: &Home,
-    args: &Args,
-    providers: &Providers,
-    folder: Folder,
-    admission: Admission,
-    report: &mut Report,
-) -> Outcome {
-    let Task::Serving(task) = &admission.task else {
-        return Ok(Code::Done);
-    };
-    let name = admission.name.clone();
-    let unchanged = folder
-        .admission()?
-        .is_some_and(|known| known.task == admission.task && known.compute == admission.compute);
-    if folder.is_operated() && !unchanged {
-        say(format_args!(
-            "{name}: changed; the old one is stopped first"
-        ));
-        folder.write_intent(Intent { suspend: true })?;
-        if let Followed::Left = follow(home, &folder, |_| false).await? {
-            return Ok(Code::Interrupted);
-        }
-    }
-    let mut decision = None;
-    if !folder.is_operated() {
-        folder.admit(&admission)?;
-        folder.write_intent(Intent::default())?;
-        let mut status = fresh_start(known_status(&folder, &admission)?);
-        folder.write_status(&status)?;
-        let claimed = Claims::of(home)
-            .list()?
-            .iter()
-            .any(|c| c.claim.spec.owner.uid == admission.uid);
-        if !claimed {
-            let code = first_place(home, providers, &folder, &admission, &mut status).await?;
-            decision = folder.decision()?;
-            if let Some(code) = code {
-                report.services.push(service_report(
-                    &folder,
-                    task.model.clone(),
-                    &status,
-                    decision,
-                ));
-                return Ok(code);
-            }
-        }
-        operate::start(home, &folder)?;
-    }
-    let status = if args.detach {
-        folder.status()?
-    } else {
-        match follow(home, &folder, |status| status.phase == Phase::Available).await? {
-            Followed::Ended(status) => status,
-            Followed::Left => return Ok(Code::Interrupted),
-        }
-    };
-    report.services.push(service_report(
-        &folder,
-        task.model.clone(),
-        &status,
-        decision,
-    ));
-    match status.phase {
-        Phase::Available => {
-            let url = status.url.clone().unwrap_or_default();
-            say(format_args!(
-                "{name}: answers at {url} (OpenAI API: {url}/v1); stop it with: petaflop stop {}",
-                folder.reference()
-            ));
-            Ok(Code::Done)
-        }
-        Phase::Suspended => Ok(Code::Stopped),
-        _ if args.detach => Ok(Code::Done),
-        _ => Err(Failure::failed(format!("{name}: {}", status.message))),
-    }
-}
-
-fn job_report(
-    folder: &Folder,
-    key: String,
-    status: &Status,
-    decision: Option<Decision>,
-) -> Result<JobReport, Failure> {
-    Ok(JobReport {
-        name: folder.name.clone(),
-        namespace: folder.namespace.clone(),
-        phase: status.phase,
-        artifact: status.artifact.clone(),
-        key,
-        cached: status.cached,
-        cost_usd: status.cost.to_string(),
-        steps: status.steps,
-        first_loss: status.first_loss,
-        loss: status.loss,
-        bits_per_byte: status.bits_per_byte,
-        tokens_per_second: status.tokens_per_second,
-        restarts: status.placements.saturating_sub(1),
-        reason: status.reason.map(|reason| reason.to_string()),
-        message: status.message.clone(),
-        decision,
-        summary: status.summary.clone(),
-    })
-}
-
-fn service_report(
-    folder: &Folder,
-    model: ServedModel,
-    status: &Status,
-    decision: Option<Decision>,
-) -> ServiceReport {
-    ServiceReport {
-        name: folder.name.clone(),
-        namespace: folder.namespace.clone(),
-        phase: status.phase,
-        url: status.url.clone(),
-        model,
-        message: status.message.clone(),
-        decision,
-    }
-}
-
-/// What became of a job, for people.
-fn summary(name: &str, status: &Status, decision: Option<&Decision>) -> String {
-    let fact = |key: &str| status.summary.as_ref().and_then(|s| s.get(key)?.as_f64());
-    let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
-    let mut lines = vec![format!("{name}: complete")];
-    let mut add = |what: &str, text: String| lines.push(format!("  {what:<14} {text}"));
-    add(
-        "loss",
-        format!("{} → {}", number(status.first_loss), number(status.loss)),
-    );
-    if let Some(bits) = status.bits_per_byte {
-        let xz = fact("xz_bits_per_byte").map(|xz| format!("; xz needs {xz:.3} for the same text"));
-        add(
-            "validation",
-            format!("{bits:.3} bits per byte{}", xz.unwrap_or_default()),
-        );
-    }
-    let rate = fact("tokens_per_second").or(status.tokens_per_second);
-    if let Some(rate) = rate {
-        let backend = status
-            .backend
-            .as_deref()
-            .map(|b| format!(" ({b})"))
-            .unwrap_or_default();
-        add(
-            "speed",
-            format!("{} tokens/s{backend}", show::grouped(rate.max(0.0) as u64)),
-        );
-    }
-    if let Some((planned, arena)) = status.arena_bytes {
-        let rss = fact("peak_rss_bytes").map(|b| format!(", peak RSS {}", show::bytes(b as u64)));
-        add(
-            "memory",
-            format!(
-                "arena {} planned, {} taken{}",
-                show::bytes(planned),
-                show::bytes(arena),
-                rss.unwrap_or_default()
-            ),
-        );
-    }
-    add("artifact", status.artifact.clone().unwrap_or_default());
-    add("cost", format!("{} $", status.cost));
-    if let Some(saving) = decision.and_then(|d| d.saving.as_ref()) {
-        let note = saving
-            .note
-            .as_deref()
-            .map(|n| format!("; {n}"))
-            .unwrap_or_default();
-        let saved = saving.would_cost.saturating_sub(status.cost);
-        add(
-            "saved",
-            format!(
-                "{saved} $ against {} ({} $ expected there{note})",
-                saving.against, saving.would_cost
-            ),
-        );
-    }
-    if let Some(curve) = status
-        .summary
-        .as_ref()
-        .and_then(|s| s.get("loss_curve")?.as_str())
-    {
-        add("loss curve", curve.to_owned());
-    }
-    lines.join("\n")
 }

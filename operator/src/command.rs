@@ -1,0 +1,77 @@
+//! What an instance is told to do: the runtime's command line, and the files it reads.
+
+use std::path::Path;
+
+use petaflop_plan::recipe::JobSpec;
+use petaflop_providers::Command;
+
+use crate::claims::StoredClaim;
+use crate::home::{Home, HomeError, write_json};
+use crate::job::{Admission, Folder, ServedModel, Task, Training};
+use crate::work;
+
+/// What an instance is to do. The same claim gives the same command.
+pub fn of(
+    home: &Home,
+    folder: &Folder,
+    admission: &Admission,
+    runtime: &Path,
+    stored: &StoredClaim,
+) -> Result<Command, HomeError> {
+    let run = folder.run(&stored.claim.spec.name);
+    std::fs::create_dir_all(&run).map_err(HomeError::unusable(&run))?;
+    let text = |path: &Path| path.display().to_string();
+    let mut argv = vec![text(runtime)];
+    let (memory, grace_seconds) = match &admission.task {
+        Task::Training(task) => {
+            let job = run.join("job.json");
+            write_json(&job, &job_spec(home, folder, task))?;
+            argv.extend(["train".to_owned(), "--job".to_owned(), text(&job)]);
+            argv.extend(["--progress".to_owned(), text(&run.join("progress.jsonl"))]);
+            let grace = u64::from(task.spec.checkpoint.grace_seconds);
+            (task.work.arena_bytes + task.work.host_bytes, grace)
+        }
+        Task::Serving(task) => {
+            argv.push("serve".to_owned());
+            match &task.model {
+                ServedModel::Artifact(hash) => argv.extend([
+                    "--artifact".to_owned(),
+                    hash.clone(),
+                    "--store".to_owned(),
+                    text(&home.store()),
+                ]),
+                ServedModel::Folder(path) => argv.extend(["--folder".to_owned(), path.clone()]),
+            }
+            argv.extend(["--name".to_owned(), admission.name.clone()]);
+            argv.extend(["--port".to_owned(), task.port.to_string()]);
+            (task.work.arena_bytes + task.work.host_bytes, 30)
+        }
+    };
+    let compute = &admission.compute;
+    if let Some(threads) = compute.threads {
+        argv.extend(["--threads".to_owned(), threads.to_string()]);
+    }
+    if let Some(isa) = &compute.isa {
+        argv.extend(["--isa".to_owned(), isa.clone()]);
+    }
+    let log = text(&run.join("log"));
+    Ok(Command {
+        argv,
+        env: Default::default(),
+        dir: text(&run),
+        log,
+        memory,
+        grace_seconds,
+    })
+}
+
+fn job_spec(home: &Home, folder: &Folder, task: &Training) -> JobSpec {
+    JobSpec {
+        recipe: task.recipe.clone(),
+        inputs: task.inputs.clone(),
+        store: work::store_of(&task.spec, home),
+        checkpoints: folder.checkpoints(&task.key).display().to_string(),
+        checkpoint_interval_seconds: u64::from(task.spec.checkpoint.interval_seconds),
+        keep_checkpoints: task.spec.output.keep_checkpoints,
+    }
+}

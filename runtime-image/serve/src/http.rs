@@ -11,6 +11,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
+use futures::StreamExt as _;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
@@ -150,14 +151,30 @@ fn prepare(app: &App, endpoint: Endpoint, body: &[u8]) -> Result<(Ask, Vec<u32>,
     Ok((ask, tokens, wanted))
 }
 
-/// The whole body, unless it is too large or too slow.
-async fn read(body: Body, limit: usize) -> Result<axum::body::Bytes, ApiError> {
-    match tokio::time::timeout(BODY_TIMEOUT, axum::body::to_bytes(body, limit)).await {
-        Ok(Ok(bytes)) => Ok(bytes),
-        // Either the limit, or a client that went away: nobody reads that answer.
-        Ok(Err(_)) => Err(ApiError::body_too_large(limit)),
-        Err(_) => Err(ApiError::body_too_slow(BODY_TIMEOUT.as_secs())),
-    }
+/// The whole body, unless it is too large or too slow. What exceeds the limit is
+/// read on for a while and thrown away: a client that still writes when its
+/// connection is closed would never see the answer.
+async fn read(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let reading = async {
+        let mut parts = body.into_data_stream();
+        let (mut bytes, mut seen) = (Vec::new(), 0);
+        while let Some(part) = parts.next().await {
+            let part = part.map_err(|_| ApiError::malformed("the body broke off"))?;
+            seen += part.len();
+            if seen <= limit {
+                bytes.extend_from_slice(&part);
+            } else if seen > 4 * limit {
+                break;
+            }
+        }
+        if seen > limit {
+            return Err(ApiError::body_too_large(limit));
+        }
+        Ok(bytes)
+    };
+    tokio::time::timeout(BODY_TIMEOUT, reading)
+        .await
+        .unwrap_or_else(|_| Err(ApiError::body_too_slow(BODY_TIMEOUT.as_secs())))
 }
 
 fn model_card(app: &App) -> serde_json::Value {

@@ -316,10 +316,7 @@ mod tests {
         first.abort();
         // The queue lets go of it when it next looks.
         let _ = first.await;
-        let looked = app
-            .queue
-            .next(false, |job| Err::<(), Job>(job))
-            .expect("serving");
+        let looked = app.queue.next(false, Err::<(), Job>).expect("serving");
         assert_eq!(looked.abandoned, 1);
         assert_eq!(app.tickets.available_permits(), 1);
     }

@@ -202,11 +202,26 @@ pub fn serving(
     Ok((folder, admission))
 }
 
-/// The namespace of a document.
-pub fn namespace_of(document: &Document) -> String {
+/// The namespace of a document: a DNS label, for it becomes the name of a folder.
+pub fn namespace_of(document: &Document) -> Result<String, AdmitError> {
     let meta = match &document.object {
-        Object::TrainingJob(job) => job.metadata.namespace.as_ref(),
-        Object::InferenceService(service) => service.metadata.namespace.as_ref(),
+        Object::TrainingJob(job) => &job.metadata,
+        Object::InferenceService(service) => &service.metadata,
     };
-    meta.map_or_else(|| DEFAULT_NAMESPACE.to_owned(), Clone::clone)
+    let Some(namespace) = &meta.namespace else {
+        return Ok(DEFAULT_NAMESPACE.to_owned());
+    };
+    let fits = (1..=63).contains(&namespace.len())
+        && !namespace.starts_with('-')
+        && !namespace.ends_with('-')
+        && namespace
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+    if fits {
+        return Ok(namespace.clone());
+    }
+    Err(AdmitError::BadInput(format!(
+        "{}: metadata.namespace: expected at most 63 lower-case letters, digits and inner '-', found {namespace:?}",
+        document.name()
+    )))
 }

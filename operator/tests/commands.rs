@@ -314,3 +314,27 @@ fn a_recorded_world_is_decided_again_the_same() {
         "{one}"
     );
 }
+
+#[test]
+fn a_machine_that_no_claim_wants_is_ended() {
+    let sandbox = Sandbox::new();
+    let manifest = sandbox.file("job.yaml", &job("lost", 5_000_000, ""));
+    let started = sandbox.run(&[
+        "run",
+        "-f",
+        &manifest.display().to_string(),
+        "--detach",
+        "--json",
+    ]);
+    assert!(started.status.success(), "{}", text(&started.stderr));
+    until("it trains", || !sandbox.processes("train --job").is_empty());
+    // The record of the purchase is lost, as after a restored backup.
+    sandbox.kill("operate --kind");
+    std::fs::remove_dir_all(sandbox.home().join("claims")).expect("removed");
+    std::fs::remove_dir_all(sandbox.home().join("jobs")).expect("removed");
+    until("the sweep ends it", || {
+        let ps = sandbox.run(&["ps", "--json"]);
+        assert!(ps.status.success(), "{}", text(&ps.stderr));
+        sandbox.processes("train --job").is_empty()
+    });
+}

@@ -88,7 +88,7 @@ fn check<'a>(
     let mut services = Vec::new();
     let mut errors = Vec::new();
     for document in documents {
-        let namespace = admit::namespace_of(document);
+        let namespace = admit::namespace_of(document).map_err(Failure::bad_input)?;
         let ignored = match &document.object {
             Object::TrainingJob(job) => {
                 match admit::resolve(document, &job.spec, &namespace, args.data.as_deref()) {
@@ -117,7 +117,7 @@ fn check<'a>(
     }
     let mut names = std::collections::BTreeSet::new();
     for document in documents {
-        let namespace = admit::namespace_of(document);
+        let namespace = admit::namespace_of(document).map_err(Failure::bad_input)?;
         if !names.insert((document.kind(), namespace, document.name())) {
             errors.push(format!(
                 "{} {} stands in the file twice",

@@ -38,7 +38,7 @@ fmt: toolchain ## format the sources
 	@$(CARGO) fmt --all
 
 generate: toolchain ## write the generated files anew (CRDs); CI checks that nothing changes
-	@$(CARGO) run $(PROFILE) --quiet --bin petaflop -- crds --output charts/petaflop-crds/templates
+	@$(CARGO) run $(PROFILE) --quiet --bin petaflop -- crds --output crds/golden
 
 bench: toolchain python ## figures beside their baselines, with machine, versions and spread (PEERS=folder)
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime

@@ -166,10 +166,7 @@ struct Spread {
 
 fn spread(mut times: Vec<Duration>) -> Spread {
     times.sort_unstable();
-    Spread {
-        median: times[times.len() / 2],
-        p99: times[times.len() * 99 / 100],
-    }
+    Spread { median: times[times.len() / 2], p99: times[times.len() * 99 / 100] }
 }
 
 fn micros(time: Duration) -> String {
@@ -182,9 +179,7 @@ fn main() {
     let cpu = cpu
         .lines()
         .find_map(|line| line.strip_prefix("model name"))
-        .map_or("unknown processor", |rest| {
-            rest.trim_start_matches([' ', '\t', ':'])
-        });
+        .map_or("unknown processor", |rest| rest.trim_start_matches([' ', '\t', ':']));
     println!(
         "placement decisions, {ROUNDS} requests, one thread, {cpu}, petaflop-arbiter {}; microseconds",
         env!("CARGO_PKG_VERSION")
@@ -213,9 +208,8 @@ fn main() {
         };
         let (ours, naive) = by_the_hour(&mut world, &list, now);
         let row = |what: &str, ours: &Spread, naive: Option<&Spread>| {
-            let naive = naive.map_or(("-".into(), "-".into()), |n| {
-                (micros(n.median), micros(n.p99))
-            });
+            let naive =
+                naive.map_or(("-".into(), "-".into()), |n| (micros(n.median), micros(n.p99)));
             println!(
                 "{count:>7} {:>9.1} {:>8} {what:>22} {:>10} {:>10} {:>12} {:>12}",
                 build.as_secs_f64() * 1e3,
@@ -227,16 +221,8 @@ fn main() {
             );
         };
         row("model, count, 1 h", &ours, Some(&naive));
-        row(
-            "training, all terms",
-            &training(&mut world, now, "50"),
-            None,
-        );
-        row(
-            "nothing fits, misses",
-            &training(&mut world, now, "0.000001"),
-            None,
-        );
+        row("training, all terms", &training(&mut world, now, "50"), None);
+        row("nothing fits, misses", &training(&mut world, now, "0.000001"), None);
     }
 }
 
@@ -248,10 +234,7 @@ fn quotes(market: &Market, list: &[Offer]) -> Duration {
         .map(|_| {
             let offer = &list[dice.roll(list.len() as u64) as usize];
             let price = offer.price.micros() * (90 + dice.roll(20) as i64) / 100;
-            Offer {
-                price: UsdPerHour::from_micros(price).expect("not negative"),
-                ..offer.clone()
-            }
+            Offer { price: UsdPerHour::from_micros(price).expect("not negative"), ..offer.clone() }
         })
         .collect();
     let count = news.len() as u32;
@@ -270,10 +253,7 @@ fn by_the_hour(world: &mut World, list: &[Offer], now: Timestamp) -> (Spread, Sp
         let model = MODELS[dice.roll(6) as usize];
         let count = COUNTS[dice.roll(4) as usize];
         let capacity = [Capacity::OnDemand, Capacity::Spot][dice.roll(2) as usize];
-        let work = OpaqueWork {
-            replicas: 1,
-            fetch_bytes: 0,
-        };
+        let work = OpaqueWork { replicas: 1, fetch_bytes: 0 };
         let mut one = workload(now, Work::Opaque(work), Engine::Container);
         one.accelerators = vec![Alternative::Devices(DeviceRequest {
             vendor: None,

@@ -77,25 +77,17 @@ pub(crate) struct Best<'a> {
 
 impl<'a> Best<'a> {
     pub(crate) fn new() -> Best<'a> {
-        Best {
-            list: Vec::with_capacity(RANKED_SHOWN + 1),
-            taken: 0,
-        }
+        Best { list: Vec::with_capacity(RANKED_SHOWN + 1), taken: 0 }
     }
 
     /// Whether a candidate would be kept.
     pub(crate) fn wants(&self, candidate: &Candidate<'a>) -> bool {
         self.list.len() < RANKED_SHOWN
-            || self
-                .list
-                .last()
-                .is_some_and(|worst| candidate.key() < worst.key())
+            || self.list.last().is_some_and(|worst| candidate.key() < worst.key())
     }
 
     pub(crate) fn take(&mut self, candidate: Candidate<'a>) {
-        let at = self
-            .list
-            .partition_point(|kept| kept.key() < candidate.key());
+        let at = self.list.partition_point(|kept| kept.key() < candidate.key());
         self.list.insert(at, candidate);
         self.list.truncate(RANKED_SHOWN);
         self.taken += 1;
@@ -123,10 +115,7 @@ impl<'a> Found<'a> {
             (one, obstacle)
         });
         let dated = self.dated.iter().map(|one| {
-            let obstacle = one
-                .offer
-                .not_for_sale()
-                .map(|note| Obstacle::NotForSale { note });
+            let obstacle = one.offer.not_for_sale().map(|note| Obstacle::NotForSale { note });
             (one, obstacle)
         });
         let mut rest: Vec<(&Candidate<'a>, Option<Obstacle>)> = others.chain(dated).collect();
@@ -145,10 +134,7 @@ impl<'a> Found<'a> {
             .iter()
             .zip(&self.stopped)
             .filter(|(_, offers)| **offers > 0)
-            .map(|(check, &offers)| StoppedBy {
-                constraint: check.name().to_owned(),
-                offers,
-            })
+            .map(|(check, &offers)| StoppedBy { constraint: check.name().to_owned(), offers })
             .collect();
         list.sort();
         list

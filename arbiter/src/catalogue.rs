@@ -44,15 +44,9 @@ impl Vendor {
 
     /// From the catalogue's or the API's spelling, in any case.
     pub fn from_name(name: &str) -> Option<Vendor> {
-        [
-            Vendor::Nvidia,
-            Vendor::Amd,
-            Vendor::Apple,
-            Vendor::Intel,
-            Vendor::Aws,
-        ]
-        .into_iter()
-        .find(|vendor| vendor.as_str().eq_ignore_ascii_case(name))
+        [Vendor::Nvidia, Vendor::Amd, Vendor::Apple, Vendor::Intel, Vendor::Aws]
+            .into_iter()
+            .find(|vendor| vendor.as_str().eq_ignore_ascii_case(name))
     }
 }
 
@@ -114,11 +108,7 @@ impl Accelerator {
     /// shared with the processor, at the two thirds that Metal lets a process wire.
     pub fn plannable_bytes(&self) -> u64 {
         let bytes = (self.memory_gb * 1e9) as u64;
-        if self.vendor == Vendor::Apple {
-            bytes / 3 * 2
-        } else {
-            bytes
-        }
+        if self.vendor == Vendor::Apple { bytes / 3 * 2 } else { bytes }
     }
 
     /// CUDA compute capability, from the ISA (`sm_90` is 9.0, `sm_103` is 10.3).
@@ -281,15 +271,12 @@ impl Catalogue {
         let mut reader = csv::Reader::from_reader(text.as_bytes());
         let headers = reader.headers()?.clone();
         let column = |name: &'static str| {
-            headers
-                .iter()
-                .position(|header| header == name)
-                .ok_or(CatalogueError::Field {
-                    line: 1,
-                    column: name,
-                    expected: "a column of this name",
-                    found: headers.iter().collect::<Vec<_>>().join(","),
-                })
+            headers.iter().position(|header| header == name).ok_or(CatalogueError::Field {
+                line: 1,
+                column: name,
+                expected: "a column of this name",
+                found: headers.iter().collect::<Vec<_>>().join(","),
+            })
         };
         let at = Columns {
             key: column("gpu")?,
@@ -329,11 +316,7 @@ impl Catalogue {
                 by_name.entry((*name).to_owned()).or_insert(*row);
             }
         }
-        Ok(Catalogue {
-            rows,
-            by_key,
-            by_name,
-        })
+        Ok(Catalogue { rows, by_key, by_name })
     }
 
     /// All rows, in the table's order.
@@ -353,23 +336,18 @@ impl Catalogue {
 
     /// The row of RunPod's type id, compared exactly.
     pub fn by_runpod_id(&self, id: &str) -> Option<&Accelerator> {
-        self.rows
-            .iter()
-            .find(|row| row.runpod_id.as_deref() == Some(id))
+        self.rows.iter().find(|row| row.runpod_id.as_deref() == Some(id))
     }
 
     /// The row of the accelerator in an AWS instance type (`p5.48xlarge`, `g6f.large`): by family.
     pub fn by_aws_instance_type(&self, instance_type: &str) -> Option<&Accelerator> {
-        if let Some((_, key)) = AWS_EXCEPTIONS
-            .iter()
-            .find(|(prefix, _)| instance_type.starts_with(prefix))
+        if let Some((_, key)) =
+            AWS_EXCEPTIONS.iter().find(|(prefix, _)| instance_type.starts_with(prefix))
         {
             return self.get(key);
         }
         let (family, _) = instance_type.split_once('.')?;
-        self.rows
-            .iter()
-            .find(|row| row.aws_families.iter().any(|known| known == family))
+        self.rows.iter().find(|row| row.aws_families.iter().any(|known| known == family))
     }
 
     /// The row of a name that a driver, a node label or a provider uses: `NVIDIA-H100-80GB-HBM3`,
@@ -414,13 +392,9 @@ impl Columns {
     fn read(&self, record: &csv::StringRecord) -> Result<Accelerator, CatalogueError> {
         let line = record.position().map_or(0, csv::Position::line);
         let text = |index: usize| record.get(index).unwrap_or_default().trim();
-        let wrong =
-            |column: &'static str, expected: &'static str, index: usize| CatalogueError::Field {
-                line,
-                column,
-                expected,
-                found: text(index).to_owned(),
-            };
+        let wrong = |column: &'static str, expected: &'static str, index: usize| {
+            CatalogueError::Field { line, column, expected, found: text(index).to_owned() }
+        };
         let rate = |column: &'static str, index: usize| match text(index) {
             "" => Ok(None),
             other => match other.parse::<f64>() {
@@ -457,9 +431,7 @@ impl Columns {
             watts: rate("tdp_w", self.watts)?,
             stacks: list(self.stacks),
             isa: word("isa", self.isa)?,
-            runpod_id: Some(text(self.runpod))
-                .filter(|id| !id.is_empty())
-                .map(str::to_owned),
+            runpod_id: Some(text(self.runpod)).filter(|id| !id.is_empty()).map(str::to_owned),
             aws_families: list(self.aws),
             confidence: match text(self.confidence) {
                 "high" => Confidence::High,

@@ -39,15 +39,10 @@ impl<'a> Pass<'a> {
             return None;
         }
         let namespace = &workload.id.namespace;
-        if state
-            .allowed_namespaces
-            .as_ref()
-            .is_some_and(|allowed| !allowed.contains(namespace))
-            && !sink.hit(Check::NamespaceNotAllowed, || {
-                Obstacle::NamespaceNotAllowed {
-                    provider: state.name.clone(),
-                    namespace: namespace.clone(),
-                }
+        if state.allowed_namespaces.as_ref().is_some_and(|allowed| !allowed.contains(namespace))
+            && !sink.hit(Check::NamespaceNotAllowed, || Obstacle::NamespaceNotAllowed {
+                provider: state.name.clone(),
+                namespace: namespace.clone(),
             })
         {
             return None;
@@ -58,9 +53,8 @@ impl<'a> Pass<'a> {
             Switch::Cordoned | Switch::Disabled => !class.buyable,
         };
         if !open
-            && !sink.hit(Check::ProviderOff, || Obstacle::ProviderOff {
-                provider: state.name.clone(),
-            })
+            && !sink
+                .hit(Check::ProviderOff, || Obstacle::ProviderOff { provider: state.name.clone() })
         {
             return None;
         }
@@ -137,10 +131,8 @@ impl<'a> Pass<'a> {
         if let (Work::Serving(work), Some(millis)) = (&workload.work, course.millis_per_token)
             && let Some(limit) = work.max_millis_per_token
             && millis > f64::from(limit)
-            && !sink.hit(Check::Latency, || Obstacle::Latency {
-                limit,
-                expected: millis.ceil() as u32,
-            })
+            && !sink
+                .hit(Check::Latency, || Obstacle::Latency { limit, expected: millis.ceil() as u32 })
         {
             return None;
         }
@@ -148,10 +140,7 @@ impl<'a> Pass<'a> {
         // A promise that cannot be kept is not begun with; one that is breaking is made the best of.
         if let (Promise::Broken(late_millis), Some(finish_by)) = (promise, workload.finish_by)
             && workload.progress.placements == 0
-            && !sink.hit(Check::Deadline, || Obstacle::Deadline {
-                finish_by,
-                late_millis,
-            })
+            && !sink.hit(Check::Deadline, || Obstacle::Deadline { finish_by, late_millis })
         {
             return None;
         }
@@ -159,17 +148,13 @@ impl<'a> Pass<'a> {
     }
 
     fn promise(&self, workload: &Workload, course: &Course) -> Promise {
-        let (Some(finish_by), Some(expected), Some(late)) = (
-            workload.finish_by,
-            course.millis_to_end(),
-            course.late_millis_to_end(),
-        ) else {
+        let (Some(finish_by), Some(expected), Some(late)) =
+            (workload.finish_by, course.millis_to_end(), course.late_millis_to_end())
+        else {
             return Promise::Kept;
         };
         let after = |millis: i64| {
-            self.now_millis
-                .saturating_add(millis)
-                .saturating_sub(finish_by.as_millisecond())
+            self.now_millis.saturating_add(millis).saturating_sub(finish_by.as_millisecond())
         };
         if after(expected) > 0 {
             Promise::Broken(after(expected))
@@ -192,27 +177,17 @@ impl<'a> Pass<'a> {
         let excluded = placement.exclude_regions.contains(&offer.region);
         if (excluded
             || !(placement.regions.is_empty() || placement.regions.contains(&offer.region)))
-            && !sink.hit(Check::Region, || Obstacle::Region {
-                has: offer.region.clone(),
-                excluded,
-            })
+            && !sink.hit(Check::Region, || Obstacle::Region { has: offer.region.clone(), excluded })
         {
             return false;
         }
         let elsewhere = !placement.zones.is_empty() && !placement.zones.contains(&offer.zone);
-        if elsewhere
-            && !sink.hit(Check::Zone, || Obstacle::Zone {
-                has: offer.zone.clone(),
-            })
-        {
+        if elsewhere && !sink.hit(Check::Zone, || Obstacle::Zone { has: offer.zone.clone() }) {
             return false;
         }
         if let Some(limit) = placement.max_hourly_price
             && offer.price > limit
-            && !sink.hit(Check::HourlyPrice, || Obstacle::HourlyPrice {
-                limit,
-                price: offer.price,
-            })
+            && !sink.hit(Check::HourlyPrice, || Obstacle::HourlyPrice { limit, price: offer.price })
         {
             return false;
         }
@@ -222,10 +197,7 @@ impl<'a> Pass<'a> {
                 .saturating_sub(workload.progress.spent)
                 .saturating_sub(own.copied().unwrap_or(Usd::ZERO));
             if total > left
-                && !sink.hit(Check::TotalCost, || Obstacle::TotalCost {
-                    left,
-                    needs: total,
-                })
+                && !sink.hit(Check::TotalCost, || Obstacle::TotalCost { left, needs: total })
             {
                 return false;
             }
@@ -248,9 +220,8 @@ impl<'a> Pass<'a> {
         let skew = i64::from(self.world.assumptions.clock_skew_seconds) * 1000;
         let quoted = offer.quoted_at.as_millisecond();
         if quoted.saturating_sub(self.now_millis) > skew
-            && !sink.hit(Check::FutureQuote, || Obstacle::FutureQuote {
-                quoted_at: offer.quoted_at,
-            })
+            && !sink
+                .hit(Check::FutureQuote, || Obstacle::FutureQuote { quoted_at: offer.quoted_at })
         {
             return false;
         }
@@ -295,22 +266,15 @@ impl<'a> Pass<'a> {
         let state = &self.world.providers[index];
         if let Some(limit) = state.max_machines
             && self.taken.machines[index] >= limit
-            && !sink.hit(Check::ProviderMachines, || Obstacle::ProviderMachines {
-                limit,
-            })
+            && !sink.hit(Check::ProviderMachines, || Obstacle::ProviderMachines { limit })
         {
             return false;
         }
         if let Some(limit) = state.max_hourly {
-            let left = limit
-                .one_hour()
-                .saturating_sub(self.taken.hourly[index].one_hour());
+            let left = limit.one_hour().saturating_sub(self.taken.hourly[index].one_hour());
             let needs = offer.price.one_hour();
             if needs > left
-                && !sink.hit(Check::ProviderHourly, || Obstacle::ProviderHourly {
-                    left,
-                    needs,
-                })
+                && !sink.hit(Check::ProviderHourly, || Obstacle::ProviderHourly { left, needs })
             {
                 return false;
             }
@@ -322,10 +286,7 @@ impl<'a> Pass<'a> {
                 .saturating_sub(self.taken.outstanding[index]);
             let needs = self.cost_until(course, offer.price, total, month.ends_at);
             if needs > left
-                && !sink.hit(Check::ProviderMonthly, || Obstacle::ProviderMonthly {
-                    left,
-                    needs,
-                })
+                && !sink.hit(Check::ProviderMonthly, || Obstacle::ProviderMonthly { left, needs })
             {
                 return false;
             }
@@ -346,10 +307,7 @@ impl<'a> Pass<'a> {
             if !budget.counts(namespace, uid) {
                 continue;
             }
-            let left = budget
-                .limit
-                .saturating_sub(budget.spent)
-                .saturating_sub(taken);
+            let left = budget.limit.saturating_sub(budget.spent).saturating_sub(taken);
             let needs = self.cost_until(course, offer.price, total, budget.period_ends_at);
             if needs > left
                 && !sink.hit(Check::Budget, || Obstacle::Budget {

@@ -59,11 +59,7 @@ pub struct Claim {
 
 /// How far a claim is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase",
-    deny_unknown_fields
-)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Phase {
     /// Written; nothing was asked for.
     Planned,
@@ -158,12 +154,7 @@ fn hex8(uid: &str) -> String {
 
 /// The name of a claim: `<trj|infs>-<owner>-<8 hex of the owner's uid>-<placement>-<index>`.
 pub fn claim_name(owner: &WorkloadId, placement: u32, index: u32) -> String {
-    format!(
-        "{}-{}-{}-{placement}-{index}",
-        owner.kind.short(),
-        owner.name,
-        hex8(&owner.uid)
-    )
+    format!("{}-{}-{}-{placement}-{index}", owner.kind.short(), owner.name, hex8(&owner.uid))
 }
 
 impl Claim {

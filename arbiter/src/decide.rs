@@ -37,11 +37,7 @@ pub fn decide(world: &World, now: Timestamp) -> Plan {
         Outcome::Placed { lacking, .. } => *lacking > 0,
         Outcome::Settled { .. } => false,
     });
-    Plan {
-        actions,
-        requeue_at: waits.then(|| look_again(world, now)),
-        decisions,
-    }
+    Plan { actions, requeue_at: waits.then(|| look_again(world, now)), decisions }
 }
 
 /// Workloads in the order they are decided.
@@ -68,16 +64,9 @@ fn decide_one<'a>(
     actions: &mut Vec<Action>,
 ) -> Decision {
     let world = pass.world;
-    let own: Vec<&Claim> = world
-        .claims
-        .iter()
-        .filter(|claim| claim.spec.owner.uid == workload.id.uid)
-        .collect();
-    let working: Vec<&Claim> = own
-        .iter()
-        .copied()
-        .filter(|claim| claim.is_working())
-        .collect();
+    let own: Vec<&Claim> =
+        world.claims.iter().filter(|claim| claim.spec.owner.uid == workload.id.uid).collect();
+    let working: Vec<&Claim> = own.iter().copied().filter(|claim| claim.is_working()).collect();
     let wanted = workload.machines_wanted();
     let have = working.len() as u32;
     if have >= wanted {
@@ -107,12 +96,7 @@ fn decide_one<'a>(
         if chosen.promise != Promise::Kept {
             warning = Some(Reason::DeadlineAtRisk);
         }
-        pass.reserve(
-            chosen.offer,
-            &workload.id.namespace,
-            &workload.id.uid,
-            chosen.total,
-        );
+        pass.reserve(chosen.offer, &workload.id.namespace, &workload.id.uid, chosen.total);
         shown.get_or_insert(found);
     }
     let lacking = wanted - have - claims.len() as u32;
@@ -120,11 +104,7 @@ fn decide_one<'a>(
         Some(found) => (found.ranked(), found.stopped(), found.saving()),
         None => (Vec::new(), Vec::new(), None),
     };
-    let misses = if claims.is_empty() {
-        pass.misses(workload)
-    } else {
-        Vec::new()
-    };
+    let misses = if claims.is_empty() { pass.misses(workload) } else { Vec::new() };
     let outcome = if claims.is_empty() {
         waiting(world.market.len(), &misses)
     } else {
@@ -164,10 +144,7 @@ fn end_surplus(
         working
             .into_iter()
             .skip(wanted as usize)
-            .map(|claim| Action::EndClaim {
-                uid: claim.uid.clone(),
-                reason,
-            }),
+            .map(|claim| Action::EndClaim { uid: claim.uid.clone(), reason }),
     );
 }
 
@@ -289,37 +266,21 @@ pub fn explain(world: &World, now: Timestamp, workload: &WorkloadId) -> Option<E
         key(a).cmp(&key(b))
     });
     let decision = decide_one(&mut pass, target, &mut ignored);
-    Some(Explanation {
-        decision,
-        offers: offers.into_iter().map(|(_, _, one)| one).collect(),
-    })
+    Some(Explanation { decision, offers: offers.into_iter().map(|(_, _, one)| one).collect() })
 }
 
 fn explained(
     verdict: Verdict<'_>,
     chosen: Option<&Candidate<'_>>,
 ) -> (usize, Option<Usd>, Explained) {
-    let Verdict {
-        offer,
-        device,
-        course,
-        mut obstacles,
-    } = verdict;
+    let Verdict { offer, device, course, mut obstacles } = verdict;
     let is_chosen = chosen.is_some_and(|chosen| chosen.offer.id == offer.id);
     let mut rank = if is_chosen { 0 } else { 1 + obstacles.len() };
-    let total = course
-        .as_ref()
-        .map(|(course, _)| course.dollars(offer.price));
+    let total = course.as_ref().map(|(course, _)| course.dollars(offer.price));
     if let (Some((course, promise)), Some(chosen), Some(total), true, false) =
         (course, chosen, total, obstacles.is_empty(), is_chosen)
     {
-        let candidate = Candidate {
-            offer,
-            device,
-            course,
-            total,
-            promise,
-        };
+        let candidate = Candidate { offer, device, course, total, promise };
         obstacles.push(candidate.against(chosen));
         rank = 1;
     }

@@ -27,11 +27,7 @@ pub struct Plan {
 
 /// One thing to write.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase",
-    deny_unknown_fields
-)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Action {
     /// Create this claim (with its finalizer); an existing one of the same name and owner is the same.
     CreateClaim(ClaimSpec),
@@ -77,11 +73,7 @@ pub const MISSES_SHOWN: usize = 5;
 
 /// What came out for one workload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase",
-    deny_unknown_fields
-)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Outcome {
     /// It has all the machines it wants, or wants none.
     Settled {

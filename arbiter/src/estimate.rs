@@ -77,10 +77,7 @@ pub fn rates(class: &Class, device: Device, precision: Precision) -> Option<Rate
 
 fn cpu_rates(class: &Class) -> Option<Rates> {
     let good = |value: f64| value.is_finite() && value > 0.0;
-    if let Some(MeasuredRates {
-        gemm_gflops,
-        read_gb_s,
-    }) = class.measured
+    if let Some(MeasuredRates { gemm_gflops, read_gb_s }) = class.measured
         && good(gemm_gflops)
         && good(read_gb_s)
     {
@@ -99,11 +96,8 @@ fn cpu_rates(class: &Class) -> Option<Rates> {
 }
 
 fn accelerator_rates(row: &Accelerator, precision: Precision) -> Rates {
-    let of_peak = if row.stacks.iter().any(|stack| stack == "cuda") {
-        OF_PEAK_CUDA
-    } else {
-        OF_PEAK_OTHER
-    };
+    let of_peak =
+        if row.stacks.iter().any(|stack| stack == "cuda") { OF_PEAK_CUDA } else { OF_PEAK_OTHER };
     let tflops = match precision {
         Precision::F32 => row.f32_tflops.map(|peak| peak * of_peak),
         Precision::Bf16 => row
@@ -165,20 +159,12 @@ impl Corrections {
         if !(1e-3..=1e3).contains(&ratio) || measured <= 0.0 {
             return;
         }
-        let at = self
-            .entries
-            .binary_search_by(|entry| entry.key.as_str().cmp(key));
+        let at = self.entries.binary_search_by(|entry| entry.key.as_str().cmp(key));
         let entry = match at {
             Ok(at) => &mut self.entries[at],
             Err(at) => {
-                self.entries.insert(
-                    at,
-                    Correction {
-                        key: key.to_owned(),
-                        sum_ln_ratio: 0.0,
-                        runs: 0,
-                    },
-                );
+                self.entries
+                    .insert(at, Correction { key: key.to_owned(), sum_ln_ratio: 0.0, runs: 0 });
                 &mut self.entries[at]
             }
         };
@@ -189,17 +175,10 @@ impl Corrections {
     /// The rates after what was learned: the mean of ln ratio with the estimate counted as
     /// two runs of ratio 1, and the spread of that mean.
     pub fn apply(&self, key: &str, rates: Rates) -> Rates {
-        let Ok(at) = self
-            .entries
-            .binary_search_by(|entry| entry.key.as_str().cmp(key))
-        else {
+        let Ok(at) = self.entries.binary_search_by(|entry| entry.key.as_str().cmp(key)) else {
             return rates;
         };
-        let Correction {
-            key: _,
-            sum_ln_ratio,
-            runs,
-        } = &self.entries[at];
+        let Correction { key: _, sum_ln_ratio, runs } = &self.entries[at];
         if !sum_ln_ratio.is_finite() {
             return rates;
         }
@@ -222,19 +201,12 @@ impl Rates {
     /// A rate with its range.
     fn range(self, expected: f64) -> Range {
         let factor = libm::exp(NINE_IN_TEN * self.spread);
-        Range {
-            low: expected / factor,
-            expected,
-            high: expected * factor,
-        }
+        Range { low: expected / factor, expected, high: expected * factor }
     }
 
     /// Tokens trained on a second.
     pub fn training(self, work: &TrainingWork) -> Range {
-        let step = self.seconds(
-            work.flops_per_step as f64,
-            work.traffic_bytes_per_step as f64,
-        );
+        let step = self.seconds(work.flops_per_step as f64, work.traffic_bytes_per_step as f64);
         self.range(work.tokens_per_step as f64 / step)
     }
 
@@ -257,6 +229,5 @@ pub(crate) fn backends(class: &Class, device: Device) -> impl Iterator<Item = Ba
         (Device::Accelerators, None) | (Device::Cpu, _) => &[],
     };
     let cpu = (device == Device::Cpu).then_some(Backend::Cpu);
-    cpu.into_iter()
-        .chain(stacks.iter().filter_map(|stack| Backend::of_stack(stack)))
+    cpu.into_iter().chain(stacks.iter().filter_map(|stack| Backend::of_stack(stack)))
 }

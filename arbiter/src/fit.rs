@@ -113,23 +113,17 @@ fn bytes(work: &Work) -> (u64, u64) {
 /// whose obstacle is reported.
 fn check_request(workload: &Workload, class: &Class, sink: &mut impl Sink) -> bool {
     let requests = || {
-        workload
-            .accelerators
-            .iter()
-            .filter_map(|alternative| match alternative {
-                Alternative::Devices(request) => Some(request),
-                Alternative::Cpu => None,
-            })
+        workload.accelerators.iter().filter_map(|alternative| match alternative {
+            Alternative::Devices(request) => Some(request),
+            Alternative::Cpu => None,
+        })
     };
     if workload.accelerators.is_empty()
         || requests().any(|request| first_gap(request, class).is_none())
     {
         return true;
     }
-    let Some(check) = requests()
-        .filter_map(|request| first_gap(request, class))
-        .max()
-    else {
+    let Some(check) = requests().filter_map(|request| first_gap(request, class)).max() else {
         return true;
     };
     sink.hit(check, || {
@@ -146,9 +140,8 @@ fn first_gap(request: &DeviceRequest, class: &Class) -> Option<Check> {
         return Some(Check::AcceleratorModel);
     };
     let row = row_of(class);
-    let vendor_fits = request
-        .vendor
-        .is_none_or(|vendor| row.is_some_and(|row| row.vendor == vendor));
+    let vendor_fits =
+        request.vendor.is_none_or(|vendor| row.is_some_and(|row| row.vendor == vendor));
     let model_fits = request.models.is_empty()
         || request.models.iter().any(|name| match row {
             Some(row) => row.answers_to(name),
@@ -167,9 +160,7 @@ fn first_gap(request: &DeviceRequest, class: &Class) -> Option<Check> {
         return Some(Check::AcceleratorMemory);
     }
     if let Some(needs) = request.min_compute_capability
-        && row
-            .and_then(Accelerator::compute_capability)
-            .is_none_or(|has| has < needs)
+        && row.and_then(Accelerator::compute_capability).is_none_or(|has| has < needs)
     {
         return Some(Check::ComputeCapability);
     }
@@ -194,10 +185,7 @@ fn gap(check: Check, request: &DeviceRequest, class: &Class) -> Obstacle {
         },
         _ => Obstacle::AcceleratorModel {
             needs: wish(request),
-            has: has.map_or_else(
-                || "no accelerator".to_owned(),
-                |devices| devices.model.clone(),
-            ),
+            has: has.map_or_else(|| "no accelerator".to_owned(), |devices| devices.model.clone()),
         },
     }
 }
@@ -212,9 +200,7 @@ fn wish(request: &DeviceRequest) -> String {
 }
 
 fn row_of(class: &Class) -> Option<&'static Accelerator> {
-    class
-        .catalogue_row
-        .map(|row| &Catalogue::embedded().rows()[row])
+    class.catalogue_row.map(|row| &Catalogue::embedded().rows()[row])
 }
 
 /// Memory of one device as people speak of it: a slice's own, else the card's nominal size.
@@ -251,10 +237,7 @@ fn check_engine(
         Level::None => false,
     };
     if !enough
-        && !sink.hit(Check::Engine, || Obstacle::Engine {
-            level,
-            on: engine_place(class, device),
-        })
+        && !sink.hit(Check::Engine, || Obstacle::Engine { level, on: engine_place(class, device) })
     {
         return false;
     }
@@ -291,11 +274,7 @@ fn check_engine(
     let has = one
         .saturating_sub(DEVICE_RESERVE)
         .saturating_mul(u64::from(devices.count.min(most.max(1))));
-    arena <= has
-        || sink.hit(Check::DeviceMemory, || Obstacle::DeviceMemory {
-            needs: arena,
-            has,
-        })
+    arena <= has || sink.hit(Check::DeviceMemory, || Obstacle::DeviceMemory { needs: arena, has })
 }
 
 /// How far the engine is on the best backend of a device, and on how many at once.
@@ -325,9 +304,9 @@ fn engine_place(class: &Class, device: Device) -> String {
             Some(backend) => format!("{} {}", backend.as_str(), row.isa),
             None => row.key.clone(),
         },
-        (Device::Accelerators, None) => class.accelerators.as_ref().map_or_else(
-            || "no accelerator".to_owned(),
-            |devices| devices.model.clone(),
-        ),
+        (Device::Accelerators, None) => class
+            .accelerators
+            .as_ref()
+            .map_or_else(|| "no accelerator".to_owned(), |devices| devices.model.clone()),
     }
 }

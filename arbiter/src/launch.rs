@@ -156,22 +156,15 @@ pub fn next_step(claim: &Claim, safety: LaunchSafety, seen: &Observation) -> Ste
         (ReadBack::Deleting, Wanted::Yes) => Some(Reason::Suspended),
         (ReadBack::NotRead | ReadBack::Ours, Wanted::Yes) => None,
     };
-    let pass = Pass {
-        attempt: claim.attempt,
-        safety,
-        seen,
-        unwanted,
-    };
+    let pass = Pass { attempt: claim.attempt, safety, seen, unwanted };
     match &claim.phase {
         Phase::Planned => pass.planned(),
         Phase::Attempted { request, at: _ } => pass.attempted(request),
         Phase::Ambiguous { request, since } => pass.ambiguous(request, *since),
         Phase::Launched { instance, at } => pass.launched(instance, *at),
-        Phase::Ending {
-            instance,
-            reason,
-            gone_seen,
-        } => pass.ending(instance.as_ref(), *reason, *gone_seen),
+        Phase::Ending { instance, reason, gone_seen } => {
+            pass.ending(instance.as_ref(), *reason, *gone_seen)
+        }
         Phase::Ended { reason: _ } => Step::Release,
     }
 }
@@ -201,13 +194,9 @@ impl Pass<'_> {
 
     fn attempted(&self, request: &FrozenRequest) -> Step {
         match (&self.seen.answer, self.seen.fresh_attempt, self.unwanted) {
-            (Some(LaunchAnswer::Accepted { instance }), _, _) => self.record(
-                Phase::Launched {
-                    instance: instance.clone(),
-                    at: self.seen.now,
-                },
-                None,
-            ),
+            (Some(LaunchAnswer::Accepted { instance }), _, _) => {
+                self.record(Phase::Launched { instance: instance.clone(), at: self.seen.now }, None)
+            }
             // Accident: the repeated call is refused while the first one, of which nothing is known, was not.
             (Some(LaunchAnswer::Refused(_)), false, _) => self.doubt(request),
             (Some(LaunchAnswer::Refused(refusal)), true, None)
@@ -221,9 +210,7 @@ impl Pass<'_> {
             }
             (Some(LaunchAnswer::Refused(refusal)), true, _) => self.end(None, refusal.reason()),
             (Some(LaunchAnswer::Unclear), _, _) => self.doubt(request),
-            (None, true, None) => Step::Launch {
-                request: request.clone(),
-            },
+            (None, true, None) => Step::Launch { request: request.clone() },
             (None, true, Some(reason)) => self.end(None, reason),
             (None, false, _) => self.after_a_crash(request),
         }
@@ -239,9 +226,9 @@ impl Pass<'_> {
         };
         match found.first() {
             Some(instance) => self.adopt(instance),
-            None if self.safety.idempotent && self.unwanted.is_none() => Step::Launch {
-                request: request.clone(),
-            },
+            None if self.safety.idempotent && self.unwanted.is_none() => {
+                Step::Launch { request: request.clone() }
+            }
             None => self.doubt(request),
         }
     }
@@ -260,9 +247,7 @@ impl Pass<'_> {
                 reason: Reason::LaunchAmbiguous,
             },
             // It never happened: the same attempt, the same bytes, under a new fence.
-            (None, None) => Step::WriteAttempt {
-                request: Some(request.clone()),
-            },
+            (None, None) => Step::WriteAttempt { request: Some(request.clone()) },
             (None, Some(reason)) => self.end(None, reason),
         }
     }
@@ -298,72 +283,44 @@ impl Pass<'_> {
             (None, Some(known)) if gone_seen == 0 && !self.seen.terminate_sent => {
                 self.terminate(known)
             }
-            (None, _) if gone_seen == 0 => self.record(
-                Phase::Ending {
-                    instance: instance.cloned(),
-                    reason,
-                    gone_seen: 1,
-                },
-                None,
-            ),
+            (None, _) if gone_seen == 0 => self
+                .record(Phase::Ending { instance: instance.cloned(), reason, gone_seen: 1 }, None),
             (None, _) if !self.seen.ledger_closed => Step::CloseLedger,
             (None, _) => self.record(Phase::Ended { reason }, Some(reason)),
         }
     }
 
     fn record(&self, phase: Phase, note: Option<Reason>) -> Step {
-        Step::Record {
-            phase,
-            attempt: self.attempt,
-            note,
-        }
+        Step::Record { phase, attempt: self.attempt, note }
     }
 
     fn adopt(&self, instance: &str) -> Step {
         self.record(
-            Phase::Launched {
-                instance: instance.to_owned(),
-                at: self.seen.now,
-            },
+            Phase::Launched { instance: instance.to_owned(), at: self.seen.now },
             Some(Reason::AdoptedExisting),
         )
     }
 
     fn doubt(&self, request: &FrozenRequest) -> Step {
         self.record(
-            Phase::Ambiguous {
-                request: request.clone(),
-                since: self.seen.now,
-            },
+            Phase::Ambiguous { request: request.clone(), since: self.seen.now },
             Some(Reason::LaunchAmbiguous),
         )
     }
 
     fn end(&self, instance: Option<String>, reason: Reason) -> Step {
-        self.record(
-            Phase::Ending {
-                instance,
-                reason,
-                gone_seen: 0,
-            },
-            Some(reason),
-        )
+        self.record(Phase::Ending { instance, reason, gone_seen: 0 }, Some(reason))
     }
 
     fn terminate(&self, instance: &str) -> Step {
         if self.seen.terminate_sent {
             return self.wait(Reason::TerminateRetrying);
         }
-        Step::Terminate {
-            instance: instance.to_owned(),
-        }
+        Step::Terminate { instance: instance.to_owned() }
     }
 
     fn wait(&self, reason: Reason) -> Step {
-        Step::WaitUntil {
-            at: later(self.seen.now, LOOK_MILLIS),
-            reason,
-        }
+        Step::WaitUntil { at: later(self.seen.now, LOOK_MILLIS), reason }
     }
 
     /// When whatever was asked for at a time must show in a list if it happened.
@@ -374,9 +331,7 @@ impl Pass<'_> {
 
 fn later(from: Timestamp, millis: i64) -> Timestamp {
     Timestamp::from_millisecond(
-        from.as_millisecond()
-            .saturating_add(millis)
-            .min(Timestamp::MAX.as_millisecond()),
+        from.as_millisecond().saturating_add(millis).min(Timestamp::MAX.as_millisecond()),
     )
     .unwrap_or(Timestamp::MAX)
 }

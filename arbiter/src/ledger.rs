@@ -94,12 +94,7 @@ pub enum LedgerError {
 impl ClaimLedger {
     /// The ledger of a claim whose billing begins.
     pub fn new(spec: ClaimSpec, claim_uid: String, began: Timestamp) -> ClaimLedger {
-        ClaimLedger {
-            spec,
-            claim_uid,
-            began,
-            rows: Vec::new(),
-        }
+        ClaimLedger { spec, claim_uid, began, rows: Vec::new() }
     }
 
     /// Sum of the rows.
@@ -122,28 +117,18 @@ impl ClaimLedger {
     /// The last row is written already, or the amount does not fit.
     pub fn next_row(&self, until: Timestamp, last: bool) -> Result<Option<Row>, LedgerError> {
         if self.is_closed() {
-            return Err(LedgerError::Closed {
-                claim_uid: self.claim_uid.clone(),
-            });
+            return Err(LedgerError::Closed { claim_uid: self.claim_uid.clone() });
         }
         let from = self.rows.last().map_or(self.began, |row| row.to);
         let to = until.max(from);
         if to == from && !last {
             return Ok(None);
         }
-        let millis = to
-            .as_millisecond()
-            .saturating_sub(self.began.as_millisecond());
+        let millis = to.as_millisecond().saturating_sub(self.began.as_millisecond());
         let rate = self.spec.offer.price;
-        let amount = rate
-            .for_millis(millis)
-            .checked_sub(self.total()?)
-            .ok_or_else(|| self.overflow())?;
-        let kind = if last {
-            RowKind::Final
-        } else {
-            RowKind::Running
-        };
+        let amount =
+            rate.for_millis(millis).checked_sub(self.total()?).ok_or_else(|| self.overflow())?;
+        let kind = if last { RowKind::Final } else { RowKind::Running };
         Ok(Some(self.row(kind, from, to, amount)))
     }
 
@@ -153,13 +138,9 @@ impl ClaimLedger {
     /// The claim is still open, or the amount does not fit.
     pub fn correction(&self, billed: Usd) -> Result<Option<Row>, LedgerError> {
         if !self.is_closed() {
-            return Err(LedgerError::Open {
-                claim_uid: self.claim_uid.clone(),
-            });
+            return Err(LedgerError::Open { claim_uid: self.claim_uid.clone() });
         }
-        let amount = billed
-            .checked_sub(self.total()?)
-            .ok_or_else(|| self.overflow())?;
+        let amount = billed.checked_sub(self.total()?).ok_or_else(|| self.overflow())?;
         // A correction belongs to the time when the machine ended, whenever the bill was read.
         let at = self.rows.last().map_or(self.began, |row| row.to);
         Ok((amount != Usd::ZERO).then(|| self.row(RowKind::Correction, at, at, amount)))
@@ -192,9 +173,7 @@ impl ClaimLedger {
     }
 
     fn overflow(&self) -> LedgerError {
-        LedgerError::Overflow {
-            claim_uid: self.claim_uid.clone(),
-        }
+        LedgerError::Overflow { claim_uid: self.claim_uid.clone() }
     }
 }
 

@@ -11,6 +11,7 @@
 //! | [`offer`] | one thing that can be had now |
 //! | [`market`] | all offers, indexed |
 //! | [`workload`] | what is asked for |
+//! | [`work`] | how much work that is, by the memory plan that the runtime executes |
 //! | [`support`] | where our runtime runs |
 //! | [`estimate`] | tokens a second, with uncertainty, corrected by past runs |
 //! | [`world`] | everything a decision may depend on |
@@ -44,5 +45,6 @@ mod pass;
 mod place;
 pub mod reason;
 pub mod support;
+pub mod work;
 pub mod workload;
 pub mod world;

@@ -65,9 +65,7 @@ impl ClassKey {
             vcpu_milli: offer.vcpu_milli,
             memory: offer.memory,
             owner: offer.owner,
-            measured: offer
-                .measured
-                .map(|m| (m.gemm_gflops.to_bits(), m.read_gb_s.to_bits())),
+            measured: offer.measured.map(|m| (m.gemm_gflops.to_bits(), m.read_gb_s.to_bits())),
             interruptions: offer.interruptions_per_hour.map(f64::to_bits),
             buyable: offer.sale.is_buyable(),
         }
@@ -93,16 +91,12 @@ impl Market {
     pub fn new(offers: impl IntoIterator<Item = Offer>) -> Market {
         let mut market = Market::default();
         for offer in offers {
-            let newer = market
-                .get(&offer.id)
-                .is_none_or(|known| known.quoted_at < offer.quoted_at);
+            let newer = market.get(&offer.id).is_none_or(|known| known.quoted_at < offer.quoted_at);
             if newer {
                 market.place(offer);
             }
         }
-        let Market {
-            offers, members, ..
-        } = &mut market;
+        let Market { offers, members, .. } = &mut market;
         for class in members {
             class.sort_unstable_by(|a, b| order(offers, *a).cmp(&order(offers, *b)));
         }
@@ -159,9 +153,7 @@ impl Market {
     pub fn quote(&mut self, offer: Offer) {
         let slot = self.place(offer);
         let class = self.class_of[slot as usize] as usize;
-        let Market {
-            offers, members, ..
-        } = self;
+        let Market { offers, members, .. } = self;
         let list = &mut members[class];
         list.pop();
         let at = list.partition_point(|&other| order(offers, other) < order(offers, slot));
@@ -200,10 +192,7 @@ impl Market {
 
     /// All offers, class by class, cheapest first in each.
     pub fn offers(&self) -> impl Iterator<Item = &Offer> {
-        self.members
-            .iter()
-            .flatten()
-            .filter_map(|&slot| self.at(slot))
+        self.members.iter().flatten().filter_map(|&slot| self.at(slot))
     }
 
     /// The classes and their offers, sorted by (price, id). A class may be empty.
@@ -211,15 +200,7 @@ impl Market {
         self.classes
             .iter()
             .zip(&self.members)
-            .map(|(class, slots)| {
-                (
-                    class,
-                    Members {
-                        market: self,
-                        slots,
-                    },
-                )
-            })
+            .map(|(class, slots)| (class, Members { market: self, slots }))
     }
 
     fn at(&self, slot: u32) -> Option<&Offer> {
@@ -254,9 +235,7 @@ impl<'a> Members<'a> {
 
 /// What a class is sorted by.
 fn order(offers: &[Option<Offer>], slot: u32) -> Option<(i64, &OfferId)> {
-    offers[slot as usize]
-        .as_ref()
-        .map(|offer| (offer.price.micros(), &offer.id))
+    offers[slot as usize].as_ref().map(|offer| (offer.price.micros(), &offer.id))
 }
 
 impl std::fmt::Debug for Market {
@@ -299,9 +278,9 @@ impl Offer {
     pub fn not_for_sale(&self) -> Option<String> {
         match self.sale {
             Sale::Buyable => None,
-            Sale::Snapshot {
-                observed_on: Some(day),
-            } => Some(format!("prices of {day}, not for sale")),
+            Sale::Snapshot { observed_on: Some(day) } => {
+                Some(format!("prices of {day}, not for sale"))
+            }
             Sale::Snapshot { observed_on: None } => {
                 Some("prices of unknown date, not for sale".to_owned())
             }

@@ -192,9 +192,7 @@ impl FromStr for Usd {
 
     /// Reads the API's form: unsigned, at most 9 digits and 6 decimals.
     fn from_str(text: &str) -> Result<Usd, MoneyError> {
-        parse_unsigned(text, 9)
-            .map(Usd)
-            .ok_or_else(|| MoneyError::Form { text: text.into() })
+        parse_unsigned(text, 9).map(Usd).ok_or_else(|| MoneyError::Form { text: text.into() })
     }
 }
 

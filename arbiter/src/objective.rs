@@ -94,20 +94,12 @@ impl Course {
 
     /// Milliseconds from asking until the work is done, where it ends by itself.
     pub(crate) const fn millis_to_end(&self) -> Option<i64> {
-        if self.bounded {
-            Some(self.millis())
-        } else {
-            None
-        }
+        if self.bounded { Some(self.millis()) } else { None }
     }
 
     /// The same if things go badly.
     pub(crate) const fn late_millis_to_end(&self) -> Option<i64> {
-        if self.bounded {
-            Some(self.range.1)
-        } else {
-            None
-        }
+        if self.bounded { Some(self.range.1) } else { None }
     }
 
     const fn millis(&self) -> i64 {
@@ -145,18 +137,10 @@ impl Course {
             .times()
             .into_iter()
             .filter(|(_, millis)| *millis > 0)
-            .map(|(what, millis)| CostTerm {
-                what,
-                millis,
-                usd: price.for_millis(millis),
-            })
+            .map(|(what, millis)| CostTerm { what, millis, usd: price.for_millis(millis) })
             .collect();
         if self.egress > Usd::ZERO {
-            terms.push(CostTerm {
-                what: Term::Egress,
-                millis: 0,
-                usd: self.egress,
-            });
+            terms.push(CostTerm { what: Term::Egress, millis: 0, usd: self.egress });
         }
         CostBreakdown {
             total: self.dollars(price),
@@ -190,13 +174,12 @@ fn learned(
 
 /// Losses an hour: what the provider tells, else what is assumed.
 fn losses_per_hour(class: &Class, assumptions: &Assumptions) -> f64 {
-    class
-        .interruptions_per_hour
-        .filter(|rate| rate.is_finite() && *rate >= 0.0)
-        .unwrap_or(match class.capacity {
+    class.interruptions_per_hour.filter(|rate| rate.is_finite() && *rate >= 0.0).unwrap_or(
+        match class.capacity {
             Capacity::Spot => assumptions.spot_losses_per_hour,
             Capacity::OnDemand | Capacity::Owned => assumptions.other_losses_per_hour,
-        })
+        },
+    )
 }
 
 /// The course of a training run.
@@ -217,20 +200,14 @@ fn training(
         Some(rate) => to_millis(bytes as f64 / rate.max(1) as f64),
         None => 0,
     };
-    let resumed = if steps_done > 0 {
-        work.checkpoint_bytes
-    } else {
-        0
-    };
+    let resumed = if steps_done > 0 { work.checkpoint_bytes } else { 0 };
     let start_up = provider.startup_millis.clamp(0, LONGEST_MILLIS);
     let image = transfer(assumptions.image_bytes);
     let inputs = transfer(work.input_bytes.saturating_add(resumed));
     let upload = transfer(work.artifact_bytes);
     let restart = start_up
         .saturating_add(image)
-        .saturating_add(transfer(
-            work.input_bytes.saturating_add(work.checkpoint_bytes),
-        ))
+        .saturating_add(transfer(work.input_bytes.saturating_add(work.checkpoint_bytes)))
         .min(LONGEST_MILLIS);
     let rework = |work_millis: i64| {
         let losses = losses_per_hour * work_millis as f64 / MILLIS_PER_HOUR as f64;
@@ -247,9 +224,7 @@ fn training(
         Some(_) => {
             let interval = work.checkpoint_interval_seconds.max(1) as i64;
             let checkpoints = u64::try_from(work_millis / 1000 / interval).unwrap_or(0);
-            checkpoints
-                .saturating_mul(work.checkpoint_bytes)
-                .saturating_add(work.artifact_bytes)
+            checkpoints.saturating_mul(work.checkpoint_bytes).saturating_add(work.artifact_bytes)
         }
         None => 0,
     };
@@ -278,9 +253,5 @@ fn for_bytes(per_gb: Usd, bytes: u64) -> Usd {
 /// Seconds as whole milliseconds, rounded up; what is not a number, or too long, is held at the longest span.
 fn to_millis(seconds: f64) -> i64 {
     let millis = (seconds * 1000.0).ceil();
-    if millis >= 0.0 && millis < LONGEST_MILLIS as f64 {
-        millis as i64
-    } else {
-        LONGEST_MILLIS
-    }
+    if millis >= 0.0 && millis < LONGEST_MILLIS as f64 { millis as i64 } else { LONGEST_MILLIS }
 }

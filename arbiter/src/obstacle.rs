@@ -254,11 +254,7 @@ impl Obstacle {
     /// for names a fixed distance; what passes by itself is near, what nobody can change is far.
     pub(crate) fn distance(&self) -> f64 {
         let factor = |needs: f64, has: f64| {
-            if has > 0.0 {
-                (needs / has).max(1.0)
-            } else {
-                1000.0
-            }
+            if has > 0.0 { (needs / has).max(1.0) } else { 1000.0 }
         };
         match self {
             Obstacle::Unavailable { .. } | Obstacle::NoSlot { .. } => 0.5,
@@ -287,17 +283,12 @@ impl Obstacle {
             | Obstacle::Zone { .. }
             | Obstacle::UntrustedHost
             | Obstacle::ProviderNotListed { .. } => 2.0,
-            Obstacle::Engine {
-                level: Level::CompiledOnly | Level::Verified,
-                ..
-            } => 3.0,
+            Obstacle::Engine { level: Level::CompiledOnly | Level::Verified, .. } => 3.0,
             Obstacle::AcceleratorModel { .. } | Obstacle::ComputeCapability { .. } => 5.0,
             Obstacle::NotForSale { .. } => 20.0,
             Obstacle::ProviderOff { .. } | Obstacle::FutureQuote { .. } => 30.0,
             Obstacle::NamespaceNotAllowed { .. } | Obstacle::ProviderUnknown { .. } => 40.0,
-            Obstacle::Engine {
-                level: Level::None, ..
-            } => 100.0,
+            Obstacle::Engine { level: Level::None, .. } => 100.0,
         }
     }
 
@@ -343,14 +334,10 @@ impl Obstacle {
                 format!("placement.providers: add {provider}")
             }
             Obstacle::CapacityType { has, .. } => format!("placement.capacityType: {has} or Auto"),
-            Obstacle::Region {
-                has,
-                excluded: true,
-            } => format!("placement.excludeRegions: take {has} out"),
-            Obstacle::Region {
-                has,
-                excluded: false,
-            } => format!("placement.regions: add {has}"),
+            Obstacle::Region { has, excluded: true } => {
+                format!("placement.excludeRegions: take {has} out")
+            }
+            Obstacle::Region { has, excluded: false } => format!("placement.regions: add {has}"),
             Obstacle::Zone { has } => format!("placement.zones: add {has}"),
             Obstacle::UntrustedHost => "placement.allowUntrustedHosts: true".to_owned(),
             Obstacle::AcceleratorModel { has, .. } => {
@@ -363,37 +350,28 @@ impl Obstacle {
                 "resources.accelerator.minMemory: {} less",
                 bytes(needs.saturating_sub(*has))
             ),
-            Obstacle::ComputeCapability {
-                has: Some((major, minor)),
-                ..
-            } => {
+            Obstacle::ComputeCapability { has: Some((major, minor)), .. } => {
                 format!("resources.accelerator.minComputeCapability: {major}.{minor}")
             }
-            Obstacle::Vcpus {
-                needs,
-                has: Some(has),
-            } => format!("processors: {} fewer", milli(needs.saturating_sub(*has))),
-            Obstacle::Memory {
-                needs,
-                has: Some(has),
-            } => format!("memory: {} less", bytes(needs.saturating_sub(*has))),
+            Obstacle::Vcpus { needs, has: Some(has) } => {
+                format!("processors: {} fewer", milli(needs.saturating_sub(*has)))
+            }
+            Obstacle::Memory { needs, has: Some(has) } => {
+                format!("memory: {} less", bytes(needs.saturating_sub(*has)))
+            }
             Obstacle::DeviceMemory { needs, has } => format!(
                 "device memory: {} less (a smaller micro-batch, context or model)",
                 bytes(needs.saturating_sub(*has))
             ),
-            Obstacle::Engine {
-                level: Level::CompiledOnly,
-                ..
-            } => "placement.allowUnverified: true".to_owned(),
+            Obstacle::Engine { level: Level::CompiledOnly, .. } => {
+                "placement.allowUnverified: true".to_owned()
+            }
             Obstacle::HourlyPrice { limit, price } => format!(
                 "placement.maxHourlyPrice: {price}, which is {} more",
                 price.one_hour().saturating_sub(limit.one_hour())
             ),
             Obstacle::Latency { limit, expected } => {
-                format!(
-                    "latencyTarget.tpotMs: {expected}, which is {} more",
-                    expected - limit
-                )
+                format!("latencyTarget.tpotMs: {expected}, which is {} more", expected - limit)
             }
             Obstacle::Deadline { late_millis, .. } => {
                 format!("deadline: {} later", span(*late_millis))
@@ -401,19 +379,15 @@ impl Obstacle {
             Obstacle::TotalCost { left, needs } => {
                 format!("maxTotalCost: {} more", needs.saturating_sub(*left))
             }
-            Obstacle::Budget {
-                budget,
-                left,
-                needs,
-            } => format!("budget {budget}: {} more", needs.saturating_sub(*left)),
-            Obstacle::ProviderHourly { left, needs } => format!(
-                "the provider's hourly limit: {} more",
-                needs.saturating_sub(*left)
-            ),
-            Obstacle::ProviderMonthly { left, needs } => format!(
-                "the provider's monthly limit: {} more",
-                needs.saturating_sub(*left)
-            ),
+            Obstacle::Budget { budget, left, needs } => {
+                format!("budget {budget}: {} more", needs.saturating_sub(*left))
+            }
+            Obstacle::ProviderHourly { left, needs } => {
+                format!("the provider's hourly limit: {} more", needs.saturating_sub(*left))
+            }
+            Obstacle::ProviderMonthly { left, needs } => {
+                format!("the provider's monthly limit: {} more", needs.saturating_sub(*left))
+            }
             Obstacle::ProviderMachines { limit } => {
                 format!("the provider's machine limit: {}", u64::from(*limit) + 1)
             }
@@ -438,12 +412,8 @@ impl Obstacle {
 
 /// Bytes for people, in binary units, never less than they are.
 fn bytes(count: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [
-        ("TiB", 1 << 40),
-        ("GiB", 1 << 30),
-        ("MiB", 1 << 20),
-        ("KiB", 1 << 10),
-    ];
+    const UNITS: [(&str, u64); 4] =
+        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|(_, size)| count >= *size) {
         Some((unit, size)) => {
             let tenths = (u128::from(count) * 10).div_ceil(u128::from(*size));
@@ -458,9 +428,7 @@ fn milli(count: u32) -> String {
     if count.is_multiple_of(1000) {
         (count / 1000).to_string()
     } else {
-        format!("{}.{:03}", count / 1000, count % 1000)
-            .trim_end_matches('0')
-            .to_owned()
+        format!("{}.{:03}", count / 1000, count % 1000).trim_end_matches('0').to_owned()
     }
 }
 
@@ -483,20 +451,17 @@ impl fmt::Display for Obstacle {
             Obstacle::ProviderNotListed { provider } => {
                 write!(f, "{provider} is not in placement.providers")
             }
-            Obstacle::NamespaceNotAllowed {
-                provider,
-                namespace,
-            } => write!(f, "{provider} does not serve namespace {namespace}"),
+            Obstacle::NamespaceNotAllowed { provider, namespace } => {
+                write!(f, "{provider} does not serve namespace {namespace}")
+            }
             Obstacle::ProviderOff { provider } => write!(f, "{provider} takes nothing new"),
             Obstacle::CapacityType { needs, has } => write!(f, "is {has}, needs {needs}"),
-            Obstacle::Region {
-                has,
-                excluded: true,
-            } => write!(f, "region {} is excluded", place(has)),
-            Obstacle::Region {
-                has,
-                excluded: false,
-            } => write!(f, "region {} is not in placement.regions", place(has)),
+            Obstacle::Region { has, excluded: true } => {
+                write!(f, "region {} is excluded", place(has))
+            }
+            Obstacle::Region { has, excluded: false } => {
+                write!(f, "region {} is not in placement.regions", place(has))
+            }
             Obstacle::Zone { has } => write!(f, "zone {} is not in placement.zones", place(has)),
             Obstacle::UntrustedHost => f.write_str("unknown owner, allowUntrustedHosts is false"),
             Obstacle::AcceleratorModel { needs, has } => write!(f, "needs {needs}, has {has}"),
@@ -532,49 +497,38 @@ impl fmt::Display for Obstacle {
                 Level::CompiledOnly => write!(f, "the runtime was never run on {on}"),
                 Level::Verified => write!(f, "the runtime cannot use that many devices on {on}"),
             },
-            Obstacle::DeviceMemory { needs, has } => write!(
-                f,
-                "needs {} of device memory, has {}",
-                bytes(*needs),
-                bytes(*has)
-            ),
+            Obstacle::DeviceMemory { needs, has } => {
+                write!(f, "needs {} of device memory, has {}", bytes(*needs), bytes(*has))
+            }
             Obstacle::HourlyPrice { limit, price } => {
                 write!(f, "costs {price} $/h, limit {limit} $/h")
             }
             Obstacle::Latency { limit, expected } => {
                 write!(f, "{expected} ms a token, target {limit} ms")
             }
-            Obstacle::Deadline {
-                finish_by,
-                late_millis,
-            } => write!(f, "{} after the deadline {finish_by}", span(*late_millis)),
+            Obstacle::Deadline { finish_by, late_millis } => {
+                write!(f, "{} after the deadline {finish_by}", span(*late_millis))
+            }
             Obstacle::TotalCost { left, needs } => {
                 write!(f, "costs {needs} $, maxTotalCost leaves {left} $")
             }
-            Obstacle::Budget {
-                budget,
-                left,
-                needs,
-            } => write!(f, "costs {needs} $, budget {budget} has {left} $ left"),
-            Obstacle::ProviderHourly { left, needs } => {
-                write!(
-                    f,
-                    "costs {needs} $/h, the provider's limit leaves {left} $/h"
-                )
+            Obstacle::Budget { budget, left, needs } => {
+                write!(f, "costs {needs} $, budget {budget} has {left} $ left")
             }
-            Obstacle::ProviderMonthly { left, needs } => write!(
-                f,
-                "costs {needs} $, the provider's monthly limit leaves {left} $"
-            ),
+            Obstacle::ProviderHourly { left, needs } => {
+                write!(f, "costs {needs} $/h, the provider's limit leaves {left} $/h")
+            }
+            Obstacle::ProviderMonthly { left, needs } => {
+                write!(f, "costs {needs} $, the provider's monthly limit leaves {left} $")
+            }
             Obstacle::ProviderMachines { limit } => {
                 write!(f, "all {limit} machines of the provider's limit are taken")
             }
             Obstacle::NoSlot { slots } => write!(f, "all {slots} slots are taken"),
             Obstacle::Unavailable { until, reason } => write!(f, "{reason}; again at {until}"),
-            Obstacle::StaleQuote {
-                quoted_at,
-                expired_at,
-            } => write!(f, "quote of {quoted_at} expired at {expired_at}"),
+            Obstacle::StaleQuote { quoted_at, expired_at } => {
+                write!(f, "quote of {quoted_at} expired at {expired_at}")
+            }
             Obstacle::FutureQuote { quoted_at } => {
                 write!(f, "quote is from the future: {quoted_at}")
             }
@@ -583,11 +537,9 @@ impl fmt::Display for Obstacle {
             Obstacle::NotPreferred { late_millis: 0 } => {
                 f.write_str("as good; the other comes first")
             }
-            Obstacle::NotPreferred { late_millis } => write!(
-                f,
-                "not dearer, but may end {} after the deadline",
-                span(*late_millis)
-            ),
+            Obstacle::NotPreferred { late_millis } => {
+                write!(f, "not dearer, but may end {} after the deadline", span(*late_millis))
+            }
         }
     }
 }

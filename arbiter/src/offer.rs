@@ -107,11 +107,7 @@ pub enum HostOwner {
 
 /// Whether the offer can be taken, or only looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(
-    rename_all = "camelCase",
-    rename_all_fields = "camelCase",
-    deny_unknown_fields
-)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
 pub enum Sale {
     /// A live quote of a provider that we can ask.
     Buyable,
@@ -200,11 +196,7 @@ impl Offer {
         capacity: Capacity,
     ) -> OfferId {
         let part = |text: &str| {
-            if text.is_empty() {
-                "-".to_owned()
-            } else {
-                text.replace('/', "_")
-            }
+            if text.is_empty() { "-".to_owned() } else { text.replace('/', "_") }
         };
         let capacity = match capacity {
             Capacity::Spot => "spot",

@@ -34,11 +34,7 @@ pub(crate) struct Taken<'a> {
 
 /// What a claim may still cost.
 fn outstanding(claim: &Claim) -> Usd {
-    claim
-        .spec
-        .reserved
-        .saturating_sub(claim.spent)
-        .max(Usd::ZERO)
+    claim.spec.reserved.saturating_sub(claim.spent).max(Usd::ZERO)
 }
 
 impl<'a> Pass<'a> {
@@ -105,8 +101,6 @@ impl<'a> Pass<'a> {
     }
 
     pub(crate) fn provider(&self, name: &str) -> Option<&'a ProviderState> {
-        self.providers
-            .get(name)
-            .map(|&index| &self.world.providers[index])
+        self.providers.get(name).map(|&index| &self.world.providers[index])
     }
 }

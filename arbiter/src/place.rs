@@ -37,10 +37,8 @@ impl<'a> Pass<'a> {
             };
             // An on-demand class is compared with even where another capacity type is asked for.
             let compare = class.capacity == Capacity::OnDemand;
-            let other_capacity = workload
-                .placement
-                .capacity
-                .is_some_and(|needs| needs != class.capacity);
+            let other_capacity =
+                workload.placement.capacity.is_some_and(|needs| needs != class.capacity);
             if other_capacity {
                 stopped[Check::CapacityType as usize] += count;
                 if !compare {
@@ -62,9 +60,7 @@ impl<'a> Pass<'a> {
                 promise,
             };
             if compare
-                && on_demand
-                    .as_ref()
-                    .is_none_or(|best| candidate(cheapest).key() < best.key())
+                && on_demand.as_ref().is_none_or(|best| candidate(cheapest).key() < best.key())
             {
                 let found = members
                     .iter()
@@ -111,12 +107,7 @@ impl<'a> Pass<'a> {
         // Each offer is counted once: the chosen one as none, what it beat as dearer.
         let others = takeable.taken.saturating_sub(1);
         stopped[Check::Dearer as usize] += others;
-        Found {
-            takeable: takeable.list,
-            dated: dated.list,
-            on_demand,
-            stopped,
-        }
+        Found { takeable: takeable.list, dated: dated.list, on_demand, stopped }
     }
 
     /// The offers that came nearest, each with everything that would have to give: fewest
@@ -161,9 +152,7 @@ impl<'a> Pass<'a> {
             })
             .take(MISSES_SHOWN)
             .map(|(_, _, verdict)| Miss {
-                total: verdict
-                    .course
-                    .map(|(course, _)| course.dollars(verdict.offer.price)),
+                total: verdict.course.map(|(course, _)| course.dollars(verdict.offer.price)),
                 offer: verdict.offer.clone(),
                 obstacles: verdict.obstacles,
             })
@@ -201,11 +190,7 @@ impl<'a> Pass<'a> {
                 let course = provider.and_then(|provider| {
                     self.check_device(workload, class, provider, device, &mut sink)
                 });
-                View {
-                    device,
-                    course,
-                    obstacles: sink.0,
-                }
+                View { device, course, obstacles: sink.0 }
             })
             .min_by_key(|view| {
                 let millis = view.course.and_then(|(course, _)| course.millis_to_end());
@@ -225,17 +210,11 @@ impl<'a> Pass<'a> {
             None => {
                 self.check_offer(workload, offer, Usd::ZERO, &mut sink);
                 let dated = offer.not_for_sale();
-                sink.0
-                    .extend(dated.map(|note| Obstacle::NotForSale { note }));
+                sink.0.extend(dated.map(|note| Obstacle::NotForSale { note }));
             }
         }
         sink.0.sort_by_key(Obstacle::check);
-        Verdict {
-            offer,
-            device: view.device,
-            course: view.course,
-            obstacles: sink.0,
-        }
+        Verdict { offer, device: view.device, course: view.course, obstacles: sink.0 }
     }
 }
 

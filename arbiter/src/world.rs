@@ -138,10 +138,7 @@ impl Budget {
     /// Whether it counts a workload.
     pub fn counts(&self, namespace: &str, uid: &str) -> bool {
         self.namespace == namespace
-            && self
-                .workloads
-                .as_ref()
-                .is_none_or(|uids| uids.iter().any(|known| known == uid))
+            && self.workloads.as_ref().is_none_or(|uids| uids.iter().any(|known| known == uid))
     }
 }
 

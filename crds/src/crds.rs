@@ -18,10 +18,7 @@ use crate::{FieldError, InferenceService, TrainingJob};
 
 /// Every kind, in the order in which they are printed.
 pub fn all() -> Vec<CustomResourceDefinition> {
-    vec![
-        tightened(TrainingJob::crd()),
-        tightened(InferenceService::crd()),
-    ]
+    vec![tightened(TrainingJob::crd()), tightened(InferenceService::crd())]
 }
 
 /// Every kind as YAML documents, the same bytes each time.
@@ -92,10 +89,7 @@ impl Kind {
         manifest_schema["required"] = json!(["metadata", "spec"]);
         let mut evaluated = schema;
         double_underscores(&mut evaluated);
-        Kind {
-            manifest_schema,
-            rules: compile_schema(&evaluated),
-        }
+        Kind { manifest_schema, rules: compile_schema(&evaluated) }
     }
 
     /// The rules that `object` breaks; against `old` also those of change. Both are judged with
@@ -109,11 +103,7 @@ impl Kind {
                     // A rule cannot name a field of metadata as its own.
                     let of_name =
                         error.field_path.is_empty() && error.message.starts_with("metadata.name ");
-                    let path = if of_name {
-                        "metadata.name".to_owned()
-                    } else {
-                        error.field_path
-                    };
+                    let path = if of_name { "metadata.name".to_owned() } else { error.field_path };
                     FieldError::new(path, error.message)
                 })
                 .collect(),
@@ -159,11 +149,7 @@ fn double_underscores(schema: &mut Json) {
 
 fn tightened(mut crd: CustomResourceDefinition) -> CustomResourceDefinition {
     for version in &mut crd.spec.versions {
-        if let Some(schema) = version
-            .schema
-            .as_mut()
-            .and_then(|s| s.open_api_v3_schema.as_mut())
-        {
+        if let Some(schema) = version.schema.as_mut().and_then(|s| s.open_api_v3_schema.as_mut()) {
             tighten(schema);
         }
     }
@@ -176,18 +162,10 @@ fn tighten(schema: &mut JSONSchemaProps) {
         schema.additional_properties = None;
     }
     // Bounds stand beside each of them.
-    if schema
-        .format
-        .as_deref()
-        .is_some_and(|format| format.starts_with("uint"))
-    {
+    if schema.format.as_deref().is_some_and(|format| format.starts_with("uint")) {
         schema.format = None;
     }
-    for property in schema
-        .properties
-        .iter_mut()
-        .flat_map(|properties| properties.values_mut())
-    {
+    for property in schema.properties.iter_mut().flat_map(|properties| properties.values_mut()) {
         tighten(property);
     }
     match &mut schema.items {

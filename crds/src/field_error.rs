@@ -14,10 +14,7 @@ pub struct FieldError {
 impl FieldError {
     /// An error of the field at `path`.
     pub fn new(path: impl Into<String>, message: impl fmt::Display) -> Self {
-        FieldError {
-            path: path.into(),
-            message: message.to_string(),
-        }
+        FieldError { path: path.into(), message: message.to_string() }
     }
 }
 

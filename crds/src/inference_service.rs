@@ -251,10 +251,7 @@ pub struct Rollout {
 
 impl Default for Rollout {
     fn default() -> Self {
-        Rollout {
-            max_surge: 1,
-            max_unavailable: 0,
-        }
+        Rollout { max_surge: 1, max_unavailable: 0 }
     }
 }
 

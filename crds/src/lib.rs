@@ -9,7 +9,6 @@
 //! | [`scalar`] | money, quantities and spans of time, as strings that parse exactly |
 //! | [`reasons`] | the closed lists of condition types and reasons |
 //! | [`recipe`] | what to train, in axolotl's names; [`recipe::resolve`] fixes every choice once |
-//! | [`work`] | how much work a job or a service is, by the memory plan
 //! | [`workload`] | each kind as the arbiter's `Workload` |
 //! | [`manifest`] | reading manifests from files, with errors that name the place and the mend |
 //! | [`crds`] | the CustomResourceDefinitions, as they are installed |
@@ -23,7 +22,6 @@ pub mod recipe;
 pub mod scalar;
 pub mod shared;
 pub mod training_job;
-pub mod work;
 pub mod workload;
 
 pub use field_error::FieldError;
@@ -45,10 +43,7 @@ pub(crate) fn nearest<'a>(text: &str, names: &[&'a str]) -> Option<&'a str> {
     names
         .iter()
         .map(|name| {
-            (
-                strsim::damerau_levenshtein(&text.to_lowercase(), &name.to_lowercase()),
-                *name,
-            )
+            (strsim::damerau_levenshtein(&text.to_lowercase(), &name.to_lowercase()), *name)
         })
         .filter(|(distance, name)| *distance <= 1 + name.len() / 4 && *distance < name.len())
         .min()

@@ -107,10 +107,7 @@ pub fn read(path: &Path) -> Result<Vec<Document>, ManifestErrors> {
     let limit = LARGEST as u64 + 1;
     let mut bytes = Vec::new();
     let (read, directory) = match file.as_str() {
-        "-" => (
-            std::io::stdin().take(limit).read_to_end(&mut bytes),
-            PathBuf::from("."),
-        ),
+        "-" => (std::io::stdin().take(limit).read_to_end(&mut bytes), PathBuf::from(".")),
         _ => (
             std::fs::File::open(path).and_then(|file| file.take(limit).read_to_end(&mut bytes)),
             path.parent()
@@ -120,11 +117,7 @@ pub fn read(path: &Path) -> Result<Vec<Document>, ManifestErrors> {
         ),
     };
     match read {
-        Ok(_) => parse(
-            &bytes,
-            &file,
-            &std::path::absolute(&directory).unwrap_or(directory),
-        ),
+        Ok(_) => parse(&bytes, &file, &std::path::absolute(&directory).unwrap_or(directory)),
         Err(error) => {
             Err(ManifestError::of_file(&file, format!("cannot be read: {error}"), None).into())
         }
@@ -146,10 +139,8 @@ pub fn parse(bytes: &[u8], file: &str, directory: &Path) -> Result<Vec<Document>
     let text = match std::str::from_utf8(bytes) {
         Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
         Err(error) => {
-            let line = 1 + bytes[..error.valid_up_to()]
-                .iter()
-                .filter(|byte| **byte == b'\n')
-                .count();
+            let line =
+                1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
             let message = format!(
                 "expected UTF-8 text, found byte {:#04x} in line {line}",
                 bytes[error.valid_up_to()]
@@ -201,21 +192,13 @@ pub fn parse(bytes: &[u8], file: &str, directory: &Path) -> Result<Vec<Document>
             }
         }
         match object(&tree, text) {
-            Ok(object) => documents.push(Document {
-                object,
-                source: source.clone(),
-                tree,
-            }),
+            Ok(object) => documents.push(Document { object, source: source.clone(), tree }),
             Err(findings) => {
                 errors.extend(findings.into_iter().map(|finding| source.error(finding)))
             }
         }
     }
-    if errors.is_empty() {
-        Ok(documents)
-    } else {
-        Err(ManifestErrors(errors))
-    }
+    if errors.is_empty() { Ok(documents) } else { Err(ManifestErrors(errors)) }
 }
 
 impl Source {
@@ -238,10 +221,7 @@ impl Source {
             let Some(location) = error.location().filter(|location| location.line() > 0) else {
                 return ManifestError::of_file(&self.file, message, None).into();
             };
-            let mut at = Place {
-                length: 1,
-                ..location.into()
-            };
+            let mut at = Place { length: 1, ..location.into() };
             let mut help = None;
             // A tab in an indentation confuses the parser some lines later or earlier.
             let indented_with_tab =
@@ -255,40 +235,19 @@ impl Source {
                 && (message.contains("tab") || index + 1 == at.line)
             {
                 let column = 1 + line.chars().take_while(|c| *c != '\t').count();
-                at = Place {
-                    line: index + 1,
-                    column,
-                    length: 1,
-                };
+                at = Place { line: index + 1, column, length: 1 };
                 help = Some("YAML is indented with spaces, not tabs".to_owned());
             } else if message.contains("quoted scalar") {
                 help = Some("is a quote left open in a line above?".to_owned());
             }
-            self.error(Finding {
-                at,
-                path: String::new(),
-                message,
-                help,
-            })
-            .into()
+            self.error(Finding { at, path: String::new(), message, help }).into()
         })
     }
 
     /// The error, with the source line it stands in.
-    fn error(
-        &self,
-        Finding {
-            at,
-            path,
-            message,
-            help,
-        }: Finding,
-    ) -> ManifestError {
+    fn error(&self, Finding { at, path, message, help }: Finding) -> ManifestError {
         let excerpt = self.text.lines().nth(at.line.wrapping_sub(1)).map(|line| {
-            let rest = line
-                .chars()
-                .count()
-                .saturating_sub(at.column.saturating_sub(1));
+            let rest = line.chars().count().saturating_sub(at.column.saturating_sub(1));
             (line.to_owned(), at.length.clamp(1, rest.max(1)))
         });
         ManifestError {
@@ -315,21 +274,13 @@ fn syntax_words(error: &serde_saphyr::Error) -> String {
         Error::AliasReplayLimitExceeded { .. } => {
             format!("aliases repeat more than the {MOST_VALUES} values that a manifest may have")
         }
-        Error::Budget {
-            breach: serde_saphyr::budget::BudgetBreach::Nodes { .. },
-            ..
-        } => {
+        Error::Budget { breach: serde_saphyr::budget::BudgetBreach::Nodes { .. }, .. } => {
             format!("expected a manifest of at most {MOST_VALUES} values, found more")
         }
         other => {
             let words = other.to_string();
             // The place is shown by the excerpt.
-            words
-                .split(" at line ")
-                .next()
-                .unwrap_or(&words)
-                .trim()
-                .to_owned()
+            words.split(" at line ").next().unwrap_or(&words).trim().to_owned()
         }
     }
 }
@@ -337,12 +288,7 @@ fn syntax_words(error: &serde_saphyr::Error) -> String {
 /// The typed object that a document stands for, or everything that is wrong with it.
 fn object(tree: &Node, text: &str) -> Result<Object, Vec<Finding>> {
     let finding = |path: &str, message: String, help: Option<String>| {
-        vec![Finding {
-            at: tree.locate(path),
-            path: path.to_owned(),
-            message,
-            help,
-        }]
+        vec![Finding { at: tree.locate(path), path: path.to_owned(), message, help }]
     };
     let Value::Map(_) = &tree.value else {
         return Err(finding(
@@ -356,27 +302,17 @@ fn object(tree: &Node, text: &str) -> Result<Object, Vec<Finding>> {
     };
     // An empty value is one that was left out.
     let given = |key| {
-        tree.get(key)
-            .map(|entry| &entry.node.value)
-            .filter(|value| !matches!(value, Value::Null))
+        tree.get(key).map(|entry| &entry.node.value).filter(|value| !matches!(value, Value::Null))
     };
     let kinds = KINDS.join(" or ");
     let kind = match given("kind") {
         Some(Value::Text(kind)) if KINDS.contains(&kind.as_str()) => kind.as_str(),
         Some(Value::Text(kind)) => {
             let help = crate::nearest(kind, KINDS).map(|near| format!("did you mean {near}?"));
-            return Err(finding(
-                "kind",
-                format!("expected {kinds}, found {kind:?}"),
-                help,
-            ));
+            return Err(finding("kind", format!("expected {kinds}, found {kind:?}"), help));
         }
         Some(other) => {
-            return Err(finding(
-                "kind",
-                format!("expected {kinds}, found {other}"),
-                None,
-            ));
+            return Err(finding("kind", format!("expected {kinds}, found {other}"), None));
         }
         None => {
             return Err(finding(

@@ -152,9 +152,6 @@ mod tests {
         assert_eq!(Reason::ALL.len(), 29);
         assert_eq!(TrainingJobCondition::ALL.len(), 10);
         assert_eq!(InferenceServiceCondition::ALL.len(), 8);
-        assert_eq!(
-            Reason::CheaperOfferMigration.to_string(),
-            "CheaperOfferMigration"
-        );
+        assert_eq!(Reason::CheaperOfferMigration.to_string(), "CheaperOfferMigration");
     }
 }

@@ -37,10 +37,10 @@ impl Money {
 
     /// The amount in micro-dollars, exactly.
     pub fn micro_dollars(&self) -> Result<i64, ScalarError> {
-        self.0.parse().map(Usd::micros).map_err(|_| ScalarError {
-            expected: Self::EXPECTED,
-            found: self.0.clone(),
-        })
+        self.0
+            .parse()
+            .map(Usd::micros)
+            .map_err(|_| ScalarError { expected: Self::EXPECTED, found: self.0.clone() })
     }
 }
 
@@ -60,14 +60,8 @@ impl Quantity {
 
     /// The value in thousandths, exactly: `500m` is 500, `2` is 2000.
     pub fn milli(&self) -> Result<u128, ScalarError> {
-        let error = || ScalarError {
-            expected: Self::EXPECTED,
-            found: self.0.clone(),
-        };
-        let end = self
-            .0
-            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
-            .unwrap_or(self.0.len());
+        let error = || ScalarError { expected: Self::EXPECTED, found: self.0.clone() };
+        let end = self.0.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(self.0.len());
         let (number, unit) = self.0.split_at(end);
         let factor: u128 = match unit {
             "m" => 1,
@@ -107,10 +101,8 @@ impl Quantity {
     /// The value in whole units (bytes, for memory), exactly.
     pub fn units(&self) -> Result<u64, ScalarError> {
         let milli = self.milli()?;
-        let whole = milli
-            .is_multiple_of(1_000)
-            .then(|| u64::try_from(milli / 1_000).ok())
-            .flatten();
+        let whole =
+            milli.is_multiple_of(1_000).then(|| u64::try_from(milli / 1_000).ok()).flatten();
         whole.ok_or_else(|| ScalarError {
             expected: "a quantity that is a whole number below 2^64",
             found: self.0.clone(),
@@ -151,10 +143,7 @@ impl Span {
 
     /// The span in seconds; a day is 24 hours.
     pub fn seconds(&self) -> Result<u64, ScalarError> {
-        let error = || ScalarError {
-            expected: Self::EXPECTED,
-            found: self.0.clone(),
-        };
+        let error = || ScalarError { expected: Self::EXPECTED, found: self.0.clone() };
         let mut rest = self.0.as_str();
         let mut total: u64 = 0;
         for (unit, length) in [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)] {
@@ -253,26 +242,14 @@ mod tests {
         ] {
             assert_eq!(Quantity(text.into()).milli(), Ok(milli), "{text}");
         }
-        for text in [
-            "",
-            "Gi",
-            "1.",
-            "1.0001m",
-            "64gb",
-            "64 Gi",
-            "-1",
-            "1e3",
-            "1..2",
-            "9999999999999999",
-        ] {
+        for text in
+            ["", "Gi", "1.", "1.0001m", "64gb", "64 Gi", "-1", "1e3", "1..2", "9999999999999999"]
+        {
             assert!(Quantity(text.into()).milli().is_err(), "{text}");
         }
         assert_eq!(Quantity("64Gi".into()).units(), Ok(64 << 30));
         assert!(Quantity("500m".into()).units().is_err(), "half a byte");
-        assert!(
-            Quantity("999999999999999Pi".into()).units().is_err(),
-            "beyond 2^64"
-        );
+        assert!(Quantity("999999999999999Pi".into()).units().is_err(), "beyond 2^64");
     }
 
     #[test]
@@ -286,18 +263,7 @@ mod tests {
         ] {
             assert_eq!(Span(text.into()).seconds(), Ok(seconds), "{text}");
         }
-        for text in [
-            "",
-            "0s",
-            "5",
-            "h",
-            "1.5h",
-            "12h2d",
-            "1w",
-            "-1h",
-            "1 h",
-            "999999999d",
-        ] {
+        for text in ["", "0s", "5", "h", "1.5h", "12h2d", "1w", "-1h", "1 h", "999999999d"] {
             assert!(Span(text.into()).seconds().is_err(), "{text}");
         }
     }

@@ -283,11 +283,7 @@ fn ninety() -> u32 {
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Checkpoint {
-            uri: None,
-            interval_seconds: six_hundred(),
-            grace_seconds: ninety(),
-        }
+        Checkpoint { uri: None, interval_seconds: six_hundred(), grace_seconds: ninety() }
     }
 }
 

@@ -84,10 +84,7 @@ impl TrainingJobSpec {
             errors.add("spec.container", "container is not built yet: use recipe");
         }
         if *nodes != 1 {
-            errors.add(
-                "spec.nodes",
-                "more than one node is not built yet: nodes must be 1",
-            );
+            errors.add("spec.nodes", "more than one node is not built yet: nodes must be 1");
         }
         let workload = Workload {
             id: observed.id(OwnerKind::TrainingJob),
@@ -137,20 +134,14 @@ impl TrainingJobSpec {
             managed_by,
         } = self;
         set(&[
-            (
-                "spec.resources.ephemeralStorage",
-                resources.ephemeral_storage.is_some(),
-            ),
+            ("spec.resources.ephemeralStorage", resources.ephemeral_storage.is_some()),
             ("spec.volumes", !volumes.is_empty()),
             ("spec.ports", !ports.is_empty()),
             ("spec.serviceAccountName", service_account_name.is_some()),
             ("spec.imagePullSecrets", !image_pull_secrets.is_empty()),
             ("spec.secrets", !secrets.is_empty()),
             ("spec.budgetRef", budget_ref.is_some()),
-            (
-                "spec.ttlSecondsAfterFinished",
-                ttl_seconds_after_finished.is_some(),
-            ),
+            ("spec.ttlSecondsAfterFinished", ttl_seconds_after_finished.is_some()),
             ("spec.managedBy", managed_by != MANAGED_BY),
         ])
     }
@@ -240,10 +231,7 @@ impl InferenceServiceSpec {
             ("spec.replicas", *replicas > 1),
             ("spec.minReplicas", min_replicas.is_some()),
             ("spec.maxReplicas", max_replicas.is_some()),
-            (
-                "spec.resources.ephemeralStorage",
-                resources.ephemeral_storage.is_some(),
-            ),
+            ("spec.resources.ephemeralStorage", resources.ephemeral_storage.is_some()),
             ("spec.probes", *probes != Default::default()),
             ("spec.rollout", *rollout != Default::default()),
             ("spec.idle", *idle != Default::default()),
@@ -260,11 +248,7 @@ impl InferenceServiceSpec {
 
 /// The paths whose flag is set.
 fn set(fields: &[(&str, bool)]) -> Vec<String> {
-    fields
-        .iter()
-        .filter(|(_, set)| *set)
-        .map(|(path, _)| (*path).to_owned())
-        .collect()
+    fields.iter().filter(|(_, set)| *set).map(|(path, _)| (*path).to_owned()).collect()
 }
 
 /// Errors so far.
@@ -277,57 +261,36 @@ impl Errors {
     }
 
     fn or<T>(self, value: T) -> Result<T, Vec<FieldError>> {
-        if self.0.is_empty() {
-            Ok(value)
-        } else {
-            Err(self.0)
-        }
+        if self.0.is_empty() { Ok(value) } else { Err(self.0) }
     }
 }
 
 fn usd(path: &str, money: &Money, errors: &mut Errors) -> Option<Usd> {
-    money
-        .micro_dollars()
-        .map(Usd::from_micros)
-        .map_err(|error| errors.add(path, error))
-        .ok()
+    money.micro_dollars().map(Usd::from_micros).map_err(|error| errors.add(path, error)).ok()
 }
 
 fn host_resources(resources: &shared::Resources, errors: &mut Errors) -> Resources {
-    let shared::Resources {
-        cpu,
-        memory,
-        ephemeral_storage: _,
-        accelerator: _,
-        any_of: _,
-    } = resources;
-    let vcpu_milli = cpu
-        .as_ref()
-        .map_or(0, |cpu| match cpu.milli().map(u32::try_from) {
-            Ok(Ok(milli)) => milli,
-            Ok(Err(_)) => {
-                errors.add(
-                    "spec.resources.cpu",
-                    format_args!("no machine has {} processors", cpu.0),
-                );
-                0
-            }
-            Err(error) => {
-                errors.add("spec.resources.cpu", error);
-                0
-            }
-        });
-    let memory = memory.as_ref().map_or(0, |memory| {
-        bytes("spec.resources.memory", memory, errors).unwrap_or(0)
+    let shared::Resources { cpu, memory, ephemeral_storage: _, accelerator: _, any_of: _ } =
+        resources;
+    let vcpu_milli = cpu.as_ref().map_or(0, |cpu| match cpu.milli().map(u32::try_from) {
+        Ok(Ok(milli)) => milli,
+        Ok(Err(_)) => {
+            errors.add("spec.resources.cpu", format_args!("no machine has {} processors", cpu.0));
+            0
+        }
+        Err(error) => {
+            errors.add("spec.resources.cpu", error);
+            0
+        }
     });
+    let memory = memory
+        .as_ref()
+        .map_or(0, |memory| bytes("spec.resources.memory", memory, errors).unwrap_or(0));
     Resources { vcpu_milli, memory }
 }
 
 fn bytes(path: &str, quantity: &Quantity, errors: &mut Errors) -> Option<u64> {
-    quantity
-        .units()
-        .map_err(|error| errors.add(path, error))
-        .ok()
+    quantity.units().map_err(|error| errors.add(path, error)).ok()
 }
 
 fn alternatives(resources: &shared::Resources, errors: &mut Errors) -> Vec<Alternative> {
@@ -340,20 +303,11 @@ fn alternatives(resources: &shared::Resources, errors: &mut Errors) -> Vec<Alter
         .iter()
         .enumerate()
         .map(|(i, wanted)| (format!("spec.resources.anyOf[{i}]"), wanted));
-    single
-        .chain(several)
-        .map(|(path, wanted)| alternative(&path, wanted, errors))
-        .collect()
+    single.chain(several).map(|(path, wanted)| alternative(&path, wanted, errors)).collect()
 }
 
 fn alternative(path: &str, wanted: &Accelerator, errors: &mut Errors) -> Alternative {
-    let Accelerator {
-        vendor,
-        models,
-        count,
-        min_memory,
-        min_compute_capability,
-    } = wanted;
+    let Accelerator { vendor, models, count, min_memory, min_compute_capability } = wanted;
     let vendor = match vendor {
         Some(Vendor::None) => return Alternative::Cpu,
         Some(Vendor::NVIDIA) => Some(catalogue::Vendor::Nvidia),
@@ -365,10 +319,8 @@ fn alternative(path: &str, wanted: &Accelerator, errors: &mut Errors) -> Alterna
     for (index, model) in models.iter().enumerate() {
         if !rows.iter().any(|row| row.answers_to(model)) {
             let family = |key: &'static str| key.split('-').next().unwrap_or(key);
-            let names: Vec<&str> = rows
-                .iter()
-                .flat_map(|row| [row.key.as_str(), family(&row.key)])
-                .collect();
+            let names: Vec<&str> =
+                rows.iter().flat_map(|row| [row.key.as_str(), family(&row.key)]).collect();
             let mend = match crate::nearest(model, &names) {
                 Some(near) => format!("did you mean {near}?"),
                 None => "`petaflop offers` shows the names".to_owned(),
@@ -461,10 +413,7 @@ fn finish_by(
     errors: &mut Errors,
 ) -> Option<Timestamp> {
     match deadline {
-        Deadline {
-            finish_by: Some(text),
-            within: None,
-        } => text
+        Deadline { finish_by: Some(text), within: None } => text
             .parse()
             .map_err(|error| {
                 errors.add(
@@ -473,14 +422,9 @@ fn finish_by(
                 )
             })
             .ok(),
-        Deadline {
-            finish_by: None,
-            within: Some(span),
-        } => {
-            let seconds = span
-                .seconds()
-                .map_err(|error| errors.add("spec.deadline.within", error))
-                .ok()?;
+        Deadline { finish_by: None, within: Some(span) } => {
+            let seconds =
+                span.seconds().map_err(|error| errors.add("spec.deadline.within", error)).ok()?;
             let span = SignedDuration::from_secs(i64::try_from(seconds).unwrap_or(i64::MAX));
             admitted_at
                 .checked_add(span)
@@ -488,10 +432,7 @@ fn finish_by(
                 .ok()
         }
         _ => {
-            errors.add(
-                "spec.deadline",
-                "exactly one of finishBy and within must be given",
-            );
+            errors.add("spec.deadline", "exactly one of finishBy and within must be given");
             None
         }
     }

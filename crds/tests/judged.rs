@@ -72,17 +72,12 @@ fn refused(case: &Case) -> Vec<(String, String, Option<String>)> {
     let json = object.to_string();
     let read = |text: &str| match manifest::parse(text.as_bytes(), "case", Path::new("/")) {
         Ok(_) => Vec::new(),
-        Err(errors) => errors
-            .0
-            .into_iter()
-            .map(|e| (e.path, e.message, e.help))
-            .collect::<Vec<_>>(),
+        Err(errors) => {
+            errors.0.into_iter().map(|e| (e.path, e.message, e.help)).collect::<Vec<_>>()
+        }
     };
     let (from_yaml, from_json) = (read(&yaml), read(&json));
-    assert_eq!(
-        from_yaml, from_json,
-        "YAML and JSON are judged alike\n{yaml}"
-    );
+    assert_eq!(from_yaml, from_json, "YAML and JSON are judged alike\n{yaml}");
     from_yaml
 }
 
@@ -102,35 +97,18 @@ fn every_invalid_spec_is_refused_at_its_field() {
                     .is_none_or(|wanted| help.as_ref().is_some_and(|help| help.contains(wanted)))
         });
         if !found || (errors.len() > 1 && !case.more) {
-            wrong.push(format!(
-                "{} {:?} was {:?}: {errors:#?}",
-                case.kind, case.set, case.was
-            ));
+            wrong.push(format!("{} {:?} was {:?}: {errors:#?}", case.kind, case.set, case.was));
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "{} of {}:\n{}",
-        wrong.len(),
-        table.len(),
-        wrong.join("\n")
-    );
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), table.len(), wrong.join("\n"));
 }
 
 #[test]
 fn messages_of_rules_are_the_ones_that_a_server_gives() {
     let schemas = serde_json::to_string(&crds::all()).expect("a CRD is plain JSON");
-    for case in table()
-        .iter()
-        .filter(|case| case.by.as_deref() == Some("rule"))
-    {
+    for case in table().iter().filter(|case| case.by.as_deref() == Some("rule")) {
         let words = serde_json::to_string(&case.expect).expect("text");
-        assert!(
-            schemas.contains(words.trim_matches('"')),
-            "{}: {}",
-            case.path,
-            case.expect
-        );
+        assert!(schemas.contains(words.trim_matches('"')), "{}: {}", case.path, case.expect);
     }
 }
 
@@ -140,11 +118,6 @@ fn every_valid_spec_is_accepted() {
         serde_saphyr::from_str(include_str!("valid.yaml")).expect("the table can be read");
     for case in &table {
         let errors = refused(case);
-        assert!(
-            errors.is_empty(),
-            "{} {:?}: {errors:#?}",
-            case.kind,
-            case.set
-        );
+        assert!(errors.is_empty(), "{} {:?}: {errors:#?}", case.kind, case.set);
     }
 }

@@ -32,10 +32,7 @@ fn every_example_is_valid() {
     let mut seen = 0;
     for entry in std::fs::read_dir(examples()).expect("there are examples") {
         let path = entry.expect("the folder can be read").path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "yaml")
-        {
+        if path.extension().is_some_and(|extension| extension == "yaml") {
             let documents = manifest::read(&path).unwrap_or_else(|errors| panic!("{errors}"));
             assert!(!documents.is_empty());
             seen += 1;
@@ -51,19 +48,12 @@ fn the_quickstart_holds_a_job_and_the_service_that_serves_it() {
     let kinds: Vec<_> = documents.iter().map(|d| (d.kind(), d.name())).collect();
     assert_eq!(
         kinds,
-        [
-            ("TrainingJob", "quickstart".into()),
-            ("InferenceService", "quickstart".into())
-        ]
+        [("TrainingJob", "quickstart".into()), ("InferenceService", "quickstart".into())]
     );
     let Object::InferenceService(service) = &documents[1].object else {
         panic!("a service comes second")
     };
-    let model = service
-        .spec
-        .model
-        .as_ref()
-        .and_then(|model| model.training_job.as_deref());
+    let model = service.spec.model.as_ref().and_then(|model| model.training_job.as_deref());
     assert_eq!(model, Some("quickstart"));
 }
 
@@ -102,9 +92,7 @@ fn what_kubectl_prints_is_read_without_its_status() {
         JOB.replace("  name: one", "  name: one\n  uid: 5d2f\n  generation: 3\n  creationTimestamp: \"2026-11-01T00:00:00Z\"\n  managedFields: []\n  resourceVersion: \"9\"")
     );
     let documents = parse(text).unwrap_or_else(|errors| panic!("{errors}"));
-    let Object::TrainingJob(job) = &documents[0].object else {
-        panic!("a job")
-    };
+    let Object::TrainingJob(job) = &documents[0].object else { panic!("a job") };
     assert_eq!(job.status, None);
     assert_eq!(job.metadata.uid.as_deref(), Some("5d2f"));
 }
@@ -119,9 +107,7 @@ fn empty_documents_comments_and_a_byte_order_mark_do_not_matter() {
 fn an_empty_value_is_one_that_was_left_out() {
     let documents = parse(format!("{JOB}  placement:\n  deadline:\n"))
         .unwrap_or_else(|errors| panic!("{errors}"));
-    let Object::TrainingJob(job) = &documents[0].object else {
-        panic!("a job")
-    };
+    let Object::TrainingJob(job) = &documents[0].object else { panic!("a job") };
     assert_eq!(job.spec.placement, Default::default());
     assert_eq!(job.spec.deadline, None);
 }
@@ -165,11 +151,9 @@ fn normal(value: serde_json::Value) -> serde_json::Value {
             serde_json::json!(n.as_f64().map(|f| f as i64))
         }
         serde_json::Value::Array(items) => items.into_iter().map(normal).collect(),
-        serde_json::Value::Object(map) => map
-            .into_iter()
-            .map(|(k, v)| (k, normal(v)))
-            .collect::<serde_json::Map<_, _>>()
-            .into(),
+        serde_json::Value::Object(map) => {
+            map.into_iter().map(|(k, v)| (k, normal(v))).collect::<serde_json::Map<_, _>>().into()
+        }
         other => other,
     }
 }
@@ -182,10 +166,7 @@ fn errors_of_later_steps_are_shown_at_their_lines() {
         FieldError::new("spec.placement.zones", "is not written in the file"),
     ]);
     assert_eq!((errors.0[0].line, errors.0[0].column), (9, 15));
-    assert_eq!(
-        (errors.0[1].line, errors.0[1].path.as_str()),
-        (5, "spec.placement.zones")
-    );
+    assert_eq!((errors.0[1].line, errors.0[1].path.as_str()), (5, "spec.placement.zones"));
 }
 
 #[test]
@@ -200,12 +181,7 @@ fn relative_paths_are_taken_against_the_manifests_folder() {
 #[test]
 fn a_file_that_cannot_be_read_is_named() {
     let errors = manifest::read(Path::new("/nowhere/job.yaml")).expect_err("there is no such file");
-    assert!(
-        errors
-            .to_string()
-            .starts_with("error: cannot be read: No such file"),
-        "{errors}"
-    );
+    assert!(errors.to_string().starts_with("error: cannot be read: No such file"), "{errors}");
     assert!(errors.to_string().contains("--> /nowhere/job.yaml"));
 }
 
@@ -231,10 +207,7 @@ fn refused() -> Vec<(&'static str, Vec<u8>)> {
         ("not a map", b"just words\n".to_vec()),
         (
             "two errors in one document",
-            job(
-                "max_steps: 10\n    learning_rate",
-                "max_step: 10\n    learning_rates",
-            ),
+            job("max_steps: 10\n    learning_rate", "max_step: 10\n    learning_rates"),
         ),
         (
             "errors in two documents",
@@ -245,27 +218,12 @@ fn refused() -> Vec<(&'static str, Vec<u8>)> {
             )
             .into_bytes(),
         ),
-        (
-            "money as a number",
-            format!("{JOB}  maxTotalCost: 2.50\n").into_bytes(),
-        ),
-        (
-            "a rule of the recipe",
-            format!("{JOB}    num_epochs: 1\n").into_bytes(),
-        ),
+        ("money as a number", format!("{JOB}  maxTotalCost: 2.50\n").into_bytes()),
+        ("a rule of the recipe", format!("{JOB}    num_epochs: 1\n").into_bytes()),
         ("a rule of the name", job("name: one", "name: One")),
-        (
-            "what is not built",
-            format!("{JOB}  nodes: 4\n").into_bytes(),
-        ),
-        (
-            "two objects of one name",
-            format!("{JOB}---\n{JOB}").into_bytes(),
-        ),
-        (
-            "a key that stands twice",
-            format!("{JOB}    max_steps: 20\n").into_bytes(),
-        ),
+        ("what is not built", format!("{JOB}  nodes: 4\n").into_bytes()),
+        ("two objects of one name", format!("{JOB}---\n{JOB}").into_bytes()),
+        ("a key that stands twice", format!("{JOB}    max_steps: 20\n").into_bytes()),
         ("a tab", job("    max_steps", "\tmax_steps")),
         ("an open quote", job("one", "\"one")),
         ("an open bracket", job("vocab: 512}", "vocab: 512")),
@@ -295,10 +253,7 @@ fn refused() -> Vec<(&'static str, Vec<u8>)> {
         ("not UTF-8", [JOB.as_bytes(), b"# caf\xe9\n"].concat()),
         ("a zero byte", job("name: one", "name: o\0ne")),
         ("too large", vec![b'#'; manifest::LARGEST + 1]),
-        (
-            "too many values",
-            format!("a: [{}]", "1, ".repeat(50_000)).into_bytes(),
-        ),
+        ("too many values", format!("a: [{}]", "1, ".repeat(50_000)).into_bytes()),
     ]
 }
 
@@ -307,9 +262,7 @@ fn refused() -> Vec<(&'static str, Vec<u8>)> {
 fn errors_read_as_they_should() {
     let mut text = String::new();
     for (title, bytes) in refused() {
-        let errors = parse(&bytes)
-            .err()
-            .unwrap_or_else(|| panic!("{title} was accepted"));
+        let errors = parse(&bytes).err().unwrap_or_else(|| panic!("{title} was accepted"));
         let _ = write!(text, "## {title}\n\n{errors}\n\n");
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/renderings.txt");
@@ -317,10 +270,7 @@ fn errors_read_as_they_should() {
         std::fs::write(&path, &text).expect("the folder can be written");
     }
     let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(
-        committed == text,
-        "renderings.txt is out of date; found:\n{text}"
-    );
+    assert!(committed == text, "renderings.txt is out of date; found:\n{text}");
 }
 
 proptest! {

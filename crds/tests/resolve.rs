@@ -20,31 +20,16 @@ fn recipe(changes: Value) -> Recipe {
     for (field, value) in changes.as_object().expect("a map of changes") {
         fields[field] = value.clone();
     }
-    fields
-        .as_object_mut()
-        .expect("a map")
-        .retain(|_, value| !value.is_null());
+    fields.as_object_mut().expect("a map").retain(|_, value| !value.is_null());
     serde_json::from_value(fields).expect("a recipe")
 }
 
 fn inputs() -> Vec<JobInput> {
     let digest = Some(format!("blake3:{}", "0".repeat(64)));
     vec![
-        JobInput {
-            name: "corpus".into(),
-            uri: "file:///srv/corpus/".into(),
-            digest: None,
-        },
-        JobInput {
-            name: "pinned".into(),
-            uri: "file:///srv/pinned".into(),
-            digest,
-        },
-        JobInput {
-            name: "bucket".into(),
-            uri: "s3://bucket/data".into(),
-            digest: None,
-        },
+        JobInput { name: "corpus".into(), uri: "file:///srv/corpus/".into(), digest: None },
+        JobInput { name: "pinned".into(), uri: "file:///srv/pinned".into(), digest },
+        JobInput { name: "bucket".into(), uri: "s3://bucket/data".into(), digest: None },
         JobInput {
             name: "earlier".into(),
             uri: format!("artifact:{}", "a".repeat(64)),
@@ -55,32 +40,20 @@ fn inputs() -> Vec<JobInput> {
 
 fn resolve(changes: Value) -> Result<(ResolvedRecipe, Vec<Input>), String> {
     let lines = |errors: Vec<petaflop_crds::FieldError>| {
-        errors
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join("\n")
+        errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     };
-    recipe(changes)
-        .resolve(&inputs(), Some(Path::new("/manifests")))
-        .map_err(lines)
+    recipe(changes).resolve(&inputs(), Some(Path::new("/manifests"))).map_err(lines)
 }
 
 fn resolved(changes: Value) -> ResolvedRecipe {
-    resolve(changes)
-        .unwrap_or_else(|errors| panic!("{errors}"))
-        .0
+    resolve(changes).unwrap_or_else(|errors| panic!("{errors}")).0
 }
 
 #[test]
 fn what_is_left_out_has_the_documented_defaults() {
     let recipe = resolved(json!({}));
     assert_eq!(
-        (
-            recipe.sequence_len,
-            recipe.micro_batch_size,
-            recipe.gradient_accumulation_steps
-        ),
+        (recipe.sequence_len, recipe.micro_batch_size, recipe.gradient_accumulation_steps),
         (512, 1, 1)
     );
     assert_eq!(
@@ -89,38 +62,19 @@ fn what_is_left_out_has_the_documented_defaults() {
     );
     assert_eq!(
         recipe.optimizer,
-        Optimizer::Adamw {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1
-        }
+        Optimizer::Adamw { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 }
     );
     assert_eq!(
         recipe.schedule,
-        Schedule {
-            warmup_steps: 20,
-            decay: Decay::Cosine,
-            min_ratio: 0.0
-        }
+        Schedule { warmup_steps: 20, decay: Decay::Cosine, min_ratio: 0.0 }
     );
     assert_eq!(recipe.max_grad_norm, 1.0);
-    let ModelSource::Scratch(shape) = recipe.model else {
-        panic!("from scratch")
-    };
+    let ModelSource::Scratch(shape) = recipe.model else { panic!("from scratch") };
     assert_eq!(
-        (
-            shape.kv_heads,
-            shape.head_dim,
-            shape.intermediate,
-            shape.max_positions
-        ),
+        (shape.kv_heads, shape.head_dim, shape.intermediate, shape.max_positions),
         (4, 32, 352, 512)
     );
-    assert_eq!(
-        (shape.rope.theta, shape.norm_eps, shape.tied_embeddings),
-        (10_000.0, 1e-5, true)
-    );
+    assert_eq!((shape.rope.theta, shape.norm_eps, shape.tied_embeddings), (10_000.0, 1e-5, true));
 }
 
 #[test]
@@ -129,10 +83,7 @@ fn warm_up_is_three_percent_of_the_steps_within_bounds() {
     assert_eq!(warmup(json!({ "max_steps": 1000 })), 30);
     assert_eq!(warmup(json!({ "max_steps": 10 })), 1);
     assert_eq!(warmup(json!({ "max_steps": 1_000_000 })), 100);
-    assert_eq!(
-        warmup(json!({ "max_steps": 1000, "warmup_ratio": 0.1 })),
-        100
-    );
+    assert_eq!(warmup(json!({ "max_steps": 1000, "warmup_ratio": 0.1 })), 100);
     assert_eq!(warmup(json!({ "max_steps": 1000, "warmup_steps": 0 })), 0);
     assert_eq!(warmup(json!({ "num_epochs": 3 })), 20);
 }
@@ -153,20 +104,14 @@ fn every_kind_of_path_is_found_or_refused_with_what_would_do() {
         ("/srv/text", "/srv/text"),
         ("file:///srv/text", "file:///srv/text"),
         ("/inputs/corpus", "file:///srv/corpus/"),
-        (
-            "/inputs/corpus/part/one.txt",
-            "file:///srv/corpus/part/one.txt",
-        ),
+        ("/inputs/corpus/part/one.txt", "file:///srv/corpus/part/one.txt"),
         (artifact.as_str(), artifact.as_str()),
     ] {
         assert_eq!(found(path), Ok(uri.to_owned()), "{path}");
     }
     for (path, words) in [
         ("builtin:other", "the only one is builtin:petaflop"),
-        (
-            "tatsu-lab/alpaca",
-            "for a folder beside the manifest write ./tatsu-lab/alpaca",
-        ),
+        ("tatsu-lab/alpaca", "for a folder beside the manifest write ./tatsu-lab/alpaca"),
         (
             "s3://bucket/data",
             "s3:// is not built yet; use builtin:petaflop, a path beside the manifest",
@@ -174,14 +119,8 @@ fn every_kind_of_path_is_found_or_refused_with_what_would_do() {
         ("https://example.com/text", "https:// is not built yet"),
         ("/inputs/bucket", "s3:// is not built yet"),
         ("/inputs/corpsu", "did you mean /inputs/corpus?"),
-        (
-            "/inputs/unheard-of",
-            "spec.inputs has corpus, pinned, bucket, earlier",
-        ),
-        (
-            "/inputs/corpus/../../etc",
-            "expected a path below /inputs/corpus",
-        ),
+        ("/inputs/unheard-of", "spec.inputs has corpus, pinned, bucket, earlier"),
+        ("/inputs/corpus/../../etc", "expected a path below /inputs/corpus"),
         ("/inputs/pinned/part", "give the part an input of its own"),
         ("/inputs/earlier/part", "write /inputs/earlier"),
         ("artifact:123", "64 lower-case hex digits"),
@@ -206,23 +145,10 @@ fn a_digest_travels_with_its_input() {
 fn a_base_model_is_an_input_called_model() {
     let (recipe, inputs) = resolve(json!({ "model": null, "base_model": "./llama" }))
         .unwrap_or_else(|e| panic!("{e}"));
-    assert_eq!(
-        recipe.model,
-        ModelSource::Base {
-            input: "model".into()
-        }
-    );
-    let names: Vec<_> = inputs
-        .iter()
-        .map(|input| (input.name.as_str(), input.uri.as_str()))
-        .collect();
-    assert_eq!(
-        names,
-        [
-            ("data0", "builtin:petaflop"),
-            ("model", "/manifests/./llama")
-        ]
-    );
+    assert_eq!(recipe.model, ModelSource::Base { input: "model".into() });
+    let names: Vec<_> =
+        inputs.iter().map(|input| (input.name.as_str(), input.uri.as_str())).collect();
+    assert_eq!(names, [("data0", "builtin:petaflop"), ("model", "/manifests/./llama")]);
     let hub = resolve(json!({ "model": null, "base_model": "meta-llama/Llama-3.1-8B" }))
         .expect_err("a hub name");
     assert!(hub.contains("Hugging Face hub"), "{hub}");
@@ -263,13 +189,7 @@ fn relative_paths_are_refused_where_there_is_no_folder() {
             .resolve(&[], None);
     let errors = errors.expect_err("there is no folder");
     assert_eq!(errors.len(), 1);
-    assert!(
-        errors[0]
-            .message
-            .contains("relative to a manifest's folder"),
-        "{}",
-        errors[0]
-    );
+    assert!(errors[0].message.contains("relative to a manifest's folder"), "{}", errors[0]);
 }
 
 #[test]
@@ -278,24 +198,14 @@ fn what_is_not_built_is_refused_here_too_and_all_at_once() {
         json!({ "adapter": "lora", "lora_r": 8, "gradient_checkpointing": true, "saves_per_epoch": 2, "datasets": [{ "path": "s3://b/c" }] }),
     );
     let errors = errors.expect_err("not built");
-    for field in [
-        "adapter",
-        "lora_r",
-        "gradient_checkpointing",
-        "saves_per_epoch",
-        "datasets[0].path",
-    ] {
-        assert!(
-            errors.contains(&format!("spec.recipe.{field}: ")),
-            "{field}: {errors}"
-        );
+    for field in
+        ["adapter", "lora_r", "gradient_checkpointing", "saves_per_epoch", "datasets[0].path"]
+    {
+        assert!(errors.contains(&format!("spec.recipe.{field}: ")), "{field}: {errors}");
     }
 }
 
 #[test]
 fn axolotls_false_is_the_same_as_leaving_it_out() {
-    assert_eq!(
-        resolved(json!({ "gradient_checkpointing": false })),
-        resolved(json!({}))
-    );
+    assert_eq!(resolved(json!({ "gradient_checkpointing": false })), resolved(json!({})));
 }

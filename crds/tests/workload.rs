@@ -50,9 +50,7 @@ fn job(fields: &str) -> TrainingJobSpec {
     );
     let documents = manifest::parse(text.as_bytes(), "job", Path::new("/"))
         .unwrap_or_else(|errors| panic!("{errors}"));
-    let Object::TrainingJob(job) = &documents[0].object else {
-        panic!("a job")
-    };
+    let Object::TrainingJob(job) = &documents[0].object else { panic!("a job") };
     job.spec.clone()
 }
 
@@ -62,9 +60,7 @@ fn service(fields: &str) -> InferenceServiceSpec {
     );
     let documents = manifest::parse(text.as_bytes(), "job", Path::new("/"))
         .unwrap_or_else(|errors| panic!("{errors}"));
-    let Object::InferenceService(service) = &documents[0].object else {
-        panic!("a service")
-    };
+    let Object::InferenceService(service) = &documents[0].object else { panic!("a service") };
     service.spec.clone()
 }
 
@@ -81,29 +77,13 @@ fn a_bare_job_asks_for_nothing_in_particular() {
     let workload = fine("");
     assert_eq!(workload.id.kind, OwnerKind::TrainingJob);
     assert_eq!(workload.accelerators, []);
+    assert_eq!((workload.resources.vcpu_milli, workload.resources.memory), (0, 0));
+    assert_eq!((workload.placement.capacity, workload.placement.max_hourly_price), (None, None));
     assert_eq!(
-        (workload.resources.vcpu_milli, workload.resources.memory),
-        (0, 0)
-    );
-    assert_eq!(
-        (
-            workload.placement.capacity,
-            workload.placement.max_hourly_price
-        ),
-        (None, None)
-    );
-    assert_eq!(
-        (
-            workload.finish_by,
-            workload.max_total_cost,
-            workload.suspended
-        ),
+        (workload.finish_by, workload.max_total_cost, workload.suspended),
         (None, None, false)
     );
-    assert_eq!(
-        workload.interruption,
-        petaflop_arbiter::workload::Interruption::default()
-    );
+    assert_eq!(workload.interruption, petaflop_arbiter::workload::Interruption::default());
 }
 
 #[test]
@@ -116,27 +96,17 @@ fn every_constraint_reaches_the_arbiter_exactly() {
           interruption: {policy: Fail, maxInterruptions: 3, switchIfSavingsPercent: 5, minHoldSeconds: 60}},
         maxTotalCost: "50", suspend: true,"#,
     );
-    assert_eq!(
-        (workload.resources.vcpu_milli, workload.resources.memory),
-        (1500, 64 << 30)
-    );
+    assert_eq!((workload.resources.vcpu_milli, workload.resources.memory), (1500, 64 << 30));
     let [Alternative::Devices(device)] = &workload.accelerators[..] else {
         panic!("one alternative")
     };
     assert_eq!(
-        (
-            device.count,
-            device.min_memory,
-            device.min_compute_capability
-        ),
+        (device.count, device.min_memory, device.min_compute_capability),
         (2, Some(40 << 30), Some((8, 0)))
     );
     assert_eq!(device.models, ["H100", "A100-SXM-80"]);
     assert_eq!(workload.placement.capacity, Some(Capacity::Spot));
-    assert_eq!(
-        workload.placement.max_hourly_price.map(UsdPerHour::micros),
-        Some(2_500_000)
-    );
+    assert_eq!(workload.placement.max_hourly_price.map(UsdPerHour::micros), Some(2_500_000));
     assert_eq!(workload.max_total_cost.map(Usd::micros), Some(50_000_000));
     assert!(
         workload.placement.allow_untrusted_hosts
@@ -145,10 +115,7 @@ fn every_constraint_reaches_the_arbiter_exactly() {
     );
     assert_eq!(workload.placement.exclude_regions, ["us-east-1"]);
     assert_eq!(
-        (
-            workload.interruption.policy,
-            workload.interruption.max_interruptions
-        ),
+        (workload.interruption.policy, workload.interruption.max_interruptions),
         (InterruptionPolicy::Fail, 3)
     );
 }
@@ -156,18 +123,12 @@ fn every_constraint_reaches_the_arbiter_exactly() {
 #[test]
 fn alternatives_keep_their_order_and_none_is_the_processor() {
     let workload = fine("resources: {anyOf: [{models: [MI300X]}, {vendor: None}]},");
-    assert!(matches!(
-        &workload.accelerators[..],
-        [Alternative::Devices(_), Alternative::Cpu]
-    ));
+    assert!(matches!(&workload.accelerators[..], [Alternative::Devices(_), Alternative::Cpu]));
 }
 
 #[test]
 fn deadlines_are_points_in_time_from_admission() {
-    assert_eq!(
-        fine("deadline: {within: 2d12h},").finish_by,
-        Some(at("2026-11-04T12:00:00Z"))
-    );
+    assert_eq!(fine("deadline: {within: 2d12h},").finish_by, Some(at("2026-11-04T12:00:00Z")));
     assert_eq!(
         fine("deadline: {finishBy: \"2027-01-31T18:00:00+01:00\"},").finish_by,
         Some(at("2027-01-31T17:00:00Z"))
@@ -188,21 +149,13 @@ fn what_passes_the_schema_and_stands_for_nothing_is_named() {
             "no accelerator is called",
         ),
         ("resources: {cpu: 0.0001k},", "spec.resources.cpu", ""),
-        (
-            "resources: {memory: 500m},",
-            "spec.resources.memory",
-            "whole number",
-        ),
+        ("resources: {memory: 500m},", "spec.resources.memory", "whole number"),
         (
             "resources: {cpu: 99999999999},",
             "spec.resources.cpu",
             "no machine has 99999999999 processors",
         ),
-        (
-            "deadline: {within: 0s},",
-            "spec.deadline.within",
-            "a span of time",
-        ),
+        ("deadline: {within: 0s},", "spec.deadline.within", "a span of time"),
     ] {
         if path == "spec.resources.cpu" && words.is_empty() {
             assert_eq!(fine(fields).resources.vcpu_milli, 100);
@@ -210,11 +163,7 @@ fn what_passes_the_schema_and_stands_for_nothing_is_named() {
         }
         let errors = workload(fields).expect_err(fields);
         assert_eq!(errors.len(), 1, "{errors:?}");
-        assert!(
-            errors[0].path == path && errors[0].message.contains(words),
-            "{}",
-            errors[0]
-        );
+        assert!(errors[0].path == path && errors[0].message.contains(words), "{}", errors[0]);
     }
 }
 
@@ -235,9 +184,7 @@ fn a_service_asks_for_its_replicas() {
     let workload = service("replicas: 3, latencyTarget: {tpotMs: 50},").workload(&observed(), work);
     let workload = workload.unwrap_or_else(|errors| panic!("{errors:?}"));
     assert_eq!(workload.id.kind, OwnerKind::InferenceService);
-    let Work::Serving(work) = workload.work else {
-        panic!("serving")
-    };
+    let Work::Serving(work) = workload.work else { panic!("serving") };
     assert_eq!((work.replicas, work.max_millis_per_token), (3, Some(50)));
 }
 
@@ -264,14 +211,7 @@ fn fields_that_matter_only_in_a_cluster_are_named() {
     let fields = "replicas: 2, minReplicas: 1, maxReplicas: 3, rollout: {maxSurge: 2}, idle: {scaleToZeroAfterSeconds: 60}, route: {host: a.example},";
     assert_eq!(
         service(fields).ignored_outside_cluster(),
-        [
-            "replicas",
-            "minReplicas",
-            "maxReplicas",
-            "rollout",
-            "idle",
-            "route"
-        ]
-        .map(|field| format!("spec.{field}"))
+        ["replicas", "minReplicas", "maxReplicas", "rollout", "idle", "route"]
+            .map(|field| format!("spec.{field}"))
     );
 }

@@ -94,11 +94,7 @@ impl Actor<'_> {
                             Err(error) => {
                                 let reason = error.reason();
                                 refusal = Some(error);
-                                let phase = Phase::Ending {
-                                    instance: None,
-                                    reason,
-                                    gone_seen: 0,
-                                };
+                                let phase = Phase::Ending { instance: None, reason, gone_seen: 0 };
                                 match self
                                     .write(&claims, &stored, phase, stored.claim.attempt)
                                     .await?
@@ -111,13 +107,8 @@ impl Actor<'_> {
                             }
                         },
                     };
-                    let phase = Phase::Attempted {
-                        request,
-                        at: Timestamp::now(),
-                    };
-                    let written = self
-                        .write(&claims, &stored, phase, stored.claim.attempt)
-                        .await?;
+                    let phase = Phase::Attempted { request, at: Timestamp::now() };
+                    let written = self.write(&claims, &stored, phase, stored.claim.attempt).await?;
                     seen = Observation::new(Timestamp::now(), wanted);
                     // Another process wrote first: only the winner of the swap may call.
                     if let Some(written) = written {
@@ -138,11 +129,7 @@ impl Actor<'_> {
                         }
                     });
                 }
-                Step::Record {
-                    phase,
-                    attempt,
-                    note,
-                } => {
+                Step::Record { phase, attempt, note } => {
                     if let Some(reason) = note {
                         tracing::info!(claim = %stored.claim.spec.name, %reason, "{phase:?}");
                     }
@@ -189,19 +176,15 @@ impl Actor<'_> {
             return Ok(stored);
         }
         let new = with_spent(&stored, spent);
-        Ok(Claims::of(self.home)
-            .replace(&stored, new)?
-            .unwrap_or(stored))
+        Ok(Claims::of(self.home).replace(&stored, new)?.unwrap_or(stored))
     }
 
     /// The claim's instance, as the provider sees it.
     pub async fn instance(&self, stored: &StoredClaim) -> Result<Option<Instance>, ActError> {
         let id = match &stored.claim.phase {
-            Phase::Launched { instance, .. }
-            | Phase::Ending {
-                instance: Some(instance),
-                ..
-            } => InstanceId(instance.clone()),
+            Phase::Launched { instance, .. } | Phase::Ending { instance: Some(instance), .. } => {
+                InstanceId(instance.clone())
+            }
             _ => return Ok(None),
         };
         Ok(self.provider.get(&id).await?)
@@ -209,9 +192,7 @@ impl Actor<'_> {
 
     async fn account(&self, stored: &StoredClaim, last: bool) -> Result<Usd, ActError> {
         let instance = self.instance(stored).await?;
-        let began = stored
-            .billed_from
-            .or(instance.as_ref().and_then(|i| i.started));
+        let began = stored.billed_from.or(instance.as_ref().and_then(|i| i.started));
         // No machine ever billed: there is no row to write.
         let Some(began) = began else {
             return Ok(stored.claim.spent);
@@ -229,11 +210,8 @@ impl Actor<'_> {
     async fn look(&self, stored: &StoredClaim) -> Listing {
         match self.provider.find(&self.identity(stored)).await {
             Ok(listing) if listing.complete => {
-                let mut there: Vec<Instance> = listing
-                    .instances
-                    .into_iter()
-                    .filter(|i| i.state.may_bill())
-                    .collect();
+                let mut there: Vec<Instance> =
+                    listing.instances.into_iter().filter(|i| i.state.may_bill()).collect();
                 there.sort_by(|a, b| (a.started, &a.id).cmp(&(b.started, &b.id)));
                 Listing::Complete(there.into_iter().map(|i| i.id.0).collect())
             }
@@ -250,11 +228,8 @@ impl Actor<'_> {
         stored: &StoredClaim,
     ) -> Result<petaflop_arbiter::claim::FrozenRequest, LaunchError> {
         let identity = self.identity(stored);
-        let order = Order {
-            identity: &identity,
-            offer: &stored.claim.spec.offer,
-            command: self.command,
-        };
+        let order =
+            Order { identity: &identity, offer: &stored.claim.spec.offer, command: self.command };
         self.provider.prepare(order).await
     }
 

@@ -65,30 +65,19 @@ pub fn resolve(
 ) -> Result<Resolved, AdmitError> {
     let mut spec = spec.clone();
     let Some(recipe) = &mut spec.recipe else {
-        return Err(AdmitError::BadInput(
-            "spec.container is not built yet: use recipe".to_owned(),
-        ));
+        return Err(AdmitError::BadInput("spec.container is not built yet: use recipe".to_owned()));
     };
     let mut directory = document.directory().to_owned();
     if let Some(data) = data {
         // On the command line a path is taken against the current folder.
         directory = std::env::current_dir().unwrap_or(directory);
         let kind = recipe.datasets.first().map(|d| d.kind).unwrap_or_default();
-        recipe.datasets = vec![petaflop_crds::recipe::DatasetSpec {
-            path: data.to_owned(),
-            kind,
-        }];
+        recipe.datasets = vec![petaflop_crds::recipe::DatasetSpec { path: data.to_owned(), kind }];
     }
     let (recipe, inputs) = recipe
         .resolve(&spec.inputs, Some(&directory))
         .map_err(|errors| AdmitError::BadInput(document.locate(&errors).to_string()))?;
-    Ok(Resolved {
-        namespace: namespace.to_owned(),
-        name: document.name(),
-        spec,
-        recipe,
-        inputs,
-    })
+    Ok(Resolved { namespace: namespace.to_owned(), name: document.name(), spec, recipe, inputs })
 }
 
 /// Asks the runtime who the job is: its key, its inputs' digests, and whether it was finished before.
@@ -119,13 +108,7 @@ pub fn training(
     identity: &JobIdentity,
     compute: Compute,
 ) -> Result<(Folder, Admission), AdmitError> {
-    let Resolved {
-        namespace,
-        name,
-        spec,
-        recipe,
-        mut inputs,
-    } = resolved;
+    let Resolved { namespace, name, spec, recipe, mut inputs } = resolved;
     let folder = Folder::of(home, OwnerKind::TrainingJob, &namespace, &name);
     let work = work::training(
         &recipe,
@@ -192,12 +175,7 @@ pub fn serving(
         created_at: known.as_ref().map_or(now, |known| known.created_at),
         admitted_at: now,
         compute,
-        task: Task::Serving(Box::new(Serving {
-            spec: spec.clone(),
-            model,
-            port,
-            work,
-        })),
+        task: Task::Serving(Box::new(Serving { spec: spec.clone(), model, port, work })),
     };
     Ok((folder, admission))
 }
@@ -214,9 +192,7 @@ pub fn namespace_of(document: &Document) -> Result<String, AdmitError> {
     let fits = (1..=63).contains(&namespace.len())
         && !namespace.starts_with('-')
         && !namespace.ends_with('-')
-        && namespace
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+        && namespace.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
     if fits {
         return Ok(namespace.clone());
     }

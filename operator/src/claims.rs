@@ -33,9 +33,7 @@ pub struct Claims {
 impl Claims {
     /// Of this home.
     pub fn of(home: &Home) -> Self {
-        Self {
-            folder: home.root().join("claims"),
-        }
+        Self { folder: home.root().join("claims") }
     }
 
     /// Creates a claim. Where one of that name exists already it is returned if it
@@ -56,10 +54,8 @@ impl Claims {
                 spent: Usd::ZERO,
             },
         };
-        let text = serde_json::to_vec_pretty(&stored).map_err(|e| HomeError::Unusable {
-            path: path.clone(),
-            source: e.into(),
-        })?;
+        let text = serde_json::to_vec_pretty(&stored)
+            .map_err(|e| HomeError::Unusable { path: path.clone(), source: e.into() })?;
         if home::create_new(&path, &text)? {
             return Ok(Some(stored));
         }
@@ -79,12 +75,8 @@ impl Claims {
             claims.extend(home::read_json::<StoredClaim>(&path)?);
         }
         claims.sort_by(|a, b| {
-            let key = |c: &StoredClaim| {
-                (
-                    c.claim.spec.owner.namespace.clone(),
-                    c.claim.spec.name.clone(),
-                )
-            };
+            let key =
+                |c: &StoredClaim| (c.claim.spec.owner.namespace.clone(), c.claim.spec.name.clone());
             key(a).cmp(&key(b))
         });
         Ok(claims)
@@ -102,10 +94,7 @@ impl Claims {
             Some(now) if now.version == read.version && now.claim.uid == read.claim.uid => {}
             _ => return Ok(None),
         }
-        let new = StoredClaim {
-            version: read.version + 1,
-            ..new
-        };
+        let new = StoredClaim { version: read.version + 1, ..new };
         home::write_json(&self.path(&spec.owner.namespace, &spec.name), &new)?;
         Ok(Some(new))
     }

@@ -55,14 +55,7 @@ pub fn of(
         argv.extend(["--isa".to_owned(), isa.clone()]);
     }
     let log = text(&run.join("log"));
-    Ok(Command {
-        argv,
-        env: Default::default(),
-        dir: text(&run),
-        log,
-        memory,
-        grace_seconds,
-    })
+    Ok(Command { argv, env: Default::default(), dir: text(&run), log, memory, grace_seconds })
 }
 
 fn job_spec(home: &Home, folder: &Folder, task: &Training) -> JobSpec {

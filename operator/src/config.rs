@@ -29,10 +29,7 @@ impl Config {
         let Some(bytes) = read_optional(&path)? else {
             return Ok(Self::default());
         };
-        let damaged = |what: String| HomeError::Damaged {
-            path: path.clone(),
-            what,
-        };
+        let damaged = |what: String| HomeError::Damaged { path: path.clone(), what };
         let text = String::from_utf8(bytes).map_err(|e| damaged(e.to_string()))?;
         if text.trim().is_empty() {
             return Ok(Self::default());

@@ -48,10 +48,7 @@ pub enum HomeError {
 
 impl HomeError {
     pub(crate) fn unusable(path: &Path) -> impl FnOnce(io::Error) -> Self + '_ {
-        move |source| Self::Unusable {
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::Unusable { path: path.to_owned(), source }
     }
 }
 
@@ -66,11 +63,7 @@ impl Home {
     /// Where state lives when the user names no folder: `$PETAFLOP_HOME`, else the
     /// XDG data folder.
     pub fn default_root() -> Result<PathBuf, HomeError> {
-        let set = |name: &str| {
-            std::env::var_os(name)
-                .filter(|v| !v.is_empty())
-                .map(PathBuf::from)
-        };
+        let set = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
         set("PETAFLOP_HOME")
             .or_else(|| set("XDG_DATA_HOME").map(|d| d.join("petaflop")))
             .or_else(|| set("HOME").map(|d| d.join(".local/share/petaflop")))
@@ -135,14 +128,7 @@ pub fn new_uid() -> io::Result<String> {
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    Ok(format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    ))
+    Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
 }
 
 /// Replaces a file so that a reader, or a crash, sees the old bytes or the new ones.
@@ -167,10 +153,7 @@ pub fn create_new(path: &Path, bytes: &[u8]) -> Result<bool, HomeError> {
             Ok(true)
         }
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-        Err(source) => Err(HomeError::Unusable {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(HomeError::Unusable { path: path.to_owned(), source }),
     }
 }
 
@@ -188,10 +171,9 @@ pub fn try_lock(path: &Path) -> Result<Option<File>, HomeError> {
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
         Err(fs::TryLockError::WouldBlock) => Ok(None),
-        Err(fs::TryLockError::Error(source)) => Err(HomeError::Unusable {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(fs::TryLockError::Error(source)) => {
+            Err(HomeError::Unusable { path: path.to_owned(), source })
+        }
     }
 }
 
@@ -200,10 +182,7 @@ pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, HomeError> {
     match fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(HomeError::Unusable {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(HomeError::Unusable { path: path.to_owned(), source }),
     }
 }
 
@@ -214,18 +193,13 @@ pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T
     };
     serde_json::from_slice(&bytes)
         .map(Some)
-        .map_err(|error| HomeError::Damaged {
-            path: path.to_owned(),
-            what: error.to_string(),
-        })
+        .map_err(|error| HomeError::Damaged { path: path.to_owned(), what: error.to_string() })
 }
 
 /// Replaces a JSON file of ours.
 pub fn write_json<T: serde::Serialize>(path: &Path, value: &T) -> Result<(), HomeError> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|e| HomeError::Unusable {
-        path: path.to_owned(),
-        source: e.into(),
-    })?;
+    let mut text = serde_json::to_vec_pretty(value)
+        .map_err(|e| HomeError::Unusable { path: path.to_owned(), source: e.into() })?;
     text.push(b'\n');
     write_atomic(path, &text)
 }
@@ -247,9 +221,7 @@ fn write_synced(path: &Path, bytes: &[u8]) -> io::Result<()> {
 
 fn sync_folder_of(path: &Path) -> Result<(), HomeError> {
     let folder = path.parent().unwrap_or(Path::new("."));
-    File::open(folder)
-        .and_then(|f| f.sync_all())
-        .map_err(HomeError::unusable(folder))
+    File::open(folder).and_then(|f| f.sync_all()).map_err(HomeError::unusable(folder))
 }
 
 #[cfg(test)]
@@ -273,10 +245,7 @@ mod tests {
             let workers: Vec<_> = (0..8)
                 .map(|_| scope.spawn(|| Home::open(folder.path()).map(|h| h.installation)))
                 .collect();
-            workers
-                .into_iter()
-                .map(|w| w.join().expect("no panic").expect("a home"))
-                .collect()
+            workers.into_iter().map(|w| w.join().expect("no panic").expect("a home")).collect()
         });
         assert!(uids.iter().all(|uid| *uid == uids[0]), "{uids:?}");
     }
@@ -286,10 +255,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         fs::write(folder.path().join("installation"), "?").expect("written");
         let error = Home::open(folder.path()).expect_err("refused");
-        assert!(
-            error.to_string().contains("installation is damaged"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("installation is damaged"), "{error}");
     }
 
     #[test]

@@ -421,9 +421,7 @@ impl Folder {
 
     /// Checkpoints of a key.
     pub fn checkpoints(&self, key: &str) -> PathBuf {
-        self.root
-            .join("checkpoints")
-            .join(&key[..key.len().min(16)])
+        self.root.join("checkpoints").join(&key[..key.len().min(16)])
     }
 
     /// Forgets everything about it but its costs, which are in the ledger.

@@ -31,9 +31,7 @@ pub struct Ledger {
 impl Ledger {
     /// Of this home.
     pub fn of(home: &Home) -> Self {
-        Self {
-            folder: home.root().join("ledger"),
-        }
+        Self { folder: home.root().join("ledger") }
     }
 
     /// What was written for a claim so far.
@@ -97,10 +95,8 @@ impl Ledger {
         let path = self.folder.join(format!("{}.json", row.key));
         let folder = path.parent().unwrap_or(&self.folder);
         fs::create_dir_all(folder).map_err(HomeError::unusable(folder))?;
-        let text = serde_json::to_vec_pretty(row).map_err(|e| HomeError::Unusable {
-            path: path.clone(),
-            source: e.into(),
-        })?;
+        let text = serde_json::to_vec_pretty(row)
+            .map_err(|e| HomeError::Unusable { path: path.clone(), source: e.into() })?;
         home::create_new(&path, &text).map(|_| ())
     }
 }

@@ -34,11 +34,7 @@ impl Providers {
         runtime: std::path::PathBuf,
     ) -> Result<Self, HomeError> {
         let folder = home.root().join("host");
-        let host = HostConfig {
-            runtime,
-            folder: folder.clone(),
-            power: config.host.clone(),
-        };
+        let host = HostConfig { runtime, folder: folder.clone(), power: config.host.clone() };
         Ok(Self {
             host: Host::new(host).map_err(HomeError::unusable(&folder))?,
             snapshot: snapshot::Snapshot,
@@ -105,11 +101,7 @@ pub fn leave_alone(
 ) -> Result<(), HomeError> {
     let mut list = unavailable(home, Timestamp::now())?;
     list.retain(|entry| entry.offer != *offer);
-    list.push(Unavailable {
-        offer: offer.clone(),
-        until,
-        reason,
-    });
+    list.push(Unavailable { offer: offer.clone(), until, reason });
     home::write_json(&home.root().join("unavailable.json"), &list)
 }
 
@@ -155,11 +147,7 @@ pub fn world(
         providers: provider_states(),
         unavailable: unavailable(home, now)?,
         workloads,
-        claims: Claims::of(home)
-            .list()?
-            .into_iter()
-            .map(|stored| stored.claim)
-            .collect(),
+        claims: Claims::of(home).list()?.into_iter().map(|stored| stored.claim).collect(),
         budgets: Vec::new(),
         corrections: corrections(home)?,
         support: SupportTable::default(),

@@ -73,9 +73,7 @@ pub async fn operate(home: &Home, folder: &Folder) -> Result<(), OperateError> {
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     let Some(_lock) = lock else { return Ok(()) };
-    let admission = folder
-        .admission()?
-        .ok_or_else(|| OperateError::Missing(folder.reference()))?;
+    let admission = folder.admission()?.ok_or_else(|| OperateError::Missing(folder.reference()))?;
     let runtime = runtime::find()?;
     let providers = Providers::of(home, &Config::read(home)?, runtime.clone())?;
     let mut operator = Operator {
@@ -138,12 +136,7 @@ impl Operator<'_> {
     }
 
     async fn without_a_claim(&mut self, suspend: bool) -> Result<bool, OperateError> {
-        if let Some(End {
-            phase,
-            reason,
-            message,
-        }) = self.status.end.clone()
-        {
+        if let Some(End { phase, reason, message }) = self.status.end.clone() {
             self.status.phase = phase;
             self.status.reason = Some(reason);
             self.status.message = message;
@@ -165,14 +158,8 @@ impl Operator<'_> {
         }
         self.placed = now;
         self.status.phase = Phase::Pending;
-        match place(
-            self.home,
-            &self.providers,
-            self.folder,
-            &self.admission,
-            &mut self.status,
-        )
-        .await
+        match place(self.home, &self.providers, self.folder, &self.admission, &mut self.status)
+            .await
         {
             Ok(placed) if !placed.claims.is_empty() => {
                 self.status.phase = Phase::Launching;
@@ -204,25 +191,12 @@ impl Operator<'_> {
     ) -> Result<(), OperateError> {
         let name = stored.claim.spec.name.clone();
         self.read_progress(&name);
-        let command = command::of(
-            self.home,
-            self.folder,
-            &self.admission,
-            &self.runtime,
-            &stored,
-        )?;
+        let command = command::of(self.home, self.folder, &self.admission, &self.runtime, &stored)?;
         let provider = self.providers.seller(&stored.claim.spec.offer.provider);
-        let actor = Actor {
-            home: self.home,
-            provider,
-            command: &command,
-        };
+        let actor = Actor { home: self.home, provider, command: &command };
         let mut stored = stored;
         if let ClaimPhase::Launched { at, .. } = stored.claim.phase {
-            let state = actor
-                .instance(&stored)
-                .await?
-                .map(|instance| instance.state);
+            let state = actor.instance(&stored).await?.map(|instance| instance.state);
             match state {
                 Some(InstanceState::Running | InstanceState::Pending) => {
                     let now = Timestamp::now();
@@ -241,11 +215,7 @@ impl Operator<'_> {
             }
         }
         let provider = self.providers.seller(&stored.claim.spec.offer.provider);
-        let actor = Actor {
-            home: self.home,
-            provider,
-            command: &command,
-        };
+        let actor = Actor { home: self.home, provider, command: &command };
         let wanted = self.wanted(&stored, suspend);
         // What was concluded must outlive us before the claim that shows it goes.
         self.folder.write_status(&self.status)?;
@@ -304,11 +274,7 @@ impl Operator<'_> {
     /// Everything that this job or service has cost, by the ledger.
     fn cost(&self) -> Result<petaflop_arbiter::money::Usd, OperateError> {
         let rows = crate::ledger::Ledger::of(self.home).rows()?;
-        Ok(rows
-            .iter()
-            .filter(|row| row.job_uid == self.admission.uid)
-            .map(|row| row.amount)
-            .sum())
+        Ok(rows.iter().filter(|row| row.job_uid == self.admission.uid).map(|row| row.amount).sum())
     }
 
     /// An instance runs: limits, and whether a server answers.
@@ -323,11 +289,7 @@ impl Operator<'_> {
         self.status.cost = others.saturating_add(running);
         match &self.admission.task {
             Task::Training(task) => {
-                let limit = task
-                    .spec
-                    .max_total_cost
-                    .as_ref()
-                    .and_then(|m| m.micro_dollars().ok());
+                let limit = task.spec.max_total_cost.as_ref().and_then(|m| m.micro_dollars().ok());
                 let limit = limit.map(petaflop_arbiter::money::Usd::from_micros);
                 let seconds = task.spec.active_deadline_seconds;
                 self.status.phase = Phase::Running;
@@ -366,9 +328,7 @@ impl Operator<'_> {
     }
 
     fn cost_of_others(&self, stored: &StoredClaim) -> petaflop_arbiter::money::Usd {
-        let rows = crate::ledger::Ledger::of(self.home)
-            .rows()
-            .unwrap_or_default();
+        let rows = crate::ledger::Ledger::of(self.home).rows().unwrap_or_default();
         rows.iter()
             .filter(|row| row.job_uid == self.admission.uid && row.claim_uid != stored.claim.uid)
             .map(|row| row.amount)
@@ -390,13 +350,7 @@ impl Operator<'_> {
                 self.status.artifact = Some(artifact);
                 self.end(Phase::Complete, Reason::Succeeded, "");
             }
-            (
-                Task::Training(_),
-                LastWord::Failed {
-                    message,
-                    retry: false,
-                },
-            ) => {
+            (Task::Training(_), LastWord::Failed { message, retry: false }) => {
                 self.end(Phase::Failed, Reason::InvalidSpec, &message);
             }
             // Somebody else ended it; it can go on from its checkpoint.
@@ -405,13 +359,7 @@ impl Operator<'_> {
                 self.status.phase = Phase::Interrupted;
                 self.status.reason = Some(Reason::SpotInterrupted);
             }
-            (
-                Task::Training(task),
-                LastWord::Failed {
-                    message,
-                    retry: true,
-                },
-            ) => {
+            (Task::Training(task), LastWord::Failed { message, retry: true }) => {
                 self.failed(&message, task.spec.backoff_limit);
             }
             (Task::Training(task), LastWord::None) => {
@@ -432,10 +380,8 @@ impl Operator<'_> {
         self.status.reason = Some(Reason::HeartbeatLost);
         self.status.message = message.to_owned();
         if self.status.failures > limit {
-            let message = format!(
-                "failed {} times; the last time: {message}",
-                self.status.failures
-            );
+            let message =
+                format!("failed {} times; the last time: {message}", self.status.failures);
             self.end(Phase::Failed, Reason::BackoffLimitExceeded, &message);
         } else {
             self.status.not_before = Some(backoff(self.status.failures));
@@ -443,11 +389,7 @@ impl Operator<'_> {
     }
 
     fn end(&mut self, phase: Phase, reason: Reason, message: &str) {
-        self.status.end = Some(End {
-            phase,
-            reason,
-            message: message.to_owned(),
-        });
+        self.status.end = Some(End { phase, reason, message: message.to_owned() });
     }
 
     fn wanted(&self, stored: &StoredClaim, suspend: bool) -> Wanted {
@@ -467,11 +409,7 @@ impl Operator<'_> {
         let Task::Training(_) = self.admission.task else {
             return;
         };
-        if self
-            .reading
-            .as_ref()
-            .is_none_or(|(known, _, _)| known != claim)
-        {
+        if self.reading.as_ref().is_none_or(|(known, _, _)| known != claim) {
             let file = self.folder.run(claim).join("progress.jsonl");
             self.reading = Some((claim.to_owned(), ProgressReader::new(file), LastWord::None));
         }
@@ -491,18 +429,14 @@ impl Operator<'_> {
 
 /// 1, 2, 4, … seconds from now.
 fn backoff(failures: u32) -> Timestamp {
-    let seconds = 1_i64
-        .checked_shl(failures.saturating_sub(1).min(20))
-        .unwrap_or(LONGEST_BACKOFF_SECONDS);
+    let seconds =
+        1_i64.checked_shl(failures.saturating_sub(1).min(20)).unwrap_or(LONGEST_BACKOFF_SECONDS);
     Timestamp::now() + SignedDuration::from_secs(seconds.min(LONGEST_BACKOFF_SECONDS))
 }
 
 fn last_line(log: &Path) -> Option<String> {
     let text = String::from_utf8_lossy(&std::fs::read(log).ok()?).into_owned();
-    text.lines()
-        .rev()
-        .find(|line| !line.trim().is_empty())
-        .map(str::to_owned)
+    text.lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned)
 }
 
 /// Starts the operator of a job or service as a process of its own, unless one is at work.
@@ -524,14 +458,7 @@ pub fn start(home: &Home, folder: &Folder) -> Result<(), HomeError> {
     };
     std::process::Command::new(&me)
         .arg("operate")
-        .args([
-            "--kind",
-            kind,
-            "--namespace",
-            &folder.namespace,
-            "--name",
-            &folder.name,
-        ])
+        .args(["--kind", kind, "--namespace", &folder.namespace, "--name", &folder.name])
         .env("PETAFLOP_HOME", home.root())
         .stdin(std::process::Stdio::null())
         .stdout(log)

@@ -77,10 +77,7 @@ pub async fn key(
         .kill_on_drop(true)
         .output()
         .await
-        .map_err(|source| RuntimeError::Start {
-            path: runtime.to_owned(),
-            source,
-        })?;
+        .map_err(|source| RuntimeError::Start { path: runtime.to_owned(), source })?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
         let said = said.trim().trim_start_matches("error: ").to_owned();

@@ -45,42 +45,22 @@ pub fn take_over(status: &mut Status, last: &mut LastWord, line: &Progress) {
             status.backend = Some(backend.clone());
             status.arena_bytes = Some((*planned_bytes, *arena_bytes));
         }
-        Progress::Step {
-            step,
-            loss,
-            learning_rate: _,
-            tokens_per_second,
-        } => {
+        Progress::Step { step, loss, learning_rate: _, tokens_per_second } => {
             status.step = *step;
             status.first_loss.get_or_insert(*loss);
             status.loss = Some(*loss);
             status.tokens_per_second = Some(*tokens_per_second);
         }
-        Progress::Validation {
-            step: _,
-            loss: _,
-            bits_per_byte,
-        } => {
+        Progress::Validation { step: _, loss: _, bits_per_byte } => {
             status.bits_per_byte = Some(*bits_per_byte);
         }
-        Progress::Checkpoint {
-            step,
-            path: _,
-            seconds: _,
-        } => status.checkpoint_step = *step,
+        Progress::Checkpoint { step, path: _, seconds: _ } => status.checkpoint_step = *step,
         Progress::Skipped { message } => status.message.clone_from(message),
-        Progress::Finished {
-            key: _,
-            artifact,
-            cached,
-            summary,
-        } => {
+        Progress::Finished { key: _, artifact, cached, summary } => {
             status.artifact = Some(artifact.clone());
             status.cached = *cached;
             status.summary = Some(summary.clone());
-            *last = LastWord::Finished {
-                artifact: artifact.clone(),
-            };
+            *last = LastWord::Finished { artifact: artifact.clone() };
         }
         Progress::Stopped { step } => {
             status.step = *step;
@@ -88,10 +68,7 @@ pub fn take_over(status: &mut Status, last: &mut LastWord, line: &Progress) {
             *last = LastWord::Stopped;
         }
         Progress::Failed { message, retry } => {
-            *last = LastWord::Failed {
-                message: message.clone(),
-                retry: *retry,
-            };
+            *last = LastWord::Failed { message: message.clone(), retry: *retry };
         }
     }
 }
@@ -107,10 +84,7 @@ mod tests {
         take_over(
             &mut status,
             &mut last,
-            &Progress::Failed {
-                message: "disk full".into(),
-                retry: true,
-            },
+            &Progress::Failed { message: "disk full".into(), retry: true },
         );
         assert!(matches!(last, LastWord::Failed { retry: true, .. }));
         let started = Progress::Started {
@@ -132,12 +106,7 @@ mod tests {
         let mut status = Status::default();
         let mut last = LastWord::None;
         for (step, loss) in [(1, 6.0), (2, 5.0)] {
-            let line = Progress::Step {
-                step,
-                loss,
-                learning_rate: 0.1,
-                tokens_per_second: 1.0,
-            };
+            let line = Progress::Step { step, loss, learning_rate: 0.1, tokens_per_second: 1.0 };
             take_over(&mut status, &mut last, &line);
         }
         assert_eq!((status.first_loss, status.loss), (Some(6.0), Some(5.0)));

@@ -50,9 +50,7 @@ pub async fn sweep(home: &Home, runtime: &Path) -> Result<Swept, SweepError> {
         let Some(identity) = &instance.identity else {
             continue;
         };
-        let young = instance
-            .started
-            .is_none_or(|at| now.duration_since(at) < GRACE);
+        let young = instance.started.is_none_or(|at| now.duration_since(at) < GRACE);
         if !instance.state.may_bill() || young {
             continue;
         }
@@ -65,9 +63,7 @@ pub async fn sweep(home: &Home, runtime: &Path) -> Result<Swept, SweepError> {
     for stored in claims.list()? {
         let owner = &stored.claim.spec.owner;
         let folder = Folder::of(home, owner.kind, &owner.namespace, &owner.name);
-        let known = folder
-            .admission()?
-            .is_some_and(|admission| admission.uid == owner.uid);
+        let known = folder.admission()?.is_some_and(|admission| admission.uid == owner.uid);
         if known {
             if !folder.is_operated() {
                 operate::start(home, &folder)?;
@@ -85,11 +81,7 @@ pub async fn sweep(home: &Home, runtime: &Path) -> Result<Swept, SweepError> {
             grace_seconds: 0,
         };
         let provider = providers.seller(&stored.claim.spec.offer.provider);
-        let actor = crate::act::Actor {
-            home,
-            provider,
-            command: &command,
-        };
+        let actor = crate::act::Actor { home, provider, command: &command };
         let reason = match &stored.claim.phase {
             ClaimPhase::Ending { reason, .. } => *reason,
             _ => petaflop_arbiter::reason::Reason::Suspended,

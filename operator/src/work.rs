@@ -26,27 +26,15 @@ pub fn training(
     store: &Path,
     checkpoint_interval_seconds: u64,
 ) -> Result<TrainingWork, String> {
-    let uri_of = |name: &str| {
-        inputs
-            .iter()
-            .find(|i| i.name == name)
-            .map_or("", |i| i.uri.as_str())
-    };
+    let uri_of = |name: &str| inputs.iter().find(|i| i.name == name).map_or("", |i| i.uri.as_str());
     let shape = match &recipe.model {
         ModelSource::Scratch(shape) => shape.clone(),
         ModelSource::Base { input } => shape_at(uri_of(input), store)?,
     };
-    let data: u64 = recipe
-        .datasets
-        .iter()
-        .map(|d| size_of(uri_of(&d.input), store))
-        .sum();
-    let base = recipe
-        .model
-        .input()
-        .map_or(0, |name| size_of(uri_of(name), store));
+    let data: u64 = recipe.datasets.iter().map(|d| size_of(uri_of(&d.input), store)).sum();
+    let base = recipe.model.input().map_or(0, |name| size_of(uri_of(name), store));
     let interval = checkpoint_interval_seconds;
-    petaflop_crds::work::training(recipe, &shape, data, data + base, interval)
+    petaflop_arbiter::work::training(recipe, &shape, data, data + base, interval)
         .map_err(|e| e.to_string())
 }
 
@@ -57,7 +45,7 @@ pub fn training(
 pub fn serving(shape: &ModelShape) -> Result<ServingWork, String> {
     let context = shape.max_positions;
     let options = ServingOptions::new(Dtype::F32, SERVED_SEQUENCES, SERVED_STEP_TOKENS, context);
-    petaflop_crds::work::serving(shape, &options).map_err(|e| e.to_string())
+    petaflop_arbiter::work::serving(shape, &options).map_err(|e| e.to_string())
 }
 
 /// The shape of a model that lies somewhere: a folder, or an artifact of the store.
@@ -70,9 +58,7 @@ pub fn shape_at(uri: &str, store: &Path) -> Result<ModelShape, String> {
             let store = petaflop_store::blocking::Store::open(&store.display().to_string())
                 .map_err(|e| e.to_string())?;
             let hash = store.resolve(hash).map_err(|e| e.to_string())?;
-            store
-                .read_file(hash, "config.json")
-                .map_err(|e| e.to_string())?
+            store.read_file(hash, "config.json").map_err(|e| e.to_string())?
         }
         None => {
             let path = Path::new(uri.strip_prefix("file://").unwrap_or(uri)).join("config.json");
@@ -113,16 +99,10 @@ fn folder_size(path: &Path, depth: u32) -> u64 {
     let Ok(entries) = std::fs::read_dir(path) else {
         return 0;
     };
-    entries
-        .flatten()
-        .map(|entry| folder_size(&entry.path(), depth + 1))
-        .sum()
+    entries.flatten().map(|entry| folder_size(&entry.path(), depth + 1)).sum()
 }
 
 /// The store that takes a job's artifact: the home's own, unless the job names a folder.
 pub fn store_of(spec: &petaflop_crds::TrainingJobSpec, home: &crate::home::Home) -> String {
-    spec.output
-        .uri
-        .clone()
-        .unwrap_or_else(|| home.store().display().to_string())
+    spec.output.uri.clone().unwrap_or_else(|| home.store().display().to_string())
 }

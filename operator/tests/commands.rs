@@ -11,10 +11,7 @@ fn a_bad_manifest_names_the_place_and_starts_nothing() {
     let output = sandbox.run(&["run", "-f", &manifest.display().to_string(), "--json"]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     let said = text(&output.stderr);
-    assert!(
-        said.contains("bad.yaml:") && said.contains("maxTotalCost"),
-        "{said}"
-    );
+    assert!(said.contains("bad.yaml:") && said.contains("maxTotalCost"), "{said}");
     assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
     assert_eq!(sandbox.claims(), 0);
     assert!(!sandbox.home().join("jobs/default/bad").exists());
@@ -34,25 +31,15 @@ fn a_job_runs_once_and_is_then_a_cache_hit() {
     assert!(first["jobs"][0]["decision"]["ranked"][0]["offer"]["id"].is_string());
 
     let second = json(&sandbox.run(&arguments));
-    assert_eq!(
-        (&second["cached"], &second["cost_usd"]),
-        (&true.into(), &"0".into())
-    );
-    assert_eq!(
-        (&second["artifact"], &second["key"]),
-        (&first["artifact"], &first["key"])
-    );
+    assert_eq!((&second["cached"], &second["cost_usd"]), (&true.into(), &"0".into()));
+    assert_eq!((&second["artifact"], &second["key"]), (&first["artifact"], &first["key"]));
 
     // The claim is gone, and its money is in the ledger.
     assert_eq!(sandbox.claims(), 0);
     let costs = json(&sandbox.run(&["costs", "--json"]));
     assert_eq!(costs["total"], first["cost_usd"]);
     assert_eq!(costs["groups"]["default/once"], first["cost_usd"]);
-    let last = costs["rows"]
-        .as_array()
-        .and_then(|rows| rows.last())
-        .expect("a row")
-        .clone();
+    let last = costs["rows"].as_array().and_then(|rows| rows.last()).expect("a row").clone();
     assert_eq!(last["kind"], "final");
 
     let listed = json(&sandbox.run(&["artifacts", "ls", "--json"]));
@@ -68,24 +55,13 @@ fn two_homes_never_touch_each_other() {
     let (a, b) = (Sandbox::new(), Sandbox::new());
     let text_of = job("long", 5_000_000, "");
     let manifest = a.file("job.yaml", &text_of);
-    let started = a.run(&[
-        "run",
-        "-f",
-        &manifest.display().to_string(),
-        "--detach",
-        "--json",
-    ]);
+    let started = a.run(&["run", "-f", &manifest.display().to_string(), "--detach", "--json"]);
     assert!(started.status.success(), "{}", text(&started.stderr));
-    until("it runs", || {
-        json(&a.run(&["ps", "--json"]))["items"][0]["phase"] == "Running"
-    });
+    until("it runs", || json(&a.run(&["ps", "--json"]))["items"][0]["phase"] == "Running");
     // The sweep of another installation sees a stranger's process and leaves it alone.
     let other = json(&b.run(&["ps", "--all", "--json"]));
     assert_eq!(other["items"].as_array().map(Vec::len), Some(0));
-    assert_eq!(
-        json(&a.run(&["ps", "--json"]))["items"][0]["phase"],
-        "Running"
-    );
+    assert_eq!(json(&a.run(&["ps", "--json"]))["items"][0]["phase"], "Running");
     let stopped = a.run(&["stop", "long"]);
     assert!(stopped.status.success(), "{}", text(&stopped.stderr));
 }
@@ -93,10 +69,8 @@ fn two_homes_never_touch_each_other() {
 #[test]
 fn no_offer_shows_the_nearest_misses_and_what_would_have_to_give() {
     let sandbox = Sandbox::new();
-    let manifest = sandbox.file(
-        "job.yaml",
-        &job("dear", 20, "  placement: {maxHourlyPrice: \"0.000001\"}\n"),
-    );
+    let manifest =
+        sandbox.file("job.yaml", &job("dear", 20, "  placement: {maxHourlyPrice: \"0.000001\"}\n"));
     let output = sandbox.run(&["run", "-f", &manifest.display().to_string(), "--json"]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     let said = text(&output.stderr);
@@ -114,27 +88,18 @@ fn no_offer_shows_the_nearest_misses_and_what_would_have_to_give() {
 #[test]
 fn a_snapshot_is_never_bought_from() {
     let sandbox = Sandbox::new();
-    let manifest = sandbox.file(
-        "job.yaml",
-        &job("rented", 20, "  placement: {providers: [aws, runpod]}\n"),
-    );
+    let manifest =
+        sandbox.file("job.yaml", &job("rented", 20, "  placement: {providers: [aws, runpod]}\n"));
     let output = sandbox.run(&["run", "-f", &manifest.display().to_string(), "--json"]);
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
-    assert!(
-        text(&output.stderr).contains("not for sale"),
-        "{}",
-        text(&output.stderr)
-    );
+    assert!(text(&output.stderr).contains("not for sale"), "{}", text(&output.stderr));
     assert_eq!(sandbox.claims(), 0);
 }
 
 #[test]
 fn ctrl_c_checkpoints_and_the_same_command_goes_on() {
     let sandbox = Sandbox::new();
-    let manifest = sandbox
-        .file("job.yaml", &job("paused", 80_000, ""))
-        .display()
-        .to_string();
+    let manifest = sandbox.file("job.yaml", &job("paused", 80_000, "")).display().to_string();
     let child = sandbox
         .petaflop(&["run", "-f", &manifest, "--json"])
         .stdout(std::process::Stdio::piped())
@@ -155,19 +120,12 @@ fn ctrl_c_checkpoints_and_the_same_command_goes_on() {
         "{}",
         text(&output.stderr)
     );
-    assert_eq!(
-        sandbox.claims(),
-        0,
-        "nothing is paid for while it is stopped"
-    );
+    assert_eq!(sandbox.claims(), 0, "nothing is paid for while it is stopped");
 
     let output = sandbox.run(&["run", "-f", &manifest, "--json"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     let resumed = json(&output);
-    assert!(
-        resumed["jobs"][0]["summary"]["resumed_from_step"].as_u64() > Some(0),
-        "{resumed}"
-    );
+    assert!(resumed["jobs"][0]["summary"]["resumed_from_step"].as_u64() > Some(0), "{resumed}");
 
     // Undisturbed in another home: the same artifact.
     let other = Sandbox::new();
@@ -179,10 +137,7 @@ fn ctrl_c_checkpoints_and_the_same_command_goes_on() {
 fn killed_at_every_level_it_goes_on_and_nothing_is_left_over() {
     for victim in ["train --job", "operate --kind", ""] {
         let sandbox = Sandbox::new();
-        let manifest = sandbox
-            .file("job.yaml", &job("killed", 80_000, ""))
-            .display()
-            .to_string();
+        let manifest = sandbox.file("job.yaml", &job("killed", 80_000, "")).display().to_string();
         let started = sandbox.run(&["run", "-f", &manifest, "--detach", "--json"]);
         assert!(started.status.success(), "{}", text(&started.stderr));
         until("it trains", || {
@@ -192,17 +147,11 @@ fn killed_at_every_level_it_goes_on_and_nothing_is_left_over() {
         });
         sandbox.kill(victim);
         let output = sandbox.run(&["run", "-f", &manifest, "--json"]);
-        assert!(
-            output.status.success(),
-            "killed {victim:?}: {}",
-            text(&output.stderr)
-        );
+        assert!(output.status.success(), "killed {victim:?}: {}", text(&output.stderr));
         let report = json(&output);
         assert_eq!(report["jobs"][0]["phase"], "Complete", "killed {victim:?}");
         assert_eq!(sandbox.claims(), 0, "killed {victim:?}");
-        until("no process is left", || {
-            sandbox.processes("petaflop").is_empty()
-        });
+        until("no process is left", || sandbox.processes("petaflop").is_empty());
         let costs = json(&sandbox.run(&["costs", "--json"]));
         let rows = costs["rows"].as_array().expect("rows");
         let finals = rows.iter().filter(|row| row["kind"] == "final").count();
@@ -210,11 +159,7 @@ fn killed_at_every_level_it_goes_on_and_nothing_is_left_over() {
             .iter()
             .map(|row| row["claim_uid"].to_string() + &row["claimUid"].to_string())
             .collect();
-        assert_eq!(
-            finals,
-            claims.len(),
-            "every claim has its last row: {costs}"
-        );
+        assert_eq!(finals, claims.len(), "every claim has its last row: {costs}");
     }
 }
 
@@ -226,13 +171,7 @@ fn a_taken_port_is_said_before_anything_starts() {
     let service = "---\napiVersion: petaflop.dev/v1alpha1\nkind: InferenceService\nmetadata: {name: talk}\n\
                    spec: {model: {trainingJob: small}}\n";
     let manifest = sandbox.file("both.yaml", &format!("{}{service}", job("small", 20, "")));
-    let output = sandbox.run(&[
-        "run",
-        "-f",
-        &manifest.display().to_string(),
-        "--port",
-        &port,
-    ]);
+    let output = sandbox.run(&["run", "-f", &manifest.display().to_string(), "--port", &port]);
     assert_eq!(output.status.code(), Some(2), "{}", text(&output.stderr));
     let said = text(&output.stderr);
     assert!(said.contains(&format!("port {port} is taken")), "{said}");
@@ -250,20 +189,13 @@ fn a_trained_model_is_served_left_alone_and_stopped() {
     assert!(output.status.success(), "{}", text(&output.stderr));
     let first = json(&output);
     assert_eq!(first["services"][0]["phase"], "Available");
-    let url = first["services"][0]["url"]
-        .as_str()
-        .expect("an address")
-        .to_owned();
+    let url = first["services"][0]["url"].as_str().expect("an address").to_owned();
     let servers = sandbox.processes("serve --artifact");
     assert_eq!(servers.len(), 1, "{servers:?}");
 
     let again = json(&sandbox.run(&arguments));
     assert_eq!(again["services"][0]["url"].as_str(), Some(url.as_str()));
-    assert_eq!(
-        sandbox.processes("serve --artifact"),
-        servers,
-        "unchanged is left alone"
-    );
+    assert_eq!(sandbox.processes("serve --artifact"), servers, "unchanged is left alone");
 
     let stopped = sandbox.run(&["stop", "inferenceservice/talk"]);
     assert!(stopped.status.success(), "{}", text(&stopped.stderr));
@@ -278,29 +210,20 @@ fn a_home_that_cannot_be_written_is_a_plain_error() {
     let output = sandbox.run(&["ps", "--home", &file.join("home").display().to_string()]);
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
-    assert!(
-        said.contains("cannot use") && said.contains("PETAFLOP_HOME"),
-        "{said}"
-    );
+    assert!(said.contains("cannot use") && said.contains("PETAFLOP_HOME"), "{said}");
 }
 
 #[test]
 fn a_recorded_world_is_decided_again_the_same() {
     let sandbox = Sandbox::new();
-    let manifest = sandbox
-        .file("job.yaml", &job("replay", 20, ""))
-        .display()
-        .to_string();
+    let manifest = sandbox.file("job.yaml", &job("replay", 20, "")).display().to_string();
     let world = sandbox.home().join("world.json").display().to_string();
     let planned = sandbox.run(&["plan", "-f", &manifest, "--json", "--save-world", &world]);
     assert!(planned.status.success(), "{}", text(&planned.stderr));
     let chosen = json(&planned)["decisions"][0]["ranked"][0]["offer"]["id"].clone();
     let explained = sandbox.run(&["explain", "--world", &world, "--json"]);
     assert!(explained.status.success(), "{}", text(&explained.stderr));
-    assert_eq!(
-        json(&explained)["decision"]["ranked"][0]["offer"]["id"],
-        chosen
-    );
+    assert_eq!(json(&explained)["decision"]["ranked"][0]["offer"]["id"], chosen);
     let one = json(&sandbox.run(&[
         "explain",
         "--world",
@@ -309,23 +232,15 @@ fn a_recorded_world_is_decided_again_the_same() {
         "--offer",
         "runpod/-/-/1x_H200-SXM_SECURE/on-demand",
     ]));
-    assert!(
-        one["obstacles"].as_array().is_some_and(|o| !o.is_empty()),
-        "{one}"
-    );
+    assert!(one["obstacles"].as_array().is_some_and(|o| !o.is_empty()), "{one}");
 }
 
 #[test]
 fn a_machine_that_no_claim_wants_is_ended() {
     let sandbox = Sandbox::new();
     let manifest = sandbox.file("job.yaml", &job("lost", 5_000_000, ""));
-    let started = sandbox.run(&[
-        "run",
-        "-f",
-        &manifest.display().to_string(),
-        "--detach",
-        "--json",
-    ]);
+    let started =
+        sandbox.run(&["run", "-f", &manifest.display().to_string(), "--detach", "--json"]);
     assert!(started.status.success(), "{}", text(&started.stderr));
     until("it trains", || !sandbox.processes("train --job").is_empty());
     // The record of the purchase is lost, as after a restored backup.

@@ -78,9 +78,7 @@ fn collect(path: &Path, relative: &str, files: &mut Vec<String>) -> io::Result<(
             }
         }
     } else if NAMES.contains(&name)
-        || name
-            .rsplit_once('.')
-            .is_some_and(|(_, ext)| EXTENSIONS.contains(&ext))
+        || name.rsplit_once('.').is_some_and(|(_, ext)| EXTENSIONS.contains(&ext))
     {
         files.push(relative.to_owned());
     }

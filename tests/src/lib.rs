@@ -23,13 +23,10 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 
     // Tests run side by side; one of them builds.
     static BUILDING: Mutex<()> = Mutex::new(());
-    let _one = BUILDING
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !path.exists() {
-        let target = profile
-            .parent()
-            .with_context(|| format!("{}: has no parent", profile.display()))?;
+        let target =
+            profile.parent().with_context(|| format!("{}: has no parent", profile.display()))?;
         let built = Command::new(env!("CARGO"))
             .args(["build", "--release", "--bin", name, "--target-dir"])
             .arg(target)

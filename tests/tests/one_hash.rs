@@ -17,9 +17,7 @@ const GOLDEN: &str = include_str!("../golden/tiny.json");
 
 /// Kernel variants of this processor, by the runtime's own word.
 fn variants() -> Result<Vec<String>> {
-    let detected = Command::new(binary("petaflop-runtime")?)
-        .args(["detect", "--json"])
-        .output()?;
+    let detected = Command::new(binary("petaflop-runtime")?).args(["detect", "--json"]).output()?;
     let machine: Value = serde_json::from_slice(&detected.stdout).context("detect --json")?;
     Ok(serde_json::from_value(machine["cpu"]["variants"].clone())?)
 }
@@ -79,11 +77,7 @@ fn assert_golden(report: &Value, how: &str) -> Result<()> {
 fn threads_and_kernel_variants_do_not_change_the_hash() -> Result<()> {
     for isa in variants()? {
         // The portable variant multiplies and adds in software: minutes, so once.
-        let threads: &[&str] = if isa == "portable" {
-            &["2"]
-        } else {
-            &["1", "2"]
-        };
+        let threads: &[&str] = if isa == "portable" { &["2"] } else { &["1", "2"] };
         for threads in threads {
             let home = TempDir::new()?;
             let report = run(home.path(), &["--isa", &isa, "--threads", threads])?;
@@ -109,33 +103,22 @@ fn the_same_job_again_is_a_cache_hit_that_costs_nothing() -> Result<()> {
     let again = run(home.path(), &[])?;
     assert_eq!(again["cached"], true);
     assert_eq!(again["artifact"], first["artifact"]);
-    assert_eq!(
-        ledger(home.path())?,
-        spent,
-        "a cache hit added to the ledger"
-    );
+    assert_eq!(ledger(home.path())?, spent, "a cache hit added to the ledger");
     Ok(())
 }
 
 #[test]
 fn killed_without_warning_and_run_again_the_hash_is_the_same() -> Result<()> {
     let home = TempDir::new()?;
-    let mut first = petaflop(home.path(), &[])?
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()?;
+    let mut first =
+        petaflop(home.path(), &[])?.stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
     wait_for_steps(home.path(), 4)?;
     for pid in processes_of(home.path())? {
-        Command::new("kill")
-            .args(["-9", &pid.to_string()])
-            .status()?;
+        Command::new("kill").args(["-9", &pid.to_string()]).status()?;
     }
     first.wait()?;
     let report = run(home.path(), &[])?;
-    assert_eq!(
-        report["cached"], false,
-        "the job finished before it could be killed"
-    );
+    assert_eq!(report["cached"], false, "the job finished before it could be killed");
     assert_golden(&report, "after kill -9")
 }
 
@@ -145,10 +128,7 @@ fn two_homes_never_touch_each_other() -> Result<()> {
     let first = run(one.path(), &[])?;
     let before = names_below(one.path())?;
     let second = run(other.path(), &[])?;
-    assert_eq!(
-        second["cached"], false,
-        "the second home saw the first one's artifacts"
-    );
+    assert_eq!(second["cached"], false, "the second home saw the first one's artifacts");
     assert_eq!(first["artifact"], second["artifact"]);
     assert_eq!(names_below(one.path())?, before);
     Ok(())
@@ -174,10 +154,7 @@ fn wait_for_steps(home: &Path, steps: u64) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(20));
     }
-    bail!(
-        "no progress file below {} told of step {steps} within two minutes",
-        home.display()
-    )
+    bail!("no progress file below {} told of step {steps} within two minutes", home.display())
 }
 
 /// Processes that were started with this home: the command, its supervisor, the runtime.
@@ -186,18 +163,11 @@ fn processes_of(home: &Path) -> Result<Vec<u32>> {
     let mut pids = Vec::new();
     for entry in fs::read_dir("/proc")? {
         let entry = entry?;
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok())
-        else {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-        if environment
-            .split(|&byte| byte == 0)
-            .any(|pair| pair == wanted.as_bytes())
-        {
+        if environment.split(|&byte| byte == 0).any(|pair| pair == wanted.as_bytes()) {
             pids.push(pid);
         }
     }

@@ -22,26 +22,16 @@ fn the_official_client_streams_a_chat_completion() -> Result<()> {
 
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/python/openai_chat.py");
     let output = Command::new(&python)
-        .args([
-            script,
-            &format!("{}/v1", server.url),
-            "tiny",
-            &CONTEXT.to_string(),
-        ])
+        .args([script, &format!("{}/v1", server.url), "tiny", &CONTEXT.to_string()])
         .output()
         .with_context(|| format!("starting {}", python.display()))?;
-    let (stdout, stderr) = (
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr),
-    );
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     ensure!(output.status.success(), "{stdout}\n{stderr}");
     let seen: Value =
         serde_json::from_str(&stdout).with_context(|| format!("its report: {stdout}"))?;
     ensure!(seen["pieces"].as_u64() > Some(1), "{seen}");
-    ensure!(
-        seen["usage"]["completion_tokens"].as_u64() > Some(0),
-        "{seen}"
-    );
+    ensure!(seen["usage"]["completion_tokens"].as_u64() > Some(0), "{seen}");
     Ok(())
 }
 
@@ -83,17 +73,11 @@ fn train(runtime: &Path, home: &Path) -> Result<String> {
         command
     };
     let trained = command("train").output().context("starting the runtime")?;
-    ensure!(
-        trained.status.success(),
-        "{}",
-        String::from_utf8_lossy(&trained.stderr)
-    );
+    ensure!(trained.status.success(), "{}", String::from_utf8_lossy(&trained.stderr));
     let key = command("key").output()?;
     let key: Value = serde_json::from_slice(&key.stdout)?;
     let hash = key["cached"].as_str();
-    Ok(hash
-        .with_context(|| format!("the finished job is not in the store: {key}"))?
-        .to_owned())
+    Ok(hash.with_context(|| format!("the finished job is not in the store: {key}"))?.to_owned())
 }
 
 /// `petaflop-runtime serve`, ended with the test.
@@ -105,32 +89,17 @@ struct Server {
 impl Server {
     fn start(runtime: &Path, home: &Path, artifact: &str) -> Result<Self> {
         let mut child = Command::new(runtime)
-            .args([
-                "serve",
-                "--artifact",
-                artifact,
-                "--name",
-                "tiny",
-                "--port",
-                "0",
-                "--store",
-            ])
+            .args(["serve", "--artifact", artifact, "--name", "tiny", "--port", "0", "--store"])
             .arg(home.join("store"))
             .stdout(Stdio::piped())
             .spawn()?;
         let stdout = child.stdout.take().context("its stdout is a pipe")?;
-        let mut server = Server {
-            child,
-            url: String::new(),
-        };
+        let mut server = Server { child, url: String::new() };
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line)?;
         let said: Value = serde_json::from_str(&line)
             .with_context(|| format!("expected a line of JSON from the server, got {line:?}"))?;
-        server.url = said["listening"]
-            .as_str()
-            .context("where it listens")?
-            .to_owned();
+        server.url = said["listening"].as_str().context("where it listens")?.to_owned();
         Ok(server)
     }
 }
@@ -151,10 +120,8 @@ fn python() -> Result<PathBuf> {
     let environment = cache.join(format!("venv-{}", &hash[..16]));
     let python = environment.join("bin/python");
     let works = |python: &Path| {
-        let asked = Command::new(python)
-            .args(["-c", "import openai"])
-            .stderr(Stdio::null())
-            .status();
+        let asked =
+            Command::new(python).args(["-c", "import openai"]).stderr(Stdio::null()).status();
         asked.is_ok_and(|status| status.success())
     };
     if works(&python) {
@@ -164,13 +131,9 @@ fn python() -> Result<PathBuf> {
     // Made beside and moved when it is complete. Only `bin/python` is used, which
     // finds its packages from where it lies.
     std::fs::create_dir_all(&cache)?;
-    let making = tempfile::Builder::new()
-        .prefix("venv-")
-        .tempdir_in(&cache)?;
+    let making = tempfile::Builder::new().prefix("venv-").tempdir_in(&cache)?;
     run(
-        Command::new("python3")
-            .args(["-m", "venv"])
-            .arg(making.path()),
+        Command::new("python3").args(["-m", "venv"]).arg(making.path()),
         "Python 3 with venv is missing or broken: `apt-get install python3 python3-venv` (or your system's equal) installs it",
     )?;
     run(

@@ -17,13 +17,7 @@ use crate::error::{LaunchError, ProviderError};
 
 /// An identity as instances carry it: `installation/namespace/claim/claim uid/attempt`.
 pub fn identity_text(identity: &Identity) -> String {
-    let Identity {
-        installation,
-        namespace,
-        claim,
-        claim_uid,
-        attempt,
-    } = identity;
+    let Identity { installation, namespace, claim, claim_uid, attempt } = identity;
     format!("{installation}/{namespace}/{claim}/{claim_uid}/{attempt}")
 }
 

@@ -50,18 +50,9 @@ impl Row {
     /// has one price for all its data centres.
     fn thing(&self) -> Thing {
         let place = |text: &String| {
-            if self.provider == "runpod" {
-                String::new()
-            } else {
-                text.clone()
-            }
+            if self.provider == "runpod" { String::new() } else { text.clone() }
         };
-        (
-            self.provider.clone(),
-            place(&self.region),
-            place(&self.zone),
-            self.instance_type.clone(),
-        )
+        (self.provider.clone(), place(&self.region), place(&self.zone), self.instance_type.clone())
     }
 
     fn price(&self, capacity: Capacity) -> Option<UsdPerHour> {
@@ -89,17 +80,11 @@ impl Row {
             // A whole number of devices, far below 2³².
             (self.gpu.clone(), self.gpu_count as u32)
         };
-        Some(Accelerators {
-            model,
-            count,
-            memory: None,
-        })
+        Some(Accelerators { model, count, memory: None })
     }
 
     fn offer(&self, capacity: Capacity, price: UsdPerHour) -> Offer {
-        let seen = self
-            .observed_on
-            .and_then(|day| day.to_zoned(TimeZone::UTC).ok());
+        let seen = self.observed_on.and_then(|day| day.to_zoned(TimeZone::UTC).ok());
         Offer {
             id: Offer::id_of(
                 &self.provider,
@@ -114,16 +99,10 @@ impl Row {
             instance_type: self.instance_type.clone(),
             accelerators: self.accelerators(),
             // Of the types in the table only AWS's g5g has Arm processors.
-            arch: if self.instance_type.starts_with("g5g.") {
-                Arch::Aarch64
-            } else {
-                Arch::X86_64
-            },
+            arch: if self.instance_type.starts_with("g5g.") { Arch::Aarch64 } else { Arch::X86_64 },
             vcpu_milli: self.vcpus.map(|n| n.saturating_mul(1000)),
             // Exact for every size below 2⁵³ bytes.
-            memory: self
-                .memory_gib
-                .map(|gib| (gib * (1_u64 << 30) as f64) as u64),
+            memory: self.memory_gib.map(|gib| (gib * (1_u64 << 30) as f64) as u64),
             capacity,
             price,
             quoted_at: seen.map_or(Timestamp::UNIX_EPOCH, |day| day.timestamp()),
@@ -133,9 +112,7 @@ impl Row {
             } else {
                 HostOwner::Known
             },
-            sale: Sale::Snapshot {
-                observed_on: self.observed_on,
-            },
+            sale: Sale::Snapshot { observed_on: self.observed_on },
             measured: None,
             slots: None,
             interruptions_per_hour: None,
@@ -214,16 +191,10 @@ impl Provider for Snapshot {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            launch_safety: LaunchSafety {
-                idempotent: true,
-                settle_seconds: 0,
-            },
+            launch_safety: LaunchSafety { idempotent: true, settle_seconds: 0 },
             launch_timeout: Duration::ZERO,
             termination_timeout: Duration::ZERO,
-            billing: Billing {
-                granularity: Duration::from_secs(1),
-                minimum: Duration::ZERO,
-            },
+            billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::ZERO },
             sells: false,
         }
     }
@@ -241,17 +212,11 @@ impl Provider for Snapshot {
     }
 
     async fn find(&self, _: &Identity) -> Result<Listing, ProviderError> {
-        Ok(Listing {
-            instances: Vec::new(),
-            complete: true,
-        })
+        Ok(Listing { instances: Vec::new(), complete: true })
     }
 
     async fn list(&self, _: &str) -> Result<Listing, ProviderError> {
-        Ok(Listing {
-            instances: Vec::new(),
-            complete: true,
-        })
+        Ok(Listing { instances: Vec::new(), complete: true })
     }
 
     async fn get(&self, _: &InstanceId) -> Result<Option<Instance>, ProviderError> {
@@ -285,12 +250,7 @@ mod tests {
         let offers = offers().expect("the shipped table is well-formed");
         let h100 = find(&offers, "runpod/-/-/1x_H100-SXM_SECURE/on-demand").expect("listed");
         assert_eq!(h100.price.to_string(), "3.29");
-        assert_eq!(
-            h100.sale,
-            Sale::Snapshot {
-                observed_on: Some(jiff::civil::date(2026, 8, 25))
-            }
-        );
+        assert_eq!(h100.sale, Sale::Snapshot { observed_on: Some(jiff::civil::date(2026, 8, 25)) });
         assert_eq!(h100.owner, HostOwner::Known);
         let community =
             find(&offers, "runpod/-/-/1x_H100-SXM_COMMUNITY/on-demand").expect("listed");
@@ -301,11 +261,7 @@ mod tests {
     fn a_spot_price_that_saves_nothing_is_no_offer() {
         let offers = offers().expect("the shipped table is well-formed");
         assert!(find(&offers, "runpod/-/-/1x_H100-SXM_SECURE/spot").is_none());
-        assert!(
-            offers
-                .iter()
-                .any(|o| o.provider == "aws" && o.capacity == Capacity::Spot)
-        );
+        assert!(offers.iter().any(|o| o.provider == "aws" && o.capacity == Capacity::Spot));
     }
 
     #[test]
@@ -322,17 +278,9 @@ mod tests {
     async fn nothing_is_ever_bought_from_a_snapshot() {
         let provider = Snapshot;
         let offers = provider.quote().await.expect("quotes");
-        let request = FrozenRequest {
-            body: offers[0].id.to_string(),
-        };
+        let request = FrozenRequest { body: offers[0].id.to_string() };
         let refused = provider.launch(&request).await.expect_err("refused");
-        assert!(matches!(
-            refused,
-            LaunchError::Refused {
-                kind: Refusal::Invalid,
-                ..
-            }
-        ));
+        assert!(matches!(refused, LaunchError::Refused { kind: Refusal::Invalid, .. }));
         assert!(!provider.capabilities().sells);
     }
 }

@@ -71,13 +71,9 @@ async fn prepared(
         grace_seconds: grace,
     };
     let identity = identity(folder, uid);
-    host.prepare(Order {
-        identity: &identity,
-        offer: &offer(),
-        command: &command,
-    })
-    .await
-    .expect("prepared")
+    host.prepare(Order { identity: &identity, offer: &offer(), command: &command })
+        .await
+        .expect("prepared")
 }
 
 async fn state(host: &Host, folder: &Path, uid: &str) -> Option<InstanceState> {
@@ -107,26 +103,13 @@ async fn what_runs_is_found_by_another_process_of_the_same_home_and_ends_when_to
 
     let second = host(folder);
     until(&second, folder, "a", Some(InstanceState::Running)).await;
-    let all = second
-        .list(&identity(folder, "a").installation)
-        .await
-        .expect("listed");
+    let all = second.list(&identity(folder, "a").installation).await.expect("listed");
     assert_eq!(all.instances.len(), 1);
-    assert!(
-        second
-            .list("another")
-            .await
-            .expect("listed")
-            .instances
-            .is_empty()
-    );
+    assert!(second.list("another").await.expect("listed").instances.is_empty());
 
     second.terminate(&id).await.expect("told");
     until(&second, folder, "a", Some(InstanceState::Terminated)).await;
-    second
-        .terminate(&id)
-        .await
-        .expect("ending what is gone succeeds");
+    second.terminate(&id).await.expect("ending what is gone succeeds");
     let ended = second.get(&id).await.expect("asked").expect("remembered");
     assert!(ended.ended >= ended.started, "{ended:?}");
     let log = std::fs::read_to_string(folder.join("log")).expect("a log");
@@ -138,14 +121,7 @@ async fn the_same_request_twice_is_one_process() {
     let folder = tempfile::tempdir().expect("a folder");
     let folder = folder.path();
     let host = host(folder);
-    let request = prepared(
-        &host,
-        folder,
-        "a",
-        "echo started >> starts; exec sleep 600",
-        5,
-    )
-    .await;
+    let request = prepared(&host, folder, "a", "echo started >> starts; exec sleep 600", 5).await;
     let (first, second) = (host.launch(&request).await, host.launch(&request).await);
     assert_eq!(first, second);
     let id = first.expect("launched");
@@ -153,10 +129,7 @@ async fn the_same_request_twice_is_one_process() {
     host.terminate(&id).await.expect("told");
     until(&host, folder, "a", Some(InstanceState::Terminated)).await;
     assert_eq!(host.launch(&request).await, Ok(id));
-    assert_eq!(
-        state(&host, folder, "a").await,
-        Some(InstanceState::Terminated)
-    );
+    assert_eq!(state(&host, folder, "a").await, Some(InstanceState::Terminated));
 }
 
 #[tokio::test]
@@ -186,10 +159,7 @@ async fn what_ignores_the_request_to_end_is_killed_after_its_grace() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     host.terminate(&id).await.expect("told");
-    assert_eq!(
-        state(&host, folder, "a").await,
-        Some(InstanceState::Terminating)
-    );
+    assert_eq!(state(&host, folder, "a").await, Some(InstanceState::Terminating));
     let limit = Instant::now() + Duration::from_secs(20);
     while state(&host, folder, "a").await != Some(InstanceState::Terminated) {
         assert!(Instant::now() < limit, "not ended in time");
@@ -246,11 +216,7 @@ async fn a_command_that_cannot_start_is_a_definite_refusal() {
     };
     let identity = identity(folder, "a");
     let request = host
-        .prepare(Order {
-            identity: &identity,
-            offer: &offer(),
-            command: &command,
-        })
+        .prepare(Order { identity: &identity, offer: &offer(), command: &command })
         .await
         .expect("prepared");
     let refused = host.launch(&request).await.expect_err("refused");

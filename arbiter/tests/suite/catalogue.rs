@@ -13,18 +13,8 @@ fn every_row_of_the_table_is_read() {
     assert_eq!(h100.memory_gb, 80.0);
     assert_eq!(h100.stacks, ["cuda", "vulkan"]);
     assert_eq!(h100.compute_capability(), Some((9, 0)));
-    assert_eq!(
-        catalogue
-            .get("B300")
-            .and_then(|row| row.compute_capability()),
-        Some((10, 3))
-    );
-    assert_eq!(
-        catalogue
-            .get("MI300X")
-            .and_then(|row| row.compute_capability()),
-        None
-    );
+    assert_eq!(catalogue.get("B300").and_then(|row| row.compute_capability()), Some((10, 3)));
+    assert_eq!(catalogue.get("MI300X").and_then(|row| row.compute_capability()), None);
 }
 
 #[test]
@@ -92,9 +82,7 @@ fn a_wrong_table_is_refused_with_line_and_column() {
     let second = good.lines().nth(1).expect("a row");
     let table = |row: &str| {
         let header = good.lines().next().expect("a header");
-        Catalogue::parse(&format!("{header}\n{second}\n{row}\n"))
-            .expect_err(row)
-            .to_string()
+        Catalogue::parse(&format!("{header}\n{second}\n{row}\n")).expect_err(row).to_string()
     };
     let other = second.replacen("H100-SXM,", "X,", 1);
     for (row, says) in [
@@ -108,10 +96,7 @@ fn a_wrong_table_is_refused_with_line_and_column() {
             "line 3, column vram_gb: expected a number above 0, or nothing, found \"lots\"",
         ),
         (other.replacen(",80,", ",NaN,", 1), "column vram_gb"),
-        (
-            other.replacen(",80,", ",,", 1),
-            "column vram_gb: expected a number above 0",
-        ),
+        (other.replacen(",80,", ",,", 1), "column vram_gb: expected a number above 0"),
         (other.replacen(",high,", ",sure,", 1), "column confidence"),
         ("a,b".to_owned(), "accelerator catalogue"),
     ] {

@@ -38,20 +38,10 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
         min_compute_capability: None,
     };
     let table: &[(Check, &str, &str, Change)] = &[
-        (
-            Check::ProviderUnknown,
-            "ProviderNotFound",
-            "no provider cloud",
-            |w| w.providers.clear(),
-        ),
-        (
-            Check::ProviderNotListed,
-            "NoMatchingOffer",
-            "cloud is not in placement.providers",
-            |w| {
-                job(w).placement.providers = vec!["host".into()];
-            },
-        ),
+        (Check::ProviderUnknown, "ProviderNotFound", "no provider cloud", |w| w.providers.clear()),
+        (Check::ProviderNotListed, "NoMatchingOffer", "cloud is not in placement.providers", |w| {
+            job(w).placement.providers = vec!["host".into()];
+        }),
         (
             Check::NamespaceNotAllowed,
             "NamespaceNotAllowed",
@@ -60,81 +50,38 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
                 w.providers[1].allowed_namespaces = Some(vec!["ml".into()]);
             },
         ),
-        (
-            Check::ProviderOff,
-            "ProviderUnavailable",
-            "cloud takes nothing new",
-            |w| {
-                w.providers[1].state = Switch::Cordoned;
-            },
-        ),
-        (
-            Check::CapacityType,
-            "NoMatchingOffer",
-            "is OnDemand, needs Spot",
-            |w| {
-                job(w).placement.capacity = Some(Capacity::Spot);
-            },
-        ),
-        (
-            Check::UntrustedHost,
-            "NoMatchingOffer",
-            "unknown owner",
-            |w| {
-                offer(w, |o| o.owner = HostOwner::Unknown);
-            },
-        ),
+        (Check::ProviderOff, "ProviderUnavailable", "cloud takes nothing new", |w| {
+            w.providers[1].state = Switch::Cordoned;
+        }),
+        (Check::CapacityType, "NoMatchingOffer", "is OnDemand, needs Spot", |w| {
+            job(w).placement.capacity = Some(Capacity::Spot);
+        }),
+        (Check::UntrustedHost, "NoMatchingOffer", "unknown owner", |w| {
+            offer(w, |o| o.owner = HostOwner::Unknown);
+        }),
         (
             Check::AcceleratorModel,
             "NoMatchingOffer",
             "needs H100 or MI300X, has no accelerator",
             |w| {
-                devices(
-                    w,
-                    DeviceRequest {
-                        models: vec!["H100".into(), "MI300X".into()],
-                        ..ANY
-                    },
-                );
+                devices(w, DeviceRequest { models: vec!["H100".into(), "MI300X".into()], ..ANY });
             },
         ),
-        (
-            Check::AcceleratorModel,
-            "NoMatchingOffer",
-            "needs an accelerator of amd, has L4",
-            |w| {
-                offer(w, |o| *o = with_devices(o.clone(), "L4", 1));
-                devices(
-                    w,
-                    DeviceRequest {
-                        vendor: Some(Vendor::Amd),
-                        ..ANY
-                    },
-                );
-            },
-        ),
-        (
-            Check::AcceleratorCount,
-            "NoMatchingOffer",
-            "needs 4 devices, has 2",
-            |w| {
-                offer(w, |o| *o = with_devices(o.clone(), "L4", 2));
-                devices(w, DeviceRequest { count: 4, ..ANY });
-            },
-        ),
+        (Check::AcceleratorModel, "NoMatchingOffer", "needs an accelerator of amd, has L4", |w| {
+            offer(w, |o| *o = with_devices(o.clone(), "L4", 1));
+            devices(w, DeviceRequest { vendor: Some(Vendor::Amd), ..ANY });
+        }),
+        (Check::AcceleratorCount, "NoMatchingOffer", "needs 4 devices, has 2", |w| {
+            offer(w, |o| *o = with_devices(o.clone(), "L4", 2));
+            devices(w, DeviceRequest { count: 4, ..ANY });
+        }),
         (
             Check::AcceleratorMemory,
             "NoMatchingOffer",
             "needs 40.0 GiB a device, has 24.0 GiB",
             |w| {
                 offer(w, |o| *o = with_devices(o.clone(), "L4", 1));
-                devices(
-                    w,
-                    DeviceRequest {
-                        min_memory: Some(40 * GIB),
-                        ..ANY
-                    },
-                );
+                devices(w, DeviceRequest { min_memory: Some(40 * GIB), ..ANY });
             },
         ),
         (
@@ -143,135 +90,60 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
             "needs compute capability 9.0, has 8.9",
             |w| {
                 offer(w, |o| *o = with_devices(o.clone(), "L4", 1));
-                devices(
-                    w,
-                    DeviceRequest {
-                        min_compute_capability: Some((9, 0)),
-                        ..ANY
-                    },
-                );
+                devices(w, DeviceRequest { min_compute_capability: Some((9, 0)), ..ANY });
             },
         ),
-        (
-            Check::Vcpus,
-            "NoMatchingOffer",
-            "needs 32 processors, has 16",
-            |w| {
-                job(w).resources.vcpu_milli = 32_000;
-            },
-        ),
-        (
-            Check::Memory,
-            "NoMatchingOffer",
-            "needs 100.0 GiB of memory, has 64.0 GiB",
-            |w| {
-                job(w).resources.memory = 100 * GIB;
-            },
-        ),
-        (
-            Check::Memory,
-            "NoMatchingOffer",
-            "needs 64.2 GiB of memory, has 64.0 GiB",
-            |w| {
-                // The floor is met; the plan needs more.
-                job(w).resources.memory = GIB;
-                if let Work::Training(work) = &mut job(w).work {
-                    work.arena_bytes = 64 * GIB;
-                }
-            },
-        ),
-        (
-            Check::Memory,
-            "NoMatchingOffer",
-            "has an unknown amount",
-            |w| offer(w, |o| o.memory = None),
-        ),
-        (
-            Check::Vcpus,
-            "NoMatchingOffer",
-            "has an unknown number",
-            |w| offer(w, |o| o.vcpu_milli = None),
-        ),
-        (
-            Check::Engine,
-            "NoMatchingOffer",
-            "the runtime was never run on cpu aarch64",
-            |w| {
-                offer(w, |o| o.arch = Arch::Aarch64);
-            },
-        ),
-        (
-            Check::Engine,
-            "NoMatchingOffer",
-            "the runtime does not run on cuda sm_89",
-            |w| {
-                offer(w, |o| *o = with_devices(o.clone(), "L4", 1));
-                devices(w, ANY);
-            },
-        ),
-        (
-            Check::Deadline,
-            "DeadlineAtRisk",
-            "after the deadline",
-            |w| job(w).finish_by = Some(after(60)),
-        ),
-        (
-            Check::Region,
-            "NoMatchingOffer",
-            "region r1 is excluded",
-            |w| {
-                job(w).placement.exclude_regions = vec!["r1".into()];
-            },
-        ),
-        (
-            Check::Region,
-            "NoMatchingOffer",
-            "region r1 is not in placement.regions",
-            |w| {
-                job(w).placement.regions = vec!["r2".into()];
-            },
-        ),
-        (
-            Check::Zone,
-            "NoMatchingOffer",
-            "zone r1-a is not in placement.zones",
-            |w| {
-                job(w).placement.zones = vec!["r1-b".into()];
-            },
-        ),
-        (
-            Check::HourlyPrice,
-            "PriceAboveLimit",
-            "costs 0.7 $/h, limit 0.5 $/h",
-            |w| {
-                job(w).placement.max_hourly_price = Some(rate("0.5"));
-            },
-        ),
-        (
-            Check::TotalCost,
-            "CostLimitExceeded",
-            "maxTotalCost leaves 0.01 $",
-            |w| {
-                job(w).max_total_cost = Some(usd("1"));
-                job(w).progress.spent = usd("0.99");
-            },
-        ),
-        (
-            Check::NotForSale,
-            "NoMatchingOffer",
-            "prices of 2026-07-20, not for sale",
-            |w| {
-                offer(w, |o| *o = dated(o.clone()));
-            },
-        ),
-        (
-            Check::StaleQuote,
-            "OffersStale",
-            "expired at 2026-11-21T11:59:59Z",
-            |w| {
-                offer(w, |o| o.ttl_seconds = 59);
-            },
-        ),
+        (Check::Vcpus, "NoMatchingOffer", "needs 32 processors, has 16", |w| {
+            job(w).resources.vcpu_milli = 32_000;
+        }),
+        (Check::Memory, "NoMatchingOffer", "needs 100.0 GiB of memory, has 64.0 GiB", |w| {
+            job(w).resources.memory = 100 * GIB;
+        }),
+        (Check::Memory, "NoMatchingOffer", "needs 64.2 GiB of memory, has 64.0 GiB", |w| {
+            // The floor is met; the plan needs more.
+            job(w).resources.memory = GIB;
+            if let Work::Training(work) = &mut job(w).work {
+                work.arena_bytes = 64 * GIB;
+            }
+        }),
+        (Check::Memory, "NoMatchingOffer", "has an unknown amount", |w| {
+            offer(w, |o| o.memory = None)
+        }),
+        (Check::Vcpus, "NoMatchingOffer", "has an unknown number", |w| {
+            offer(w, |o| o.vcpu_milli = None)
+        }),
+        (Check::Engine, "NoMatchingOffer", "the runtime was never run on cpu aarch64", |w| {
+            offer(w, |o| o.arch = Arch::Aarch64);
+        }),
+        (Check::Engine, "NoMatchingOffer", "the runtime does not run on cuda sm_89", |w| {
+            offer(w, |o| *o = with_devices(o.clone(), "L4", 1));
+            devices(w, ANY);
+        }),
+        (Check::Deadline, "DeadlineAtRisk", "after the deadline", |w| {
+            job(w).finish_by = Some(after(60))
+        }),
+        (Check::Region, "NoMatchingOffer", "region r1 is excluded", |w| {
+            job(w).placement.exclude_regions = vec!["r1".into()];
+        }),
+        (Check::Region, "NoMatchingOffer", "region r1 is not in placement.regions", |w| {
+            job(w).placement.regions = vec!["r2".into()];
+        }),
+        (Check::Zone, "NoMatchingOffer", "zone r1-a is not in placement.zones", |w| {
+            job(w).placement.zones = vec!["r1-b".into()];
+        }),
+        (Check::HourlyPrice, "PriceAboveLimit", "costs 0.7 $/h, limit 0.5 $/h", |w| {
+            job(w).placement.max_hourly_price = Some(rate("0.5"));
+        }),
+        (Check::TotalCost, "CostLimitExceeded", "maxTotalCost leaves 0.01 $", |w| {
+            job(w).max_total_cost = Some(usd("1"));
+            job(w).progress.spent = usd("0.99");
+        }),
+        (Check::NotForSale, "NoMatchingOffer", "prices of 2026-07-20, not for sale", |w| {
+            offer(w, |o| *o = dated(o.clone()));
+        }),
+        (Check::StaleQuote, "OffersStale", "expired at 2026-11-21T11:59:59Z", |w| {
+            offer(w, |o| o.ttl_seconds = 59);
+        }),
         (Check::FutureQuote, "OffersStale", "from the future", |w| {
             offer(w, |o| o.quoted_at = after(600))
         }),
@@ -288,53 +160,32 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
                 });
             },
         ),
-        (
-            Check::NoSlot,
-            "InsufficientCapacity",
-            "all 0 slots are taken",
-            |w| offer(w, |o| o.slots = Some(0)),
-        ),
-        (
-            Check::ProviderMachines,
-            "QuotaExceeded",
-            "all 0 machines",
-            |w| w.providers[1].max_machines = Some(0),
-        ),
-        (
-            Check::ProviderHourly,
-            "QuotaExceeded",
-            "limit leaves 0.5 $/h",
-            |w| {
-                w.providers[1].max_hourly = Some(rate("0.5"));
-            },
-        ),
-        (
-            Check::ProviderMonthly,
-            "QuotaExceeded",
-            "monthly limit leaves 0.001 $",
-            |w| {
-                w.providers[1].monthly = Some(MonthlyLimit {
-                    limit: usd("10"),
-                    spent: usd("9.999"),
-                    ends_at: after(864_000),
-                });
-            },
-        ),
-        (
-            Check::Budget,
-            "BudgetExceeded",
-            "budget team has 0.001 $ left",
-            |w| {
-                w.budgets.push(Budget {
-                    namespace: "default".into(),
-                    name: "team".into(),
-                    limit: usd("10"),
-                    spent: usd("9.999"),
-                    period_ends_at: after(864_000),
-                    workloads: None,
-                });
-            },
-        ),
+        (Check::NoSlot, "InsufficientCapacity", "all 0 slots are taken", |w| {
+            offer(w, |o| o.slots = Some(0))
+        }),
+        (Check::ProviderMachines, "QuotaExceeded", "all 0 machines", |w| {
+            w.providers[1].max_machines = Some(0)
+        }),
+        (Check::ProviderHourly, "QuotaExceeded", "limit leaves 0.5 $/h", |w| {
+            w.providers[1].max_hourly = Some(rate("0.5"));
+        }),
+        (Check::ProviderMonthly, "QuotaExceeded", "monthly limit leaves 0.001 $", |w| {
+            w.providers[1].monthly = Some(MonthlyLimit {
+                limit: usd("10"),
+                spent: usd("9.999"),
+                ends_at: after(864_000),
+            });
+        }),
+        (Check::Budget, "BudgetExceeded", "budget team has 0.001 $ left", |w| {
+            w.budgets.push(Budget {
+                namespace: "default".into(),
+                name: "team".into(),
+                limit: usd("10"),
+                spent: usd("9.999"),
+                period_ends_at: after(864_000),
+                workloads: None,
+            });
+        }),
     ];
     for (check, reason, says, change) in table {
         let mut world = world(vec![machine("m", "0.7")], vec![training("job")]);
@@ -363,14 +214,7 @@ fn nearest_misses_name_what_would_have_to_give_and_by_how_much() {
     let offers = vec![
         placed("cloud", "r1", "a", "near", Capacity::OnDemand, rate("0.6")),
         placed("cloud", "r1", "a", "far", Capacity::OnDemand, rate("5")),
-        placed(
-            "cloud",
-            "r2",
-            "a",
-            "elsewhere",
-            Capacity::OnDemand,
-            rate("0.4"),
-        ),
+        placed("cloud", "r2", "a", "elsewhere", Capacity::OnDemand, rate("0.4")),
         placed("cloud", "r2", "a", "both", Capacity::OnDemand, rate("0.55")),
         dated(machine("dated", "0.1")),
     ];
@@ -387,15 +231,9 @@ fn nearest_misses_name_what_would_have_to_give_and_by_how_much() {
     assert_eq!(
         misses,
         [
-            (
-                "near",
-                vec![gives("placement.maxHourlyPrice: 0.6, which is 0.1 more")]
-            ),
+            ("near", vec![gives("placement.maxHourlyPrice: 0.6, which is 0.1 more")]),
             ("elsewhere", vec![gives("placement.regions: add r2")]),
-            (
-                "far",
-                vec![gives("placement.maxHourlyPrice: 5, which is 4.5 more")]
-            ),
+            ("far", vec![gives("placement.maxHourlyPrice: 5, which is 4.5 more")]),
             ("dated", vec![None]),
             (
                 "both",
@@ -406,11 +244,8 @@ fn nearest_misses_name_what_would_have_to_give_and_by_how_much() {
             ),
         ]
     );
-    let ranked: Vec<&str> = only(&plan)
-        .ranked
-        .iter()
-        .map(|place| place.offer.instance_type.as_str())
-        .collect();
+    let ranked: Vec<&str> =
+        only(&plan).ranked.iter().map(|place| place.offer.instance_type.as_str()).collect();
     assert_eq!(ranked, ["dated"], "for comparison");
 }
 
@@ -425,10 +260,7 @@ fn giving_what_a_miss_asks_for_is_enough() {
     for obstacle in &only(&plan).misses[0].obstacles {
         match obstacle {
             Obstacle::TotalCost { needs, .. } => world.workloads[0].max_total_cost = Some(*needs),
-            Obstacle::Deadline {
-                finish_by,
-                late_millis,
-            } => {
+            Obstacle::Deadline { finish_by, late_millis } => {
                 let later = jiff::SignedDuration::from_millis(*late_millis);
                 world.workloads[0].finish_by = Some(*finish_by + later);
             }

@@ -22,10 +22,7 @@ fn the_cheapest_place_that_can_be_used_is_taken_and_dated_prices_only_compare() 
         vec![
             host("0.02"),
             dated(machine("m", "0.7")),
-            dated(Offer {
-                owner: HostOwner::Known,
-                ..spot
-            }),
+            dated(Offer { owner: HostOwner::Known, ..spot }),
         ],
         vec![training("job")],
     );
@@ -35,10 +32,7 @@ fn the_cheapest_place_that_can_be_used_is_taken_and_dated_prices_only_compare() 
     assert_eq!(decision.considered, 3);
     assert_eq!(
         decision.outcome,
-        Outcome::Placed {
-            claims: vec!["trj-job-006a6f62-1-0".into()],
-            lacking: 0
-        }
+        Outcome::Placed { claims: vec!["trj-job-006a6f62-1-0".into()], lacking: 0 }
     );
     let ranked: Vec<(&str, Option<String>)> = decision
         .ranked
@@ -57,18 +51,12 @@ fn the_cheapest_place_that_can_be_used_is_taken_and_dated_prices_only_compare() 
             ("cloud/r1/r1-a/m/on-demand", note.clone()),
         ]
     );
-    let saving = decision
-        .saving
-        .as_ref()
-        .expect("there is an on-demand price");
+    let saving = decision.saving.as_ref().expect("there is an on-demand price");
     assert_eq!(saving.against.0, "cloud/r1/r1-a/m/on-demand");
     assert_eq!(saving.note, note);
     assert_eq!(saving.would_cost, decision.ranked[2].cost.total);
     assert_eq!(saving.costs, decision.ranked[0].cost.total);
-    assert_eq!(
-        saving.saved,
-        saving.would_cost.checked_sub(saving.costs).expect("fits")
-    );
+    assert_eq!(saving.saved, saving.would_cost.checked_sub(saving.costs).expect("fits"));
 }
 
 #[test]
@@ -78,16 +66,10 @@ fn a_breakdown_adds_up_and_names_every_term() {
     let cost = &only(&plan).ranked[0].cost;
     let sum = cost.terms.iter().map(|term| term.usd).sum::<Usd>();
     assert_eq!(sum, cost.total);
-    assert_eq!(
-        cost.terms.iter().map(|term| term.millis).sum::<i64>(),
-        cost.millis
-    );
+    assert_eq!(cost.terms.iter().map(|term| term.millis).sum::<i64>(), cost.millis);
     let terms: Vec<Term> = cost.terms.iter().map(|term| term.what).collect();
     use Term::{Egress, Image, Inputs, Rework, StartUp, Upload};
-    assert_eq!(
-        terms,
-        [StartUp, Image, Inputs, Term::Work, Rework, Upload, Egress]
-    );
+    assert_eq!(terms, [StartUp, Image, Inputs, Term::Work, Rework, Upload, Egress]);
     assert_eq!(cost.terms[0].millis, 60_000);
     assert_eq!(cost.terms[1].millis, 3_000, "300 MB at 100 MB/s");
     let (best, worst) = cost.millis_range;
@@ -123,10 +105,7 @@ fn the_latency_target_stops_what_is_too_slow() {
 
 #[test]
 fn a_machine_with_devices_counts_as_its_processor_where_no_device_is_asked_for() {
-    let offers = vec![
-        with_devices(machine("gpu", "0.5"), "H100-SXM", 1),
-        machine("m", "0.7"),
-    ];
+    let offers = vec![with_devices(machine("gpu", "0.5"), "H100-SXM", 1), machine("m", "0.7")];
     let plan = decide(&world(offers, vec![training("job")]), now());
     let claims = written(&plan);
     assert_eq!(claims[0].spec.offer.instance_type, "gpu");
@@ -152,31 +131,20 @@ fn a_container_is_taken_at_its_word_about_devices() {
             with_devices(machine("a100", "0.1"), "A100-SXM-40", 8),
             machine("m", "4"),
         ];
-        let offers = offers
-            .into_iter()
-            .map(|offer| match offer.instance_type.as_str() {
-                // A machine with the wrong devices still has a processor, but must not win by it here.
-                "a100" => Offer {
-                    price: rate("99"),
-                    ..offer
-                },
-                _ => offer,
-            });
+        let offers = offers.into_iter().map(|offer| match offer.instance_type.as_str() {
+            // A machine with the wrong devices still has a processor, but must not win by it here.
+            "a100" => Offer { price: rate("99"), ..offer },
+            _ => offer,
+        });
         let plan = decide(&world(offers.collect(), vec![job.clone()]), now());
         let spec = &written(&plan)[0].spec;
-        assert_eq!(
-            (spec.offer.instance_type.as_str(), spec.device),
-            (kind, device)
-        );
+        assert_eq!((spec.offer.instance_type.as_str(), spec.device), (kind, device));
     }
 }
 
 #[test]
 fn two_jobs_and_one_slot_the_older_gets_it() {
-    let older = Workload {
-        created_at: after(-7200),
-        ..training("z")
-    };
+    let older = Workload { created_at: after(-7200), ..training("z") };
     let world = world(vec![host("0.02")], vec![training("a"), older]);
     let plan = decide(&world, now());
     assert_eq!(written(&plan)[0].spec.owner.name, "z");
@@ -188,18 +156,9 @@ fn two_jobs_and_one_slot_the_older_gets_it() {
 
 #[test]
 fn two_jobs_racing_for_the_last_dollar_one_gets_it() {
-    let mut world = world(
-        vec![machine("m", "0.7")],
-        vec![training("a"), training("b")],
-    );
-    let cost = only(&decide(
-        &World {
-            workloads: vec![training("a")],
-            ..world.clone()
-        },
-        now(),
-    ))
-    .ranked[0]
+    let mut world = world(vec![machine("m", "0.7")], vec![training("a"), training("b")]);
+    let cost = only(&decide(&World { workloads: vec![training("a")], ..world.clone() }, now()))
+        .ranked[0]
         .cost
         .total;
     let twice = cost.checked_add(cost).expect("fits");
@@ -238,27 +197,16 @@ fn deciding_again_on_what_was_written_plans_nothing_more() {
     let rest = decide(&world, now());
     assert_eq!(rest.actions.len(), 2);
     for claim in written(&rest) {
-        assert!(
-            world
-                .claims
-                .iter()
-                .all(|old| old.spec.name != claim.spec.name)
-        );
+        assert!(world.claims.iter().all(|old| old.spec.name != claim.spec.name));
     }
 }
 
 #[test]
 fn what_is_no_longer_wanted_is_ended_the_dearest_first() {
-    let mut world = world(
-        vec![machine("m", "0.7"), machine("n", "0.9")],
-        vec![serving("svc", 3)],
-    );
+    let mut world = world(vec![machine("m", "0.7"), machine("n", "0.9")], vec![serving("svc", 3)]);
     world.claims = written(&decide(&world, now()));
     for claim in &mut world.claims {
-        claim.phase = Phase::Launched {
-            instance: "i".into(),
-            at: now(),
-        };
+        claim.phase = Phase::Launched { instance: "i".into(), at: now() };
     }
     world.claims[1].spec.offer = machine("n", "0.9");
     let ended = |world: &World| -> Vec<(String, Reason)> {
@@ -272,17 +220,11 @@ fn what_is_no_longer_wanted_is_ended_the_dearest_first() {
             .collect()
     };
     world.workloads = vec![serving("svc", 2)];
-    assert_eq!(
-        ended(&world),
-        [(world.claims[1].uid.clone(), Reason::ScaledDown)]
-    );
+    assert_eq!(ended(&world), [(world.claims[1].uid.clone(), Reason::ScaledDown)]);
     world.workloads = vec![serving("svc", 0)];
     assert_eq!(ended(&world).len(), 3);
     assert_eq!(ended(&world)[0].1, Reason::ScaledToZero);
-    world.workloads = vec![Workload {
-        suspended: true,
-        ..serving("svc", 3)
-    }];
+    world.workloads = vec![Workload { suspended: true, ..serving("svc", 3) }];
     assert_eq!(ended(&world)[2].1, Reason::Suspended);
 }
 
@@ -290,22 +232,11 @@ fn what_is_no_longer_wanted_is_ended_the_dearest_first() {
 fn a_job_waits_until_its_old_machine_is_gone() {
     let mut world = world(vec![machine("m", "0.7")], vec![training("job")]);
     world.claims = written(&decide(&world, now()));
-    world.claims[0].phase = Phase::Ending {
-        instance: Some("i".into()),
-        reason: Reason::SpotInterrupted,
-        gone_seen: 0,
-    };
+    world.claims[0].phase =
+        Phase::Ending { instance: Some("i".into()), reason: Reason::SpotInterrupted, gone_seen: 0 };
     let plan = decide(&world, now());
-    assert_eq!(
-        waits(only(&plan)),
-        (
-            "SpotInterrupted",
-            "waits until trj-job-006a6f62-1-0 is gone"
-        )
-    );
-    world.claims[0].phase = Phase::Ended {
-        reason: Reason::SpotInterrupted,
-    };
+    assert_eq!(waits(only(&plan)), ("SpotInterrupted", "waits until trj-job-006a6f62-1-0 is gone"));
+    world.claims[0].phase = Phase::Ended { reason: Reason::SpotInterrupted };
     let plan = decide(&world, now());
     assert_eq!(written(&plan)[0].spec.name, "trj-job-006a6f62-2-0");
 }
@@ -317,10 +248,7 @@ fn a_job_that_lost_too_many_machines_gives_up() {
     let plan = decide(&world(vec![host("0.02")], vec![job.clone()]), now());
     assert_eq!(
         waits(only(&plan)),
-        (
-            "SpotInterrupted",
-            "lost 11 machines; at most 10 losses are allowed"
-        )
+        ("SpotInterrupted", "lost 11 machines; at most 10 losses are allowed")
     );
     job.progress.interruptions = 1;
     job.interruption.policy = InterruptionPolicy::Fail;
@@ -331,14 +259,8 @@ fn a_job_that_lost_too_many_machines_gives_up() {
 #[test]
 fn a_place_that_keeps_the_deadline_for_sure_goes_before_a_cheaper_one_that_may_not() {
     // At a rented machine's uncertainty the work takes between a third and three times what is expected.
-    let slow = Offer {
-        vcpu_milli: Some(4_000),
-        ..machine("slow", "0.01")
-    };
-    let fast = Offer {
-        vcpu_milli: Some(64_000),
-        ..machine("fast", "2")
-    };
+    let slow = Offer { vcpu_milli: Some(4_000), ..machine("slow", "0.01") };
+    let fast = Offer { vcpu_milli: Some(64_000), ..machine("fast", "2") };
     let job = |seconds, placements| {
         let mut job = training("job");
         job.finish_by = Some(after(seconds));
@@ -351,10 +273,7 @@ fn a_place_that_keeps_the_deadline_for_sure_goes_before_a_cheaper_one_that_may_n
         let mut ask = training("job");
         ask.placement.max_hourly_price = None;
         let plan = decide(&world(vec![slow.clone(), fast.clone()], vec![ask]), now());
-        let place = only(&plan)
-            .ranked
-            .iter()
-            .find(|place| place.offer.instance_type == kind);
+        let place = only(&plan).ranked.iter().find(|place| place.offer.instance_type == kind);
         place.expect("ranked").cost.millis / 1000
     };
     let (slow_seconds, fast_seconds) = (expected("slow"), expected("fast"));
@@ -366,11 +285,7 @@ fn a_place_that_keeps_the_deadline_for_sure_goes_before_a_cheaper_one_that_may_n
         (10, 1, "fast", Some(Reason::DeadlineAtRisk)),
     ] {
         let plan = decide_for(job(seconds, placements));
-        assert_eq!(
-            written(&plan)[0].spec.offer.instance_type,
-            kind,
-            "{seconds} s"
-        );
+        assert_eq!(written(&plan)[0].spec.offer.instance_type, kind, "{seconds} s");
         assert_eq!(only(&plan).warning, warning, "{seconds} s");
     }
     assert_eq!(waits(only(&decide_for(job(10, 0)))).0, "DeadlineAtRisk");
@@ -379,10 +294,7 @@ fn a_place_that_keeps_the_deadline_for_sure_goes_before_a_cheaper_one_that_may_n
 #[test]
 fn a_service_is_compared_by_its_hour_and_shows_dollars_for_a_million_tokens() {
     let plan = decide(
-        &world(
-            vec![machine("m", "0.7"), machine("n", "0.6")],
-            vec![serving("svc", 2)],
-        ),
+        &world(vec![machine("m", "0.7"), machine("n", "0.6")], vec![serving("svc", 2)]),
         now(),
     );
     assert_eq!(taken(&plan), ["cloud/r1/r1-a/n/on-demand"; 2]);
@@ -405,10 +317,7 @@ fn a_saving_is_against_on_demand_even_where_spot_is_asked_for() {
     ];
     let plan = decide(&world(offers, vec![job]), now());
     let saving = only(&plan).saving.as_ref().expect("there is one");
-    assert_eq!(
-        saving.against.0, "cloud/r1/a/m/on-demand",
-        "the same constraints"
-    );
+    assert_eq!(saving.against.0, "cloud/r1/a/m/on-demand", "the same constraints");
     assert!(saving.saved > Usd::ZERO);
 }
 
@@ -428,10 +337,7 @@ fn a_recorded_world_decides_the_same_when_it_is_read_back() {
     let text = serde_json::to_string(&recorded).expect("it is written");
     let read: Recorded = serde_json::from_str(&text).expect("it is read");
     assert_eq!(read, recorded);
-    assert_eq!(
-        decide(&read.world, read.now),
-        decide(&recorded.world, recorded.now)
-    );
+    assert_eq!(decide(&read.world, read.now), decide(&recorded.world, recorded.now));
     assert_eq!(serde_json::to_string(&read).expect("written"), text);
     assert!(
         serde_json::from_str::<Recorded>(&text.replacen("\"claims\"", "\"clams\"", 1)).is_err()
@@ -440,14 +346,9 @@ fn a_recorded_world_decides_the_same_when_it_is_read_back() {
 
 #[test]
 fn a_provider_that_is_switched_off_still_compares() {
-    let mut world = world(
-        vec![host("0.02"), dated(machine("m", "0.7"))],
-        vec![training("job")],
-    );
-    world.providers[1] = petaflop_arbiter::world::ProviderState {
-        state: Switch::Disabled,
-        ..provider("cloud")
-    };
+    let mut world = world(vec![host("0.02"), dated(machine("m", "0.7"))], vec![training("job")]);
+    world.providers[1] =
+        petaflop_arbiter::world::ProviderState { state: Switch::Disabled, ..provider("cloud") };
     assert!(only(&decide(&world, now())).saving.is_some());
 }
 

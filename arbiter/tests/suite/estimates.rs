@@ -8,11 +8,7 @@ use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::Range;
 use petaflop_arbiter::offer::{MeasuredRates, Offer};
 
-const RATES: Rates = Rates {
-    flops: 1e11,
-    bytes: 1e10,
-    spread: 0.7,
-};
+const RATES: Rates = Rates { flops: 1e11, bytes: 1e10, spread: 0.7 };
 
 /// Tokens a second that a place is expected to train.
 fn tokens(offer: Offer) -> Range {
@@ -25,10 +21,7 @@ fn a_measured_machine_is_estimated_by_its_measurements_and_more_surely() {
     let measured = tokens(host("0.02"));
     // 14 GFLOP at 0.6 · 120 GFLOP/s and 0.6 GB at 12 GB/s a step of 2048 tokens.
     let expected = 2048.0 / (14.0 / 72.0 + 0.05);
-    assert!(
-        (measured.expected / expected - 1.0).abs() < 1e-9,
-        "{measured:?}"
-    );
+    assert!((measured.expected / expected - 1.0).abs() < 1e-9, "{measured:?}");
     let counted = tokens(machine("m", "0.7"));
     assert!(counted.low < counted.expected && counted.expected < counted.high);
     assert!(measured.high / measured.low < counted.high / counted.low);
@@ -37,24 +30,10 @@ fn a_measured_machine_is_estimated_by_its_measurements_and_more_surely() {
 #[test]
 fn measurements_that_make_no_sense_are_not_used() {
     let with = |gemm_gflops, read_gb_s| {
-        tokens(Offer {
-            measured: Some(MeasuredRates {
-                gemm_gflops,
-                read_gb_s,
-            }),
-            ..host("0.02")
-        })
+        tokens(Offer { measured: Some(MeasuredRates { gemm_gflops, read_gb_s }), ..host("0.02") })
     };
-    let counted = tokens(Offer {
-        measured: None,
-        ..host("0.02")
-    });
-    for (gemm, read) in [
-        (0.0, 1.0),
-        (-1.0, 1.0),
-        (f64::NAN, 1.0),
-        (1.0, f64::INFINITY),
-    ] {
+    let counted = tokens(Offer { measured: None, ..host("0.02") });
+    for (gemm, read) in [(0.0, 1.0), (-1.0, 1.0), (f64::NAN, 1.0), (1.0, f64::INFINITY)] {
         assert_eq!(with(gemm, read).expected, counted.expected);
     }
 }
@@ -65,10 +44,7 @@ fn the_engine_goes_to_accelerators_only_where_the_table_says_so() {
     let level = |backend, isa, operation| table.level(backend, isa, operation, Precision::F32).0;
     for operation in [Operation::Train, Operation::Serve] {
         assert_eq!(level(Backend::Cpu, "x86_64", operation), Level::Verified);
-        assert_eq!(
-            level(Backend::Cpu, "aarch64", operation),
-            Level::CompiledOnly
-        );
+        assert_eq!(level(Backend::Cpu, "aarch64", operation), Level::CompiledOnly);
         for (backend, isa) in [
             (Backend::Cuda, "sm_90"),
             (Backend::Hip, "gfx942"),
@@ -80,25 +56,18 @@ fn the_engine_goes_to_accelerators_only_where_the_table_says_so() {
         }
     }
     assert_eq!(
-        table
-            .level(Backend::Cpu, "x86_64", Operation::Train, Precision::Bf16)
-            .0,
+        table.level(Backend::Cpu, "x86_64", Operation::Train, Precision::Bf16).0,
         Level::None
     );
     // A later engine that runs on Hopper is a row, not a change of code.
-    let mut world = world(
-        vec![with_devices(machine("h", "3"), "H100-SXM", 1)],
-        vec![training("job")],
-    );
+    let mut world =
+        world(vec![with_devices(machine("h", "3"), "H100-SXM", 1)], vec![training("job")]);
     let mut row = world.support.rows[0].clone();
     row.backend = Backend::Cuda;
     row.isas = vec!["sm_90".into()];
     world.support.rows.push(row);
     let on_device = only(&decide(&world, now())).ranked[0].clone();
-    assert_eq!(
-        on_device.device,
-        petaflop_arbiter::claim::Device::Accelerators
-    );
+    assert_eq!(on_device.device, petaflop_arbiter::claim::Device::Accelerators);
     let fast = on_device.cost.tokens_per_second.expect("known").expected;
     assert!(fast > 10.0 * tokens(machine("m", "3")).expected);
     // And then device memory counts.
@@ -121,21 +90,14 @@ fn past_runs_correct_the_estimate_and_make_it_surer() {
         assert!(rates.spread <= spread, "run {run}");
         spread = rates.spread;
         if run == 1 {
-            assert!(
-                rates.flops > 0.75 * RATES.flops,
-                "one run does not turn everything"
-            );
+            assert!(rates.flops > 0.75 * RATES.flops, "one run does not turn everything");
         }
     }
     let rates = learned.apply("k/train", RATES);
     assert!((rates.flops / RATES.flops - 0.5).abs() < 0.03, "{rates:?}");
     assert!((rates.bytes / RATES.bytes - 0.5).abs() < 0.03);
     assert!(rates.spread >= 0.05, "never certain");
-    assert_eq!(
-        learned.apply("k/serve", RATES),
-        RATES,
-        "other work is not touched"
-    );
+    assert_eq!(learned.apply("k/serve", RATES), RATES, "other work is not touched");
 }
 
 #[test]

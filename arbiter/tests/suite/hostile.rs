@@ -13,19 +13,13 @@ use crate::worlds::{
 
 #[test]
 fn a_price_of_nothing_is_taken_and_an_absurd_one_is_not() {
-    let free = Offer {
-        price: UsdPerHour::ZERO,
-        ..machine("free", "1")
-    };
+    let free = Offer { price: UsdPerHour::ZERO, ..machine("free", "1") };
     let absurd = Offer {
         price: UsdPerHour::from_micros(i64::MAX).expect("not negative"),
         ..machine("absurd", "1")
     };
     for job in [training("job"), serving("svc", 2), container("box")] {
-        let all = world(
-            vec![absurd.clone(), free.clone(), machine("m", "0.7")],
-            vec![job.clone()],
-        );
+        let all = world(vec![absurd.clone(), free.clone(), machine("m", "0.7")], vec![job.clone()]);
         let plan = decide(&all, now());
         assert!(taken(&plan)[0].contains("/free/"));
         assert_eq!(
@@ -46,16 +40,10 @@ fn absurd_numbers_in_offers_and_workloads_do_not_overflow() {
     offer.quoted_at = Timestamp::MAX;
     offer.memory = Some(u64::MAX);
     offer.vcpu_milli = Some(u32::MAX);
-    offer.accelerators = Some(Accelerators {
-        model: "🦀".into(),
-        count: u32::MAX,
-        memory: Some(u64::MAX),
-    });
+    offer.accelerators =
+        Some(Accelerators { model: "🦀".into(), count: u32::MAX, memory: Some(u64::MAX) });
     offer.interruptions_per_hour = Some(f64::INFINITY);
-    let old = Offer {
-        quoted_at: Timestamp::MIN,
-        ..machine("old", "0.7")
-    };
+    let old = Offer { quoted_at: Timestamp::MIN, ..machine("old", "0.7") };
     let mut job = training("job");
     if let Work::Training(work) = &mut job.work {
         work.steps = u64::MAX;
@@ -113,20 +101,11 @@ fn absurd_numbers_in_offers_and_workloads_do_not_overflow() {
 
 #[test]
 fn the_same_offer_quoted_twice_counts_once_the_later_quote() {
-    let old = Offer {
-        quoted_at: after(-200),
-        ..machine("m", "0.1")
-    };
-    for offers in [
-        vec![old.clone(), machine("m", "0.7")],
-        vec![machine("m", "0.7"), old],
-    ] {
+    let old = Offer { quoted_at: after(-200), ..machine("m", "0.1") };
+    for offers in [vec![old.clone(), machine("m", "0.7")], vec![machine("m", "0.7"), old]] {
         let world = world(offers, vec![training("job")]);
         assert_eq!(world.market.len(), 1);
-        assert_eq!(
-            world.market.offers().next().expect("one").price,
-            crate::worlds::rate("0.7")
-        );
+        assert_eq!(world.market.offers().next().expect("one").price, crate::worlds::rate("0.7"));
     }
 }
 
@@ -134,10 +113,7 @@ fn the_same_offer_quoted_twice_counts_once_the_later_quote() {
 fn a_world_without_anything_waits() {
     let world = world(Vec::new(), vec![training("job")]);
     let plan = decide(&world, now());
-    assert_eq!(
-        crate::worlds::waits(only(&plan)),
-        ("NoMatchingOffer", "there are no offers")
-    );
+    assert_eq!(crate::worlds::waits(only(&plan)), ("NoMatchingOffer", "there are no offers"));
     assert!(explain(&world, now(), &training("other").id).is_none());
 }
 
@@ -154,9 +130,5 @@ fn a_budget_exactly_spent_takes_nothing_but_what_is_free() {
     }];
     assert!(taken(&decide(&world, now())).is_empty());
     world.budgets[0].workloads = Some(vec!["another".into()]);
-    assert_eq!(
-        taken(&decide(&world, now())).len(),
-        1,
-        "it does not count this one"
-    );
+    assert_eq!(taken(&decide(&world, now())).len(), 1, "it does not count this one");
 }

@@ -106,11 +106,7 @@ fn run(
     unwanted_at: Option<usize>,
 ) -> (Claim, Cloud, Timestamp) {
     let lag = SignedDuration::from_secs(lag_seconds);
-    let mut cloud = Cloud {
-        safety,
-        machines: Vec::new(),
-        most_at_once: 0,
-    };
+    let mut cloud = Cloud { safety, machines: Vec::new(), most_at_once: 0 };
     let mut claim = a_claim();
     let mut at = now();
     let mut seen = Observation::new(at, Wanted::Yes);
@@ -253,45 +249,24 @@ proptest! {
 }
 
 fn seen(read: ReadBack) -> Observation {
-    Observation {
-        read,
-        ..Observation::new(now(), Wanted::Yes)
-    }
+    Observation { read, ..Observation::new(now(), Wanted::Yes) }
 }
 
-const SAFE: LaunchSafety = LaunchSafety {
-    idempotent: true,
-    settle_seconds: 30,
-};
+const SAFE: LaunchSafety = LaunchSafety { idempotent: true, settle_seconds: 30 };
 
 #[test]
 fn nothing_is_done_to_a_claim_that_is_not_ours() {
-    for phase in [
-        Phase::Planned,
-        Phase::Launched {
-            instance: "i".into(),
-            at: now(),
-        },
-    ] {
+    for phase in [Phase::Planned, Phase::Launched { instance: "i".into(), at: now() }] {
         let claim = Claim { phase, ..a_claim() };
-        assert_eq!(
-            next_step(&claim, SAFE, &seen(ReadBack::NotRead)),
-            Step::ReadBack
-        );
-        assert_eq!(
-            next_step(&claim, SAFE, &seen(ReadBack::NotOurs)),
-            Step::Leave
-        );
+        assert_eq!(next_step(&claim, SAFE, &seen(ReadBack::NotRead)), Step::ReadBack);
+        assert_eq!(next_step(&claim, SAFE, &seen(ReadBack::NotOurs)), Step::Leave);
     }
 }
 
 #[test]
 fn a_capacity_refusal_ends_the_claim_and_a_transient_one_raises_the_attempt() {
     let claim = Claim {
-        phase: Phase::Attempted {
-            request: FrozenRequest { body: "{}".into() },
-            at: now(),
-        },
+        phase: Phase::Attempted { request: FrozenRequest { body: "{}".into() }, at: now() },
         ..a_claim()
     };
     let refused = |refusal| {
@@ -301,11 +276,7 @@ fn a_capacity_refusal_ends_the_claim_and_a_transient_one_raises_the_attempt() {
             ..seen(ReadBack::Ours)
         };
         match next_step(&claim, SAFE, &seen) {
-            Step::Record {
-                phase,
-                attempt,
-                note,
-            } => (phase, attempt, note),
+            Step::Record { phase, attempt, note } => (phase, attempt, note),
             other => panic!("{other:?}"),
         }
     };
@@ -332,17 +303,12 @@ fn a_surplus_machine_is_ended_and_a_lost_one_is_noticed() {
     };
     assert_eq!(
         next_step(&claim, SAFE, &listing(&["i-1", "i-2"])),
-        Step::Terminate {
-            instance: "i-2".into()
-        }
+        Step::Terminate { instance: "i-2".into() }
     );
     assert_eq!(next_step(&claim, SAFE, &listing(&["i-1"])), Step::Nothing);
     assert!(matches!(
         next_step(&claim, SAFE, &listing(&[])),
-        Step::Record {
-            note: Some(Reason::SpotInterrupted),
-            ..
-        }
+        Step::Record { note: Some(Reason::SpotInterrupted), .. }
     ));
 }
 
@@ -357,10 +323,7 @@ fn identities_are_deterministic_and_differ_by_claim_and_attempt() {
     };
     let name = identity("u", 1).unique_name();
     assert_eq!(name, identity("u", 1).unique_name());
-    assert!(
-        name.starts_with("pf-5f0e8d2a-") && name.len() == 44,
-        "{name}"
-    );
+    assert!(name.starts_with("pf-5f0e8d2a-") && name.len() == 44, "{name}");
     assert_ne!(identity("u", 1).token(), identity("u", 2).token());
     assert_ne!(identity("u1", 1).token(), identity("u", 11).token());
     assert_eq!(a_claim().spec.name, "trj-job-006a6f62-1-0");

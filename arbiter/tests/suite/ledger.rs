@@ -14,10 +14,7 @@ fn ledger(rate: UsdPerHour) -> ClaimLedger {
         owner: training("job").id,
         placement: 1,
         index: 0,
-        offer: petaflop_arbiter::offer::Offer {
-            price: rate,
-            ..machine("m", "1")
-        },
+        offer: petaflop_arbiter::offer::Offer { price: rate, ..machine("m", "1") },
         device: Device::Cpu,
         reserved: Usd::ZERO,
         decided_at: now(),
@@ -34,30 +31,15 @@ fn add(ledger: &mut ClaimLedger, until: Timestamp, last: bool) -> Option<Row> {
 #[test]
 fn a_ledger_closes_once_and_takes_only_corrections_after() {
     let mut ledger = ledger(crate::worlds::rate("0.1"));
-    assert!(matches!(
-        ledger.correction(usd("1")),
-        Err(LedgerError::Open { .. })
-    ));
+    assert!(matches!(ledger.correction(usd("1")), Err(LedgerError::Open { .. })));
     assert!(add(&mut ledger, after(3600), false).is_some());
-    assert!(
-        add(&mut ledger, after(3600), false).is_none(),
-        "no time has passed"
-    );
-    assert!(
-        add(&mut ledger, after(60), false).is_none(),
-        "the clock went back"
-    );
+    assert!(add(&mut ledger, after(3600), false).is_none(), "no time has passed");
+    assert!(add(&mut ledger, after(60), false).is_none(), "the clock went back");
     let last = add(&mut ledger, after(7200), true).expect("the last row");
     assert_eq!((last.kind, last.amount), (RowKind::Final, usd("0.1")));
-    assert!(matches!(
-        ledger.next_row(after(9000), false),
-        Err(LedgerError::Closed { .. })
-    ));
+    assert!(matches!(ledger.next_row(after(9000), false), Err(LedgerError::Closed { .. })));
     assert_eq!(ledger.correction(usd("0.2")), Ok(None), "the bill agrees");
-    let row = ledger
-        .correction(usd("0.15"))
-        .expect("closed")
-        .expect("a difference");
+    let row = ledger.correction(usd("0.15")).expect("closed").expect("a difference");
     assert_eq!(row.amount.to_string(), "-0.05");
     ledger.rows.push(row);
     assert_eq!(ledger.total(), Ok(usd("0.15")));

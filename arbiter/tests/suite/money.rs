@@ -13,11 +13,7 @@ fn amounts_are_read_exactly_as_the_api_writes_them() {
         ("999999999.999999", 999_999_999_999_999),
     ] {
         assert_eq!(text.parse::<Usd>().map(Usd::micros), Ok(micros), "{text}");
-        assert_eq!(
-            text.parse::<UsdPerHour>().map(UsdPerHour::micros),
-            Ok(micros),
-            "{text}"
-        );
+        assert_eq!(text.parse::<UsdPerHour>().map(UsdPerHour::micros), Ok(micros), "{text}");
     }
     for text in [
         "",
@@ -66,10 +62,7 @@ fn amounts_are_written_in_the_shortest_form() {
 fn a_price_below_zero_cannot_be_made() {
     assert!(UsdPerHour::from_micros(-1).is_err());
     assert!(serde_json::from_str::<UsdPerHour>("\"-1\"").is_err());
-    assert!(
-        serde_json::from_str::<UsdPerHour>("1.5").is_err(),
-        "a float"
-    );
+    assert!(serde_json::from_str::<UsdPerHour>("1.5").is_err(), "a float");
     assert!(serde_json::from_str::<Usd>("1").is_err(), "a number");
 }
 
@@ -84,11 +77,7 @@ fn spans_are_paid_to_the_nearest_micro_dollar() {
         (2_500_000, -5, 0),
         (i64::MAX, i64::MAX, i64::MAX),
     ] {
-        assert_eq!(
-            rate(micros).for_millis(millis).micros(),
-            paid,
-            "{micros} for {millis}"
-        );
+        assert_eq!(rate(micros).for_millis(millis).micros(), paid, "{micros} for {millis}");
     }
 }
 

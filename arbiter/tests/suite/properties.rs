@@ -20,12 +20,7 @@ fn offer() -> impl Strategy<Value = Offer> {
     (
         (0..2_usize, 0..3_usize, 0..2_usize, 0..6_usize, 0..3_usize),
         (0..2_000_i64, 0..4_usize, 1..4_u32, 1..5_u32, 0..5_u64),
-        (
-            0..8_u32,
-            0..9_i64,
-            any::<bool>(),
-            prop::option::of(0..3_u32),
-        ),
+        (0..8_u32, 0..9_i64, any::<bool>(), prop::option::of(0..3_u32)),
     )
         .prop_map(|(place, hardware, state)| {
             let (provider, region, zone, kind, capacity) = place;
@@ -48,21 +43,9 @@ fn offer() -> impl Strategy<Value = Offer> {
                 vcpu_milli: (vcpus > 1).then_some(vcpus * 1000),
                 memory: (memory > 0).then_some(memory * 4 * GIB),
                 // Now and then a dated price, a stale quote, one from the future.
-                sale: if sale == 0 {
-                    Sale::Snapshot { observed_on: None }
-                } else {
-                    Sale::Buyable
-                },
-                quoted_at: if age == 0 {
-                    after(600)
-                } else {
-                    after(-60 * age)
-                },
-                owner: if trusted {
-                    HostOwner::Known
-                } else {
-                    HostOwner::Unknown
-                },
+                sale: if sale == 0 { Sale::Snapshot { observed_on: None } } else { Sale::Buyable },
+                quoted_at: if age == 0 { after(600) } else { after(-60 * age) },
+                owner: if trusted { HostOwner::Known } else { HostOwner::Unknown },
                 slots,
                 ..offer
             }
@@ -71,18 +54,8 @@ fn offer() -> impl Strategy<Value = Offer> {
 
 fn job(name: &'static str) -> impl Strategy<Value = Workload> {
     (
-        (
-            0..4_usize,
-            prop::option::of(0..3_usize),
-            prop::option::of(0..3_usize),
-            any::<bool>(),
-        ),
-        (
-            prop::option::of(0..1_000_i64),
-            prop::option::of(0..2_000_i64),
-            0..4_u32,
-            0..4_u64,
-        ),
+        (0..4_usize, prop::option::of(0..3_usize), prop::option::of(0..3_usize), any::<bool>()),
+        (prop::option::of(0..1_000_i64), prop::option::of(0..2_000_i64), 0..4_u32, 0..4_u64),
         (0..4_usize, 1..4_u32, any::<bool>()),
     )
         .prop_map(move |(place, floors, devices)| {
@@ -136,62 +109,49 @@ fn a_world() -> impl Strategy<Value = World> {
         ),
         prop::collection::vec((any::<prop::sample::Index>(), -1..2_i64), 0..3),
     )
-        .prop_map(
-            |(offers, job, (cordoned, hourly, budget, machines), unavailable)| {
-                let refused = |index: prop::sample::Index, seconds: i64| {
-                    offers
-                        .get(index.index(offers.len().max(1)))
-                        .map(|offer| Unavailable {
-                            offer: offer.id.clone(),
-                            until: after(seconds),
-                            reason: Reason::InsufficientCapacity,
-                        })
-                };
-                let unavailable = unavailable
-                    .into_iter()
-                    .filter_map(|(i, s)| refused(i, s))
-                    .collect();
-                let mut world = world(offers.clone(), vec![job]);
-                world.unavailable = unavailable;
-                if cordoned {
-                    world.providers[2].state = Switch::Cordoned;
-                }
-                world.providers[1].max_hourly = hourly
-                    .map(|limit| UsdPerHour::from_micros(limit * 1000).expect("not negative"));
-                world.providers[1].max_machines = machines.then_some(0);
-                world.budgets = budget.map_or_else(Vec::new, |limit| {
-                    vec![Budget {
-                        namespace: "default".into(),
-                        name: "b".into(),
-                        limit: Usd::from_micros(limit * 500).saturating_add(usd("1")),
-                        spent: usd("1"),
-                        period_ends_at: after(86_400),
-                        workloads: None,
-                    }]
-                });
-                world
-            },
-        )
+        .prop_map(|(offers, job, (cordoned, hourly, budget, machines), unavailable)| {
+            let refused = |index: prop::sample::Index, seconds: i64| {
+                offers.get(index.index(offers.len().max(1))).map(|offer| Unavailable {
+                    offer: offer.id.clone(),
+                    until: after(seconds),
+                    reason: Reason::InsufficientCapacity,
+                })
+            };
+            let unavailable = unavailable.into_iter().filter_map(|(i, s)| refused(i, s)).collect();
+            let mut world = world(offers.clone(), vec![job]);
+            world.unavailable = unavailable;
+            if cordoned {
+                world.providers[2].state = Switch::Cordoned;
+            }
+            world.providers[1].max_hourly =
+                hourly.map(|limit| UsdPerHour::from_micros(limit * 1000).expect("not negative"));
+            world.providers[1].max_machines = machines.then_some(0);
+            world.budgets = budget.map_or_else(Vec::new, |limit| {
+                vec![Budget {
+                    namespace: "default".into(),
+                    name: "b".into(),
+                    limit: Usd::from_micros(limit * 500).saturating_add(usd("1")),
+                    spent: usd("1"),
+                    period_ends_at: after(86_400),
+                    workloads: None,
+                }]
+            });
+            world
+        })
 }
 
 /// Whether a container may go to an offer, worked out from the fields alone: no shared code.
 fn allowed(world: &World, job: &Workload, offer: &Offer) -> bool {
-    let state = world
-        .providers
-        .iter()
-        .find(|p| p.name == offer.provider)
-        .expect("known");
+    let state = world.providers.iter().find(|p| p.name == offer.provider).expect("known");
     let price = offer.price.micros();
     let devices_do = job.accelerators.is_empty()
-        || job
-            .accelerators
-            .iter()
-            .any(|alternative| match alternative {
-                Alternative::Cpu => true,
-                Alternative::Devices(request) => offer.accelerators.as_ref().is_some_and(|has| {
-                    request.models[0] == has.model && has.count >= request.count
-                }),
-            });
+        || job.accelerators.iter().any(|alternative| match alternative {
+            Alternative::Cpu => true,
+            Alternative::Devices(request) => offer
+                .accelerators
+                .as_ref()
+                .is_some_and(|has| request.models[0] == has.model && has.count >= request.count),
+        });
     let p = &job.placement;
     devices_do
         && (p.providers.is_empty() || p.providers.contains(&offer.provider))
@@ -199,28 +159,19 @@ fn allowed(world: &World, job: &Workload, offer: &Offer) -> bool {
         && !p.exclude_regions.contains(&offer.region)
         && p.capacity.is_none_or(|capacity| capacity == offer.capacity)
         && (p.allow_untrusted_hosts || offer.owner == HostOwner::Known)
-        && p.max_hourly_price
-            .is_none_or(|limit| price <= limit.micros())
-        && job
-            .max_total_cost
-            .is_none_or(|limit| price <= limit.micros())
+        && p.max_hourly_price.is_none_or(|limit| price <= limit.micros())
+        && job.max_total_cost.is_none_or(|limit| price <= limit.micros())
         && job.resources.vcpu_milli <= offer.vcpu_milli.unwrap_or(0)
         && job.resources.memory <= offer.memory.unwrap_or(0)
         && offer.sale == Sale::Buyable
         && offer.quoted_at <= after(120)
         && offer.quoted_at > after(-300)
         && offer.slots != Some(0)
-        && !world
-            .unavailable
-            .iter()
-            .any(|u| u.offer == offer.id && u.until > now())
+        && !world.unavailable.iter().any(|u| u.offer == offer.id && u.until > now())
         && state.state == Switch::Enabled
         && state.max_machines != Some(0)
         && state.max_hourly.is_none_or(|limit| price <= limit.micros())
-        && world
-            .budgets
-            .iter()
-            .all(|b| price <= b.limit.micros() - b.spent.micros())
+        && world.budgets.iter().all(|b| price <= b.limit.micros() - b.spent.micros())
 }
 
 fn naive(world: &World) -> Option<String> {
@@ -233,10 +184,7 @@ fn naive(world: &World) -> Option<String> {
 }
 
 fn with_offers(world: &World, offers: Vec<Offer>) -> World {
-    World {
-        market: std::sync::Arc::new(Market::new(offers)),
-        ..world.clone()
-    }
+    World { market: std::sync::Arc::new(Market::new(offers)), ..world.clone() }
 }
 
 /// Dollars and tier of the choice: what must never get worse when a price falls.

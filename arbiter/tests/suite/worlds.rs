@@ -76,23 +76,13 @@ pub(crate) fn host(price: &str) -> Offer {
         vcpu_milli: Some(2_000),
         memory: Some(8 * GIB),
         slots: Some(1),
-        measured: Some(MeasuredRates {
-            gemm_gflops: 120.0,
-            read_gb_s: 12.0,
-        }),
+        measured: Some(MeasuredRates { gemm_gflops: 120.0, read_gb_s: 12.0 }),
         ..placed("host", "", "", "this", Capacity::Owned, rate(price))
     }
 }
 
 pub(crate) fn with_devices(offer: Offer, model: &str, count: u32) -> Offer {
-    Offer {
-        accelerators: Some(Accelerators {
-            model: model.into(),
-            count,
-            memory: None,
-        }),
-        ..offer
-    }
+    Offer { accelerators: Some(Accelerators { model: model.into(), count, memory: None }), ..offer }
 }
 
 pub(crate) fn provider(name: &str) -> ProviderState {
@@ -105,11 +95,7 @@ pub(crate) fn provider(name: &str) -> ProviderState {
         max_machines: None,
         startup_millis: if name == "host" { 0 } else { 60_000 },
         fetch_bytes_per_second: (name != "host").then_some(100_000_000),
-        egress_usd_per_gb: if name == "host" {
-            Usd::ZERO
-        } else {
-            usd("0.09")
-        },
+        egress_usd_per_gb: if name == "host" { Usd::ZERO } else { usd("0.09") },
     }
 }
 
@@ -175,10 +161,7 @@ pub(crate) fn serving(name: &str, replicas: u32) -> Workload {
 
 /// A container of which nothing is known: its dollars are its price for an hour.
 pub(crate) fn container(name: &str) -> Workload {
-    let work = OpaqueWork {
-        replicas: 1,
-        fetch_bytes: 0,
-    };
+    let work = OpaqueWork { replicas: 1, fetch_bytes: 0 };
     Workload {
         engine: Engine::Container,
         ..workload(name, OwnerKind::TrainingJob, Work::Opaque(work))
@@ -223,10 +206,7 @@ pub(crate) fn claim(spec: ClaimSpec) -> Claim {
 
 /// Ids of the offers that a plan takes.
 pub(crate) fn taken(plan: &Plan) -> Vec<String> {
-    written(plan)
-        .into_iter()
-        .map(|claim| claim.spec.offer.id.0)
-        .collect()
+    written(plan).into_iter().map(|claim| claim.spec.offer.id.0).collect()
 }
 
 /// The decision of the only workload.
@@ -250,9 +230,7 @@ pub(crate) fn explained(world: &World) -> Explanation {
 /// The same offer as a dated price only.
 pub(crate) fn dated(offer: Offer) -> Offer {
     Offer {
-        sale: Sale::Snapshot {
-            observed_on: Some("2026-07-20".parse().expect("a day")),
-        },
+        sale: Sale::Snapshot { observed_on: Some("2026-07-20".parse().expect("a day")) },
         ..offer
     }
 }

@@ -25,18 +25,9 @@ const PATTERNS: &[(&str, &str)] = &[
         "dollars as a decimal string such as \"2.50\" (at most 9 digits before the point and 6 after)",
     ),
     (QUANTITY_PATTERN, "a quantity such as 8, 500m, 0.5 or 64Gi"),
-    (
-        SPAN_PATTERN,
-        "a span of time such as 90s, 45m, 52h or 2d12h",
-    ),
-    (
-        crate::shared::ACCELERATOR_PATTERN,
-        "an accelerator's name such as H100 or A100-SXM-80",
-    ),
-    (
-        crate::shared::CAPABILITY_PATTERN,
-        "a compute capability such as \"8.0\"",
-    ),
+    (SPAN_PATTERN, "a span of time such as 90s, 45m, 52h or 2d12h"),
+    (crate::shared::ACCELERATOR_PATTERN, "an accelerator's name such as H100 or A100-SXM-80"),
+    (crate::shared::CAPABILITY_PATTERN, "a compute capability such as \"8.0\""),
     (
         crate::shared::ENV_PATTERN,
         "a name of letters, digits and '_' that does not start with a digit",
@@ -48,10 +39,7 @@ const PATTERNS: &[(&str, &str)] = &[
     ),
     (crate::shared::HOST_PATTERN, "a host name in lower case"),
     (crate::shared::HASH_PATTERN, "64 lower-case hex digits"),
-    (
-        crate::shared::DIGEST_PATTERN,
-        "blake3: and 64 lower-case hex digits",
-    ),
+    (crate::shared::DIGEST_PATTERN, "blake3: and 64 lower-case hex digits"),
     (crate::shared::STORE_PATTERN, "an s3:// or file:// URI"),
     (
         crate::shared::INPUT_PATTERN,
@@ -61,10 +49,7 @@ const PATTERNS: &[(&str, &str)] = &[
 
 /// Checks a document against a kind's schema. `text` is what the document was read from.
 pub(super) fn check(tree: &Node, schema: &Json, text: &str) -> Vec<Finding> {
-    let mut checker = Checker {
-        lines: text.lines().collect(),
-        findings: Vec::new(),
-    };
+    let mut checker = Checker { lines: text.lines().collect(), findings: Vec::new() };
     checker.value(tree, tree.locate(""), schema, "");
     checker.findings
 }
@@ -77,31 +62,14 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn report(&mut self, at: Place, path: &str, message: String, help: Option<String>) {
-        self.findings.push(Finding {
-            at,
-            path: path.to_owned(),
-            message,
-            help,
-        });
+        self.findings.push(Finding { at, path: path.to_owned(), message, help });
     }
 
     /// A scalar as it is written, which for 2.50 is not how a float prints.
     fn written(&self, node: &Node) -> String {
-        let Place {
-            line,
-            column,
-            length,
-        } = node.at;
-        let line = self
-            .lines
-            .get(line.wrapping_sub(1))
-            .copied()
-            .unwrap_or_default();
-        let text: String = line
-            .chars()
-            .skip(column.saturating_sub(1))
-            .take(length)
-            .collect();
+        let Place { line, column, length } = node.at;
+        let line = self.lines.get(line.wrapping_sub(1)).copied().unwrap_or_default();
+        let text: String = line.chars().skip(column.saturating_sub(1)).take(length).collect();
         match text.trim() {
             "" => node.value.to_string(),
             text => text.to_owned(),
@@ -116,10 +84,8 @@ impl Checker<'_> {
                 Value::Integer(number) => pattern_problem(&number.to_string(), schema),
                 Value::Number(_) => {
                     let written = self.written(node);
-                    let message = format!(
-                        "expected {}, found {written} without quotes",
-                        expected(schema)
-                    );
+                    let message =
+                        format!("expected {}, found {written} without quotes", expected(schema));
                     return self.report(
                         at,
                         path,
@@ -129,14 +95,9 @@ impl Checker<'_> {
                 }
                 other => Some(format!("expected {}, found {other}", expected(schema))),
             };
-            return problem
-                .into_iter()
-                .for_each(|message| self.report(at, path, message, None));
+            return problem.into_iter().for_each(|message| self.report(at, path, message, None));
         }
-        let kind = schema
-            .get("type")
-            .and_then(Json::as_str)
-            .unwrap_or_default();
+        let kind = schema.get("type").and_then(Json::as_str).unwrap_or_default();
         match (kind, value) {
             ("object", Value::Map(entries)) => self.map(node, entries, at, schema, path),
             ("array", Value::List(items)) => self.list(items, at, schema, path),
@@ -147,16 +108,9 @@ impl Checker<'_> {
             }
             ("string", Value::Bool(_) | Value::Integer(_) | Value::Number(_)) => {
                 let written = self.written(node);
-                let message = format!(
-                    "expected {}, found {written} without quotes",
-                    expected(schema)
-                );
-                self.report(
-                    at,
-                    path,
-                    message,
-                    Some(format!("put it in quotes: \"{written}\"")),
-                );
+                let message =
+                    format!("expected {}, found {written} without quotes", expected(schema));
+                self.report(at, path, message, Some(format!("put it in quotes: \"{written}\"")));
             }
             ("boolean", Value::Bool(_)) => {}
             ("integer" | "number", Value::Integer(number)) => {
@@ -165,12 +119,7 @@ impl Checker<'_> {
             ("number", Value::Number(number)) => self.range(*number, at, schema, path),
             ("number" | "integer" | "boolean", Value::Text(text)) if reads_as(kind, text) => {
                 let message = format!("expected {}, found the text {value}", expected(schema));
-                self.report(
-                    at,
-                    path,
-                    message,
-                    Some(format!("take the quotes away: {text}")),
-                );
+                self.report(at, path, message, Some(format!("take the quotes away: {text}")));
             }
             ("object" | "array" | "string" | "boolean" | "integer" | "number", _) => {
                 self.report(
@@ -188,11 +137,9 @@ impl Checker<'_> {
     fn range(&mut self, number: f64, at: Place, schema: &Json, path: &str) {
         let bound = |name: &str| schema.get(name).and_then(Json::as_f64);
         let message = match (bound("minimum"), bound("maximum")) {
-            (Some(least), _) if number < least => format!(
-                "expected at least {}, found {}",
-                shown(least),
-                shown(number)
-            ),
+            (Some(least), _) if number < least => {
+                format!("expected at least {}, found {}", shown(least), shown(number))
+            }
             (_, Some(most)) if number > most => {
                 format!("expected at most {}, found {}", shown(most), shown(number))
             }
@@ -203,11 +150,7 @@ impl Checker<'_> {
 
     fn map(&mut self, node: &Node, entries: &[Entry], at: Place, schema: &Json, path: &str) {
         let join = |key: &str| {
-            if path.is_empty() {
-                key.to_owned()
-            } else {
-                format!("{path}.{key}")
-            }
+            if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
         };
         if let Some(most) = schema.get("maxProperties").and_then(Json::as_u64)
             && entries.len() as u64 > most
@@ -220,16 +163,11 @@ impl Checker<'_> {
             );
         }
         let known = schema.get("properties").and_then(Json::as_object);
-        let values = schema
-            .get("additionalProperties")
-            .filter(|values| values.is_object());
+        let values = schema.get("additionalProperties").filter(|values| values.is_object());
         let open = schema.get("x-kubernetes-preserve-unknown-fields").is_some()
             || (known.is_none() && values.is_none());
-        let names: Vec<&str> = known
-            .into_iter()
-            .flat_map(|known| known.keys())
-            .map(String::as_str)
-            .collect();
+        let names: Vec<&str> =
+            known.into_iter().flat_map(|known| known.keys()).map(String::as_str).collect();
         let mut misspelt = Vec::new();
         for entry in entries {
             let path = join(&entry.key);
@@ -271,12 +209,7 @@ impl Checker<'_> {
                     .and_then(|inner| inner.get("description"))
                     .and_then(Json::as_str)
                     .map(first_line);
-                self.report(
-                    entry.map_or(at, |entry| entry.key_at),
-                    &join(name),
-                    message,
-                    help,
-                );
+                self.report(entry.map_or(at, |entry| entry.key_at), &join(name), message, help);
             }
         }
     }
@@ -285,12 +218,12 @@ impl Checker<'_> {
         let count = items.len() as u64;
         let bound = |name: &str| schema.get(name).and_then(Json::as_u64);
         let message = match (bound("minItems"), bound("maxItems")) {
-            (Some(least), _) if count < least => Some(format!(
-                "expected at least {least} in the list, found {count}"
-            )),
-            (_, Some(most)) if count > most => Some(format!(
-                "expected at most {most} in the list, found {count}"
-            )),
+            (Some(least), _) if count < least => {
+                Some(format!("expected at least {least} in the list, found {count}"))
+            }
+            (_, Some(most)) if count > most => {
+                Some(format!("expected at most {most} in the list, found {count}"))
+            }
             _ => None,
         };
         if let Some(message) = message {
@@ -322,23 +255,15 @@ impl Checker<'_> {
 
 /// What tells an item of a set, or of a map by key, from the others.
 fn identity(item: &Node, schema: &Json) -> Option<String> {
-    match schema
-        .get("x-kubernetes-list-type")
-        .and_then(Json::as_str)?
-    {
+    match schema.get("x-kubernetes-list-type").and_then(Json::as_str)? {
         "set" => match &item.value {
             Value::Text(text) => Some(text.clone()),
             _ => None,
         },
         "map" => {
-            let keys = schema
-                .get("x-kubernetes-list-map-keys")
-                .and_then(Json::as_array)?;
-            let texts: Option<Vec<&str>> = keys
-                .iter()
-                .filter_map(Json::as_str)
-                .map(|key| item.text(key))
-                .collect();
+            let keys = schema.get("x-kubernetes-list-map-keys").and_then(Json::as_array)?;
+            let texts: Option<Vec<&str>> =
+                keys.iter().filter_map(Json::as_str).map(|key| item.text(key)).collect();
             texts.map(|texts| texts.join("/"))
         }
         _ => None,
@@ -384,19 +309,12 @@ fn expected(schema: &Json) -> String {
 
 fn pattern_words(schema: &Json) -> Option<&'static str> {
     let pattern = schema.get("pattern").and_then(Json::as_str)?;
-    PATTERNS
-        .iter()
-        .find(|(known, _)| *known == pattern)
-        .map(|(_, words)| *words)
+    PATTERNS.iter().find(|(known, _)| *known == pattern).map(|(_, words)| *words)
 }
 
 /// A description's first line, for a help.
 fn first_line(text: &str) -> String {
-    text.lines()
-        .next()
-        .unwrap_or_default()
-        .trim_end_matches('.')
-        .to_owned()
+    text.lines().next().unwrap_or_default().trim_end_matches('.').to_owned()
 }
 
 /// What is wrong with a text, and how to mend it.
@@ -407,10 +325,7 @@ fn text_problem(text: &str, schema: &Json) -> Option<(String, Option<String>)> {
             return None;
         }
         let help = crate::nearest(text, &values).map(|near| format!("did you mean {near}?"));
-        return Some((
-            format!("expected {}, found {text:?}", expected(schema)),
-            help,
-        ));
+        return Some((format!("expected {}, found {text:?}", expected(schema)), help));
     }
     let length = text.chars().count() as u64;
     let bound = |name: &str| schema.get(name).and_then(Json::as_u64);
@@ -418,9 +333,9 @@ fn text_problem(text: &str, schema: &Json) -> Option<(String, Option<String>)> {
         (Some(1), _) if length < 1 && pattern_words(schema).is_none() => {
             Some(format!("expected text, found {text:?}"))
         }
-        (_, Some(most)) if length > most => Some(format!(
-            "expected at most {most} characters, found {length}"
-        )),
+        (_, Some(most)) if length > most => {
+            Some(format!("expected at most {most} characters, found {length}"))
+        }
         _ => match schema.get("format").and_then(Json::as_str) {
             Some("date-time") if text.parse::<jiff::Timestamp>().is_err() => Some(format!(
                 "expected a point in time such as 2027-01-31T18:00:00Z (RFC 3339), found {text:?}"
@@ -437,11 +352,7 @@ fn pattern_problem(text: &str, schema: &Json) -> Option<String> {
     if Regex::new(pattern).is_ok_and(|regex| regex.is_match(text)) {
         return None;
     }
-    Some(format!(
-        "expected {}, found {}",
-        expected(schema),
-        Value::Text(text.to_owned())
-    ))
+    Some(format!("expected {}, found {}", expected(schema), Value::Text(text.to_owned())))
 }
 
 #[cfg(test)]
@@ -472,10 +383,7 @@ mod tests {
         }
         assert!(found.len() > 20);
         for pattern in found {
-            assert!(
-                PATTERNS.iter().any(|(known, _)| *known == pattern),
-                "{pattern} has no words"
-            );
+            assert!(PATTERNS.iter().any(|(known, _)| *known == pattern), "{pattern} has no words");
             assert!(Regex::new(&pattern).is_ok(), "{pattern}");
             assert!(
                 !pattern.contains(r"\d"),

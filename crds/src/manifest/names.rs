@@ -120,9 +120,7 @@ const AXOLOTL: &[&str] = &[
 
 /// The field that a name was most likely meant to be.
 pub(super) fn meant<'a>(key: &str, names: &[&'a str]) -> Option<&'a str> {
-    let other = OTHER_NAMES
-        .iter()
-        .find(|(other, ours)| *other == key && names.contains(ours));
+    let other = OTHER_NAMES.iter().find(|(other, ours)| *other == key && names.contains(ours));
     match other {
         Some((_, ours)) => names.iter().find(|name| *name == ours).copied(),
         None => crate::nearest(key, names),

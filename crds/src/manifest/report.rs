@@ -42,11 +42,8 @@ impl fmt::Display for ManifestError {
         if let Some((text, length)) = &self.excerpt {
             let before = self.column.saturating_sub(1);
             // A very long line is shown around the place.
-            let start = if text.chars().count() > WIDTH {
-                before.saturating_sub(WIDTH / 2)
-            } else {
-                0
-            };
+            let start =
+                if text.chars().count() > WIDTH { before.saturating_sub(WIDTH / 2) } else { 0 };
             let shown: String = text
                 .chars()
                 .skip(start)

@@ -21,9 +21,7 @@ impl From<serde_saphyr::Location> for Place {
         Place {
             line: usize::try_from(location.line()).unwrap_or(usize::MAX),
             column: usize::try_from(location.column()).unwrap_or(usize::MAX),
-            length: usize::try_from(location.span().len())
-                .unwrap_or(usize::MAX)
-                .max(1),
+            length: usize::try_from(location.span().len()).unwrap_or(usize::MAX).max(1),
         }
     }
 }
@@ -146,10 +144,7 @@ impl fmt::Display for Value {
 impl<'de> Deserialize<'de> for Node {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = Spanned::<Value>::deserialize(deserializer)?;
-        Ok(Node {
-            at: spanned.referenced.into(),
-            value: spanned.value,
-        })
+        Ok(Node { at: spanned.referenced.into(), value: spanned.value })
     }
 }
 

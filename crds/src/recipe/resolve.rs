@@ -66,18 +66,12 @@ impl Recipe {
 
         // Refused by the CRD's rules too; checked again so that no caller can lose them.
         let unbuilt = [
-            (
-                "adapter",
-                matches!(adapter, Some(Adapter::Lora | Adapter::Qlora)),
-            ),
+            ("adapter", matches!(adapter, Some(Adapter::Lora | Adapter::Qlora))),
             ("lora_r", lora_r.is_some()),
             ("lora_alpha", lora_alpha.is_some()),
             ("lora_dropout", lora_dropout.is_some()),
             ("lora_target_modules", !lora_target_modules.is_empty()),
-            (
-                "gradient_checkpointing",
-                *gradient_checkpointing == Some(true),
-            ),
+            ("gradient_checkpointing", *gradient_checkpointing == Some(true)),
             ("saves_per_epoch", saves_per_epoch.is_some()),
         ];
         for (field, given) in unbuilt {
@@ -94,15 +88,11 @@ impl Recipe {
         for (index, DatasetSpec { path, kind }) in datasets.iter().enumerate() {
             let name = format!("data{index}");
             match places.find(path, Role::Dataset) {
-                Ok((uri, digest)) => resolved_inputs.push(Input {
-                    name: name.clone(),
-                    uri,
-                    digest,
-                }),
-                Err(message) => errors.push(FieldError::new(
-                    format!("spec.recipe.datasets[{index}].path"),
-                    message,
-                )),
+                Ok((uri, digest)) => {
+                    resolved_inputs.push(Input { name: name.clone(), uri, digest })
+                }
+                Err(message) => errors
+                    .push(FieldError::new(format!("spec.recipe.datasets[{index}].path"), message)),
             }
             let kind = match kind {
                 DatasetType::Completion => DatasetKind::Completion,
@@ -121,27 +111,17 @@ impl Recipe {
         let (model, tokenizer) = match (base_model, model) {
             (Some(base), None) => {
                 match places.find(base, Role::Model) {
-                    Ok((uri, digest)) => resolved_inputs.push(Input {
-                        name: "model".into(),
-                        uri,
-                        digest,
-                    }),
+                    Ok((uri, digest)) => {
+                        resolved_inputs.push(Input { name: "model".into(), uri, digest })
+                    }
                     Err(message) => errors.push(FieldError::new("spec.recipe.base_model", message)),
                 }
-                (
-                    ModelSource::Base {
-                        input: "model".into(),
-                    },
-                    TokenizerSource::Base,
-                )
+                (ModelSource::Base { input: "model".into() }, TokenizerSource::Base)
             }
             (None, Some(scratch)) => match scratch.shape(*sequence_len) {
                 Ok(shape) => {
                     let vocab = shape.vocab;
-                    (
-                        ModelSource::Scratch(shape),
-                        TokenizerSource::TrainBpe { vocab },
-                    )
+                    (ModelSource::Scratch(shape), TokenizerSource::TrainBpe { vocab })
                 }
                 Err(error) => {
                     errors.push(error);
@@ -208,11 +188,7 @@ impl Recipe {
             length,
             optimizer,
             learning_rate: *learning_rate + 0.0,
-            schedule: Schedule {
-                warmup_steps,
-                decay,
-                min_ratio,
-            },
+            schedule: Schedule { warmup_steps, decay, min_ratio },
             max_grad_norm: *max_grad_norm + 0.0,
             seed: *seed,
             precision: Precision::F32,
@@ -243,10 +219,7 @@ impl ScratchModel {
             qk_norm,
         } = self;
         let error = |field: &str, message: &str| {
-            Err(FieldError::new(
-                format!("spec.recipe.model.{field}"),
-                message,
-            ))
+            Err(FieldError::new(format!("spec.recipe.model.{field}"), message))
         };
         if *heads == 0 || *dim == 0 || *layers == 0 {
             return error("heads", "dim, layers and heads must be at least 1");
@@ -285,10 +258,7 @@ impl ScratchModel {
             vocab: *vocab,
             max_positions,
             norm_eps: *norm_eps,
-            rope: Rope {
-                theta: *rope_theta,
-                scaling: RopeScaling::None,
-            },
+            rope: Rope { theta: *rope_theta, scaling: RopeScaling::None },
             tied_embeddings: *tied_embeddings,
             qkv_bias: *qkv_bias,
             qk_norm: *qk_norm,
@@ -326,17 +296,10 @@ impl Places<'_> {
     /// `<name>` or `<name>/<path below it>`.
     fn input(&self, rest: &str, role: Role) -> Result<(String, Option<String>), String> {
         let (name, below) = rest.split_once('/').unwrap_or((rest, ""));
-        let Some(JobInput {
-            name: _,
-            uri,
-            digest,
-        }) = self.inputs.iter().find(|input| input.name == name)
+        let Some(JobInput { name: _, uri, digest }) =
+            self.inputs.iter().find(|input| input.name == name)
         else {
-            let names: Vec<&str> = self
-                .inputs
-                .iter()
-                .map(|input| input.name.as_str())
-                .collect();
+            let names: Vec<&str> = self.inputs.iter().map(|input| input.name.as_str()).collect();
             let mend = match crate::nearest(name, &names) {
                 Some(near) => format!("did you mean /inputs/{near}?"),
                 None if names.is_empty() => "spec.inputs is empty".to_owned(),
@@ -357,9 +320,7 @@ impl Places<'_> {
             ));
         }
         if whole.starts_with("artifact:") || whole.starts_with("builtin:") {
-            return Err(format!(
-                "{whole} has no files that can be named: write /inputs/{name}"
-            ));
+            return Err(format!("{whole} has no files that can be named: write /inputs/{name}"));
         }
         if digest.is_some() {
             return Err(format!(
@@ -375,9 +336,9 @@ impl Places<'_> {
         if text == "builtin:petaflop" {
             return match role {
                 Role::Dataset => Ok(text.to_owned()),
-                Role::Model => Err(format!(
-                    "builtin:petaflop is text, not a model; use {SUPPORTED}"
-                )),
+                Role::Model => {
+                    Err(format!("builtin:petaflop is text, not a model; use {SUPPORTED}"))
+                }
             };
         }
         if let Some(name) = text.strip_prefix("builtin:") {
@@ -402,9 +363,7 @@ impl Places<'_> {
             };
         }
         if let Some((scheme, _)) = text.split_once("://") {
-            return Err(format!(
-                "{scheme}:// is not built yet; use builtin:petaflop, {SUPPORTED}"
-            ));
+            return Err(format!("{scheme}:// is not built yet; use builtin:petaflop, {SUPPORTED}"));
         }
         if text.contains('\0') {
             return Err("a path cannot contain a zero byte".to_owned());

@@ -71,10 +71,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             Ok(Code::Done)
         }
         What::Verify { hash } => {
-            let hash = hash
-                .as_deref()
-                .map(|hash| store.resolve(hash))
-                .transpose()?;
+            let hash = hash.as_deref().map(|hash| store.resolve(hash)).transpose()?;
             let report = store.verify(hash)?;
             if args.json {
                 print_json(&report)?;
@@ -90,16 +87,9 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
                     print(damage)?;
                 }
             }
-            Ok(if report.findings.is_empty() {
-                Code::Done
-            } else {
-                Code::Failed
-            })
+            Ok(if report.findings.is_empty() { Code::Done } else { Code::Failed })
         }
-        What::Gc {
-            unreferenced,
-            dry_run,
-        } => gc(home, &store, *unreferenced, *dry_run, args.json),
+        What::Gc { unreferenced, dry_run } => gc(home, &store, *unreferenced, *dry_run, args.json),
     }
 }
 
@@ -117,9 +107,7 @@ fn list(store: &Store, json: bool) -> Outcome {
             info.files.to_string(),
             show::bytes(info.bytes),
             show::age(info.written, now),
-            info.damage
-                .map(|damage| damage.to_string())
-                .unwrap_or_default(),
+            info.damage.map(|damage| damage.to_string()).unwrap_or_default(),
         ]);
     }
     print(show::lines(&table))?;
@@ -142,11 +130,7 @@ fn gc(home: &Home, store: &Store, unreferenced: bool, dry_run: bool, json: bool)
         }
         keep = Keep::Only(named);
     }
-    let report = store.gc(&GcOptions {
-        keep,
-        min_age: YOUNG,
-        dry_run,
-    })?;
+    let report = store.gc(&GcOptions { keep, min_age: YOUNG, dry_run })?;
     if json {
         print_json(&report)?;
         return Ok(Code::Done);

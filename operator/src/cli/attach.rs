@@ -30,23 +30,14 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     }
     match status.phase {
         Phase::Complete => {
-            say(format_args!(
-                "complete: artifact {}",
-                status.artifact.unwrap_or_default()
-            ));
+            say(format_args!("complete: artifact {}", status.artifact.unwrap_or_default()));
             Ok(Code::Done)
         }
         Phase::Available => {
-            say(format_args!(
-                "answers at {}",
-                status.url.unwrap_or_default()
-            ));
+            say(format_args!("answers at {}", status.url.unwrap_or_default()));
             Ok(Code::Done)
         }
         Phase::Suspended => Ok(Code::Stopped),
-        _ => Err(Failure::failed(format!(
-            "{}: {}",
-            folder.name, status.message
-        ))),
+        _ => Err(Failure::failed(format!("{}: {}", folder.name, status.message))),
     }
 }

@@ -44,20 +44,15 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
                 Failure::bad_input(format!("{}: the world holds no workload", path.display()))
             })?;
             // Replayed at the time of its newest quote, so that nothing is stale that was not.
-            let now = world
-                .market
-                .offers()
-                .map(|o| o.quoted_at)
-                .max()
-                .unwrap_or_else(Timestamp::now);
+            let now =
+                world.market.offers().map(|o| o.quoted_at).max().unwrap_or_else(Timestamp::now);
             (world, workload, now)
         }
         (None, Some(file)) => {
             let home = open()?;
             let documents = manifest::read(file).map_err(Failure::bad_input)?;
-            let document = documents
-                .first()
-                .ok_or_else(|| Failure::bad_input("the manifest is empty"))?;
+            let document =
+                documents.first().ok_or_else(|| Failure::bad_input("the manifest is empty"))?;
             let Some(admission) = plan::asked(&home, document, None)? else {
                 return Ok(Code::Failed);
             };
@@ -71,15 +66,9 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
     let explanation = explain(&world, now, &workload)
         .ok_or_else(|| Failure::failed("the world does not hold the workload"))?;
     if let Some(id) = &args.offer {
-        let one = explanation
-            .offers
-            .iter()
-            .find(|one| one.offer.id.0 == *id)
-            .ok_or_else(|| {
-                Failure::bad_input(format!(
-                    "there is no offer {id:?}; `petaflop offers` lists them"
-                ))
-            })?;
+        let one = explanation.offers.iter().find(|one| one.offer.id.0 == *id).ok_or_else(|| {
+            Failure::bad_input(format!("there is no offer {id:?}; `petaflop offers` lists them"))
+        })?;
         if args.json {
             print_json(one)?;
         } else {
@@ -92,43 +81,26 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
         return Ok(Code::Done);
     }
     print(show::decision(&explanation.decision))?;
-    let mut table = show::table(
-        &["OFFER", "HARDWARE", "$/H", "$ TO FINISH", "WHY NOT"],
-        &[2, 3],
-    );
+    let mut table = show::table(&["OFFER", "HARDWARE", "$/H", "$ TO FINISH", "WHY NOT"], &[2, 3]);
     for one in explanation.offers.iter().take(args.limit) {
         let why: Vec<String> = one.obstacles.iter().map(ToString::to_string).collect();
         table.add_row([
             one.offer.id.to_string(),
             show::hardware(&one.offer),
             one.offer.price.to_string(),
-            one.cost
-                .as_ref()
-                .map_or_else(|| "-".to_owned(), |cost| cost.total.to_string()),
-            if why.is_empty() {
-                "chosen".to_owned()
-            } else {
-                why.join("; ")
-            },
+            one.cost.as_ref().map_or_else(|| "-".to_owned(), |cost| cost.total.to_string()),
+            if why.is_empty() { "chosen".to_owned() } else { why.join("; ") },
         ]);
     }
     print(show::lines(&table))?;
     if explanation.offers.len() > args.limit {
-        print(format_args!(
-            "… and {} more (--limit)",
-            explanation.offers.len() - args.limit
-        ))?;
+        print(format_args!("… and {} more (--limit)", explanation.offers.len() - args.limit))?;
     }
     Ok(Code::Done)
 }
 
 fn in_full(one: &Explained) -> String {
-    let Explained {
-        offer,
-        device,
-        cost,
-        obstacles,
-    } = one;
+    let Explained { offer, device, cost, obstacles } = one;
     let mut text = format!(
         "{}: {} at {} $/h, {}, price of {}; computing on {device:?}\n",
         offer.id,

@@ -85,9 +85,8 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let (mut workload, parameters) = match (&args.file, &args.model) {
         (Some(file), _) => {
             let documents = manifest::read(file).map_err(Failure::bad_input)?;
-            let document = documents
-                .first()
-                .ok_or_else(|| Failure::bad_input("the manifest is empty"))?;
+            let document =
+                documents.first().ok_or_else(|| Failure::bad_input("the manifest is empty"))?;
             let Some(admission) = plan::asked(home, document, None)? else {
                 return Ok(Code::Failed);
             };
@@ -108,49 +107,25 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let mut rows: Vec<Row> = explanation
         .offers
         .into_iter()
-        .map(|explained| Row {
-            fits: fits(&explained),
-            explained,
-        })
+        .map(|explained| Row { fits: fits(&explained), explained })
         .collect();
     rows.sort_by(|a, b| {
-        let key = |row: &Row| {
-            (
-                !row.fits,
-                row.explained.offer.price,
-                row.explained.offer.id.clone(),
-            )
-        };
+        let key =
+            |row: &Row| (!row.fits, row.explained.offer.price, row.explained.offer.id.clone());
         key(a).cmp(&key(b))
     });
     let fitting = rows.iter().filter(|row| row.fits).count();
-    let report = Report {
-        parameters,
-        arena_bytes,
-        host_bytes,
-        fitting,
-        offers: rows,
-    };
+    let report = Report { parameters, arena_bytes, host_bytes, fitting, offers: rows };
     if args.json {
         print_json(&report)?;
     } else {
         show_report(&report, args.limit)?;
     }
-    Ok(if fitting > 0 {
-        Code::Done
-    } else {
-        Code::NoOffer
-    })
+    Ok(if fitting > 0 { Code::Done } else { Code::NoOffer })
 }
 
 fn show_report(report: &Report, limit: usize) -> Result<(), Failure> {
-    let Report {
-        parameters,
-        arena_bytes,
-        host_bytes,
-        fitting,
-        offers,
-    } = report;
+    let Report { parameters, arena_bytes, host_bytes, fitting, offers } = report;
     print(format_args!(
         "{} parameters; {} on the device that computes, {} of host memory beside it; fits on {fitting} of {} offers",
         show::grouped(*parameters),
@@ -196,16 +171,12 @@ fn of_model(args: &Args, model: &str) -> Result<(Workload, u64), Failure> {
                 .map_err(|e| Failure::bad_input(format!("{model}: {e}")))?
         }
     };
-    let context = args
-        .context
-        .unwrap_or(shape.max_positions.min(LONGEST_CONTEXT));
+    let context = args.context.unwrap_or(shape.max_positions.min(LONGEST_CONTEXT));
     let work = if args.train {
         let plan = plan_training(&shape, &TrainingOptions::new(args.sequences, context))
             .map_err(Failure::bad_input)?;
         if args.precision != Precision::F32 {
-            return Err(Failure::bad_input(
-                "training is in f32; other precisions are for serving",
-            ));
+            return Err(Failure::bad_input("training is in f32; other precisions are for serving"));
         }
         let parameters = shape.parameters();
         Work::Training(TrainingWork {
@@ -229,7 +200,7 @@ fn of_model(args: &Args, model: &str) -> Result<(Workload, u64), Failure> {
         };
         let tokens = args.sequences.max(STEP_TOKENS);
         let options = ServingOptions::new(weights, args.sequences, tokens, context);
-        Work::Serving(petaflop_crds::work::serving(&shape, &options).map_err(Failure::bad_input)?)
+        Work::Serving(petaflop_arbiter::work::serving(&shape, &options).map_err(Failure::bad_input)?)
     };
     let workload = Workload {
         id: WorkloadId {
@@ -255,18 +226,12 @@ fn of_model(args: &Args, model: &str) -> Result<(Workload, u64), Failure> {
 
 /// Whether the memory is enough and known.
 fn fits(explained: &Explained) -> bool {
-    !explained
-        .obstacles
-        .iter()
-        .any(|o| matches!(o.check(), Check::DeviceMemory | Check::Memory))
+    !explained.obstacles.iter().any(|o| matches!(o.check(), Check::DeviceMemory | Check::Memory))
 }
 
 /// Says nothing about fitting; the date of a price has a column of its own.
 fn matters_only_for_choice(check: Check) -> bool {
-    matches!(
-        check,
-        Check::Dearer | Check::NotPreferred | Check::NotForSale
-    )
+    matches!(check, Check::Dearer | Check::NotPreferred | Check::NotForSale)
 }
 
 /// Takes everything away that is no question of memory.

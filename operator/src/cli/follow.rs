@@ -60,11 +60,8 @@ pub(crate) async fn follow(
             if deaths > MOST_DEATHS {
                 let log = folder.root().join("operator.log");
                 let text = std::fs::read_to_string(&log).unwrap_or_default();
-                let last = text
-                    .lines()
-                    .rev()
-                    .find(|l| !l.trim().is_empty())
-                    .unwrap_or("no message");
+                let last =
+                    text.lines().rev().find(|l| !l.trim().is_empty()).unwrap_or("no message");
                 return Err(Failure::failed(format!(
                     "the operator of {} keeps ending: {last} ({})",
                     folder.reference(),
@@ -103,11 +100,7 @@ impl View {
             bar.set_style(style);
             bar
         });
-        Self {
-            bar,
-            shown: (Phase::Pending, 0, String::new()),
-            next: Instant::now(),
-        }
+        Self { bar, shown: (Phase::Pending, 0, String::new()), next: Instant::now() }
     }
 
     fn show(&mut self, status: &Status) {
@@ -128,12 +121,7 @@ impl View {
         }
         match status.phase {
             Phase::Running if status.steps > 0 => {
-                say(format_args!(
-                    "step {}/{}  {}",
-                    status.step,
-                    status.steps,
-                    facts(status)
-                ));
+                say(format_args!("step {}/{}  {}", status.step, status.steps, facts(status)));
             }
             _ => say(state(status)),
         }
@@ -152,22 +140,14 @@ impl View {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         } else if status.steps > 0 && self.shown.1 != status.step {
-            say(format_args!(
-                "step {}/{}  {}",
-                status.step,
-                status.steps,
-                facts(status)
-            ));
+            say(format_args!("step {}/{}  {}", status.step, status.steps, facts(status)));
         }
     }
 }
 
 /// Phase, reason and message.
 fn state(status: &Status) -> String {
-    let reason = status
-        .reason
-        .map(|reason| format!(" ({reason})"))
-        .unwrap_or_default();
+    let reason = status.reason.map(|reason| format!(" ({reason})")).unwrap_or_default();
     let message = match status.message.as_str() {
         "" => String::new(),
         text => format!(": {text}"),
@@ -189,10 +169,7 @@ pub(crate) fn facts(status: &Status) -> String {
     }
     if let Some(rate) = status.tokens_per_second.filter(|rate| *rate > 0.0) {
         let left = status.steps.saturating_sub(status.step) * status.tokens_per_step;
-        facts.push(format!(
-            "ETA {}",
-            span((left as f64 / rate * 1000.0) as i64)
-        ));
+        facts.push(format!("ETA {}", span((left as f64 / rate * 1000.0) as i64)));
     }
     facts.join("  ")
 }

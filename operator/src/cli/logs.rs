@@ -37,11 +37,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             file.seek(SeekFrom::Start(*at))?;
             let mut news = Vec::new();
             *at += file.read_to_end(&mut news)? as u64;
-            if io::stdout()
-                .write_all(&news)
-                .and_then(|()| io::stdout().flush())
-                .is_err()
-            {
+            if io::stdout().write_all(&news).and_then(|()| io::stdout().flush()).is_err() {
                 return Ok(Code::Done);
             }
         }

@@ -114,18 +114,12 @@ pub(crate) struct Failure {
 impl Failure {
     /// The input is wrong, and nothing was started.
     pub(crate) fn bad_input(message: impl std::fmt::Display) -> Self {
-        Self {
-            code: 2,
-            message: message.to_string(),
-        }
+        Self { code: 2, message: message.to_string() }
     }
 
     /// It did not work.
     pub(crate) fn failed(message: impl std::fmt::Display) -> Self {
-        Self {
-            code: 1,
-            message: message.to_string(),
-        }
+        Self { code: 1, message: message.to_string() }
     }
 }
 
@@ -162,15 +156,13 @@ pub fn main() -> ExitCode {
         }
     };
     let outcome = dispatch(cli.command, open);
-    let code = outcome
-        .map(|code| code as u8)
-        .unwrap_or_else(|Failure { code, message }| {
-            let known = message.starts_with("error:") || message.contains("\nerror:");
-            let prefix = if known { "" } else { "error: " };
-            // A closed stderr is no reason to end differently.
-            let _ = writeln!(io::stderr(), "{prefix}{message}");
-            code
-        });
+    let code = outcome.map(|code| code as u8).unwrap_or_else(|Failure { code, message }| {
+        let known = message.starts_with("error:") || message.contains("\nerror:");
+        let prefix = if known { "" } else { "error: " };
+        // A closed stderr is no reason to end differently.
+        let _ = writeln!(io::stderr(), "{prefix}{message}");
+        code
+    });
     ExitCode::from(code)
 }
 
@@ -214,8 +206,5 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
 
 /// A runtime for the parts that wait.
 pub(crate) fn waiting() -> Result<tokio::runtime::Runtime, Failure> {
-    Ok(tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?)
+    Ok(tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?)
 }

@@ -35,15 +35,7 @@ pub(crate) struct Args {
 
 impl Args {
     fn takes(&self, offer: &Offer) -> bool {
-        let Self {
-            gpu,
-            spot,
-            max_price,
-            provider,
-            buyable,
-            limit: _,
-            json: _,
-        } = self;
+        let Self { gpu, spot, max_price, provider, buyable, limit: _, json: _ } = self;
         gpu.as_ref().is_none_or(|gpu| has_gpu(offer, gpu))
             && (!spot || offer.capacity == Capacity::Spot)
             && max_price.is_none_or(|limit| offer.price <= limit)
@@ -76,9 +68,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         return Ok(Code::Done);
     }
     let mut table = show::table(
-        &[
-            "OFFER", "HARDWARE", "PLACE", "CAPACITY", "MEMORY", "$/H", "PRICE OF",
-        ],
+        &["OFFER", "HARDWARE", "PLACE", "CAPACITY", "MEMORY", "$/H", "PRICE OF"],
         &[4, 5],
     );
     for offer in &offers {
@@ -90,12 +80,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             offer.memory.map_or_else(|| "-".to_owned(), show::bytes),
             offer.price.to_string(),
             show::seen(offer),
-            if offer.sale.is_buyable() {
-                ""
-            } else {
-                "not for sale"
-            }
-            .to_owned(),
+            if offer.sale.is_buyable() { "" } else { "not for sale" }.to_owned(),
         ]);
     }
     print(show::lines(&table))?;

@@ -48,10 +48,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             std::fs::write(path, serde_json::to_vec_pretty(&world)?)?;
         }
         let decided = decide(&world, Timestamp::now()).decisions;
-        let Some(decision) = decided
-            .into_iter()
-            .find(|d| d.workload.uid == admission.uid)
-        else {
+        let Some(decision) = decided.into_iter().find(|d| d.workload.uid == admission.uid) else {
             continue;
         };
         if matches!(decision.outcome, Decided::Waiting { .. }) {
@@ -100,10 +97,7 @@ pub(super) fn asked(
             let Some(model) =
                 super::services::model_of(home, document.directory(), &namespace, &service.spec)?
             else {
-                say(format_args!(
-                    "{}: waits until its TrainingJob is complete",
-                    document.name()
-                ));
+                say(format_args!("{}: waits until its TrainingJob is complete", document.name()));
                 return Ok(None);
             };
             admit::serving(
@@ -123,15 +117,8 @@ pub(super) fn asked(
 
 /// What the arbiter is asked for it, with what was done and spent before.
 pub(super) fn workload_for(home: &Home, admission: &Admission) -> Result<Workload, Failure> {
-    let folder = Folder::of(
-        home,
-        admission.kind(),
-        &admission.namespace,
-        &admission.name,
-    );
-    let known = folder
-        .admission()?
-        .is_some_and(|known| known.uid == admission.uid);
+    let folder = Folder::of(home, admission.kind(), &admission.namespace, &admission.name);
+    let known = folder.admission()?.is_some_and(|known| known.uid == admission.uid);
     // What is complete would be done anew.
     let status = match folder.status()? {
         status if known && status.phase != Phase::Complete => status,

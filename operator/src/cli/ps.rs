@@ -32,17 +32,13 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         Ok(runtime) => {
             let swept = super::waiting()?.block_on(crate::sweep::sweep(home, &runtime))?;
             for name in swept.restarted {
-                say(format_args!(
-                    "{name}: nobody worked for it; its operator was started again"
-                ));
+                say(format_args!("{name}: nobody worked for it; its operator was started again"));
             }
             for id in swept.orphans {
                 say(format_args!("{id}: no claim wants it; it was told to end"));
             }
         }
-        Err(error) => say(format_args!(
-            "not looked for what crashes left behind: {error}"
-        )),
+        Err(error) => say(format_args!("not looked for what crashes left behind: {error}")),
     }
     let mut rows = Vec::new();
     for folder in Folder::all(home)? {
@@ -69,39 +65,23 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         return Ok(Code::Done);
     }
     if rows.is_empty() {
-        say(if args.all {
-            "nothing yet"
-        } else {
-            "nothing runs; --all shows what is over"
-        });
+        say(if args.all { "nothing yet" } else { "nothing runs; --all shows what is over" });
         return Ok(Code::Done);
     }
     let now = Timestamp::now();
     let mut table = show::table(
-        &[
-            "KIND", "NAME", "PHASE", "PROGRESS", "WHERE", "$/H", "COST $", "AGE", "SAYS",
-        ],
+        &["KIND", "NAME", "PHASE", "PROGRESS", "WHERE", "$/H", "COST $", "AGE", "SAYS"],
         &[5, 6, 7],
     );
-    for Row {
-        kind,
-        namespace,
-        name,
-        created_at,
-        status,
-    } in rows
-    {
+    for Row { kind, namespace, name, created_at, status } in rows {
         let name = match namespace.as_str() {
             crate::job::DEFAULT_NAMESPACE => name,
             _ => format!("{namespace}/{name}"),
         };
         let progress = match status.phase {
-            Phase::Running => format!(
-                "{}/{} {}",
-                status.step,
-                status.steps,
-                super::follow::facts(&status)
-            ),
+            Phase::Running => {
+                format!("{}/{} {}", status.step, status.steps, super::follow::facts(&status))
+            }
             _ if status.steps > 0 => format!("{}/{}", status.step, status.steps),
             _ => String::new(),
         };

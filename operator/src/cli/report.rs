@@ -111,28 +111,15 @@ pub(super) fn summary(name: &str, status: &Status, decision: Option<&Decision>) 
     let number = |value: Option<f64>| value.map_or_else(|| "-".to_owned(), |v| format!("{v:.3}"));
     let mut lines = vec![format!("{name}: complete")];
     let mut add = |what: &str, text: String| lines.push(format!("  {what:<14} {text}"));
-    add(
-        "loss",
-        format!("{} → {}", number(status.first_loss), number(status.loss)),
-    );
+    add("loss", format!("{} → {}", number(status.first_loss), number(status.loss)));
     if let Some(bits) = status.bits_per_byte {
         let xz = fact("xz_bits_per_byte").map(|xz| format!("; xz needs {xz:.3} for the same text"));
-        add(
-            "validation",
-            format!("{bits:.3} bits per byte{}", xz.unwrap_or_default()),
-        );
+        add("validation", format!("{bits:.3} bits per byte{}", xz.unwrap_or_default()));
     }
     let rate = fact("tokens_per_second").or(status.tokens_per_second);
     if let Some(rate) = rate {
-        let backend = status
-            .backend
-            .as_deref()
-            .map(|b| format!(" ({b})"))
-            .unwrap_or_default();
-        add(
-            "speed",
-            format!("{} tokens/s{backend}", show::grouped(rate.max(0.0) as u64)),
-        );
+        let backend = status.backend.as_deref().map(|b| format!(" ({b})")).unwrap_or_default();
+        add("speed", format!("{} tokens/s{backend}", show::grouped(rate.max(0.0) as u64)));
     }
     if let Some((planned, arena)) = status.arena_bytes {
         let rss = fact("peak_rss_bytes").map(|b| format!(", peak RSS {}", show::bytes(b as u64)));
@@ -149,11 +136,7 @@ pub(super) fn summary(name: &str, status: &Status, decision: Option<&Decision>) 
     add("artifact", status.artifact.clone().unwrap_or_default());
     add("cost", format!("{} $", status.cost));
     if let Some(saving) = decision.and_then(|d| d.saving.as_ref()) {
-        let note = saving
-            .note
-            .as_deref()
-            .map(|n| format!("; {n}"))
-            .unwrap_or_default();
+        let note = saving.note.as_deref().map(|n| format!("; {n}")).unwrap_or_default();
         let saved = saving.would_cost.saturating_sub(status.cost);
         add(
             "saved",
@@ -163,11 +146,7 @@ pub(super) fn summary(name: &str, status: &Status, decision: Option<&Decision>) 
             ),
         );
     }
-    if let Some(curve) = status
-        .summary
-        .as_ref()
-        .and_then(|s| s.get("loss_curve")?.as_str())
-    {
+    if let Some(curve) = status.summary.as_ref().and_then(|s| s.get("loss_curve")?.as_str()) {
         add("loss curve", curve.to_owned());
     }
     lines.join("\n")

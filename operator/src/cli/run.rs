@@ -134,25 +134,13 @@ fn check<'a>(
     }
     let mut jobs = Vec::new();
     for (job, compute) in resolved {
-        let identity = waiting
-            .block_on(admit::identify(home, runtime, &job))
-            .map_err(bad_input)?;
-        say(format_args!(
-            "{}: key {}, recipe resolved:",
-            job.name, identity.key
-        ));
+        let identity = waiting.block_on(admit::identify(home, runtime, &job)).map_err(bad_input)?;
+        say(format_args!("{}: key {}, recipe resolved:", job.name, identity.key));
         say(serde_saphyr::to_string(&job.recipe)?.trim_end());
-        let cached = identity
-            .cached
-            .clone()
-            .filter(|_| job.spec.cache != Cache::Never);
+        let cached = identity.cached.clone().filter(|_| job.spec.cache != Cache::Never);
         let (folder, admission) =
             admit::training(home, job, &identity, compute).map_err(bad_input)?;
-        jobs.push(Ready {
-            folder,
-            admission,
-            cached,
-        });
+        jobs.push(Ready { folder, admission, cached });
     }
     Ok((jobs, services))
 }
@@ -191,9 +179,8 @@ fn jobs_then_services(
             ));
             continue;
         };
-        let code = waiting.block_on(one_service(
-            home, args, &providers, folder, admission, report,
-        ))?;
+        let code =
+            waiting.block_on(one_service(home, args, &providers, folder, admission, report))?;
         if code != Code::Done {
             worst = code;
         }
@@ -208,24 +195,15 @@ async fn one_job(
     job: Ready,
     report: &mut Report,
 ) -> Outcome {
-    let Ready {
-        folder,
-        admission,
-        cached,
-    } = job;
+    let Ready { folder, admission, cached } = job;
     let Task::Training(task) = &admission.task else {
         return Ok(Code::Done);
     };
     let key = task.key.clone();
     // A machine of an earlier run: whoever worked for it died, and the sweep starts another.
-    let claimed = Claims::of(home)
-        .list()?
-        .iter()
-        .any(|c| c.claim.spec.owner.uid == admission.uid);
+    let claimed = Claims::of(home).list()?.iter().any(|c| c.claim.spec.owner.uid == admission.uid);
     if claimed || folder.is_operated() {
-        let running = folder
-            .admission()?
-            .is_some_and(|known| known.uid == admission.uid);
+        let running = folder.admission()?.is_some_and(|known| known.uid == admission.uid);
         if !running {
             return Err(Failure::failed(format!(
                 "{} is running with another recipe or data; stop it first: petaflop stop {}",
@@ -233,10 +211,7 @@ async fn one_job(
                 folder.reference()
             )));
         }
-        say(format_args!(
-            "{}: is running already; following it",
-            admission.name
-        ));
+        say(format_args!("{}: is running already; following it", admission.name));
         folder.write_intent(Intent::default())?;
         operate::start(home, &folder)?;
     } else {
@@ -256,19 +231,14 @@ async fn one_job(
                 "{}: finished before, nothing to do: artifact {artifact}",
                 admission.name
             ));
-            let paid_now = Status {
-                cost: petaflop_arbiter::money::Usd::ZERO,
-                ..status
-            };
+            let paid_now = Status { cost: petaflop_arbiter::money::Usd::ZERO, ..status };
             report.jobs.push(job_report(&folder, key, &paid_now, None)?);
             return Ok(Code::Done);
         }
         let mut status = fresh_start(known_status(&folder, &admission)?);
         folder.write_status(&status)?;
         if let Some(code) = first_place(home, providers, &folder, &admission, &mut status).await? {
-            report
-                .jobs
-                .push(job_report(&folder, key, &status, folder.decision()?)?);
+            report.jobs.push(job_report(&folder, key, &status, folder.decision()?)?);
             return Ok(code);
         }
         operate::start(home, &folder)?;
@@ -280,18 +250,14 @@ async fn one_job(
             admission.name,
             folder.reference()
         ));
-        report
-            .jobs
-            .push(job_report(&folder, key, &status, folder.decision()?)?);
+        report.jobs.push(job_report(&folder, key, &status, folder.decision()?)?);
         return Ok(Code::Done);
     }
     let status = match follow(home, &folder, |_| false).await? {
         Followed::Ended(status) => status,
         Followed::Left => return Ok(Code::Interrupted),
     };
-    report
-        .jobs
-        .push(job_report(&folder, key, &status, folder.decision()?)?);
+    report.jobs.push(job_report(&folder, key, &status, folder.decision()?)?);
     finish(args, &folder, &admission.name, &status)
 }
 
@@ -324,14 +290,9 @@ pub(super) fn known_status(folder: &Folder, admission: &Admission) -> Result<Sta
     let status = folder.status()?;
     // The claim's name carries the uid; without one nothing was started that could matter.
     let same = status.place.as_ref().is_none_or(|place| {
-        place.claim.contains(
-            &admission
-                .uid
-                .chars()
-                .filter(|c| *c != '-')
-                .take(8)
-                .collect::<String>(),
-        )
+        place
+            .claim
+            .contains(&admission.uid.chars().filter(|c| *c != '-').take(8).collect::<String>())
     });
     Ok(if same { status } else { Status::default() })
 }
@@ -366,9 +327,8 @@ pub(super) async fn first_place(
     admission: &Admission,
     status: &mut Status,
 ) -> Result<Option<Code>, Failure> {
-    let placed = place(home, providers, folder, admission, status)
-        .await
-        .map_err(|error| match error {
+    let placed =
+        place(home, providers, folder, admission, status).await.map_err(|error| match error {
             PlaceError::Spec(_) => Failure::bad_input(error),
             PlaceError::Home(_) | PlaceError::NoOffers(_) => Failure::failed(error),
         })?;

@@ -38,14 +38,10 @@ pub(super) fn unservable(
 ) -> Option<String> {
     let name = &service.name;
     let Some(model) = &service.spec.model else {
-        return Some(format!(
-            "{name}: spec.container is not built yet: use model"
-        ));
+        return Some(format!("{name}: spec.container is not built yet: use model"));
     };
     if let Some(job) = &model.training_job {
-        let here = jobs
-            .iter()
-            .any(|(j, _)| j.name == *job && j.namespace == service.namespace);
+        let here = jobs.iter().any(|(j, _)| j.name == *job && j.namespace == service.namespace);
         let known = Folder::of(home, OwnerKind::TrainingJob, &service.namespace, job);
         if !here && !matches!(known.admission(), Ok(Some(_))) {
             return Some(format!(
@@ -79,11 +75,7 @@ pub(super) fn is_free(port: u16) -> bool {
 
 /// Whether this very service listens there already.
 pub(super) fn is_ours(folder: &Folder, port: u16) -> bool {
-    let Ok(Some(Admission {
-        task: Task::Serving(task),
-        ..
-    })) = folder.admission()
-    else {
+    let Ok(Some(Admission { task: Task::Serving(task), .. })) = folder.admission() else {
         return false;
     };
     task.port == port && folder.is_operated()
@@ -119,21 +111,13 @@ pub(super) fn admit_service(
     args: &Args,
     service: &Wanted<'_>,
 ) -> Result<Option<(Folder, Admission)>, Failure> {
-    let Wanted {
-        namespace,
-        name,
-        spec,
-        directory,
-    } = service;
+    let Wanted { namespace, name, spec, directory } = service;
     let Some(model) = model_of(home, directory, namespace, spec)? else {
         return Ok(None);
     };
     let folder = Folder::of(home, OwnerKind::InferenceService, namespace, name);
     let known = match folder.admission()? {
-        Some(Admission {
-            task: Task::Serving(task),
-            ..
-        }) => Some(task.port),
+        Some(Admission { task: Task::Serving(task), .. }) => Some(task.port),
         _ => None,
     };
     let port = match args.port.or(spec.port) {
@@ -148,17 +132,9 @@ pub(super) fn admit_service(
     if !is_ours(&folder, port) && !is_free(port) {
         return Err(Failure::bad_input(taken(name, port)));
     }
-    admit::serving(
-        home,
-        namespace,
-        name,
-        spec,
-        model,
-        port,
-        args.compute.clone(),
-    )
-    .map(Some)
-    .map_err(bad_input)
+    admit::serving(home, namespace, name, spec, model, port, args.compute.clone())
+        .map(Some)
+        .map_err(bad_input)
 }
 
 pub(super) async fn one_service(
@@ -177,9 +153,7 @@ pub(super) async fn one_service(
         .admission()?
         .is_some_and(|known| known.task == admission.task && known.compute == admission.compute);
     if folder.is_operated() && !unchanged {
-        say(format_args!(
-            "{name}: changed; the old one is stopped first"
-        ));
+        say(format_args!("{name}: changed; the old one is stopped first"));
         folder.write_intent(Intent { suspend: true })?;
         if let Followed::Left = follow(home, &folder, |_| false).await? {
             return Ok(Code::Interrupted);
@@ -191,10 +165,8 @@ pub(super) async fn one_service(
         folder.write_intent(Intent::default())?;
         let mut status = fresh_start(known_status(&folder, &admission)?);
         folder.write_status(&status)?;
-        let claimed = Claims::of(home)
-            .list()?
-            .iter()
-            .any(|c| c.claim.spec.owner.uid == admission.uid);
+        let claimed =
+            Claims::of(home).list()?.iter().any(|c| c.claim.spec.owner.uid == admission.uid);
         if !claimed {
             let code = first_place(home, providers, &folder, &admission, &mut status).await?;
             decision = folder.decision()?;
@@ -218,12 +190,7 @@ pub(super) async fn one_service(
             Followed::Left => return Ok(Code::Interrupted),
         }
     };
-    report.services.push(service_report(
-        &folder,
-        task.model.clone(),
-        &status,
-        decision,
-    ));
+    report.services.push(service_report(&folder, task.model.clone(), &status, decision));
     match status.phase {
         Phase::Available => {
             let url = status.url.clone().unwrap_or_default();

@@ -22,11 +22,7 @@ pub(crate) fn table(headings: &[&str], right: &[usize]) -> Table {
 
 /// The lines of a table without blanks at their ends.
 pub(crate) fn lines(table: &Table) -> String {
-    table
-        .lines()
-        .map(|line| line.trim_end().to_owned())
-        .collect::<Vec<_>>()
-        .join("\n")
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
 /// `H100-SXM ×8`, `cpu ×2`.
@@ -59,9 +55,7 @@ pub(crate) fn place(offer: &Offer) -> String {
 pub(crate) fn seen(offer: &Offer) -> String {
     match offer.sale {
         Sale::Buyable => "now".to_owned(),
-        Sale::Snapshot {
-            observed_on: Some(day),
-        } => format!("{day}, not for sale"),
+        Sale::Snapshot { observed_on: Some(day) } => format!("{day}, not for sale"),
         Sale::Snapshot { observed_on: None } => "undated".to_owned(),
     }
 }
@@ -85,12 +79,8 @@ pub(crate) fn age(since: Timestamp, now: Timestamp) -> String {
 
 /// Bytes for people.
 pub(crate) fn bytes(count: u64) -> String {
-    const UNITS: [(&str, u64); 4] = [
-        ("TiB", 1 << 40),
-        ("GiB", 1 << 30),
-        ("MiB", 1 << 20),
-        ("KiB", 1 << 10),
-    ];
+    const UNITS: [(&str, u64); 4] =
+        [("TiB", 1 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match UNITS.iter().find(|(_, size)| count >= *size) {
         // Exact enough for a tenth, at any size.
         Some((unit, size)) => format!("{:.1} {unit}", count as f64 / *size as f64),
@@ -114,11 +104,8 @@ pub(crate) fn grouped(number: u64) -> String {
 /// A decision: the offers that were considered, what was taken, and why not the others.
 pub(crate) fn decision(decision: &Decision) -> String {
     let mut text = format!("{} offers considered", grouped(decision.considered.into()));
-    let stopped: Vec<String> = decision
-        .stopped
-        .iter()
-        .map(|s| format!("{} {}", s.offers, s.constraint))
-        .collect();
+    let stopped: Vec<String> =
+        decision.stopped.iter().map(|s| format!("{} {}", s.offers, s.constraint)).collect();
     if !stopped.is_empty() {
         text.push_str(&format!("; stopped by: {}", stopped.join(", ")));
     }
@@ -156,11 +143,7 @@ pub(crate) fn decision(decision: &Decision) -> String {
         text.push_str(&format!("\nwarning: {warning}"));
     }
     if let Some(saving) = &decision.saving {
-        let note = saving
-            .note
-            .as_deref()
-            .map(|n| format!(" ({n})"))
-            .unwrap_or_default();
+        let note = saving.note.as_deref().map(|n| format!(" ({n})")).unwrap_or_default();
         text.push_str(&format!(
             "\nsaves {} $ against {}, the cheapest on-demand offer that meets the same constraints: {} $ there{note}",
             saving.saved, saving.against, saving.would_cost,
@@ -171,35 +154,13 @@ pub(crate) fn decision(decision: &Decision) -> String {
 
 fn ranked(places: &[Ranked]) -> String {
     let mut shown = table(
-        &[
-            "",
-            "OFFER",
-            "HARDWARE",
-            "$/H",
-            "$ TO FINISH",
-            "TIME",
-            "TOKENS/S",
-            "PRICE OF",
-            "WHY NOT",
-        ],
+        &["", "OFFER", "HARDWARE", "$/H", "$ TO FINISH", "TIME", "TOKENS/S", "PRICE OF", "WHY NOT"],
         &[3, 4, 5, 6],
     );
-    for Ranked {
-        offer,
-        device: _,
-        cost,
-        obstacle,
-    } in places
-    {
-        let rate = cost
-            .tokens_per_second
-            .map(|r| grouped(r.expected.max(0.0) as u64));
+    for Ranked { offer, device: _, cost, obstacle } in places {
+        let rate = cost.tokens_per_second.map(|r| grouped(r.expected.max(0.0) as u64));
         shown.add_row([
-            if obstacle.is_none() {
-                "→".to_owned()
-            } else {
-                String::new()
-            },
+            if obstacle.is_none() { "→".to_owned() } else { String::new() },
             offer.id.to_string(),
             hardware(offer),
             offer.price.to_string(),
@@ -207,10 +168,7 @@ fn ranked(places: &[Ranked]) -> String {
             span(cost.millis),
             rate.unwrap_or_else(|| "-".to_owned()),
             seen(offer),
-            obstacle
-                .as_ref()
-                .map(ToString::to_string)
-                .unwrap_or_default(),
+            obstacle.as_ref().map(ToString::to_string).unwrap_or_default(),
         ]);
     }
     lines(&shown)
@@ -218,22 +176,9 @@ fn ranked(places: &[Ranked]) -> String {
 
 /// The nearest misses: what stands in the way, and what would have to give.
 pub(crate) fn misses(misses: &[Miss]) -> String {
-    let mut shown = table(
-        &[
-            "NEAREST OFFERS",
-            "HARDWARE",
-            "$/H",
-            "IN THE WAY",
-            "WOULD HAVE TO GIVE",
-        ],
-        &[2],
-    );
-    for Miss {
-        offer,
-        obstacles,
-        total: _,
-    } in misses
-    {
+    let mut shown =
+        table(&["NEAREST OFFERS", "HARDWARE", "$/H", "IN THE WAY", "WOULD HAVE TO GIVE"], &[2]);
+    for Miss { offer, obstacles, total: _ } in misses {
         let join = |texts: Vec<String>| texts.join("; ");
         let give: Vec<String> = obstacles
             .iter()
@@ -274,12 +219,7 @@ mod tests {
 
     #[test]
     fn numbers_are_grouped_by_thousands() {
-        for (number, text) in [
-            (0, "0"),
-            (999, "999"),
-            (1000, "1,000"),
-            (1_234_567, "1,234,567"),
-        ] {
+        for (number, text) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(grouped(number), text);
         }
     }

@@ -30,16 +30,10 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     for folder in folders {
         let status = folder.status()?;
         let uid = folder.admission()?.map(|admission| admission.uid);
-        let claimed = Claims::of(home)
-            .list()?
-            .iter()
-            .any(|c| Some(&c.claim.spec.owner.uid) == uid.as_ref());
+        let claimed =
+            Claims::of(home).list()?.iter().any(|c| Some(&c.claim.spec.owner.uid) == uid.as_ref());
         if status.phase.is_over() && !claimed {
-            say(format_args!(
-                "{}: is over already ({})",
-                folder.reference(),
-                status.phase
-            ));
+            say(format_args!("{}: is over already ({})", folder.reference(), status.phase));
             continue;
         }
         folder.write_intent(Intent { suspend: true })?;
@@ -55,11 +49,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
                     }
                     _ => String::new(),
                 };
-                say(format_args!(
-                    "{}: {}{kept}",
-                    folder.reference(),
-                    status.phase
-                ));
+                say(format_args!("{}: {}{kept}", folder.reference(), status.phase));
                 stopped.push(serde_json::json!({
                     "name": folder.name, "namespace": folder.namespace, "status": status,
                 }));

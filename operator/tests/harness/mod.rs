@@ -15,9 +15,7 @@ pub(crate) struct Sandbox {
 impl Sandbox {
     pub(crate) fn new() -> Self {
         ensure_runtime();
-        Self {
-            folder: tempfile::tempdir().expect("a temporary folder"),
-        }
+        Self { folder: tempfile::tempdir().expect("a temporary folder") }
     }
 
     pub(crate) fn home(&self) -> PathBuf {
@@ -33,10 +31,7 @@ impl Sandbox {
 
     pub(crate) fn petaflop(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_petaflop"));
-        command
-            .args(arguments)
-            .env("PETAFLOP_HOME", self.home())
-            .stdin(Stdio::null());
+        command.args(arguments).env("PETAFLOP_HOME", self.home()).stdin(Stdio::null());
         command
     }
 
@@ -54,8 +49,7 @@ impl Sandbox {
             .flatten()
             .filter(|entry| {
                 let path = entry.as_ref().expect("an entry").path();
-                path.extension()
-                    .is_some_and(|extension| extension == "json")
+                path.extension().is_some_and(|extension| extension == "json")
             })
             .count()
     }
@@ -128,9 +122,7 @@ pub(crate) fn job(name: &str, steps: u64, more: &str) -> String {
 /// The runtime lies beside `petaflop`; where it was not built yet it is built here.
 fn ensure_runtime() {
     static BUILDING: std::sync::Mutex<()> = std::sync::Mutex::new(());
-    let _one = BUILDING
-        .lock()
-        .unwrap_or_else(std::sync::PoisonError::into_inner);
+    let _one = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let petaflop = Path::new(env!("CARGO_BIN_EXE_petaflop"));
     let runtime = petaflop.with_file_name("petaflop-runtime");
     if runtime.exists() {
@@ -138,19 +130,10 @@ fn ensure_runtime() {
     }
     let target = petaflop.ancestors().nth(2).expect("a target folder");
     let built = Command::new(env!("CARGO"))
-        .args([
-            "build",
-            "--release",
-            "--bin",
-            "petaflop-runtime",
-            "--target-dir",
-        ])
+        .args(["build", "--release", "--bin", "petaflop-runtime", "--target-dir"])
         .arg(target)
         .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
         .status()
         .expect("cargo starts");
-    assert!(
-        built.success() && runtime.exists(),
-        "petaflop-runtime could not be built"
-    );
+    assert!(built.success() && runtime.exists(), "petaflop-runtime could not be built");
 }

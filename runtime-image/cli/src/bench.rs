@@ -163,10 +163,7 @@ impl Shape {
             vocab: self.vocab,
             max_positions: self.seq,
             norm_eps: 1e-5,
-            rope: Rope {
-                theta: 10_000.0,
-                scaling: RopeScaling::None,
-            },
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
             tied_embeddings: true,
             qkv_bias: false,
             qk_norm: false,
@@ -184,9 +181,7 @@ fn training(shape: &Shape, common: &Common) -> Result<Value, Failure> {
     let rows = shape.batch * shape.seq;
     let random = Philox::new(1);
     let draw = |use_: u32| -> Vec<u32> {
-        (0..rows)
-            .map(|i| random.block([i, 0, 0, use_])[0] % shape.vocab)
-            .collect()
+        (0..rows).map(|i| random.block([i, 0, 0, use_])[0] % shape.vocab).collect()
     };
     let (tokens, targets) = (draw(0), draw(1));
 
@@ -196,9 +191,7 @@ fn training(shape: &Shape, common: &Common) -> Result<Value, Failure> {
     for step in 0.. {
         let before = Instant::now();
         model.zero_gradients();
-        model
-            .accumulate(&tokens, &targets, 1.0 / rows as f32)
-            .map_err(Failure::failed)?;
+        model.accumulate(&tokens, &targets, 1.0 / rows as f32).map_err(Failure::failed)?;
         model.clip(1.0);
         model.adamw(&AdamwStep {
             step,

@@ -4,9 +4,7 @@
 pub(crate) fn parse(text: &str) -> Result<u64, String> {
     const EXPECTED: &str = "expected a size like 24GiB, 1.5GB or 4096 (bytes)";
     let text = text.trim();
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
+    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let number: f64 = number.parse().map_err(|_| EXPECTED.to_owned())?;
     let unit: u64 = match unit.trim().to_ascii_lowercase().as_str() {
@@ -56,15 +54,7 @@ mod tests {
         ] {
             assert_eq!(parse(text), Ok(bytes), "{text}");
         }
-        for text in [
-            "",
-            "GiB",
-            "-1",
-            "1 horse",
-            "1e99TiB",
-            "1.2.3",
-            "99999999999TiB",
-        ] {
+        for text in ["", "GiB", "-1", "1 horse", "1e99TiB", "1.2.3", "99999999999TiB"] {
             assert!(parse(text).is_err(), "{text}");
         }
         assert_eq!(

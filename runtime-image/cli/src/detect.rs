@@ -28,11 +28,8 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
     let mut machine = petaflop_device::detect(&Roots::system());
     if args.measure {
         let cpu = Cpu::new(None, petaflop_device::threads(&machine)).map_err(Failure::failed)?;
-        machine.cpu.measured = Some(petaflop_device::measure(
-            &cpu,
-            machine.memory.available,
-            MEASURE,
-        ));
+        machine.cpu.measured =
+            Some(petaflop_device::measure(&cpu, machine.memory.available, MEASURE));
     }
     if args.json {
         print(serde_json::to_string(&machine).map_err(Failure::failed)?)?;

@@ -45,17 +45,11 @@ pub(crate) struct Failure {
 
 impl Failure {
     pub(crate) fn bad_input(message: impl Display) -> Self {
-        Self {
-            code: Code::BadInput,
-            message: message.to_string(),
-        }
+        Self { code: Code::BadInput, message: message.to_string() }
     }
 
     pub(crate) fn failed(message: impl Display) -> Self {
-        Self {
-            code: Code::Failed,
-            message: message.to_string(),
-        }
+        Self { code: Code::Failed, message: message.to_string() }
     }
 }
 
@@ -66,10 +60,7 @@ impl From<Error> for Failure {
             Class::BadInput => Code::BadInput,
             Class::DoesNotFit => Code::DoesNotFit,
         };
-        Self {
-            code,
-            message: error.to_string(),
-        }
+        Self { code, message: error.to_string() }
     }
 }
 

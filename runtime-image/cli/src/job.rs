@@ -29,9 +29,7 @@ pub(crate) struct Compute {
 impl Compute {
     /// The processor of this machine to compute on.
     pub(crate) fn cpu(&self, machine: &Machine) -> Result<Cpu, Failure> {
-        let threads = self
-            .threads
-            .map_or_else(|| petaflop_device::threads(machine), usize::from);
+        let threads = self.threads.map_or_else(|| petaflop_device::threads(machine), usize::from);
         Cpu::new(self.isa, threads).map_err(Failure::bad_input)
     }
 }

@@ -80,10 +80,7 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
             .into_iter()
             .map(|segment| {
                 Ok((
-                    serde_json::to_value(segment)?
-                        .as_str()
-                        .unwrap_or_default()
-                        .to_owned(),
+                    serde_json::to_value(segment)?.as_str().unwrap_or_default().to_owned(),
                     plan.segments.of(segment).into(),
                 ))
             })
@@ -133,9 +130,7 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
 }
 
 fn of_job(job: &JobSpec) -> Result<(ModelShape, Plan), Failure> {
-    job.recipe
-        .validate()
-        .map_err(|error| Failure::bad_input(format!("recipe: {error}")))?;
+    job.recipe.validate().map_err(|error| Failure::bad_input(format!("recipe: {error}")))?;
     let shape = match &job.recipe.model {
         ModelSource::Scratch(shape) => shape.clone(),
         ModelSource::Base { input } => {
@@ -164,10 +159,7 @@ fn of_config(args: &Args, config: &Path) -> Result<(ModelShape, Plan), Failure> 
         )
     } else {
         let sequence = args.sequence_len.unwrap_or(shape.max_positions);
-        plan_training(
-            &shape,
-            &TrainingOptions::new(args.micro_batch_size, sequence),
-        )
+        plan_training(&shape, &TrainingOptions::new(args.micro_batch_size, sequence))
     };
     Ok((shape, plan.map_err(Failure::bad_input)?))
 }

@@ -59,14 +59,11 @@ impl Args {
     fn config(&self, machine: &Machine) -> Result<ServeConfig, Failure> {
         let model = match (&self.folder, &self.artifact, &self.store) {
             (Some(folder), _, _) => ModelLocation::Folder(folder.clone()),
-            (None, Some(hash), Some(store)) => ModelLocation::Artifact {
-                store: store.clone(),
-                hash: hash.clone(),
-            },
+            (None, Some(hash), Some(store)) => {
+                ModelLocation::Artifact { store: store.clone(), hash: hash.clone() }
+            }
             _ => {
-                return Err(Failure::bad_input(
-                    "give --folder, or --artifact with --store",
-                ));
+                return Err(Failure::bad_input("give --folder, or --artifact with --store"));
             }
         };
         let defaults = ServeConfig::new(model, &self.name, self.port);
@@ -91,15 +88,11 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
     let config = args.config(&machine)?;
     let cpu = args.compute.cpu(&machine)?;
     let name = config.name.clone();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let served = runtime.block_on(async {
-        let (mut terminate, mut interrupt) = (
-            signal(SignalKind::terminate())?,
-            signal(SignalKind::interrupt())?,
-        );
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let shutdown = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         };
@@ -109,9 +102,7 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
                 serde_json::json!({ "listening": format!("http://{address}"), "model": name }),
             );
         };
-        petaflop_serve::serve(config, cpu, listening, shutdown)
-            .await
-            .map_err(failure)
+        petaflop_serve::serve(config, cpu, listening, shutdown).await.map_err(failure)
     });
     // A model that is still being loaded is not waited for.
     runtime.shutdown_background();
@@ -127,8 +118,5 @@ fn failure(error: ServeError) -> Failure {
         // Another port, another model or other settings are needed; the same command fails again.
         ServeError::PortTaken { .. } | ServeError::Load(_) => Code::BadInput,
     };
-    Failure {
-        code,
-        message: error.to_string(),
-    }
+    Failure { code, message: error.to_string() }
 }

@@ -10,11 +10,7 @@ use serde_json::Value;
 
 fn json(args: &[&str]) -> Value {
     let output = runtime(args).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{args:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
@@ -24,13 +20,7 @@ fn the_built_in_text_is_found_and_has_one_digest() {
     bench.job.inputs[0].uri = "builtin:petaflop".into();
     let key = |bench: &Bench| json(&["key", "--job", bench.write_job().to_str().unwrap()]);
     let facts = key(&bench);
-    assert!(
-        facts["digests"]["data"]
-            .as_str()
-            .unwrap()
-            .starts_with("blake3:"),
-        "{facts}"
-    );
+    assert!(facts["digests"]["data"].as_str().unwrap().starts_with("blake3:"), "{facts}");
     assert_eq!(facts, key(&bench));
 }
 
@@ -42,33 +32,15 @@ fn a_plan_says_the_exact_bytes_and_whether_they_fit() {
     let facts = json(&["plan", "--job", job, "--json", "--device", "1GiB"]);
     assert_eq!(facts["fits"], true);
     let arena = facts["arena_bytes"].as_u64().unwrap();
-    let sum: u64 = facts["segments"]
-        .as_object()
-        .unwrap()
-        .values()
-        .map(|bytes| bytes.as_u64().unwrap())
-        .sum();
+    let sum: u64 =
+        facts["segments"].as_object().unwrap().values().map(|bytes| bytes.as_u64().unwrap()).sum();
     assert_eq!(arena, sum);
 
-    let exactly = json(&[
-        "plan",
-        "--job",
-        job,
-        "--json",
-        "--device",
-        &arena.to_string(),
-    ]);
+    let exactly = json(&["plan", "--job", job, "--json", "--device", &arena.to_string()]);
     assert_eq!(exactly["fits"], true);
-    let output = runtime(&[
-        "plan",
-        "--job",
-        job,
-        "--json",
-        "--device",
-        &(arena - 1).to_string(),
-    ])
-    .output()
-    .unwrap();
+    let output = runtime(&["plan", "--job", job, "--json", "--device", &(arena - 1).to_string()])
+        .output()
+        .unwrap();
     assert_eq!(output.status.code(), Some(3));
     let facts: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(facts["fits"], false);
@@ -81,13 +53,8 @@ fn a_models_config_is_planned_for_training_and_for_serving() {
     let (artifact, _) = bench.train(&[]).artifact();
     let config = bench.path("config.json");
     let store = petaflop_store::blocking::Store::open(&bench.job.store).unwrap();
-    std::fs::write(
-        &config,
-        store
-            .read_file(artifact.parse().unwrap(), "config.json")
-            .unwrap(),
-    )
-    .unwrap();
+    std::fs::write(&config, store.read_file(artifact.parse().unwrap(), "config.json").unwrap())
+        .unwrap();
     let config = config.to_str().unwrap();
     let training = json(&[
         "plan",
@@ -99,12 +66,7 @@ fn a_models_config_is_planned_for_training_and_for_serving() {
         "32",
         "--json",
     ]);
-    let job = json(&[
-        "plan",
-        "--job",
-        bench.write_job().to_str().unwrap(),
-        "--json",
-    ]);
+    let job = json(&["plan", "--job", bench.write_job().to_str().unwrap(), "--json"]);
     assert_eq!(training, job);
     let serving = json(&["plan", "--config", config, "--serve", "--json"]);
     assert_eq!(serving["parameters"], training["parameters"]);
@@ -118,19 +80,8 @@ fn a_models_config_is_planned_for_training_and_for_serving() {
 fn detect_reports_a_machine_that_others_can_read() {
     let machine: Machine = serde_json::from_value(json(&["detect", "--json"])).unwrap();
     assert!(machine.cpu.allowed_milli > 0 && machine.memory.available > 0);
-    assert!(
-        machine
-            .cpu
-            .variants
-            .iter()
-            .any(|variant| variant == "portable"),
-        "{machine:?}"
-    );
-    let cpu = machine
-        .backends
-        .iter()
-        .find(|backend| backend.name == "cpu")
-        .unwrap();
+    assert!(machine.cpu.variants.iter().any(|variant| variant == "portable"), "{machine:?}");
+    let cpu = machine.backends.iter().find(|backend| backend.name == "cpu").unwrap();
     assert!(cpu.usable, "{cpu:?}");
 }
 
@@ -146,10 +97,7 @@ fn benchmarks_print_their_rates() {
     ]
     .concat();
     let facts = json(&args);
-    assert!(
-        facts["tokens_per_second"].as_f64().unwrap() > 0.0,
-        "{facts}"
-    );
+    assert!(facts["tokens_per_second"].as_f64().unwrap() > 0.0, "{facts}");
     assert_eq!(facts["planned_bytes"], facts["arena_bytes"]);
     for (what, rate) in [("gemm", "gflops"), ("fma", "gflops"), ("read", "gb_s")] {
         let size: &[&str] = match what {
@@ -166,13 +114,7 @@ fn benchmarks_print_their_rates() {
 fn exit_codes_are_documented_and_bad_flags_are_bad_input() {
     let help = runtime(&["--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
-    for line in [
-        "0  done",
-        "1  failed",
-        "2  bad input",
-        "3  does not fit",
-        "75  stopped",
-    ] {
+    for line in ["0  done", "1  failed", "2  bad input", "3  does not fit", "75  stopped"] {
         assert!(help.contains(line), "{help}");
     }
     for args in [
@@ -181,10 +123,6 @@ fn exit_codes_are_documented_and_bad_flags_are_bad_input() {
         &["plan", "--json"],
         &["plan", "--config", "x", "--device", "big"],
     ] {
-        assert_eq!(
-            runtime(args).output().unwrap().status.code(),
-            Some(2),
-            "{args:?}"
-        );
+        assert_eq!(runtime(args).output().unwrap().status.code(), Some(2), "{args:?}");
     }
 }

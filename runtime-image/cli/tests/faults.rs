@@ -16,12 +16,7 @@ fn checkpoints(folder: &Path) -> Vec<std::path::PathBuf> {
     let mut found: Vec<_> = fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())
-        .filter(|path| {
-            path.file_name()
-                .unwrap()
-                .to_string_lossy()
-                .starts_with("step-")
-        })
+        .filter(|path| path.file_name().unwrap().to_string_lossy().starts_with("step-"))
         .collect();
     found.sort();
     found
@@ -37,11 +32,7 @@ fn interrupted() -> (Bench, String) {
     started.wait_for_checkpoint(10);
     started.signal("-TERM");
     assert_eq!(started.end().code, Some(75));
-    assert_eq!(
-        checkpoints(Path::new(&bench.job.checkpoints)).len(),
-        2,
-        "the newest two are kept"
-    );
+    assert_eq!(checkpoints(Path::new(&bench.job.checkpoints)).len(), 2, "the newest two are kept");
     (bench, expected)
 }
 
@@ -56,9 +47,7 @@ fn skipped(ended: &Ended) -> Vec<&str> {
 #[test]
 fn a_corrupt_checkpoint_is_named_and_the_one_before_is_used() {
     let (bench, expected) = interrupted();
-    let [before, newest] = checkpoints(Path::new(&bench.job.checkpoints))
-        .try_into()
-        .unwrap();
+    let [before, newest] = checkpoints(Path::new(&bench.job.checkpoints)).try_into().unwrap();
     let state = newest.join("state.safetensors");
     let mut bytes = fs::read(&state).unwrap();
     let middle = bytes.len() / 2;
@@ -73,9 +62,7 @@ fn a_corrupt_checkpoint_is_named_and_the_one_before_is_used() {
             && skipped[0].contains("another content"),
         "{skipped:?}"
     );
-    let step = before.file_name().unwrap().to_string_lossy()[5..15]
-        .parse::<u64>()
-        .unwrap();
+    let step = before.file_name().unwrap().to_string_lossy()[5..15].parse::<u64>().unwrap();
     assert_eq!(resumed.began_at(), step);
     assert_eq!(resumed.artifact(), (expected, false));
 }
@@ -100,9 +87,7 @@ fn another_jobs_checkpoint_is_never_used() {
     bench.job.recipe.seed += 1;
     let other = bench.train(&[]);
     assert!(
-        skipped(&other)
-            .iter()
-            .all(|message| message.contains("belongs to another job")),
+        skipped(&other).iter().all(|message| message.contains("belongs to another job")),
         "{other:?}"
     );
     assert_eq!(other.began_at(), 0);
@@ -118,10 +103,7 @@ fn input_that_changes_while_the_job_runs_stops_it_without_an_artifact() {
     fs::write(bench.path("data/03.txt"), "something else\n").unwrap();
     let ended = started.end();
     let message = ended.failure(2);
-    assert!(
-        message.contains("was changed while the job ran (was blake3:"),
-        "{message}"
-    );
+    assert!(message.contains("was changed while the job ran (was blake3:"), "{message}");
     assert_eq!(bench.artifacts(), 0);
 }
 
@@ -131,12 +113,7 @@ fn input_that_changes_after_the_last_checkpoint_is_noticed_too() {
     let mut started = bench.start(&[]);
     started.wait_for("start", |line| matches!(line, Progress::Started { .. }));
     fs::write(bench.path("data/new.txt"), "one file more\n").unwrap();
-    assert!(
-        started
-            .end()
-            .failure(2)
-            .contains("was changed while the job ran")
-    );
+    assert!(started.end().failure(2).contains("was changed while the job ran"));
     assert_eq!(bench.artifacts(), 0);
 }
 
@@ -153,14 +130,7 @@ fn another_digest_than_asked_for_starts_nothing() {
     );
     assert!(!bench.path("checkpoints").exists());
     // The digest it names is the one to give.
-    let found = message
-        .split(" is ")
-        .nth(1)
-        .unwrap()
-        .split(',')
-        .next()
-        .unwrap()
-        .to_owned();
+    let found = message.split(" is ").nth(1).unwrap().split(',').next().unwrap().to_owned();
     bench.job.inputs[0].digest = Some(found);
     bench.train(&[]).artifact();
 }
@@ -176,19 +146,10 @@ fn data_that_cannot_be_trained_on_is_said_plainly() {
     };
     fs::create_dir(bench.path("empty")).unwrap();
     let cases = [
-        (
-            file("latin1.txt", b"caf\xe9"),
-            "latin1.txt: not UTF-8: the byte at offset 3",
-        ),
+        (file("latin1.txt", b"caf\xe9"), "latin1.txt: not UTF-8: the byte at offset 3"),
         (file("zero.txt", b""), "zero.txt: the file is empty"),
-        (
-            bench.path("empty").display().to_string(),
-            "the folder holds no file with content",
-        ),
-        (
-            bench.path("missing").display().to_string(),
-            "missing: No such file or directory",
-        ),
+        (bench.path("empty").display().to_string(), "the folder holds no file with content"),
+        (bench.path("missing").display().to_string(), "missing: No such file or directory"),
         ("s3://bucket/key".to_owned(), "the scheme 's3' is not read"),
         (
             "builtin:nothing".to_owned(),
@@ -200,18 +161,13 @@ fn data_that_cannot_be_trained_on_is_said_plainly() {
         bench.job.inputs[0].uri = uri;
         let refused = bench.train(&[]);
         let message = refused.failure(2);
-        assert!(
-            message.contains(expected) && message.contains("input 'data'"),
-            "{message}"
-        );
+        assert!(message.contains(expected) && message.contains("input 'data'"), "{message}");
     }
     bench.job.inputs[0].uri = file("chat.jsonl", b"{\"messages\":[]}\nnot json\n");
     bench.job.recipe.datasets[0].kind = DatasetKind::ChatTemplate;
     let refused = bench.train(&[]);
     assert!(
-        refused
-            .failure(2)
-            .contains("chat.jsonl:1: no message of the assistant"),
+        refused.failure(2).contains("chat.jsonl:1: no message of the assistant"),
         "{refused:?}"
     );
 }
@@ -222,39 +178,21 @@ fn a_malformed_job_is_refused_with_its_place() {
     let path = bench.write_job();
     let good = fs::read_to_string(&path).unwrap();
     for (from, to, expected) in [
-        (
-            "\"sequence_len\": 32",
-            "\"sequence_length\": 32",
-            "unknown field `sequence_length`",
-        ),
+        ("\"sequence_len\": 32", "\"sequence_length\": 32", "unknown field `sequence_length`"),
         (
             "\"sequence_len\": 32",
             "\"sequence_len\": 65",
             "sequence_len: expected at most the model's 64 positions",
         ),
-        (
-            "\"val_set_size\": 0.1",
-            "\"val_set_size\": 0.9",
-            "val_set_size: expected 0 to 0.5",
-        ),
-        (
-            "\"name\": \"data\"",
-            "\"name\": \"date\"",
-            "the recipe has no use for 'date'",
-        ),
+        ("\"val_set_size\": 0.1", "\"val_set_size\": 0.9", "val_set_size: expected 0 to 0.5"),
+        ("\"name\": \"data\"", "\"name\": \"date\"", "the recipe has no use for 'date'"),
     ] {
         fs::write(&path, good.replace(from, to)).unwrap();
         let _ = fs::remove_file(bench.path("progress"));
         let mut command = common::runtime(&["train", "--job"]);
-        command
-            .arg(&path)
-            .arg("--progress")
-            .arg(bench.path("progress"));
+        command.arg(&path).arg("--progress").arg(bench.path("progress"));
         let refused = bench.ended(command.output().unwrap());
-        assert!(
-            refused.failure(2).contains(expected),
-            "{expected}: {refused:?}"
-        );
+        assert!(refused.failure(2).contains(expected), "{expected}: {refused:?}");
     }
 }
 
@@ -264,16 +202,10 @@ fn two_runtimes_never_train_the_same_job_at_once() {
     bench.job.checkpoint_interval_seconds = 0;
     let mut first = bench.start(&[]);
     first.wait_for_checkpoint(1);
-    let output = common::runtime(&["train", "--job"])
-        .arg(bench.write_job())
-        .output()
-        .unwrap();
+    let output = common::runtime(&["train", "--job"]).arg(bench.write_job()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let stderr = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        stderr.contains(&format!("in use by process {}", first.child.id())),
-        "{stderr}"
-    );
+    assert!(stderr.contains(&format!("in use by process {}", first.child.id())), "{stderr}");
     first.signal("-TERM");
     assert_eq!(first.end().code, Some(75));
 }
@@ -281,16 +213,11 @@ fn two_runtimes_never_train_the_same_job_at_once() {
 #[test]
 fn a_job_too_large_for_the_machine_is_refused_before_it_takes_memory() {
     let mut bench = Bench::new(3);
-    let ModelSource::Scratch(shape) = &mut bench.job.recipe.model else {
-        panic!("from scratch")
-    };
+    let ModelSource::Scratch(shape) = &mut bench.job.recipe.model else { panic!("from scratch") };
     (shape.layers, shape.hidden, shape.intermediate) = (200, 16_384, 65_536);
     let refused = bench.train(&[]);
     let message = refused.failure(3);
-    assert!(
-        message.contains("bytes of memory and this machine has"),
-        "{message}"
-    );
+    assert!(message.contains("bytes of memory and this machine has"), "{message}");
 }
 
 #[test]
@@ -320,10 +247,7 @@ fn a_full_disk_stops_the_job_and_keeps_the_last_checkpoint() {
     bench.fresh("full");
     let at = bench.path("checkpoints-full");
     let Some(_full) = Tmpfs::mount(&at, "size=48m") else {
-        return not_run(
-            "a really full file system",
-            "mounting a tmpfs is not allowed",
-        );
+        return not_run("a really full file system", "mounting a tmpfs is not allowed");
     };
     bench.job.checkpoint_interval_seconds = 0;
     fs::write(at.join("filler"), vec![0; 44 << 20]).unwrap();

@@ -22,17 +22,12 @@ fn summary(ended: &Ended) -> &Value {
 }
 
 fn number(summary: &Value, path: &str) -> f64 {
-    summary
-        .pointer(path)
-        .and_then(Value::as_f64)
-        .unwrap_or_else(|| panic!("{path}: {summary}"))
+    summary.pointer(path).and_then(Value::as_f64).unwrap_or_else(|| panic!("{path}: {summary}"))
 }
 
 /// Lines of JSON, one for each of so many sums.
 fn lines(bench: &Bench, name: &str, line: impl Fn(u32, u32) -> Value) -> String {
-    let text: String = (0..200)
-        .map(|i| format!("{}\n", line(i % 20, i / 20)))
-        .collect();
+    let text: String = (0..200).map(|i| format!("{}\n", line(i % 20, i / 20))).collect();
     let path = bench.path(name);
     fs::write(&path, text).unwrap();
     path.display().to_string()
@@ -61,30 +56,14 @@ fn a_finished_model_is_trained_further_on_conversations_and_questions() {
             uri: format!("artifact:{base}"),
             digest: Some(format!("blake3:{base}")),
         },
-        Input {
-            name: "chat".into(),
-            uri: chat,
-            digest: None,
-        },
-        Input {
-            name: "alpaca".into(),
-            uri: alpaca,
-            digest: None,
-        },
+        Input { name: "chat".into(), uri: chat, digest: None },
+        Input { name: "alpaca".into(), uri: alpaca, digest: None },
     ];
-    bench.job.recipe.model = ModelSource::Base {
-        input: "base".into(),
-    };
+    bench.job.recipe.model = ModelSource::Base { input: "base".into() };
     bench.job.recipe.tokenizer = TokenizerSource::Base;
     bench.job.recipe.datasets = vec![
-        Dataset {
-            input: "chat".into(),
-            kind: DatasetKind::ChatTemplate,
-        },
-        Dataset {
-            input: "alpaca".into(),
-            kind: DatasetKind::Alpaca,
-        },
+        Dataset { input: "chat".into(), kind: DatasetKind::ChatTemplate },
+        Dataset { input: "alpaca".into(), kind: DatasetKind::Alpaca },
     ];
     let tuned = bench.train(&[]);
     let (artifact, cached) = tuned.artifact();
@@ -125,11 +104,9 @@ fn a_finished_model_is_trained_further_on_conversations_and_questions() {
             "training.json"
         ]
     );
-    for (file, same) in [
-        ("tokenizer.json", true),
-        ("config.json", true),
-        ("model.safetensors", false),
-    ] {
+    for (file, same) in
+        [("tokenizer.json", true), ("config.json", true), ("model.safetensors", false)]
+    {
         let of = |hash: &str| store.read_file(hash.parse().unwrap(), file).unwrap();
         assert_eq!(of(&base) == of(&artifact), same, "{file}");
     }
@@ -142,15 +119,9 @@ fn an_epoch_is_as_many_steps_as_the_data_has() {
     let ended = bench.train(&[]);
     ended.artifact();
     let facts = summary(&ended);
-    let (tokens, trained) = (
-        number(facts, "/documents/train_tokens"),
-        number(facts, "/tokens"),
-    );
+    let (tokens, trained) = (number(facts, "/documents/train_tokens"), number(facts, "/tokens"));
     // Whole samples, whole steps.
-    assert!(
-        trained >= 3.0 * tokens && trained < 3.0 * (tokens + 32.0) + 128.0,
-        "{facts}"
-    );
+    assert!(trained >= 3.0 * tokens && trained < 3.0 * (tokens + 32.0) + 128.0, "{facts}");
 }
 
 #[test]
@@ -175,10 +146,7 @@ fn numbers_that_run_away_stop_the_job_by_name() {
     let (base, _) = bench.train(&[]).artifact();
     // A base model with one weight that is not a number.
     let folder = bench.path("broken");
-    Store::open(&bench.job.store)
-        .unwrap()
-        .materialise(base.parse().unwrap(), &folder)
-        .unwrap();
+    Store::open(&bench.job.store).unwrap().materialise(base.parse().unwrap(), &folder).unwrap();
     let weights = folder.join("model.safetensors");
     let mut bytes = fs::read(&weights).unwrap();
     let last = bytes.len() - 4;
@@ -190,15 +158,10 @@ fn numbers_that_run_away_stop_the_job_by_name() {
         uri: folder.display().to_string(),
         digest: None,
     });
-    bench.job.recipe.model = ModelSource::Base {
-        input: "base".into(),
-    };
+    bench.job.recipe.model = ModelSource::Base { input: "base".into() };
     bench.job.recipe.tokenizer = TokenizerSource::Base;
     let stopped = bench.train(&[]);
     let message = stopped.failure(2);
-    assert!(
-        message.contains("is not finite") && message.contains("model."),
-        "{message}"
-    );
+    assert!(message.contains("is not finite") && message.contains("model."), "{message}");
     assert_eq!(bench.artifacts(), 1);
 }

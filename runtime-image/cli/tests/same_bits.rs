@@ -18,11 +18,7 @@ fn threads_and_kernel_variants_do_not_change_the_artifact() {
     assert!(!cached);
     for flags in [&["--threads", "2"][..], &["--threads", "3"]] {
         bench.fresh(&flags.concat());
-        assert_eq!(
-            bench.train(flags).artifact(),
-            (expected.clone(), false),
-            "{flags:?}"
-        );
+        assert_eq!(bench.train(flags).artifact(), (expected.clone(), false), "{flags:?}");
     }
     for isa in [Isa::Avx512, Isa::Avx2, Isa::Neon, Isa::Portable] {
         let name = isa.to_string();
@@ -36,10 +32,7 @@ fn threads_and_kernel_variants_do_not_change_the_artifact() {
         } else {
             not_run(&format!("training with {isa}"), "this processor lacks it");
             let refused = bench.train(&["--isa", &name]);
-            assert!(
-                refused.failure(2).contains("this processor cannot run the"),
-                "{refused:?}"
-            );
+            assert!(refused.failure(2).contains("this processor cannot run the"), "{refused:?}");
         }
     }
 }
@@ -79,10 +72,7 @@ fn a_job_that_is_asked_to_stop_goes_on_later_to_the_same_artifact() {
         let Some(Progress::Stopped { step }) = stopped.progress.last() else {
             panic!("{stopped:?}")
         };
-        assert!(
-            stopped.stderr.contains("start the same job again to go on"),
-            "{stopped:?}"
-        );
+        assert!(stopped.stderr.contains("start the same job again to go on"), "{stopped:?}");
 
         let resumed = bench.train(&[]);
         assert_eq!(resumed.began_at(), *step);
@@ -99,21 +89,13 @@ fn the_same_key_again_is_a_cache_hit_that_trains_nothing() {
     bench.job.checkpoint_interval_seconds = 7;
     let again = bench.train(&[]);
     assert_eq!(again.artifact(), (expected.clone(), true));
-    assert!(
-        !again
-            .progress
-            .iter()
-            .any(|line| matches!(line, Progress::Started { .. }))
-    );
+    assert!(!again.progress.iter().any(|line| matches!(line, Progress::Started { .. })));
     let Some(Progress::Finished { summary, key, .. }) = again.progress.last() else {
         panic!("{again:?}")
     };
     assert_eq!(summary["steps"], 4);
 
-    let output = runtime(&["key", "--job"])
-        .arg(bench.write_job())
-        .output()
-        .unwrap();
+    let output = runtime(&["key", "--job"]).arg(bench.write_job()).output().unwrap();
     let facts: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(
         (facts["key"].as_str(), facts["cached"].as_str()),
@@ -121,10 +103,7 @@ fn the_same_key_again_is_a_cache_hit_that_trains_nothing() {
     );
     // Another seed is another job.
     bench.job.recipe.seed += 1;
-    let output = runtime(&["key", "--job"])
-        .arg(bench.write_job())
-        .output()
-        .unwrap();
+    let output = runtime(&["key", "--job"]).arg(bench.write_job()).output().unwrap();
     let other: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_ne!(other["key"], facts["key"]);
     assert!(other["cached"].is_null());
@@ -145,19 +124,13 @@ fn the_report_says_what_was_learned_and_the_plan_was_kept() {
             .and_then(serde_json::Value::as_f64)
             .unwrap_or_else(|| panic!("{path}: {summary}"))
     };
-    assert!(
-        number("/loss_end") < number("/loss_start") - 0.5,
-        "{summary}"
-    );
+    assert!(number("/loss_end") < number("/loss_start") - 0.5, "{summary}");
     assert!(
         number("/validation_end/bits_per_byte") < number("/validation_start/bits_per_byte"),
         "{summary}"
     );
     // A random model spreads its guess over the vocabulary.
-    assert!(
-        (number("/loss_start") - f64::ln(300.0)).abs() < 0.3,
-        "{summary}"
-    );
+    assert!((number("/loss_start") - f64::ln(300.0)).abs() < 0.3, "{summary}");
     assert_eq!(number("/planned_bytes"), number("/arena_bytes"));
     assert!(number("/peak_rss_bytes") > number("/arena_bytes"));
     assert!(number("/xz_bits_per_byte") > 0.0 && number("/tokens_per_second") > 0.0);

@@ -25,9 +25,7 @@ impl Seen {
     pub(crate) fn merge(&mut self, other: Seen) {
         let before = self.devices.len();
         for device in other.devices {
-            let known = self.devices[..before]
-                .iter()
-                .any(|known| same(known, &device));
+            let known = self.devices[..before].iter().any(|known| same(known, &device));
             if !known {
                 self.devices.push(device);
             }
@@ -92,15 +90,9 @@ mod tests {
     fn a_device_that_several_sources_see_is_one() {
         let (a, b) = (Some("0000:17:00.0"), Some("0000:65:00.0"));
         let two = [("nvidia", "GPU-1", a), ("nvidia", "GPU-2", b)];
-        assert_eq!(
-            merged(&two, &[("nvidia", "0000:65:00.0", b)]),
-            ["GPU-1", "GPU-2"]
-        );
+        assert_eq!(merged(&two, &[("nvidia", "0000:65:00.0", b)]), ["GPU-1", "GPU-2"]);
         // By UUID, which Vulkan writes without the prefix.
-        assert_eq!(
-            merged(&[("nvidia", "GPU-AB", a)], &[("nvidia", "ab", None)]),
-            ["GPU-AB"]
-        );
+        assert_eq!(merged(&[("nvidia", "GPU-AB", a)], &[("nvidia", "ab", None)]), ["GPU-AB"]);
         // Nothing in common: of the same vendor, so not counted again.
         assert_eq!(merged(&[("amd", "x", None)], &[("amd", "y", b)]), ["x"]);
     }
@@ -109,14 +101,8 @@ mod tests {
     fn equal_devices_at_different_places_are_several() {
         let (a, b) = (Some("0000:17:00.0"), Some("0000:65:00.0"));
         assert_eq!(merged(&[("amd", "x", a)], &[("amd", "y", b)]), ["x", "y"]);
-        assert_eq!(
-            merged(&[], &[("apple", "x", None), ("apple", "y", None)]),
-            ["x", "y"]
-        );
-        assert_eq!(
-            merged(&[("nvidia", "x", a)], &[("amd", "y", None)]),
-            ["x", "y"]
-        );
+        assert_eq!(merged(&[], &[("apple", "x", None), ("apple", "y", None)]), ["x", "y"]);
+        assert_eq!(merged(&[("nvidia", "x", a)], &[("amd", "y", None)]), ["x", "y"]);
     }
 
     #[test]

@@ -35,10 +35,7 @@ pub(crate) fn look(roots: &Roots) -> Seen {
         }
         for (index, node) in own.iter().enumerate() {
             let part = (own.len() > 1).then_some(index);
-            seen.add(
-                board.accelerator(Some(node), part, own.len() as u64),
-                board.pci.clone(),
-            );
+            seen.add(board.accelerator(Some(node), part, own.len() as u64), board.pci.clone());
         }
     }
     if !seen.devices.is_empty() {
@@ -48,9 +45,9 @@ pub(crate) fn look(roots: &Roots) -> Seen {
             Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => seen.notes.push(
                 "/dev/kfd: no permission (add the user to the groups render and video)".into(),
             ),
-            Err(_) => seen
-                .notes
-                .push("/dev/kfd is not there (load amdgpu, or pass the device in)".into()),
+            Err(_) => {
+                seen.notes.push("/dev/kfd is not there (load amdgpu, or pass the device in)".into())
+            }
         }
     }
     seen
@@ -81,14 +78,10 @@ impl Board {
             name,
             vendor: "amd".into(),
             // A part of a partitioned device is not the device in the catalogue.
-            catalogue: known
-                .filter(|_| part.is_none())
-                .map(|(key, _)| key.to_owned()),
+            catalogue: known.filter(|_| part.is_none()).map(|(key, _)| key.to_owned()),
             memory: match part {
                 None => board_memory.or(node_memory).unwrap_or(0),
-                Some(_) => node_memory
-                    .or(board_memory.map(|bytes| bytes / of))
-                    .unwrap_or(0),
+                Some(_) => node_memory.or(board_memory.map(|bytes| bytes / of)).unwrap_or(0),
             },
             isa: node.and_then(|node| node.isa.clone()),
             power_watts: entries(&self.dir.join("hwmon"))
@@ -120,21 +113,14 @@ fn boards(roots: &Roots) -> Vec<Board> {
             continue;
         };
         let pci = text(&dir.join("uevent")).and_then(|uevent| {
-            uevent
-                .lines()
-                .find_map(|line| pci_address(line.strip_prefix("PCI_SLOT_NAME=")?))
+            uevent.lines().find_map(|line| pci_address(line.strip_prefix("PCI_SLOT_NAME=")?))
         });
         let render = entries(&dir.join("drm")).iter().find_map(|entry| {
             let name = entry.file_name()?.to_str()?;
             name.strip_prefix("renderD")?.parse().ok()
         });
         let order = (pci.clone(), card.clone());
-        let board = Board {
-            dir,
-            device,
-            pci,
-            render,
-        };
+        let board = Board { dir, device, pci, render };
         boards.insert(order, board);
     }
     boards.into_values().collect()

@@ -71,11 +71,7 @@ pub(crate) fn backends(
         reason.push_str("; ");
         reason.push_str(failure);
     }
-    backends.push(Backend {
-        name: "cpu".into(),
-        usable: !passed.is_empty(),
-        reason,
-    });
+    backends.push(Backend { name: "cpu".into(), usable: !passed.is_empty(), reason });
     backends
 }
 
@@ -94,11 +90,7 @@ fn left(name: &str, devices: &[&Accelerator], notes: &[String]) -> Backend {
         reason.push_str("; ");
         reason.push_str(note);
     }
-    Backend {
-        name: name.into(),
-        usable: false,
-        reason,
-    }
+    Backend { name: name.into(), usable: false, reason }
 }
 
 const CPU_ONLY: &str = "this runtime computes on the processor only";
@@ -129,9 +121,7 @@ fn check(product: impl FnOnce(&[f32], &[f32], &mut [f32], Dims)) -> Result<(), S
             .map(|k| f64::from(x[row * dims.k + k]) * f64::from(w[column * dims.k + k]))
             .sum();
         if f64::from(got) != expected {
-            return Err(format!(
-                "canary gave {got} at row {row}, column {column}, not {expected}"
-            ));
+            return Err(format!("canary gave {got} at row {row}, column {column}, not {expected}"));
         }
     }
     Ok(())
@@ -187,11 +177,7 @@ mod tests {
             assert_eq!(cpu.isa(), isa);
         }
         assert_eq!(cpu(None, 2).expect("some variant").threads(), 2);
-        let foreign = if cfg!(target_arch = "x86_64") {
-            Isa::Neon
-        } else {
-            Isa::Avx2
-        };
+        let foreign = if cfg!(target_arch = "x86_64") { Isa::Neon } else { Isa::Avx2 };
         let refused = cpu(Some(foreign), 1).expect_err("another processor's");
         assert!(refused.0.contains(&foreign.to_string()), "{refused}");
     }

@@ -28,15 +28,9 @@ const NVIDIA: &[(&str, &str)] = &[
     ("L40", "L40"),
     ("L4", "L4"),
     ("RTX 6000 Ada Generation", "RTX6000-Ada"),
-    (
-        "RTX PRO 6000 Blackwell Workstation Edition",
-        "RTX-PRO-6000-WS",
-    ),
+    ("RTX PRO 6000 Blackwell Workstation Edition", "RTX-PRO-6000-WS"),
     ("RTX PRO 6000 Blackwell Server Edition", "RTX-PRO-6000-SE"),
-    (
-        "RTX PRO 6000 Blackwell Max Q Workstation Edition",
-        "RTX-PRO-6000-MaxQ",
-    ),
+    ("RTX PRO 6000 Blackwell Max Q Workstation Edition", "RTX-PRO-6000-MaxQ"),
     ("RTX PRO 4500 Blackwell", "RTX-PRO-4500"),
     ("RTX 5090", "RTX5090"),
     ("RTX 5080", "RTX5080"),
@@ -57,10 +51,7 @@ pub(crate) fn nvidia(name: &str) -> Option<String> {
         .trim_start_matches("NVIDIA ")
         .trim_start_matches("Tesla ")
         .trim_start_matches("GeForce ");
-    NVIDIA
-        .iter()
-        .find(|(known, _)| *known == plain)
-        .map(|(_, row)| (*row).to_owned())
+    NVIDIA.iter().find(|(known, _)| *known == plain).map(|(_, row)| (*row).to_owned())
 }
 
 /// The row and the usual name of the AMD device with this PCI device id: names
@@ -106,19 +97,13 @@ mod tests {
     fn every_name_leads_to_a_row_of_the_catalogue() {
         let nvidia = rows("nvidia");
         for (name, row) in NVIDIA {
-            assert!(
-                nvidia.iter().any(|(known, _)| known == row),
-                "{name} → {row}"
-            );
+            assert!(nvidia.iter().any(|(known, _)| known == row), "{name} → {row}");
         }
         let amd_rows = rows("amd");
         let found: Vec<_> = (0..=0xffff).filter_map(|id| amd(id, 24 << 30)).collect();
         assert!(found.len() > 10);
         for (row, name) in found {
-            assert!(
-                amd_rows.iter().any(|(known, _)| *known == row),
-                "{name} → {row}"
-            );
+            assert!(amd_rows.iter().any(|(known, _)| *known == row), "{name} → {row}");
         }
     }
 
@@ -136,13 +121,9 @@ mod tests {
 
     #[test]
     fn a_name_that_is_not_certain_has_no_row() {
-        for name in [
-            "",
-            "NVIDIA",
-            "NVIDIA H100",
-            "NVIDIA A100",
-            "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
-        ] {
+        for name in
+            ["", "NVIDIA", "NVIDIA H100", "NVIDIA A100", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"]
+        {
             assert_eq!(nvidia(name), None, "{name}");
         }
         assert_eq!(amd(0x744c, 20 << 30), None);

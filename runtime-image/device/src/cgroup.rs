@@ -47,12 +47,9 @@ impl Limits {
                 "total_inactive_file",
                 "total_active_file",
             ),
-            Version::Two => (
-                &["memory.max", "memory.high"],
-                "memory.current",
-                "inactive_file",
-                "active_file",
-            ),
+            Version::Two => {
+                (&["memory.max", "memory.high"], "memory.current", "inactive_file", "active_file")
+            }
         };
         for file in files {
             let file = dir.join(file);
@@ -165,10 +162,7 @@ fn levels(roots: &Roots, controller: &str) -> Vec<Level> {
             }
         }
         loop {
-            levels.push(Level {
-                version: mount.version,
-                dir: dir.clone(),
-            });
+            levels.push(Level { version: mount.version, dir: dir.clone() });
             if dir == top || !dir.pop() {
                 break;
             }

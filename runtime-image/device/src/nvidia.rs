@@ -35,9 +35,7 @@ pub(crate) fn look(roots: &Roots) -> Seen {
             continue;
         };
         let pci = field("Bus Location").and_then(|p| pci_address(&p));
-        let Some(id) = field("GPU UUID")
-            .filter(|uuid| !uuid.contains('?'))
-            .or_else(|| pci.clone())
+        let Some(id) = field("GPU UUID").filter(|uuid| !uuid.contains('?')).or_else(|| pci.clone())
         else {
             continue;
         };
@@ -56,9 +54,7 @@ pub(crate) fn look(roots: &Roots) -> Seen {
     if seen.devices.is_empty()
         && let Some(address) = on_the_bus(roots)
     {
-        seen.notes.push(format!(
-            "an NVIDIA device is at {address}, but its driver is not loaded"
-        ));
+        seen.notes.push(format!("an NVIDIA device is at {address}, but its driver is not loaded"));
     }
     seen
 }
@@ -80,10 +76,7 @@ fn by_nvml() -> Result<Seen, NvmlError> {
     let mut seen = Seen::default();
     for index in 0..nvml.device_count()? {
         // One device that cannot be asked (fallen off the bus) does not hide the others.
-        if let Err(e) = nvml
-            .device_by_index(index)
-            .and_then(|device| add(&mut seen, &device))
-        {
+        if let Err(e) = nvml.device_by_index(index).and_then(|device| add(&mut seen, &device)) {
             seen.notes.push(format!("NVML: device {index}: {e}"));
         }
     }
@@ -92,10 +85,7 @@ fn by_nvml() -> Result<Seen, NvmlError> {
 
 fn add(seen: &mut Seen, device: &Device<'_>) -> Result<(), NvmlError> {
     let pci = device.pci_info().ok().and_then(|p| pci_address(&p.bus_id));
-    let isa = device
-        .cuda_compute_capability()
-        .ok()
-        .map(|c| format!("sm_{}{}", c.major, c.minor));
+    let isa = device.cuda_compute_capability().ok().map(|c| format!("sm_{}{}", c.major, c.minor));
     let enabled = device.mig_mode().is_ok_and(|mode| mode.current == 1);
     if enabled {
         // Work runs on the instances; the whole device is not to be had.

@@ -53,10 +53,7 @@ pub(crate) fn cpu(roots: &Roots, limits: &Limits) -> Cpu {
         .min(logical);
     let allowed = u64::from(affinity) * 1000;
     let allowed = limits.cpu_milli.map_or(allowed, |quota| quota.min(allowed));
-    let flags = values(&info, "flags")
-        .chain(values(&info, "Features"))
-        .next()
-        .unwrap_or_default();
+    let flags = values(&info, "flags").chain(values(&info, "Features")).next().unwrap_or_default();
     let mut features: Vec<String> = flags
         .split_whitespace()
         .filter(|flag| FEATURES.contains(flag))
@@ -99,10 +96,7 @@ pub(crate) fn memory(roots: &Roots, limits: &Limits) -> Memory {
     };
     let total = field("MemTotal").unwrap_or(0);
     // A limit above what is fitted limits nothing.
-    let limit = limits
-        .memory
-        .clone()
-        .filter(|(limit, _)| total == 0 || *limit < total);
+    let limit = limits.memory.clone().filter(|(limit, _)| total == 0 || *limit < total);
     let free = field("MemAvailable").or(field("MemFree")).unwrap_or(0);
     let available = limits.memory_left.map_or(free, |left| left.min(free));
     Memory {

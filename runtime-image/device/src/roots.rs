@@ -17,18 +17,12 @@ pub struct Roots {
 impl Roots {
     /// This machine.
     pub fn system() -> Self {
-        Self {
-            root: "/".into(),
-            drivers: true,
-        }
+        Self { root: "/".into(), drivers: true }
     }
 
     /// The files under `root` (`proc/…`, `sys/…`, `dev/…`), and no driver.
     pub fn files_under(root: impl Into<PathBuf>) -> Self {
-        Self {
-            root: root.into(),
-            drivers: false,
-        }
+        Self { root: root.into(), drivers: false }
     }
 
     pub(crate) fn drivers(&self) -> bool {
@@ -38,8 +32,7 @@ impl Roots {
     /// An absolute path of the system, as a path to open.
     pub(crate) fn path(&self, absolute: impl AsRef<Path>) -> PathBuf {
         let absolute = absolute.as_ref();
-        self.root
-            .join(absolute.strip_prefix("/").unwrap_or(absolute))
+        self.root.join(absolute.strip_prefix("/").unwrap_or(absolute))
     }
 
     /// A path to open, as the system would call it.
@@ -64,11 +57,7 @@ impl Roots {
 pub(crate) fn text(path: &Path) -> Option<String> {
     use std::io::Read;
     let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .ok()?
-        .take(LONGEST_FILE + 1)
-        .read_to_end(&mut bytes)
-        .ok()?;
+    std::fs::File::open(path).ok()?.take(LONGEST_FILE + 1).read_to_end(&mut bytes).ok()?;
     (bytes.len() as u64 <= LONGEST_FILE).then(|| String::from_utf8_lossy(&bytes).into_owned())
 }
 

@@ -51,14 +51,10 @@ pub(crate) fn look(roots: &Roots) -> Seen {
 fn add(seen: &mut Seen, instance: &Instance, device: vk::PhysicalDevice) {
     // SAFETY: `device` was listed by this living instance, here and below.
     let plain = unsafe { instance.get_physical_device_properties(device) };
-    let name = plain
-        .device_name_as_c_str()
-        .unwrap_or(c"unnamed device")
-        .to_string_lossy()
-        .into_owned();
+    let name =
+        plain.device_name_as_c_str().unwrap_or(c"unnamed device").to_string_lossy().into_owned();
     if plain.device_type == vk::PhysicalDeviceType::CPU {
-        seen.notes
-            .push(format!("`{name}` is this processor, emulating a device"));
+        seen.notes.push(format!("`{name}` is this processor, emulating a device"));
         return;
     }
     let (uuid, pci) = identity(instance, device, plain.api_version);
@@ -120,14 +116,8 @@ fn identity(
     // chain holds the bus structure only where its extension is supported.
     unsafe { instance.get_physical_device_properties2(device, &mut properties) };
     let hex: String = id.device_uuid.iter().map(|b| format!("{b:02x}")).collect();
-    let uuid = format!(
-        "{}-{}-{}-{}-{}",
-        &hex[..8],
-        &hex[8..12],
-        &hex[12..16],
-        &hex[16..20],
-        &hex[20..]
-    );
+    let uuid =
+        format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]);
     let pci = has_pci.then(|| {
         format!(
             "{:04x}:{:02x}:{:02x}.{:x}",

@@ -25,10 +25,7 @@ impl Tree {
             })
             .collect();
         tree.write("proc/cpuinfo", &processors);
-        tree.write(
-            "proc/self/status",
-            "Name:\tx\nCpus_allowed:\tff\nCpus_allowed_list:\t0-7\n",
-        );
+        tree.write("proc/self/status", "Name:\tx\nCpus_allowed:\tff\nCpus_allowed_list:\t0-7\n");
         tree.write(
             "proc/meminfo",
             &format!(
@@ -91,16 +88,10 @@ fn without_limits_the_whole_machine_is_allowed() {
     let machine = Tree::machine().detect();
     assert_eq!(machine.cpu.model, "Made Processor 3000");
     assert_eq!((machine.cpu.logical, machine.cpu.allowed_milli), (8, 8000));
-    assert_eq!(
-        machine.cpu.features,
-        ["amx_tile", "avx2", "avx512f", "f16c", "fma", "sse4_2"]
-    );
+    assert_eq!(machine.cpu.features, ["amx_tile", "avx2", "avx512f", "f16c", "fma", "sse4_2"]);
     assert_eq!(machine.memory.total, 32 * GIB);
     assert_eq!(machine.memory.available, 20 * GIB);
-    assert_eq!(
-        (machine.memory.limit, machine.memory.limit_source),
-        (None, None)
-    );
+    assert_eq!((machine.memory.limit, machine.memory.limit_source), (None, None));
     assert!(machine.accelerators.is_empty());
 }
 
@@ -125,10 +116,7 @@ fn cgroup_v2_limits_are_found() {
     let machine = tree.detect();
     assert_eq!(machine.cpu.allowed_milli, 2500);
     assert_eq!(machine.memory.limit, Some(4 * GIB));
-    assert_eq!(
-        machine.memory.limit_source.as_deref(),
-        Some("/sys/fs/cgroup/job/memory.max")
-    );
+    assert_eq!(machine.memory.limit_source.as_deref(), Some("/sys/fs/cgroup/job/memory.max"));
     // 4 − (3 − 1 − ½)
     assert_eq!(machine.memory.available, 2 * GIB + GIB / 2);
 }
@@ -146,10 +134,7 @@ fn the_least_of_nested_limits_counts_wherever_it_stands() {
     assert_eq!(machine.cpu.allowed_milli, 1500);
     assert_eq!(machine.memory.limit, Some(2 * GIB));
     assert_eq!(machine.memory.available, GIB);
-    assert_eq!(
-        machine.memory.limit_source.as_deref(),
-        Some("/sys/fs/cgroup/pod/memory.max")
-    );
+    assert_eq!(machine.memory.limit_source.as_deref(), Some("/sys/fs/cgroup/pod/memory.max"));
 }
 
 #[test]
@@ -170,19 +155,10 @@ fn cgroup_v1_limits_are_found() {
         .write("sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_quota_us", "50000\n")
         .write("sys/fs/cgroup/cpu,cpuacct/a/cpu.cfs_period_us", "100000\n")
         .write("sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_quota_us", "-1\n")
-        .write(
-            "sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_period_us",
-            "100000\n",
-        )
+        .write("sys/fs/cgroup/cpu,cpuacct/a/b/cpu.cfs_period_us", "100000\n")
         .write("sys/fs/cgroup/memory/memory.limit_in_bytes", V1_UNLIMITED)
-        .write(
-            "sys/fs/cgroup/memory/a/b/memory.limit_in_bytes",
-            &(3 * GIB).to_string(),
-        )
-        .write(
-            "sys/fs/cgroup/memory/a/b/memory.usage_in_bytes",
-            &(2 * GIB).to_string(),
-        )
+        .write("sys/fs/cgroup/memory/a/b/memory.limit_in_bytes", &(3 * GIB).to_string())
+        .write("sys/fs/cgroup/memory/a/b/memory.usage_in_bytes", &(2 * GIB).to_string())
         .write(
             "sys/fs/cgroup/memory/a/b/memory.stat",
             &format!("inactive_file 7\ntotal_inactive_file {GIB}\ntotal_active_file 0\n"),
@@ -204,10 +180,7 @@ fn a_container_that_sees_only_its_own_group_finds_its_limits() {
         "proc/self/mountinfo",
         "35 31 0:32 /docker/abc /sys/fs/cgroup/memory ro - cgroup cgroup rw,memory\n",
     )
-    .write(
-        "sys/fs/cgroup/memory/memory.limit_in_bytes",
-        &GIB.to_string(),
-    );
+    .write("sys/fs/cgroup/memory/memory.limit_in_bytes", &GIB.to_string());
     let machine = tree.detect();
     assert_eq!(machine.memory.limit, Some(GIB));
     // Its usage cannot be read, so only the limit itself bounds what is available.
@@ -240,20 +213,10 @@ fn amd(tree: &Tree, card: u32, pci: &str, device: &str, vram: u64, node: Option<
         .write(&format!("{at}/mem_info_vram_total"), &format!("{vram}\n"))
         .write(&format!("{at}/product_name"), "\n")
         .write(&format!("{at}/hwmon/hwmon3/power1_cap"), "750000000\n")
-        .write(
-            &format!("{at}/uevent"),
-            &format!("DRIVER=amdgpu\nPCI_SLOT_NAME={pci}\n"),
-        );
-    fs::create_dir_all(
-        tree.0
-            .path()
-            .join(format!("{at}/drm/renderD{}", 128 + card)),
-    )
-    .expect("folder");
-    tree.link(
-        &format!("sys/class/drm/card{card}/device"),
-        &format!("../../../devices/pci/{pci}"),
-    );
+        .write(&format!("{at}/uevent"), &format!("DRIVER=amdgpu\nPCI_SLOT_NAME={pci}\n"));
+    fs::create_dir_all(tree.0.path().join(format!("{at}/drm/renderD{}", 128 + card)))
+        .expect("folder");
+    tree.link(&format!("sys/class/drm/card{card}/device"), &format!("../../../devices/pci/{pci}"));
     tree.write(&format!("sys/class/drm/card{card}-DP-1/status"), "x");
     if let Some(properties) = node {
         tree.write(
@@ -292,11 +255,7 @@ fn an_mi300x_is_recognised() {
     let hip = &machine.backends[1];
     assert_eq!((hip.name.as_str(), hip.usable), ("hip", false));
     assert!(hip.reason.contains("MI300X"), "{}", hip.reason);
-    assert!(
-        hip.reason.contains("/dev/kfd is not there"),
-        "{}",
-        hip.reason
-    );
+    assert!(hip.reason.contains("/dev/kfd is not there"), "{}", hip.reason);
 }
 
 #[test]
@@ -324,10 +283,7 @@ fn a_partitioned_device_is_its_parts() {
     let node = "simd_count 152\nvendor_id 4098\nlocation_id 49408\ngfx_target_version 90402\n";
     amd(&tree, 0, "0000:c1:00.0", "0x74a1", 192 * GIB, Some(node));
     for part in 3..10 {
-        tree.write(
-            &format!("sys/class/kfd/kfd/topology/nodes/{part}/properties"),
-            node,
-        );
+        tree.write(&format!("sys/class/kfd/kfd/topology/nodes/{part}/properties"), node);
     }
     let seen = tree.detect().accelerators;
     assert_eq!(seen.len(), 8);
@@ -372,15 +328,10 @@ fn nvidia_is_seen_without_nvml() {
 fn a_device_whose_driver_is_not_loaded_is_told_of() {
     let tree = Tree::machine();
     let at = "sys/bus/pci/devices/0000:17:00.0";
-    tree.write(&format!("{at}/vendor"), "0x10de")
-        .write(&format!("{at}/class"), "0x030200");
+    tree.write(&format!("{at}/vendor"), "0x10de").write(&format!("{at}/class"), "0x030200");
     let cuda = &tree.detect().backends[0];
     assert!(cuda.reason.contains("0000:17:00.0"), "{}", cuda.reason);
-    assert!(
-        cuda.reason.contains("driver is not loaded"),
-        "{}",
-        cuda.reason
-    );
+    assert!(cuda.reason.contains("driver is not loaded"), "{}", cuda.reason);
 }
 
 #[test]
@@ -391,15 +342,11 @@ fn backends_come_in_probing_order_and_the_processor_is_taken() {
     let cpu = &machine.backends[3];
     assert!(cpu.usable, "{}", cpu.reason);
     assert!(
-        cpu.reason
-            .starts_with(&format!("taken: {} kernels", machine.cpu.variants[0])),
+        cpu.reason.starts_with(&format!("taken: {} kernels", machine.cpu.variants[0])),
         "{}",
         cpu.reason
     );
-    assert_eq!(
-        machine.cpu.variants.last().map(String::as_str),
-        Some("portable")
-    );
+    assert_eq!(machine.cpu.variants.last().map(String::as_str), Some("portable"));
 }
 
 #[test]
@@ -449,14 +396,8 @@ fn rates_are_measured_within_about_the_time_given() {
     let cpu = petaflop_device::backend::cpu(None, 1).expect("a processor");
     let started = std::time::Instant::now();
     let rates = petaflop_device::measure(&cpu, GIB, std::time::Duration::from_millis(200));
-    assert!(
-        rates.gemm_gflops.is_finite() && rates.gemm_gflops > 0.1,
-        "{rates:?}"
-    );
-    assert!(
-        rates.read_gb_s.is_finite() && rates.read_gb_s > 0.1,
-        "{rates:?}"
-    );
+    assert!(rates.gemm_gflops.is_finite() && rates.gemm_gflops > 0.1, "{rates:?}");
+    assert!(rates.read_gb_s.is_finite() && rates.read_gb_s > 0.1, "{rates:?}");
     // One repetition beyond the time is allowed, on however slow a machine.
     assert!(started.elapsed().as_secs() < 20);
 }

@@ -58,40 +58,20 @@ impl Arena {
                 bytes: size(b.bytes)?,
             })
         };
-        let places = plan
-            .buffers
-            .iter()
-            .map(place)
-            .collect::<Result<Vec<_>, OutOfMemory>>()?;
-        let packed: u64 = plan
-            .buffers
-            .iter()
-            .filter(|b| b.layout == Layout::Packed)
-            .map(|b| b.bytes)
-            .sum();
+        let places = plan.buffers.iter().map(place).collect::<Result<Vec<_>, OutOfMemory>>()?;
+        let packed: u64 =
+            plan.buffers.iter().filter(|b| b.layout == Layout::Packed).map(|b| b.bytes).sum();
         let memory = HostBuffer::zeroed(size(plan.segments.parameters - packed)?)?;
-        let segments = Segment::ALL
-            .into_iter()
-            .skip(1)
-            .map(allocate)
-            .collect::<Result<_, _>>()?;
+        let segments = Segment::ALL.into_iter().skip(1).map(allocate).collect::<Result<_, _>>()?;
         Ok(Self {
-            parameters: Parameters {
-                memory,
-                packed: BTreeMap::new(),
-                places: places.clone(),
-            },
+            parameters: Parameters { memory, packed: BTreeMap::new(), places: places.clone() },
             work: Work { segments, places },
         })
     }
 
     /// Bytes that were allocated.
     pub(crate) fn bytes(&self) -> u64 {
-        let all = self
-            .work
-            .segments
-            .iter()
-            .chain(std::iter::once(&self.parameters.memory));
+        let all = self.work.segments.iter().chain(std::iter::once(&self.parameters.memory));
         let packed = self.parameters.packed.values().map(|p| p.bytes() as u64);
         all.map(|s| s.bytes().len() as u64).chain(packed).sum()
     }
@@ -123,12 +103,7 @@ impl Parameters {
     }
 
     fn rows(&self, id: BufferId) -> (usize, usize) {
-        let Place {
-            segment,
-            layout,
-            start,
-            bytes,
-        } = self.places[id.index()];
+        let Place { segment, layout, start, bytes } = self.places[id.index()];
         assert_eq!(
             (segment, layout),
             (Segment::Parameters, Layout::Rows),
@@ -139,10 +114,7 @@ impl Parameters {
 
     /// All buffers of the segment, in the order of their places. Training only: none is packed.
     pub(crate) fn all_mut(&mut self) -> Vec<&mut [f32]> {
-        split(
-            self.memory.f32s_mut(),
-            &in_order(&self.places, Segment::Parameters),
-        )
+        split(self.memory.f32s_mut(), &in_order(&self.places, Segment::Parameters))
     }
 }
 
@@ -154,24 +126,15 @@ impl Work {
         let places = ids.map(|id| self.places[id.index()]);
         let mut order: [usize; N] = std::array::from_fn(|i| i);
         order.sort_unstable_by_key(|&i| (places[i].segment, places[i].start));
-        let mut rest: Vec<(&mut [f32], usize)> = self
-            .segments
-            .iter_mut()
-            .map(|s| (s.f32s_mut(), 0))
-            .collect();
+        let mut rest: Vec<(&mut [f32], usize)> =
+            self.segments.iter_mut().map(|s| (s.f32s_mut(), 0)).collect();
         let mut views = [const { None }; N];
         for i in order {
-            let Place {
-                segment,
-                start,
-                bytes,
-                layout: _,
-            } = places[i];
+            let Place { segment, start, bytes, layout: _ } = places[i];
             let (start, len) = (start / 4, bytes / 4);
             let (slice, consumed) = &mut rest[work_index(segment)];
-            let before = start
-                .checked_sub(*consumed)
-                .expect("an operation's buffers do not overlap");
+            let before =
+                start.checked_sub(*consumed).expect("an operation's buffers do not overlap");
             let (view, after) = std::mem::take(slice)[before..].split_at_mut(len);
             views[i] = Some(view);
             (*slice, *consumed) = (after, start + len);
@@ -181,12 +144,7 @@ impl Work {
 
     /// One buffer.
     pub(crate) fn view(&self, id: BufferId) -> &[f32] {
-        let Place {
-            segment,
-            start,
-            bytes,
-            layout: _,
-        } = self.places[id.index()];
+        let Place { segment, start, bytes, layout: _ } = self.places[id.index()];
         &self.segments[work_index(segment)].f32s()[start / 4..(start + bytes) / 4]
     }
 
@@ -197,10 +155,7 @@ impl Work {
 
     /// All buffers of a segment that is not reused, in the order of their places.
     pub(crate) fn all_mut(&mut self, segment: Segment) -> Vec<&mut [f32]> {
-        split(
-            self.segments[work_index(segment)].f32s_mut(),
-            &in_order(&self.places, segment),
-        )
+        split(self.segments[work_index(segment)].f32s_mut(), &in_order(&self.places, segment))
     }
 }
 
@@ -217,11 +172,7 @@ fn work_index(segment: Segment) -> usize {
 }
 
 fn in_order(places: &[Place], segment: Segment) -> Vec<Place> {
-    let mut places: Vec<Place> = places
-        .iter()
-        .copied()
-        .filter(|p| p.segment == segment)
-        .collect();
+    let mut places: Vec<Place> = places.iter().copied().filter(|p| p.segment == segment).collect();
     places.sort_unstable_by_key(|p| p.start);
     places
 }

@@ -26,29 +26,12 @@ impl TrainingPass<'_> {
         }
         let (cpu, parameters) = (pass.cpu, pass.parameters);
         match *op {
-            Op::Attention {
-                q,
-                k,
-                v,
-                out,
-                log_sum_exp,
-            } => {
+            Op::Attention { q, k, v, out, log_sum_exp } => {
                 let (dims, scale) = (attention_dims(pass.shape, self.options), pass.score_scale());
                 let [q, k, v, out, log_sum_exp] = pass.rows([q, k, v, out, log_sum_exp]);
                 kernel::attention_forward(cpu, q, k, v, out, log_sum_exp, dims, scale);
             }
-            Op::AttentionBackward {
-                q,
-                k,
-                v,
-                out,
-                log_sum_exp,
-                dout,
-                dq,
-                dk,
-                dv,
-                delta,
-            } => {
+            Op::AttentionBackward { q, k, v, out, log_sum_exp, dout, dq, dk, dv, delta } => {
                 let (dims, scale) = (attention_dims(pass.shape, self.options), pass.score_scale());
                 let [q, k, v, out, lse, dout, dq, dk, dv, delta] =
                     pass.rows([q, k, v, out, log_sum_exp, dout, dq, dk, dv, delta]);
@@ -63,12 +46,7 @@ impl TrainingPass<'_> {
                     None => kernel::cross_entropy_loss(cpu, logits, self.targets, losses),
                 }
             }
-            Op::LinearDx {
-                dy,
-                weight,
-                dx,
-                adds,
-            } => {
+            Op::LinearDx { dy, weight, dx, adds } => {
                 let dims = product_dims(pass, dy, dx);
                 let [dy, dx] = pass.rows([dy, dx]);
                 let weight = Weight::F32(parameters.f32s(weight));
@@ -83,15 +61,7 @@ impl TrainingPass<'_> {
                 let [dy, dbias] = pass.work.views([dy, dbias]);
                 kernel::column_sum(cpu, dy, dbias);
             }
-            Op::RmsNormBackward {
-                x,
-                gain,
-                inverse_rms,
-                dy,
-                dx,
-                adds,
-                dgain,
-            } => {
+            Op::RmsNormBackward { x, gain, inverse_rms, dy, dx, adds, dgain } => {
                 let gain = parameters.f32s(gain);
                 match dgain {
                     Some(dgain) => {
@@ -105,13 +75,7 @@ impl TrainingPass<'_> {
                     }
                 }
             }
-            Op::SwiGluBackward {
-                gate,
-                up,
-                dout,
-                dgate,
-                dup,
-            } => {
+            Op::SwiGluBackward { gate, up, dout, dgate, dup } => {
                 let [gate, up, dout, dgate, dup] = pass.rows([gate, up, dout, dgate, dup]);
                 kernel::swiglu_backward(cpu, gate, up, dout, dgate, dup);
             }

@@ -95,18 +95,8 @@ impl InferenceModel {
                 _ => folder.read_f32(&tensor.name, arena.parameters.f32s_mut(tensor.value))?,
             }
         }
-        assert_eq!(
-            arena.bytes(),
-            plan.arena_bytes(),
-            "the arena is what was planned"
-        );
-        Ok(Self {
-            cpu,
-            shape,
-            options: options.clone(),
-            plan,
-            arena,
-        })
+        assert_eq!(arena.bytes(), plan.arena_bytes(), "the arena is what was planned");
+        Ok(Self { cpu, shape, options: options.clone(), plan, arena })
     }
 
     /// The model's form.
@@ -176,30 +166,17 @@ impl InferenceModel {
     /// Lays the chunks' rows one after another, after checking each.
     fn batch(&self, chunks: &[Chunk<'_>]) -> Result<Batch, ModelError> {
         let refuse = |what, expected: String, found: String| {
-            Err(ModelError::Input {
-                what,
-                expected,
-                found,
-            })
+            Err(ModelError::Input { what, expected, found })
         };
-        let (vocab, context, block) = (
-            self.shape.vocab,
-            self.options.context as usize,
-            KV_BLOCK_TOKENS as usize,
-        );
+        let (vocab, context, block) =
+            (self.shape.vocab, self.options.context as usize, KV_BLOCK_TOKENS as usize);
         let mut batch = Batch {
             tokens: Vec::new(),
             positions: Vec::new(),
             slots: Vec::new(),
             wanted: Vec::new(),
         };
-        for &Chunk {
-            tokens,
-            start,
-            blocks,
-            logits,
-        } in chunks
-        {
+        for &Chunk { tokens, start, blocks, logits } in chunks {
             let end = start.saturating_add(tokens.len());
             if tokens.is_empty() {
                 return refuse("chunk.tokens", "at least one".to_owned(), "none".to_owned());
@@ -292,31 +269,16 @@ fn execute(pass: &mut Pass<'_>, op: &Op, batch: &Batch, sequences: &[PagedSequen
         return;
     }
     match *op {
-        Op::WriteKv {
-            keys_in,
-            values_in,
-            keys,
-            values,
-        } => {
+        Op::WriteKv { keys_in, values_in, keys, values } => {
             for (from, cache) in [(keys_in, keys), (values_in, values)] {
                 let len = pass.rows * pass.width(from);
                 let [from, cache] = pass.work.views([from, cache]);
                 kernel::scatter_rows(&from[..len], &batch.slots, cache);
             }
         }
-        Op::PagedAttention {
-            q,
-            keys,
-            values,
-            out,
-        } => {
+        Op::PagedAttention { q, keys, values, out } => {
             let (cpu, scale, len) = (pass.cpu, pass.score_scale(), pass.rows * pass.width(q));
-            let ModelShape {
-                heads,
-                kv_heads,
-                head_dim,
-                ..
-            } = *pass.shape;
+            let ModelShape { heads, kv_heads, head_dim, .. } = *pass.shape;
             let [q, keys, values, out] = pass.work.views([q, keys, values, out]);
             kernel::attention_paged(
                 cpu,

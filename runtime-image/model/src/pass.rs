@@ -42,11 +42,7 @@ impl Pass<'_> {
     }
 
     pub(crate) fn dims(&self, x: BufferId, out: BufferId) -> Dims {
-        Dims {
-            t: self.rows,
-            k: self.width(x),
-            n: self.width(out),
-        }
+        Dims { t: self.rows, k: self.width(x), n: self.width(out) }
     }
 
     /// Does `op` where it is one of those that training and serving share; says whether it was.
@@ -65,32 +61,19 @@ impl Pass<'_> {
                     }
                 }
             }
-            Op::RmsNorm {
-                x,
-                gain,
-                out,
-                inverse_rms,
-            } => {
+            Op::RmsNorm { x, gain, out, inverse_rms } => {
                 let eps = self.shape.norm_eps as f32;
                 let [x, out, inverse_rms] = self.rows([x, out, inverse_rms]);
                 kernel::rms_norm(cpu, x, parameters.f32s(gain), out, inverse_rms, eps);
             }
-            Op::Linear {
-                x,
-                weight,
-                bias,
-                residual,
-                out,
-            } => {
+            Op::Linear { x, weight, bias, residual, out } => {
                 if let Some(residual) = residual.filter(|&r| r != out) {
                     let [residual, out] = self.rows([residual, out]);
                     out.copy_from_slice(residual);
                 }
                 let dims = self.dims(x, out);
-                let epilogue = Epilogue {
-                    bias: bias.map(|b| parameters.f32s(b)),
-                    add: residual.is_some(),
-                };
+                let epilogue =
+                    Epilogue { bias: bias.map(|b| parameters.f32s(b)), add: residual.is_some() };
                 let [x, out] = self.rows([x, out]);
                 match parameters.matrix(weight) {
                     Matrix::Rows(weight) => kernel::linear(cpu, x, weight, out, dims, epilogue),
@@ -99,13 +82,7 @@ impl Pass<'_> {
                     }
                 }
             }
-            Op::LinearSwiGlu {
-                x,
-                gate,
-                up,
-                kept,
-                out,
-            } => {
+            Op::LinearSwiGlu { x, gate, up, kept, out } => {
                 let dims = self.dims(x, out);
                 match (parameters.matrix(gate), parameters.matrix(up), kept) {
                     (Matrix::Packed(gate), Matrix::Packed(up), None) => {
@@ -129,24 +106,10 @@ impl Pass<'_> {
                     ),
                 }
             }
-            Op::Rope {
-                x,
-                heads,
-                cos,
-                sin,
-                inverse,
-            } => {
+            Op::Rope { x, heads, cos, sin, inverse } => {
                 let (positions, len) = (self.positions, self.rows * self.width(x));
                 let [x, cos, sin] = self.work.views([x, cos, sin]);
-                kernel::rope(
-                    cpu,
-                    &mut x[..len],
-                    cos,
-                    sin,
-                    positions,
-                    heads as usize,
-                    inverse,
-                );
+                kernel::rope(cpu, &mut x[..len], cos, sin, positions, heads as usize, inverse);
             }
             _ => return false,
         }

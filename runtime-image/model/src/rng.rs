@@ -12,9 +12,7 @@ pub struct Philox {
 impl Philox {
     /// The family of this seed.
     pub const fn new(seed: u64) -> Self {
-        Self {
-            key: [seed as u32, (seed >> 32) as u32],
-        }
+        Self { key: [seed as u32, (seed >> 32) as u32] }
     }
 
     /// 128 random bits for this counter.
@@ -24,12 +22,8 @@ impl Philox {
         while round < 10 {
             let p0 = 0xD251_1F53_u64 * c0 as u64;
             let p1 = 0xCD9E_8D57_u64 * c2 as u64;
-            (c0, c1, c2, c3) = (
-                (p1 >> 32) as u32 ^ c1 ^ k0,
-                p1 as u32,
-                (p0 >> 32) as u32 ^ c3 ^ k1,
-                p0 as u32,
-            );
+            (c0, c1, c2, c3) =
+                ((p1 >> 32) as u32 ^ c1 ^ k0, p1 as u32, (p0 >> 32) as u32 ^ c3 ^ k1, p0 as u32);
             k0 = k0.wrapping_add(0x9E37_79B9);
             k1 = k1.wrapping_add(0xBB67_AE85);
             round += 1;
@@ -60,16 +54,8 @@ mod tests {
     fn blocks_are_the_published_ones() {
         // The known answers of the Random123 distribution (philox4x32, 10 rounds).
         let cases = [
-            (
-                [0; 2],
-                [0; 4],
-                [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8],
-            ),
-            (
-                [u32::MAX; 2],
-                [u32::MAX; 4],
-                [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd],
-            ),
+            ([0; 2], [0; 4], [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8]),
+            ([u32::MAX; 2], [u32::MAX; 4], [0x408f_276d, 0x41c8_3b0e, 0xa20b_c7c6, 0x6d54_51fd]),
             (
                 [0xa409_3822, 0x299f_31d0],
                 [0x243f_6a88, 0x85a3_08d3, 0x1319_8a2e, 0x0370_7344],
@@ -85,14 +71,9 @@ mod tests {
     #[test]
     fn normals_have_mean_0_and_variance_1() {
         let philox = Philox::new(7);
-        let numbers: Vec<f64> = (0..25_000)
-            .flat_map(|i| philox.normals([i, 0, 0, 0]))
-            .collect();
+        let numbers: Vec<f64> = (0..25_000).flat_map(|i| philox.normals([i, 0, 0, 0])).collect();
         let mean = numbers.iter().sum::<f64>() / numbers.len() as f64;
         let variance = numbers.iter().map(|x| x * x).sum::<f64>() / numbers.len() as f64;
-        assert!(
-            mean.abs() < 0.01 && (variance - 1.0).abs() < 0.015,
-            "{mean} {variance}"
-        );
+        assert!(mean.abs() < 0.01 && (variance - 1.0).abs() < 0.015, "{mean} {variance}");
     }
 }

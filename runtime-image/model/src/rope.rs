@@ -6,9 +6,7 @@ use petaflop_plan::shape::{ModelShape, RopeScaling};
 /// Fills `cos` and `sin`, both `[positions, head_dim / 2]`.
 pub(crate) fn fill_tables(shape: &ModelShape, cos: &mut [f32], sin: &mut [f32]) {
     let frequencies = frequencies(shape);
-    let rows = cos
-        .chunks_exact_mut(frequencies.len())
-        .zip(sin.chunks_exact_mut(frequencies.len()));
+    let rows = cos.chunks_exact_mut(frequencies.len()).zip(sin.chunks_exact_mut(frequencies.len()));
     for (position, (cos, sin)) in rows.enumerate() {
         for (i, frequency) in frequencies.iter().enumerate() {
             let angle = position as f64 * frequency;

@@ -77,11 +77,7 @@ impl Tokenizer {
             .vocab_size(vocab as usize)
             .min_frequency(2)
             .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
-            .special_tokens(
-                SPECIAL_TOKENS
-                    .map(|token| AddedToken::from(token, true))
-                    .to_vec(),
-            )
+            .special_tokens(SPECIAL_TOKENS.map(|token| AddedToken::from(token, true)).to_vec())
             .build();
         let byte_level = ByteLevel::new(false, false, true);
         let mut tokenizer: TokenizerImpl<
@@ -91,17 +87,12 @@ impl Tokenizer {
             ByteLevel,
             ByteLevel,
         > = TokenizerImpl::new(BPE::default());
-        tokenizer
-            .with_pre_tokenizer(Some(byte_level))
-            .with_decoder(Some(byte_level));
+        tokenizer.with_pre_tokenizer(Some(byte_level)).with_decoder(Some(byte_level));
         tokenizer.train(&mut trainer, texts).map_err(failed)?;
         let trained = Self::from_bytes(tokenizer.to_string(true).map_err(failed)?.as_bytes())?;
         match trained.vocab() {
             found if found == vocab => Ok(trained),
-            found => Err(TokenizerError::TooLittleText {
-                expected: vocab,
-                found,
-            }),
+            found => Err(TokenizerError::TooLittleText { expected: vocab, found }),
         }
     }
 
@@ -110,10 +101,8 @@ impl Tokenizer {
     /// # Errors
     /// What the system says, or what the file is instead.
     pub fn from_file(path: &Path) -> Result<Self, TokenizerError> {
-        let bytes = std::fs::read(path).map_err(|source| TokenizerError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
+        let bytes = std::fs::read(path)
+            .map_err(|source| TokenizerError::Io { path: path.to_owned(), source })?;
         Self::from_bytes(&bytes)
     }
 
@@ -131,13 +120,8 @@ impl Tokenizer {
             )));
         }
         let decoder = &json["decoder"];
-        let nested = decoder["decoders"]
-            .as_array()
-            .map_or(&[][..], Vec::as_slice);
-        if !std::iter::once(decoder)
-            .chain(nested)
-            .any(|d| d["type"] == "ByteLevel")
-        {
+        let nested = decoder["decoders"].as_array().map_or(&[][..], Vec::as_slice);
+        if !std::iter::once(decoder).chain(nested).any(|d| d["type"] == "ByteLevel") {
             return Err(TokenizerError::Malformed(format!(
                 "decoder: expected ByteLevel, found {}",
                 decoder["type"]
@@ -182,12 +166,7 @@ impl Tokenizer {
             bytes[id as usize] = Some(plain.into_boxed_slice());
         }
         let special_ids = specials.values().copied().collect();
-        Ok(Self {
-            inner,
-            specials,
-            special_ids,
-            bytes,
-        })
+        Ok(Self { inner, specials, special_ids, bytes })
     }
 
     /// The bytes of its `tokenizer.json`; the same tokenizer gives the same bytes.
@@ -242,12 +221,8 @@ impl Tokenizer {
 
     /// The text of tokens; special tokens have none, incomplete characters become U+FFFD.
     pub fn decode(&self, ids: &[u32]) -> String {
-        let bytes: Vec<u8> = ids
-            .iter()
-            .filter_map(|&id| self.token_bytes(id))
-            .flatten()
-            .copied()
-            .collect();
+        let bytes: Vec<u8> =
+            ids.iter().filter_map(|&id| self.token_bytes(id)).flatten().copied().collect();
         String::from_utf8_lossy(&bytes).into_owned()
     }
 }
@@ -265,10 +240,7 @@ fn byte_alphabet() -> BTreeMap<char, u8> {
             let printable = matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
             let code = if printable { u32::from(byte) } else { next };
             next += u32::from(!printable);
-            (
-                char::from_u32(code).expect("below 512 all are characters"),
-                byte,
-            )
+            (char::from_u32(code).expect("below 512 all are characters"), byte)
         })
         .collect()
 }
@@ -310,10 +282,7 @@ mod tests {
     fn special_tokens_come_first_and_every_byte_has_a_token() {
         let tokenizer = trained(300);
         assert_eq!(tokenizer.vocab(), 300);
-        assert_eq!(
-            SPECIAL_TOKENS.map(|t| tokenizer.special(t)),
-            [Some(0), Some(1), Some(2)]
-        );
+        assert_eq!(SPECIAL_TOKENS.map(|t| tokenizer.special(t)), [Some(0), Some(1), Some(2)]);
         let bytes: std::collections::BTreeSet<u8> = (0..300)
             .filter_map(|id| tokenizer.token_bytes(id))
             .filter(|b| b.len() == 1)
@@ -348,10 +317,7 @@ mod tests {
         let short = Tokenizer::train_bpe(["abc abc abc"].into_iter(), 4000);
         assert!(matches!(
             short,
-            Err(TokenizerError::TooLittleText {
-                expected: 4000,
-                found: 259..400
-            })
+            Err(TokenizerError::TooLittleText { expected: 4000, found: 259..400 })
         ));
         for garbage in [
             "",

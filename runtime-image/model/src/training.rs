@@ -43,11 +43,7 @@ pub struct Loss {
 impl Loss {
     /// Nats a target; 0 without targets.
     pub fn mean(self) -> f64 {
-        if self.tokens == 0 {
-            0.0
-        } else {
-            self.nats / self.tokens as f64
-        }
+        if self.tokens == 0 { 0.0 } else { self.nats / self.tokens as f64 }
     }
 }
 
@@ -87,24 +83,11 @@ impl TrainingModel {
     ) -> Result<Self, ModelError> {
         let plan = plan_training(shape, options)?;
         let mut arena = Arena::new(&plan)?;
-        assert_eq!(
-            arena.bytes(),
-            plan.arena_bytes(),
-            "the arena is what was planned"
-        );
+        assert_eq!(arena.bytes(), plan.arena_bytes(), "the arena is what was planned");
         let [cos, sin] = arena.work.views([plan.ports.cos, plan.ports.sin]);
         rope::fill_tables(shape, cos, sin);
-        let positions = (0..options.micro_batch)
-            .flat_map(|_| 0..options.sequence)
-            .collect();
-        Ok(Self {
-            cpu,
-            shape: shape.clone(),
-            options: options.clone(),
-            plan,
-            arena,
-            positions,
-        })
+        let positions = (0..options.micro_batch).flat_map(|_| 0..options.sequence).collect();
+        Ok(Self { cpu, shape: shape.clone(), options: options.clone(), plan, arena, positions })
     }
 
     /// The model's form.
@@ -211,24 +194,13 @@ impl TrainingModel {
 
     /// One step of the optimiser over the gradients as they are.
     pub fn adamw(&mut self, step: &AdamwStep) {
-        let AdamwStep {
-            step,
-            learning_rate,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } = *step;
+        let AdamwStep { step, learning_rate, beta1, beta2, eps, weight_decay } = *step;
         let done = (step + 1) as f64;
         for tensor in &self.plan.tensors {
             let Some(trained) = tensor.trained else {
                 continue;
             };
-            let decay = if tensor.role == TensorRole::Matrix {
-                weight_decay
-            } else {
-                0.0
-            };
+            let decay = if tensor.role == TensorRole::Matrix { weight_decay } else { 0.0 };
             let coefficients = kernel::AdamW {
                 lr: learning_rate as f32,
                 beta1: beta1 as f32,
@@ -251,19 +223,13 @@ impl TrainingModel {
 
     /// Every tensor with its numbers, in the plan's order: what is saved as a model.
     pub fn tensors(&self) -> impl Iterator<Item = (&Tensor, &[f32])> {
-        self.plan
-            .tensors
-            .iter()
-            .map(|t| (t, self.arena.parameters.f32s(t.value)))
+        self.plan.tensors.iter().map(|t| (t, self.arena.parameters.f32s(t.value)))
     }
 
     /// The gradient of every trained tensor, in the plan's order.
     pub fn gradients(&self) -> impl Iterator<Item = (&Tensor, &[f32])> {
         let gradient = |t: &Tensor| t.trained.map(|kept| kept.gradient);
-        self.plan
-            .tensors
-            .iter()
-            .filter_map(move |t| Some((t, self.arena.work.view(gradient(t)?))))
+        self.plan.tensors.iter().filter_map(move |t| Some((t, self.arena.work.view(gradient(t)?))))
     }
 
     /// What a checkpoint holds: every tensor by its name, and where it is trained
@@ -291,12 +257,7 @@ impl TrainingModel {
         // Both segments are laid out in the order of the tensors.
         let mut moments = self.arena.work.all_mut(Segment::Moments).into_iter();
         let mut state = Vec::new();
-        for (tensor, values) in self
-            .plan
-            .tensors
-            .iter()
-            .zip(self.arena.parameters.all_mut())
-        {
+        for (tensor, values) in self.plan.tensors.iter().zip(self.arena.parameters.all_mut()) {
             state.push((tensor.name.clone(), values));
             if tensor.trained.is_some() {
                 for which in ["first_moment", "second_moment"] {
@@ -315,11 +276,8 @@ impl TrainingModel {
         backward: Option<f32>,
     ) -> Result<Loss, ModelError> {
         self.check(tokens, targets)?;
-        let steps = if backward.is_some() {
-            self.plan.steps.len()
-        } else {
-            self.plan.forward_steps
-        };
+        let steps =
+            if backward.is_some() { self.plan.steps.len() } else { self.plan.forward_steps };
         let cpu = Arc::clone(&self.cpu);
         cpu.install(|| {
             let mut pass = TrainingPass {
@@ -350,9 +308,7 @@ impl TrainingModel {
         if loss.nats.is_finite() {
             return Ok(loss);
         }
-        Err(ModelError::NotFinite {
-            tensor: self.first_not_finite(tokens, targets),
-        })
+        Err(ModelError::NotFinite { tensor: self.first_not_finite(tokens, targets) })
     }
 
     /// Runs forward again, step by step, and names the first buffer that goes bad.
@@ -389,11 +345,7 @@ impl TrainingModel {
     fn check(&self, tokens: &[u32], targets: &[u32]) -> Result<(), ModelError> {
         let rows = self.positions.len();
         let refuse = |what, expected: String, found: String| {
-            Err(ModelError::Input {
-                what,
-                expected,
-                found,
-            })
+            Err(ModelError::Input { what, expected, found })
         };
         for (what, len) in [("tokens", tokens.len()), ("targets", targets.len())] {
             if len != rows {

@@ -43,12 +43,8 @@ impl WeightsFolder {
     /// another shape, or of a type other than F32, BF16 and F16: by file and name.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let shape = read_config(&path.join(CONFIG_FILE))?;
-        let mut folder = Self {
-            path: path.to_owned(),
-            shape,
-            files: Vec::new(),
-            tensors: BTreeMap::new(),
-        };
+        let mut folder =
+            Self { path: path.to_owned(), shape, files: Vec::new(), tensors: BTreeMap::new() };
         for name in file_names(path)? {
             folder.add_file(path.join(name))?;
         }
@@ -122,15 +118,10 @@ impl WeightsFolder {
     }
 
     fn add_file(&mut self, path: PathBuf) -> Result<(), WeightsError> {
-        let file = MappedFile::open(&path).map_err(|source| WeightsError::Io {
-            path: path.clone(),
-            source,
-        })?;
+        let file = MappedFile::open(&path)
+            .map_err(|source| WeightsError::Io { path: path.clone(), source })?;
         let broken = |e: &dyn std::fmt::Display| {
-            malformed(
-                &path,
-                format!("not a whole safetensors file ({e}); fetch it again"),
-            )
+            malformed(&path, format!("not a whole safetensors file ({e}); fetch it again"))
         };
         let (header, metadata) = SafeTensors::read_metadata(&file).map_err(|e| broken(&e))?;
         for (name, info) in metadata.tensors() {
@@ -164,10 +155,7 @@ impl WeightsFolder {
                     format!("{found:?}"),
                 ));
             }
-            if !matches!(
-                info.dtype,
-                FileDtype::F32 | FileDtype::BF16 | FileDtype::F16
-            ) {
+            if !matches!(info.dtype, FileDtype::F32 | FileDtype::BF16 | FileDtype::F16) {
                 return Err(self.wrong_tensor(
                     &path,
                     &expected.name,
@@ -182,10 +170,7 @@ impl WeightsFolder {
 
     fn check(&mut self) -> Result<(), WeightsError> {
         let expected: Vec<String> = self.shape.tensors().into_iter().map(|t| t.name).collect();
-        if let Some(missing) = expected
-            .iter()
-            .find(|name| !self.tensors.contains_key(*name))
-        {
+        if let Some(missing) = expected.iter().find(|name| !self.tensors.contains_key(*name)) {
             return Err(self.wrong_tensor(
                 &self.path,
                 missing,
@@ -194,12 +179,8 @@ impl WeightsFolder {
             ));
         }
         // Older files carry the rotary frequencies, which follow from the shape.
-        self.tensors
-            .retain(|name, _| !name.ends_with(".rotary_emb.inv_freq"));
-        let extra = self
-            .tensors
-            .iter()
-            .find(|(name, _)| !expected.contains(name));
+        self.tensors.retain(|name, _| !name.ends_with(".rotary_emb.inv_freq"));
+        let extra = self.tensors.iter().find(|(name, _)| !expected.contains(name));
         let Some((name, located)) = extra else {
             return Ok(());
         };
@@ -215,12 +196,7 @@ impl WeightsFolder {
             self.tensors.remove(&name);
             return self.check();
         }
-        Err(self.wrong_tensor(
-            path,
-            name,
-            "no tensor of this name in this shape",
-            "one".to_owned(),
-        ))
+        Err(self.wrong_tensor(path, name, "no tensor of this name in this shape", "one".to_owned()))
     }
 
     fn wrong_tensor(
@@ -254,15 +230,9 @@ pub fn save<'a>(
     let path = folder.join(WEIGHTS_FILE);
     // safetensors sorts by type, then name; one entry of metadata has one order.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
-    let tensors = tensors.into_iter().map(|(name, shape, values)| {
-        (
-            name,
-            F32Tensor {
-                shape: usizes(shape),
-                values,
-            },
-        )
-    });
+    let tensors = tensors
+        .into_iter()
+        .map(|(name, shape, values)| (name, F32Tensor { shape: usizes(shape), values }));
     safetensors::serialize_to_file(tensors, Some(metadata), &path).map_err(|e| WeightsError::Io {
         path: path.clone(),
         source: match e {
@@ -278,10 +248,7 @@ pub fn config_bytes(shape: &ModelShape) -> Vec<u8> {
 }
 
 fn usizes(shape: &[u64]) -> Vec<usize> {
-    shape
-        .iter()
-        .map(|&n| usize::try_from(n).expect("the tensor is in memory"))
-        .collect()
+    shape.iter().map(|&n| usize::try_from(n).expect("the tensor is in memory")).collect()
 }
 
 struct F32Tensor<'a> {
@@ -308,10 +275,8 @@ impl View for F32Tensor<'_> {
 }
 
 fn read_json(path: &Path) -> Result<serde_json::Value, WeightsError> {
-    let bytes = std::fs::read(path).map_err(|source| WeightsError::Io {
-        path: path.to_owned(),
-        source,
-    })?;
+    let bytes =
+        std::fs::read(path).map_err(|source| WeightsError::Io { path: path.to_owned(), source })?;
     serde_json::from_slice(&bytes).map_err(|e| malformed(path, format!("not JSON: {e}")))
 }
 
@@ -321,10 +286,8 @@ fn read_json(path: &Path) -> Result<serde_json::Value, WeightsError> {
 /// What the system says; text that is not JSON; a field by name.
 pub fn read_config(path: &Path) -> Result<ModelShape, WeightsError> {
     let config = read_json(path)?;
-    ModelShape::from_hf_config(&config).map_err(|source| WeightsError::Config {
-        path: path.to_owned(),
-        source,
-    })
+    ModelShape::from_hf_config(&config)
+        .map_err(|source| WeightsError::Config { path: path.to_owned(), source })
 }
 
 /// The files of weights: those of the index, or the single one.
@@ -344,10 +307,7 @@ fn file_names(folder: &Path) -> Result<Vec<String>, WeightsError> {
     let mut names = Vec::new();
     for (tensor, file) in map {
         // A file of this folder, never a path that leads out of it.
-        match file
-            .as_str()
-            .filter(|name| Path::new(name).file_name().is_some_and(|n| n == *name))
-        {
+        match file.as_str().filter(|name| Path::new(name).file_name().is_some_and(|n| n == *name)) {
             Some(name) => names.push(name.to_owned()),
             None => {
                 return Err(malformed(
@@ -363,10 +323,7 @@ fn file_names(folder: &Path) -> Result<Vec<String>, WeightsError> {
 }
 
 fn malformed(path: &Path, what: String) -> WeightsError {
-    WeightsError::Malformed {
-        path: path.to_owned(),
-        what,
-    }
+    WeightsError::Malformed { path: path.to_owned(), what }
 }
 
 /// Bytes of one number of a type that [`WeightsFolder::open`] accepts.

@@ -59,13 +59,7 @@ pub(crate) struct Builder<'a> {
 
 impl<'a> Builder<'a> {
     pub(crate) fn new(shape: &'a ModelShape, rows: u64) -> Self {
-        Self {
-            shape,
-            rows,
-            buffers: Vec::new(),
-            steps: Vec::new(),
-            tensors: Vec::new(),
-        }
+        Self { shape, rows, buffers: Vec::new(), steps: Vec::new(), tensors: Vec::new() }
     }
 
     pub(crate) fn buffer(
@@ -100,18 +94,8 @@ impl<'a> Builder<'a> {
     /// The rotary tables for this many positions.
     pub(crate) fn rope_tables(&mut self, positions: u64) -> (BufferId, BufferId) {
         let half = u64::from(self.shape.head_dim) / 2;
-        let cos = self.buffer(
-            "rope.cos",
-            &[positions, half],
-            Dtype::F32,
-            Segment::Constants,
-        );
-        let sin = self.buffer(
-            "rope.sin",
-            &[positions, half],
-            Dtype::F32,
-            Segment::Constants,
-        );
+        let cos = self.buffer("rope.cos", &[positions, half], Dtype::F32, Segment::Constants);
+        let sin = self.buffer("rope.sin", &[positions, half], Dtype::F32, Segment::Constants);
         (cos, sin)
     }
 
@@ -128,9 +112,8 @@ impl<'a> Builder<'a> {
     pub(crate) fn model_weights(&mut self, keep: &Keep<'_>) -> Result<ModelWeights, PlanError> {
         let tensors = self.shape.tensors();
         if let Keep::Train { frozen } = keep
-            && let Some(prefix) = frozen
-                .iter()
-                .find(|p| !tensors.iter().any(|t| is_under(&t.name, p)))
+            && let Some(prefix) =
+                frozen.iter().find(|p| !tensors.iter().any(|t| is_under(&t.name, p)))
         {
             return Err(PlanError::Option {
                 option: "frozen",
@@ -141,10 +124,9 @@ impl<'a> Builder<'a> {
         }
         for tensor in tensors {
             let (dtype, is_trained) = match keep {
-                Keep::Train { frozen } => (
-                    Dtype::F32,
-                    !frozen.iter().any(|p| is_under(&tensor.name, p)),
-                ),
+                Keep::Train { frozen } => {
+                    (Dtype::F32, !frozen.iter().any(|p| is_under(&tensor.name, p)))
+                }
                 Keep::Serve(dtype) if tensor.role == TensorRole::Matrix => (*dtype, false),
                 Keep::Serve(_) => (Dtype::F32, false),
             };
@@ -167,12 +149,7 @@ impl<'a> Builder<'a> {
                 matrix.bytes = dtype.packed_bytes(rows, width);
             }
             let mut kept = |what: &str, segment| {
-                self.buffer(
-                    format!("{what} of {name}"),
-                    &tensor.shape,
-                    Dtype::F32,
-                    segment,
-                )
+                self.buffer(format!("{what} of {name}"), &tensor.shape, Dtype::F32, segment)
             };
             let trained = is_trained.then(|| Trained {
                 gradient: kept("gradient", Segment::Gradients),
@@ -192,12 +169,7 @@ impl<'a> Builder<'a> {
 
     fn index(&self) -> ModelWeights {
         // Tensors come in a fixed order (`ModelShape::tensors`), so each name is looked up just behind the one before it.
-        let mut names = self
-            .tensors
-            .iter()
-            .map(|t| t.name.as_str())
-            .enumerate()
-            .peekable();
+        let mut names = self.tensors.iter().map(|t| t.name.as_str()).enumerate().peekable();
         let mut next = |name: &str| names.next_if(|(_, found)| *found == name).map(|(i, _)| i);
         let must = |found: Option<usize>| {
             found.expect("ModelShape::tensors lists every tensor of the shape in this order")
@@ -215,21 +187,9 @@ impl<'a> Builder<'a> {
                     ["q", "k"].map(|p| layer(&format!("self_attn.{p}_norm.weight")));
                 LayerWeights {
                     input_gain,
-                    query: Projection {
-                        weight: q,
-                        bias: q_bias,
-                        gain: q_gain,
-                    },
-                    key: Projection {
-                        weight: k,
-                        bias: k_bias,
-                        gain: k_gain,
-                    },
-                    value: Projection {
-                        weight: v,
-                        bias: v_bias,
-                        gain: None,
-                    },
+                    query: Projection { weight: q, bias: q_bias, gain: q_gain },
+                    key: Projection { weight: k, bias: k_bias, gain: k_gain },
+                    value: Projection { weight: v, bias: v_bias, gain: None },
                     output: must(layer("self_attn.o_proj.weight")),
                     post_gain: must(layer("post_attention_layernorm.weight")),
                     gate: must(layer("mlp.gate_proj.weight")),
@@ -240,12 +200,7 @@ impl<'a> Builder<'a> {
             .collect();
         let norm = must(next("model.norm.weight"));
         let head = next("lm_head.weight").unwrap_or(embedding);
-        ModelWeights {
-            embedding,
-            layers,
-            norm,
-            head,
-        }
+        ModelWeights { embedding, layers, norm, head }
     }
 
     /// Appends an operation and counts what it costs.
@@ -265,19 +220,13 @@ impl<'a> Builder<'a> {
             _ => {}
         }
         let flops = self.product_flops(&op);
-        self.steps.push(Step {
-            op,
-            flops,
-            bytes_read: read,
-            bytes_written: written,
-        });
+        self.steps.push(Step { op, flops, bytes_read: read, bytes_written: written });
     }
 
     fn product_flops(&self, op: &Op) -> u64 {
         let dims = |id: BufferId| &self.buffers[id.index()].shape;
         let product = |rows: BufferId, matrix: BufferId| {
-            2u64.saturating_mul(dims(rows)[0])
-                .saturating_mul(dims(matrix).iter().product())
+            2u64.saturating_mul(dims(rows)[0]).saturating_mul(dims(matrix).iter().product())
         };
         match *op {
             Op::Linear { x, weight, .. } => product(x, weight),
@@ -317,6 +266,5 @@ impl<'a> Builder<'a> {
 
 /// Whether `name` is `prefix`, or lies under it.
 fn is_under(name: &str, prefix: &str) -> bool {
-    name.strip_prefix(prefix)
-        .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }

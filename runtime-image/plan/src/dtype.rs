@@ -82,19 +82,12 @@ impl std::str::FromStr for Dtype {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        [
-            Self::F32,
-            Self::U32,
-            Self::Bf16,
-            Self::F16,
-            Self::Q8_0,
-            Self::Q4_0,
-        ]
-        .into_iter()
-        .find(|dtype| dtype.name() == name)
-        .ok_or_else(|| {
-            format!("unknown number format {name:?}: expected f32, bf16, f16, q8_0 or q4_0")
-        })
+        [Self::F32, Self::U32, Self::Bf16, Self::F16, Self::Q8_0, Self::Q4_0]
+            .into_iter()
+            .find(|dtype| dtype.name() == name)
+            .ok_or_else(|| {
+                format!("unknown number format {name:?}: expected f32, bf16, f16, q8_0 or q4_0")
+            })
     }
 }
 

@@ -73,10 +73,7 @@ impl ModelShape {
         })?);
         let family = config.family()?;
         config.refuse_unsupported()?;
-        let (hidden, heads) = (
-            config.count("hidden_size")?,
-            config.count("num_attention_heads")?,
-        );
+        let (hidden, heads) = (config.count("hidden_size")?, config.count("num_attention_heads")?);
         let head_dim = match config.optional_count("head_dim")? {
             Some(width) => width,
             None if family == Family::Qwen3 => {
@@ -94,9 +91,7 @@ impl ModelShape {
             layers: config.count("num_hidden_layers")?,
             hidden,
             heads,
-            kv_heads: config
-                .optional_count("num_key_value_heads")?
-                .unwrap_or(heads),
+            kv_heads: config.optional_count("num_key_value_heads")?.unwrap_or(heads),
             head_dim,
             intermediate: config.count("intermediate_size")?,
             vocab: config.count("vocab_size")?,
@@ -190,15 +185,11 @@ impl Config<'_> {
     }
 
     fn missing(&self, field: &str, expected: &'static str) -> ShapeError {
-        ShapeError::Missing {
-            field: field.to_owned(),
-            expected,
-        }
+        ShapeError::Missing { field: field.to_owned(), expected }
     }
 
     fn count(&self, field: &str) -> Result<u32, ShapeError> {
-        self.optional_count(field)?
-            .ok_or_else(|| self.missing(field, "a number"))
+        self.optional_count(field)?.ok_or_else(|| self.missing(field, "a number"))
     }
 
     fn optional_count(&self, field: &str) -> Result<Option<u32>, ShapeError> {
@@ -206,26 +197,19 @@ impl Config<'_> {
             return Ok(None);
         };
         let count = value.as_u64().and_then(|n| u32::try_from(n).ok());
-        count
-            .map(Some)
-            .ok_or_else(|| invalid(field, "a whole number below 2³²", value))
+        count.map(Some).ok_or_else(|| invalid(field, "a whole number below 2³²", value))
     }
 
     fn number(&self, of: &Map<String, Value>, field: &str) -> Result<f64, ShapeError> {
         match of.get(field).filter(|v| !v.is_null()) {
             None => Err(self.missing(field, "a number")),
-            Some(value) => value
-                .as_f64()
-                .ok_or_else(|| invalid(field, "a number", value)),
+            Some(value) => value.as_f64().ok_or_else(|| invalid(field, "a number", value)),
         }
     }
 
     fn flag(&self, field: &str) -> Result<Option<bool>, ShapeError> {
         self.get(field)
-            .map(|v| {
-                v.as_bool()
-                    .ok_or_else(|| invalid(field, "true or false", v))
-            })
+            .map(|v| v.as_bool().ok_or_else(|| invalid(field, "true or false", v)))
             .transpose()
     }
 
@@ -236,16 +220,12 @@ impl Config<'_> {
                 .and_then(|a| a.first())
                 .and_then(Value::as_str)
                 .map(|name| ("architectures", name)),
-            None => self
-                .get("model_type")
-                .and_then(Value::as_str)
-                .map(|name| ("model_type", name)),
+            None => self.get("model_type").and_then(Value::as_str).map(|name| ("model_type", name)),
         };
         let Some((field, name)) = named else {
-            return Err(self.missing(
-                "architectures",
-                "the name of one, as in [\"LlamaForCausalLM\"]",
-            ));
+            return Err(
+                self.missing("architectures", "the name of one, as in [\"LlamaForCausalLM\"]")
+            );
         };
         match name {
             "LlamaForCausalLM" | "llama" | "MistralForCausalLM" | "mistral" => Ok(Family::Llama),
@@ -296,9 +276,8 @@ impl Config<'_> {
             return Err(unsupported("use_sliding_window", "false", true));
         }
         if let Some(types) = self.get("layer_types") {
-            let all_full = types
-                .as_array()
-                .is_some_and(|t| t.iter().all(|t| t == "full_attention"));
+            let all_full =
+                types.as_array().is_some_and(|t| t.iter().all(|t| t == "full_attention"));
             if !all_full {
                 return Err(unsupported(
                     "layer_types",
@@ -332,10 +311,7 @@ impl Config<'_> {
         let (parameters, scaling) = (object("rope_parameters")?, object("rope_scaling")?);
         if parameters.is_some() && scaling.is_some() {
             let why = "both are given; expected one".to_owned();
-            return Err(ShapeError::Contradiction {
-                fields: "rope_parameters, rope_scaling",
-                why,
-            });
+            return Err(ShapeError::Contradiction { fields: "rope_parameters, rope_scaling", why });
         }
         let theta = match parameters {
             Some((_, members)) if members.contains_key("rope_theta") => {
@@ -344,15 +320,9 @@ impl Config<'_> {
             _ => self.number(self.0, "rope_theta")?,
         };
         let Some((field, members)) = parameters.or(scaling) else {
-            return Ok(Rope {
-                theta,
-                scaling: RopeScaling::None,
-            });
+            return Ok(Rope { theta, scaling: RopeScaling::None });
         };
-        let kind = members
-            .get("rope_type")
-            .or_else(|| members.get("type"))
-            .and_then(Value::as_str);
+        let kind = members.get("rope_type").or_else(|| members.get("type")).and_then(Value::as_str);
         let known: &[&str] = match kind {
             Some("linear") => &["factor"],
             Some("llama3") => &[
@@ -374,18 +344,12 @@ impl Config<'_> {
                 );
             }
             Some("default") => RopeScaling::None,
-            Some("linear") => RopeScaling::Linear {
-                factor: self.number(members, "factor")?,
-            },
+            Some("linear") => RopeScaling::Linear { factor: self.number(members, "factor")? },
             Some("llama3") => {
                 let original = "original_max_position_embeddings";
                 let positions = self.number(members, original)?;
                 if positions.fract() != 0.0 || !(1.0..=f64::from(u32::MAX)).contains(&positions) {
-                    return Err(invalid(
-                        original,
-                        "a whole number above 0",
-                        &members[original],
-                    ));
+                    return Err(invalid(original, "a whole number above 0", &members[original]));
                 }
                 RopeScaling::Llama3 {
                     factor: self.number(members, "factor")?,
@@ -416,11 +380,7 @@ impl Config<'_> {
 /// A value, in a message: short.
 fn shown(value: &Value) -> String {
     let text = value.to_string();
-    if text.chars().count() <= 60 {
-        text
-    } else {
-        text.chars().take(59).chain(['…']).collect()
-    }
+    if text.chars().count() <= 60 { text } else { text.chars().take(59).chain(['…']).collect() }
 }
 
 fn invalid(field: &str, expected: &str, found: &Value) -> ShapeError {

@@ -62,21 +62,13 @@ impl ServingOptions {
         } = self;
         mesh.validate().map_err(PlanError::Mesh)?;
         let refuse = |option, expected: String, found: &dyn std::fmt::Display| {
-            Err(PlanError::Option {
-                option,
-                expected,
-                found: found.to_string(),
-            })
+            Err(PlanError::Option { option, expected, found: found.to_string() })
         };
         if !matches!(weights, Dtype::F32 | Dtype::Bf16 | Dtype::Q8_0) {
             return refuse("weights", "f32, bf16 or q8_0".to_owned(), weights);
         }
         if !(1..=MAX_SEQUENCES).contains(max_sequences) {
-            return refuse(
-                "max_sequences",
-                format!("1 to {MAX_SEQUENCES}"),
-                max_sequences,
-            );
+            return refuse("max_sequences", format!("1 to {MAX_SEQUENCES}"), max_sequences);
         }
         if !(*max_sequences..=MAX_ROWS).contains(max_batched_tokens) {
             return refuse(
@@ -128,40 +120,18 @@ pub fn plan_inference(shape: &ModelShape, options: &ServingOptions) -> Result<Pl
     let hidden = u64::from(shape.hidden);
 
     let x = b.activation("residual", hidden);
-    b.push(Op::Embed {
-        table: b.value(weights.embedding),
-        out: x,
-    });
+    b.push(Op::Embed { table: b.value(weights.embedding), out: x });
     for (l, layer) in weights.layers.iter().enumerate() {
         block(&mut b, l, layer, (cos, sin), x, options);
     }
     let wanted = u64::from(options.logit_rows);
-    let gathered = b.buffer(
-        "wanted rows",
-        &[wanted, hidden],
-        Dtype::F32,
-        Segment::Activations,
-    );
+    let gathered = b.buffer("wanted rows", &[wanted, hidden], Dtype::F32, Segment::Activations);
     b.push(Op::GatherRows { x, out: gathered });
     let normed = b.buffer("norm", &[wanted, hidden], Dtype::F32, Segment::Activations);
-    let inverse_rms = b.buffer(
-        "norm.inverse_rms",
-        &[wanted, 1],
-        Dtype::F32,
-        Segment::Workspace,
-    );
-    b.push(Op::RmsNorm {
-        x: gathered,
-        gain: b.value(weights.norm),
-        out: normed,
-        inverse_rms,
-    });
-    let logits = b.buffer(
-        "logits",
-        &[wanted, u64::from(shape.vocab)],
-        Dtype::F32,
-        Segment::Activations,
-    );
+    let inverse_rms = b.buffer("norm.inverse_rms", &[wanted, 1], Dtype::F32, Segment::Workspace);
+    b.push(Op::RmsNorm { x: gathered, gain: b.value(weights.norm), out: normed, inverse_rms });
+    let logits =
+        b.buffer("logits", &[wanted, u64::from(shape.vocab)], Dtype::F32, Segment::Activations);
     b.push(Op::Linear {
         x: normed,
         weight: b.value(weights.head),
@@ -170,15 +140,7 @@ pub fn plan_inference(shape: &ModelShape, options: &ServingOptions) -> Result<Pl
         out: logits,
     });
     let steps = b.steps();
-    Ok(b.finish(
-        steps,
-        Ports {
-            cos,
-            sin,
-            logits,
-            losses: None,
-        },
-    ))
+    Ok(b.finish(steps, Ports { cos, sin, logits, losses: None }))
 }
 
 /// Adds what the block does to the residual stream `x`, in place.
@@ -207,25 +169,12 @@ fn block(
     let v = heads(b, &name("v"), w.value, shape.kv_heads, input_norm, None);
     let keys = b.buffer(name("keys"), &cache, Dtype::F32, Segment::KvCache);
     let values = b.buffer(name("values"), &cache, Dtype::F32, Segment::KvCache);
-    b.push(Op::WriteKv {
-        keys_in: k,
-        values_in: v,
-        keys,
-        values,
-    });
+    b.push(Op::WriteKv { keys_in: k, values_in: v, keys, values });
     let attended = b.activation(name("attended"), shape.q_width());
     // At most: every row sees a whole context.
     let pairs = u64::from(options.max_batched_tokens) * u64::from(options.context);
     let flops = (4 * pairs).saturating_mul(shape.q_width());
-    b.push_attention(
-        Op::PagedAttention {
-            q,
-            keys,
-            values,
-            out: attended,
-        },
-        flops,
-    );
+    b.push_attention(Op::PagedAttention { q, keys, values, out: attended }, flops);
     b.push(Op::Linear {
         x: attended,
         weight: b.value(w.output),
@@ -265,42 +214,21 @@ fn heads(
     let width = u64::from(count) * u64::from(b.shape.head_dim);
     let mut out = b.activation(name, width);
     let bias = weights.bias.map(|t| b.value(t));
-    b.push(Op::Linear {
-        x,
-        weight: b.value(weights.weight),
-        bias,
-        residual: None,
-        out,
-    });
+    b.push(Op::Linear { x, weight: b.value(weights.weight), bias, residual: None, out });
     if let Some(gain) = weights.gain {
         let normed = b.activation(format!("{name}.normed"), width);
         norm(b, name, out, gain, normed, count);
         out = normed;
     }
     if let Some((cos, sin)) = rope {
-        b.push(Op::Rope {
-            x: out,
-            heads: count,
-            cos,
-            sin,
-            inverse: false,
-        });
+        b.push(Op::Rope { x: out, heads: count, cos, sin, inverse: false });
     }
     out
 }
 
 fn norm(b: &mut Builder<'_>, name: &str, x: BufferId, gain: usize, out: BufferId, per_row: u32) {
     let shape = [b.rows, u64::from(per_row)];
-    let inverse_rms = b.buffer(
-        format!("{name}.inverse_rms"),
-        &shape,
-        Dtype::F32,
-        Segment::Workspace,
-    );
-    b.push(Op::RmsNorm {
-        x,
-        gain: b.value(gain),
-        out,
-        inverse_rms,
-    });
+    let inverse_rms =
+        b.buffer(format!("{name}.inverse_rms"), &shape, Dtype::F32, Segment::Workspace);
+    b.push(Op::RmsNorm { x, gain: b.value(gain), out, inverse_rms });
 }

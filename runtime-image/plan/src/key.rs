@@ -98,12 +98,8 @@ impl From<Key> for String {
 impl ResolvedRecipe {
     /// Names of all inputs that the recipe reads, sorted, each once.
     pub fn input_names(&self) -> Vec<&str> {
-        let mut names: Vec<&str> = self
-            .datasets
-            .iter()
-            .map(|d| d.input.as_str())
-            .chain(self.model.input())
-            .collect();
+        let mut names: Vec<&str> =
+            self.datasets.iter().map(|d| d.input.as_str()).chain(self.model.input()).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -191,9 +187,7 @@ mod tests {
 
     #[test]
     fn the_key_of_a_known_recipe_stays_what_it_is() {
-        let key = tiny_recipe()
-            .key(&digests())
-            .expect("all inputs have digests");
+        let key = tiny_recipe().key(&digests()).expect("all inputs have digests");
         assert_eq!(
             key.to_string(),
             "7c8556bba2c66f596fa4dacf025990fab70eee25436b5619e6418fe9c3ef171f"
@@ -205,16 +199,10 @@ mod tests {
     #[test]
     fn every_input_needs_a_digest_and_every_digest_an_input() {
         let recipe = tiny_recipe();
-        assert_eq!(
-            recipe.key(&BTreeMap::new()),
-            Err(KeyError::MissingDigest("corpus".to_owned()))
-        );
+        assert_eq!(recipe.key(&BTreeMap::new()), Err(KeyError::MissingDigest("corpus".to_owned())));
         let mut more = digests();
         more.insert("other".to_owned(), [0; 32]);
-        assert_eq!(
-            recipe.key(&more),
-            Err(KeyError::UnusedDigest("other".to_owned()))
-        );
+        assert_eq!(recipe.key(&more), Err(KeyError::UnusedDigest("other".to_owned())));
         let mut endless = recipe;
         endless.learning_rate = f64::INFINITY;
         assert_eq!(endless.key(&digests()), Err(KeyError::NotFinite));
@@ -229,12 +217,8 @@ mod tests {
         rate.learning_rate = f64::from_bits(rate.learning_rate.to_bits() + 1);
         let mut other = digests();
         other.insert("corpus".to_owned(), [8; 32]);
-        let keys = [
-            base.key(&digests()),
-            seed.key(&digests()),
-            rate.key(&digests()),
-            base.key(&other),
-        ];
+        let keys =
+            [base.key(&digests()), seed.key(&digests()), rate.key(&digests()), base.key(&other)];
         for (i, key) in keys.iter().enumerate() {
             assert!(key.is_ok() && !keys[..i].contains(key));
         }

@@ -16,9 +16,8 @@ pub(crate) fn place(buffers: &mut [Buffer], steps: &[Step], outputs: &[BufferId]
     live(buffers, steps, outputs, end);
     let mut bytes = SegmentBytes::default();
     for segment in Segment::ALL {
-        let mut members: Vec<usize> = (0..buffers.len())
-            .filter(|&i| buffers[i].segment == segment)
-            .collect();
+        let mut members: Vec<usize> =
+            (0..buffers.len()).filter(|&i| buffers[i].segment == segment).collect();
         *bytes.of_mut(segment) = if segment.reuses() {
             members.sort_by_key(|&i| (std::cmp::Reverse(buffers[i].bytes), i));
             pack(buffers, &members)
@@ -31,11 +30,7 @@ pub(crate) fn place(buffers: &mut [Buffer], steps: &[Step], outputs: &[BufferId]
 
 fn live(buffers: &mut [Buffer], steps: &[Step], outputs: &[BufferId], end: u32) {
     for buffer in buffers.iter_mut() {
-        (buffer.first, buffer.last) = if buffer.segment.reuses() {
-            (end, 0)
-        } else {
-            (0, end)
-        };
+        (buffer.first, buffer.last) = if buffer.segment.reuses() { (end, 0) } else { (0, end) };
     }
     for (at, step) in (0u32..).zip(steps) {
         let access = step.op.access();
@@ -70,16 +65,11 @@ fn pack(buffers: &mut [Buffer], members: &[usize]) -> u64 {
     let mut placed: Vec<usize> = Vec::with_capacity(members.len());
     let mut size = 0;
     for &i in members {
-        let (first, last, bytes) = (
-            buffers[i].first,
-            buffers[i].last,
-            buffers[i].bytes.next_multiple_of(ALIGNMENT),
-        );
+        let (first, last, bytes) =
+            (buffers[i].first, buffers[i].last, buffers[i].bytes.next_multiple_of(ALIGNMENT));
         let mut offset = 0;
-        for other in placed
-            .iter()
-            .map(|&p| &buffers[p])
-            .filter(|o| o.first <= last && first <= o.last)
+        for other in
+            placed.iter().map(|&p| &buffers[p]).filter(|o| o.first <= last && first <= o.last)
         {
             if other.offset >= offset + bytes {
                 break;
@@ -121,10 +111,7 @@ mod tests {
         let mut buffers = vec![buffer(1000, 0, 1), buffer(1024, 2, 3), buffer(1, 0, 3)];
         let order = [1, 0, 2];
         assert_eq!(pack(&mut buffers, &order), 1024 + 256);
-        assert_eq!(
-            (buffers[0].offset, buffers[1].offset, buffers[2].offset),
-            (0, 0, 1024)
-        );
+        assert_eq!((buffers[0].offset, buffers[1].offset, buffers[2].offset), (0, 0, 1024));
     }
 
     #[test]

@@ -17,11 +17,7 @@ pub struct Mesh {
 
 impl Mesh {
     /// One device.
-    pub const ONE: Self = Self {
-        data: 1,
-        tensor: 1,
-        pipeline: 1,
-    };
+    pub const ONE: Self = Self { data: 1, tensor: 1, pipeline: 1 };
 
     /// Devices in all.
     pub const fn devices(self) -> u64 {

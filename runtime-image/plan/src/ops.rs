@@ -238,115 +238,50 @@ impl Op {
                       writes: &[BufferId],
                       optional_writes: Optional<'_>| {
             let both = |ids: &[BufferId], optional: Optional<'_>| {
-                ids.iter()
-                    .copied()
-                    .chain(optional.iter().flatten().copied())
-                    .collect()
+                ids.iter().copied().chain(optional.iter().flatten().copied()).collect()
             };
-            Access {
-                reads: both(reads, optional_reads),
-                writes: both(writes, optional_writes),
-            }
+            Access { reads: both(reads, optional_reads), writes: both(writes, optional_writes) }
         };
         match *self {
             Self::Embed { table, out } => access(&[table], &[], &[out], &[]),
-            Self::RmsNorm {
-                x,
-                gain,
-                out,
-                inverse_rms,
-            } => access(&[x, gain], &[], &[out, inverse_rms], &[]),
-            Self::Linear {
-                x,
-                weight,
-                bias,
-                residual,
-                out,
-            } => access(&[x, weight], &[bias, residual], &[out], &[]),
-            Self::LinearSwiGlu {
-                x,
-                gate,
-                up,
-                kept,
-                out,
-            } => {
+            Self::RmsNorm { x, gain, out, inverse_rms } => {
+                access(&[x, gain], &[], &[out, inverse_rms], &[])
+            }
+            Self::Linear { x, weight, bias, residual, out } => {
+                access(&[x, weight], &[bias, residual], &[out], &[])
+            }
+            Self::LinearSwiGlu { x, gate, up, kept, out } => {
                 let (kept_gate, kept_up) = kept.unzip();
                 access(&[x, gate, up], &[], &[out], &[kept_gate, kept_up])
             }
-            Self::Rope {
-                x,
-                heads: _,
-                cos,
-                sin,
-                inverse: _,
-            } => access(&[x, cos, sin], &[], &[x], &[]),
-            Self::Attention {
-                q,
-                k,
-                v,
-                out,
-                log_sum_exp,
-            } => access(&[q, k, v], &[], &[out, log_sum_exp], &[]),
-            Self::WriteKv {
-                keys_in,
-                values_in,
-                keys,
-                values,
-            } => access(&[keys_in, values_in], &[], &[keys, values], &[]),
-            Self::PagedAttention {
-                q,
-                keys,
-                values,
-                out,
-            } => access(&[q, keys, values], &[], &[out], &[]),
+            Self::Rope { x, heads: _, cos, sin, inverse: _ } => {
+                access(&[x, cos, sin], &[], &[x], &[])
+            }
+            Self::Attention { q, k, v, out, log_sum_exp } => {
+                access(&[q, k, v], &[], &[out, log_sum_exp], &[])
+            }
+            Self::WriteKv { keys_in, values_in, keys, values } => {
+                access(&[keys_in, values_in], &[], &[keys, values], &[])
+            }
+            Self::PagedAttention { q, keys, values, out } => {
+                access(&[q, keys, values], &[], &[out], &[])
+            }
             Self::GatherRows { x, out } => access(&[x], &[], &[out], &[]),
             Self::CrossEntropy { logits, losses } => access(&[logits], &[], &[logits, losses], &[]),
-            Self::LinearDx {
-                dy,
-                weight,
-                dx,
-                adds,
-            } => access(&[dy, weight], &[adds.then_some(dx)], &[dx], &[]),
+            Self::LinearDx { dy, weight, dx, adds } => {
+                access(&[dy, weight], &[adds.then_some(dx)], &[dx], &[])
+            }
             Self::LinearDw { dy, x, dweight } => access(&[dy, x, dweight], &[], &[dweight], &[]),
             Self::BiasGradient { dy, dbias } => access(&[dy, dbias], &[], &[dbias], &[]),
-            Self::RmsNormBackward {
-                x,
-                gain,
-                inverse_rms,
-                dy,
-                dx,
-                adds,
-                dgain,
-            } => access(
-                &[x, gain, inverse_rms, dy],
-                &[adds.then_some(dx), dgain],
-                &[dx],
-                &[dgain],
-            ),
-            Self::SwiGluBackward {
-                gate,
-                up,
-                dout,
-                dgate,
-                dup,
-            } => access(&[gate, up, dout], &[], &[dgate, dup], &[]),
-            Self::AttentionBackward {
-                q,
-                k,
-                v,
-                out,
-                log_sum_exp,
-                dout,
-                dq,
-                dk,
-                dv,
-                delta,
-            } => access(
-                &[q, k, v, out, log_sum_exp, dout],
-                &[],
-                &[dq, dk, dv, delta],
-                &[],
-            ),
+            Self::RmsNormBackward { x, gain, inverse_rms, dy, dx, adds, dgain } => {
+                access(&[x, gain, inverse_rms, dy], &[adds.then_some(dx), dgain], &[dx], &[dgain])
+            }
+            Self::SwiGluBackward { gate, up, dout, dgate, dup } => {
+                access(&[gate, up, dout], &[], &[dgate, dup], &[])
+            }
+            Self::AttentionBackward { q, k, v, out, log_sum_exp, dout, dq, dk, dv, delta } => {
+                access(&[q, k, v, out, log_sum_exp, dout], &[], &[dq, dk, dv, delta], &[])
+            }
             Self::EmbedBackward { dx, dtable } => access(&[dx, dtable], &[], &[dtable], &[]),
         }
     }

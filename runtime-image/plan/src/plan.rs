@@ -229,9 +229,7 @@ impl Plan {
 
     /// Bytes that one pass reads and writes when nothing stays in a cache between operations.
     pub fn bytes_moved(&self) -> u64 {
-        total(&self.steps, |s| {
-            s.bytes_read.saturating_add(s.bytes_written)
-        })
+        total(&self.steps, |s| s.bytes_read.saturating_add(s.bytes_written))
     }
 
     /// Trained numbers.

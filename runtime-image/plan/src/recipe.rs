@@ -246,24 +246,9 @@ impl ResolvedRecipe {
         let in_range = |value: f64, low: f64, high: f64| {
             value.is_finite() && !value.is_sign_negative() && (low..=high).contains(&value)
         };
-        require(
-            in_range(*val_set_size, 0.0, 0.5),
-            "val_set_size",
-            "0 to 0.5",
-            val_set_size,
-        )?;
-        require(
-            *sequence_len >= 2,
-            "sequence_len",
-            "2 or more",
-            sequence_len,
-        )?;
-        require(
-            *micro_batch_size >= 1,
-            "micro_batch_size",
-            "1 or more",
-            micro_batch_size,
-        )?;
+        require(in_range(*val_set_size, 0.0, 0.5), "val_set_size", "0 to 0.5", val_set_size)?;
+        require(*sequence_len >= 2, "sequence_len", "2 or more", sequence_len)?;
+        require(*micro_batch_size >= 1, "micro_batch_size", "1 or more", micro_batch_size)?;
         require(
             *gradient_accumulation_steps >= 1,
             "gradient_accumulation_steps",
@@ -278,12 +263,7 @@ impl ResolvedRecipe {
                 require(*epochs >= 1, "length.epochs", "1 or more", epochs)?
             }
         }
-        let Optimizer::Adamw {
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } = optimizer;
+        let Optimizer::Adamw { beta1, beta2, eps, weight_decay } = optimizer;
         require(
             in_range(*beta1, 0.0, 1.0) && *beta1 < 1.0,
             "optimizer.adamw.beta1",
@@ -296,12 +276,7 @@ impl ResolvedRecipe {
             "0 or more and below 1",
             beta2,
         )?;
-        require(
-            in_range(*eps, 1e-30, 1.0),
-            "optimizer.adamw.eps",
-            "1e-30 to 1",
-            eps,
-        )?;
+        require(in_range(*eps, 1e-30, 1.0), "optimizer.adamw.eps", "1e-30 to 1", eps)?;
         require(
             in_range(*weight_decay, 0.0, 10.0),
             "optimizer.adamw.weight_decay",
@@ -314,17 +289,8 @@ impl ResolvedRecipe {
             "above 0, at most 10",
             learning_rate,
         )?;
-        let Schedule {
-            warmup_steps,
-            decay: _,
-            min_ratio,
-        } = schedule;
-        require(
-            in_range(*min_ratio, 0.0, 1.0),
-            "schedule.min_ratio",
-            "0 to 1",
-            min_ratio,
-        )?;
+        let Schedule { warmup_steps, decay: _, min_ratio } = schedule;
+        require(in_range(*min_ratio, 0.0, 1.0), "schedule.min_ratio", "0 to 1", min_ratio)?;
         if let TrainingLength::Steps(steps) = length {
             require(
                 warmup_steps <= steps,
@@ -432,36 +398,21 @@ pub(crate) mod tests {
                 vocab: 512,
                 max_positions: 128,
                 norm_eps: 1e-5,
-                rope: Rope {
-                    theta: 10000.0,
-                    scaling: RopeScaling::None,
-                },
+                rope: Rope { theta: 10000.0, scaling: RopeScaling::None },
                 tied_embeddings: true,
                 qkv_bias: false,
                 qk_norm: false,
             }),
             tokenizer: TokenizerSource::TrainBpe { vocab: 512 },
-            datasets: vec![Dataset {
-                input: "corpus".to_owned(),
-                kind: DatasetKind::Completion,
-            }],
+            datasets: vec![Dataset { input: "corpus".to_owned(), kind: DatasetKind::Completion }],
             val_set_size: 0.05,
             sequence_len: 128,
             micro_batch_size: 4,
             gradient_accumulation_steps: 2,
             length: TrainingLength::Steps(20),
-            optimizer: Optimizer::Adamw {
-                beta1: 0.9,
-                beta2: 0.95,
-                eps: 1e-8,
-                weight_decay: 0.1,
-            },
+            optimizer: Optimizer::Adamw { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 },
             learning_rate: 3e-3,
-            schedule: Schedule {
-                warmup_steps: 5,
-                decay: Decay::Cosine,
-                min_ratio: 0.1,
-            },
+            schedule: Schedule { warmup_steps: 5, decay: Decay::Cosine, min_ratio: 0.1 },
             max_grad_norm: 1.0,
             seed: 42,
             precision: Precision::F32,
@@ -485,9 +436,7 @@ pub(crate) mod tests {
             ("tokenizer.train_bpe.vocab", |r| {
                 r.tokenizer = TokenizerSource::TrainBpe { vocab: 258 }
             }),
-            ("model.scratch.vocab", |r| {
-                r.tokenizer = TokenizerSource::TrainBpe { vocab: 600 }
-            }),
+            ("model.scratch.vocab", |r| r.tokenizer = TokenizerSource::TrainBpe { vocab: 600 }),
             ("tokenizer", |r| r.tokenizer = TokenizerSource::Base),
         ];
         for (field, change) in cases {

@@ -10,11 +10,7 @@ impl Schedule {
     /// follows goes from the peak there to `peak · min_ratio` at the last step.
     /// The cosine is libm's, so its bits do not depend on the system.
     pub fn rate(&self, step: u64, total: u64, peak: f64) -> f64 {
-        let Self {
-            warmup_steps,
-            decay,
-            min_ratio,
-        } = self;
+        let Self { warmup_steps, decay, min_ratio } = self;
         if step < *warmup_steps {
             return peak * (step + 1) as f64 / (warmup_steps + 1) as f64;
         }
@@ -40,33 +36,17 @@ mod tests {
 
     #[test]
     fn the_rate_rises_then_falls_to_its_minimum() {
-        let schedule = Schedule {
-            warmup_steps: 4,
-            decay: Decay::Cosine,
-            min_ratio: 0.1,
-        };
+        let schedule = Schedule { warmup_steps: 4, decay: Decay::Cosine, min_ratio: 0.1 };
         assert_eq!(schedule.rate(0, 101, 1.0), 0.2);
         assert_eq!(schedule.rate(4, 101, 1.0), 1.0);
         assert!((schedule.rate(52, 101, 1.0) - 0.55).abs() < 1e-12);
         assert!((schedule.rate(100, 101, 1.0) - 0.1).abs() < 1e-15);
-        let linear = Schedule {
-            warmup_steps: 0,
-            decay: Decay::Linear,
-            min_ratio: 0.0,
-        };
+        let linear = Schedule { warmup_steps: 0, decay: Decay::Linear, min_ratio: 0.0 };
         assert_eq!(
-            (
-                linear.rate(0, 11, 2.0),
-                linear.rate(5, 11, 2.0),
-                linear.rate(10, 11, 2.0)
-            ),
+            (linear.rate(0, 11, 2.0), linear.rate(5, 11, 2.0), linear.rate(10, 11, 2.0)),
             (2.0, 1.0, 0.0)
         );
-        let constant = Schedule {
-            warmup_steps: 0,
-            decay: Decay::Constant,
-            min_ratio: 0.0,
-        };
+        let constant = Schedule { warmup_steps: 0, decay: Decay::Constant, min_ratio: 0.0 };
         assert_eq!(constant.rate(7, 8, 0.5), 0.5);
     }
 

@@ -193,10 +193,7 @@ impl ModelShape {
         }
         if !heads.is_multiple_of(*kv_heads) {
             let why = format!("heads must be a multiple of kv_heads, found {heads} and {kv_heads}");
-            return Err(ShapeError::Contradiction {
-                fields: "heads, kv_heads",
-                why,
-            });
+            return Err(ShapeError::Contradiction { fields: "heads, kv_heads", why });
         }
         if !head_dim.is_multiple_of(2) {
             return Err(invalid(
@@ -206,20 +203,13 @@ impl ModelShape {
             ));
         }
         if !(norm_eps.is_finite() && *norm_eps > 0.0 && *norm_eps < 1.0) {
-            return Err(invalid(
-                "norm_eps",
-                "above 0 and below 1".to_owned(),
-                norm_eps,
-            ));
+            return Err(invalid("norm_eps", "above 0 and below 1".to_owned(), norm_eps));
         }
         if *qkv_bias && *qk_norm {
             let why =
                 "no published architecture has both a query/key/value bias and query/key norms"
                     .to_owned();
-            return Err(ShapeError::Contradiction {
-                fields: "qkv_bias, qk_norm",
-                why,
-            });
+            return Err(ShapeError::Contradiction { fields: "qkv_bias, qk_norm", why });
         }
         rope.validate()
     }
@@ -227,25 +217,14 @@ impl ModelShape {
     /// All tensors, in the order in which a plan lays them out. Those that are
     /// stacked into one matrix follow each other.
     pub fn tensors(&self) -> Vec<TensorInfo> {
-        let (hidden, inner, vocab) = (
-            u64::from(self.hidden),
-            u64::from(self.intermediate),
-            u64::from(self.vocab),
-        );
+        let (hidden, inner, vocab) =
+            (u64::from(self.hidden), u64::from(self.intermediate), u64::from(self.vocab));
         let (q, kv, head) = (self.q_width(), self.kv_width(), u64::from(self.head_dim));
         let mut tensors = Vec::new();
         let mut push = |name: String, shape: &[u64], role| {
-            tensors.push(TensorInfo {
-                name,
-                shape: shape.to_vec(),
-                role,
-            })
+            tensors.push(TensorInfo { name, shape: shape.to_vec(), role })
         };
-        push(
-            "model.embed_tokens.weight".to_owned(),
-            &[vocab, hidden],
-            TensorRole::Matrix,
-        );
+        push("model.embed_tokens.weight".to_owned(), &[vocab, hidden], TensorRole::Matrix);
         for l in 0..self.layers {
             let name = |what: &str| format!("model.layers.{l}.{what}");
             push(name("input_layernorm.weight"), &[hidden], TensorRole::Gain);
@@ -259,60 +238,29 @@ impl ModelShape {
             }
             if self.qkv_bias {
                 for (what, width) in projections {
-                    push(
-                        name(&format!("self_attn.{what}.bias")),
-                        &[width],
-                        TensorRole::Bias,
-                    );
+                    push(name(&format!("self_attn.{what}.bias")), &[width], TensorRole::Bias);
                 }
             }
             if self.qk_norm {
                 push(name("self_attn.q_norm.weight"), &[head], TensorRole::Gain);
                 push(name("self_attn.k_norm.weight"), &[head], TensorRole::Gain);
             }
-            push(
-                name("self_attn.o_proj.weight"),
-                &[hidden, q],
-                TensorRole::Matrix,
-            );
-            push(
-                name("post_attention_layernorm.weight"),
-                &[hidden],
-                TensorRole::Gain,
-            );
-            push(
-                name("mlp.gate_proj.weight"),
-                &[inner, hidden],
-                TensorRole::Matrix,
-            );
-            push(
-                name("mlp.up_proj.weight"),
-                &[inner, hidden],
-                TensorRole::Matrix,
-            );
-            push(
-                name("mlp.down_proj.weight"),
-                &[hidden, inner],
-                TensorRole::Matrix,
-            );
+            push(name("self_attn.o_proj.weight"), &[hidden, q], TensorRole::Matrix);
+            push(name("post_attention_layernorm.weight"), &[hidden], TensorRole::Gain);
+            push(name("mlp.gate_proj.weight"), &[inner, hidden], TensorRole::Matrix);
+            push(name("mlp.up_proj.weight"), &[inner, hidden], TensorRole::Matrix);
+            push(name("mlp.down_proj.weight"), &[hidden, inner], TensorRole::Matrix);
         }
         push("model.norm.weight".to_owned(), &[hidden], TensorRole::Gain);
         if !self.tied_embeddings {
-            push(
-                "lm_head.weight".to_owned(),
-                &[vocab, hidden],
-                TensorRole::Matrix,
-            );
+            push("lm_head.weight".to_owned(), &[vocab, hidden], TensorRole::Matrix);
         }
         tensors
     }
 
     /// Numbers in all tensors; tied embeddings count once.
     pub fn parameters(&self) -> u64 {
-        self.tensors()
-            .iter()
-            .map(|t| t.shape.iter().product::<u64>())
-            .sum()
+        self.tensors().iter().map(|t| t.shape.iter().product::<u64>()).sum()
     }
 
     /// Bytes of keys and values of one token in all layers.
@@ -331,11 +279,9 @@ impl Rope {
         match *scaling {
             RopeScaling::None => Ok(()),
             RopeScaling::Linear { factor } if factor_ok(factor) => Ok(()),
-            RopeScaling::Linear { factor } => Err(invalid(
-                "rope.scaling.factor",
-                "1 or more".to_owned(),
-                factor,
-            )),
+            RopeScaling::Linear { factor } => {
+                Err(invalid("rope.scaling.factor", "1 or more".to_owned(), factor))
+            }
             RopeScaling::Llama3 {
                 factor,
                 low_freq_factor,
@@ -343,11 +289,7 @@ impl Rope {
                 original_max_positions,
             } => {
                 if !factor_ok(factor) {
-                    return Err(invalid(
-                        "rope.scaling.factor",
-                        "1 or more".to_owned(),
-                        factor,
-                    ));
+                    return Err(invalid("rope.scaling.factor", "1 or more".to_owned(), factor));
                 }
                 if original_max_positions == 0 {
                     return Err(invalid(
@@ -376,9 +318,5 @@ impl Rope {
 }
 
 fn invalid(field: &str, expected: String, found: impl std::fmt::Display) -> ShapeError {
-    ShapeError::Invalid {
-        field: field.to_owned(),
-        expected,
-        found: found.to_string(),
-    }
+    ShapeError::Invalid { field: field.to_owned(), expected, found: found.to_string() }
 }

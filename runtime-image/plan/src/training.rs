@@ -29,12 +29,7 @@ pub struct TrainingOptions {
 impl TrainingOptions {
     /// All tensors trained, on one device.
     pub const fn new(micro_batch: u32, sequence: u32) -> Self {
-        Self {
-            micro_batch,
-            sequence,
-            frozen: Vec::new(),
-            mesh: Mesh::ONE,
-        }
+        Self { micro_batch, sequence, frozen: Vec::new(), mesh: Mesh::ONE }
     }
 }
 
@@ -76,12 +71,7 @@ struct Heads {
 /// A shape or an option out of range, named.
 pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Plan, PlanError> {
     shape.validate()?;
-    let TrainingOptions {
-        micro_batch,
-        sequence,
-        frozen,
-        mesh,
-    } = options;
+    let TrainingOptions { micro_batch, sequence, frozen, mesh } = options;
     mesh.validate().map_err(PlanError::Mesh)?;
     let rows = u64::from(*micro_batch) * u64::from(*sequence);
     if *micro_batch == 0 || *sequence == 0 || rows > MAX_ROWS {
@@ -105,10 +95,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
     let (hidden, vocab) = (u64::from(shape.hidden), u64::from(shape.vocab));
 
     let mut x = b.activation("embedded", hidden);
-    b.push(Op::Embed {
-        table: b.value(weights.embedding),
-        out: x,
-    });
+    b.push(Op::Embed { table: b.value(weights.embedding), out: x });
     let mut kept = Vec::with_capacity(weights.layers.len());
     for (l, layer) in weights.layers.iter().enumerate() {
         let (block, out) = forward(&mut b, l, layer, rope, x, attention_flops);
@@ -117,12 +104,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
     }
     let normed = b.activation("norm", hidden);
     let inverse = b.activation("norm.inverse_rms", 1);
-    b.push(Op::RmsNorm {
-        x,
-        gain: b.value(weights.norm),
-        out: normed,
-        inverse_rms: inverse,
-    });
+    b.push(Op::RmsNorm { x, gain: b.value(weights.norm), out: normed, inverse_rms: inverse });
     let logits = b.activation("logits", vocab);
     b.push(Op::Linear {
         x: normed,
@@ -137,17 +119,8 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
 
     // Backward, down to the lowest thing that is trained.
     let trained_layer = |layer: &LayerWeights| {
-        let LayerWeights {
-            input_gain,
-            query,
-            key,
-            value,
-            output,
-            post_gain,
-            gate,
-            up,
-            down,
-        } = *layer;
+        let LayerWeights { input_gain, query, key, value, output, post_gain, gate, up, down } =
+            *layer;
         let heads = [query, key, value];
         [input_gain, output, post_gain, gate, up, down]
             .into_iter()
@@ -162,11 +135,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
     let lowest = if b.gradient(weights.embedding).is_some() {
         0
     } else {
-        weights
-            .layers
-            .iter()
-            .position(trained_layer)
-            .unwrap_or(weights.layers.len())
+        weights.layers.iter().position(trained_layer).unwrap_or(weights.layers.len())
     };
     linear_dw(&mut b, logits, normed, weights.head);
     let dgain = b.gradient(weights.norm);
@@ -188,14 +157,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
             adds: false,
             dgain,
         });
-        for (l, (layer, kept)) in weights
-            .layers
-            .iter()
-            .zip(&kept)
-            .enumerate()
-            .skip(lowest)
-            .rev()
-        {
+        for (l, (layer, kept)) in weights.layers.iter().zip(&kept).enumerate().skip(lowest).rev() {
             backward(&mut b, l, layer, kept, rope, dx, attention_flops);
         }
         if let Some(dtable) = b.gradient(weights.embedding) {
@@ -203,15 +165,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
         }
     }
     let (cos, sin) = rope;
-    Ok(b.finish(
-        forward_steps,
-        Ports {
-            cos,
-            sin,
-            logits,
-            losses: Some(losses),
-        },
-    ))
+    Ok(b.finish(forward_steps, Ports { cos, sin, logits, losses: Some(losses) }))
 }
 
 /// Two products (scores, and their weighted sum of values) over the lower triangle.
@@ -246,13 +200,7 @@ fn forward(
     let v = heads_forward(b, &name("v"), w.value, shape.kv_heads, input_norm, None);
     let attended = b.activation(name("attended"), shape.q_width());
     let log_sum_exp = b.activation(name("log_sum_exp"), u64::from(shape.heads));
-    let attention = Op::Attention {
-        q: q.out,
-        k: k.out,
-        v: v.out,
-        out: attended,
-        log_sum_exp,
-    };
+    let attention = Op::Attention { q: q.out, k: k.out, v: v.out, out: attended, log_sum_exp };
     b.push_attention(attention, attention_flops);
     let middle = b.activation(name("middle"), hidden);
     b.push(Op::Linear {
@@ -319,38 +267,16 @@ fn heads_forward(
     let width = u64::from(count) * u64::from(b.shape.head_dim);
     let projected = b.activation(name, width);
     let bias = weights.bias.map(|t| b.value(t));
-    b.push(Op::Linear {
-        x,
-        weight: b.value(weights.weight),
-        bias,
-        residual: None,
-        out: projected,
-    });
-    let mut heads = Heads {
-        weights,
-        count,
-        out: projected,
-        before_norm: None,
-    };
+    b.push(Op::Linear { x, weight: b.value(weights.weight), bias, residual: None, out: projected });
+    let mut heads = Heads { weights, count, out: projected, before_norm: None };
     if let Some(gain) = weights.gain {
         let inverse_rms = b.activation(format!("{name}.inverse_rms"), u64::from(count));
         heads.out = b.activation(format!("{name}.normed"), width);
         heads.before_norm = Some((projected, inverse_rms));
-        b.push(Op::RmsNorm {
-            x: projected,
-            gain: b.value(gain),
-            out: heads.out,
-            inverse_rms,
-        });
+        b.push(Op::RmsNorm { x: projected, gain: b.value(gain), out: heads.out, inverse_rms });
     }
     if let Some((cos, sin)) = rope {
-        b.push(Op::Rope {
-            x: heads.out,
-            heads: count,
-            cos,
-            sin,
-            inverse: false,
-        });
+        b.push(Op::Rope { x: heads.out, heads: count, cos, sin, inverse: false });
     }
     heads
 }
@@ -371,38 +297,14 @@ fn backward(
 
     linear_dw(b, dx, kept.activated, w.down);
     let dactivated = b.activation(name("activated"), inner);
-    b.push(Op::LinearDx {
-        dy: dx,
-        weight: b.value(w.down),
-        dx: dactivated,
-        adds: false,
-    });
-    let (dgate, dup) = (
-        b.activation(name("gate"), inner),
-        b.activation(name("up"), inner),
-    );
-    b.push(Op::SwiGluBackward {
-        gate: kept.gate,
-        up: kept.up,
-        dout: dactivated,
-        dgate,
-        dup,
-    });
+    b.push(Op::LinearDx { dy: dx, weight: b.value(w.down), dx: dactivated, adds: false });
+    let (dgate, dup) = (b.activation(name("gate"), inner), b.activation(name("up"), inner));
+    b.push(Op::SwiGluBackward { gate: kept.gate, up: kept.up, dout: dactivated, dgate, dup });
     linear_dw(b, dgate, kept.post_norm, w.gate);
     linear_dw(b, dup, kept.post_norm, w.up);
     let dpost = b.activation(name("post_norm"), hidden);
-    b.push(Op::LinearDx {
-        dy: dgate,
-        weight: b.value(w.gate),
-        dx: dpost,
-        adds: false,
-    });
-    b.push(Op::LinearDx {
-        dy: dup,
-        weight: b.value(w.up),
-        dx: dpost,
-        adds: true,
-    });
+    b.push(Op::LinearDx { dy: dgate, weight: b.value(w.gate), dx: dpost, adds: false });
+    b.push(Op::LinearDx { dy: dup, weight: b.value(w.up), dx: dpost, adds: true });
     b.push(Op::RmsNormBackward {
         x: kept.middle,
         gain: b.value(w.post_gain),
@@ -415,18 +317,9 @@ fn backward(
 
     linear_dw(b, dx, kept.attended, w.output);
     let dattended = b.activation(name("attended"), shape.q_width());
-    b.push(Op::LinearDx {
-        dy: dx,
-        weight: b.value(w.output),
-        dx: dattended,
-        adds: false,
-    });
-    let delta = b.buffer(
-        name("delta"),
-        &[b.rows, u64::from(shape.heads)],
-        Dtype::F32,
-        Segment::Workspace,
-    );
+    b.push(Op::LinearDx { dy: dx, weight: b.value(w.output), dx: dattended, adds: false });
+    let delta =
+        b.buffer(name("delta"), &[b.rows, u64::from(shape.heads)], Dtype::F32, Segment::Workspace);
     let dq = b.activation(name("q"), shape.q_width());
     let dk = b.activation(name("k"), shape.kv_width());
     let dv = b.activation(name("v"), shape.kv_width());
@@ -445,36 +338,9 @@ fn backward(
     // Scores again, then the gradients of values, probabilities, queries and keys: five products to the forward pass's two.
     b.push_attention(attention, (attention_flops / 2).saturating_mul(5));
     let dinput = b.activation(name("input_norm"), hidden);
-    heads_backward(
-        b,
-        &name("q"),
-        &kept.q,
-        Some(rope),
-        dq,
-        kept.input_norm,
-        dinput,
-        false,
-    );
-    heads_backward(
-        b,
-        &name("k"),
-        &kept.k,
-        Some(rope),
-        dk,
-        kept.input_norm,
-        dinput,
-        true,
-    );
-    heads_backward(
-        b,
-        &name("v"),
-        &kept.v,
-        None,
-        dv,
-        kept.input_norm,
-        dinput,
-        true,
-    );
+    heads_backward(b, &name("q"), &kept.q, Some(rope), dq, kept.input_norm, dinput, false);
+    heads_backward(b, &name("k"), &kept.k, Some(rope), dk, kept.input_norm, dinput, true);
+    heads_backward(b, &name("v"), &kept.v, None, dv, kept.input_norm, dinput, true);
     b.push(Op::RmsNormBackward {
         x: kept.x,
         gain: b.value(w.input_gain),
@@ -497,20 +363,9 @@ fn heads_backward(
     dx: BufferId,
     adds: bool,
 ) {
-    let Heads {
-        weights,
-        count,
-        out: _,
-        before_norm,
-    } = heads;
+    let Heads { weights, count, out: _, before_norm } = heads;
     if let Some((cos, sin)) = rope {
-        b.push(Op::Rope {
-            x: dy,
-            heads: *count,
-            cos,
-            sin,
-            inverse: true,
-        });
+        b.push(Op::Rope { x: dy, heads: *count, cos, sin, inverse: true });
     }
     if let (Some((before, inverse_rms)), Some(gain)) = (*before_norm, weights.gain) {
         let width = u64::from(*count) * u64::from(b.shape.head_dim);
@@ -530,12 +385,7 @@ fn heads_backward(
         b.push(Op::BiasGradient { dy, dbias });
     }
     linear_dw(b, dy, x, weights.weight);
-    b.push(Op::LinearDx {
-        dy,
-        weight: b.value(weights.weight),
-        dx,
-        adds,
-    });
+    b.push(Op::LinearDx { dy, weight: b.value(weights.weight), dx, adds });
 }
 
 fn linear_dw(b: &mut Builder<'_>, dy: BufferId, x: BufferId, tensor: usize) {

@@ -106,10 +106,7 @@ fn what_is_not_supported_is_refused_by_name() {
         ("quantization_config", json!({"bits": 4})),
         ("partial_rotary_factor", json!(0.5)),
         ("logit_scale", json!(0.0625)),
-        (
-            "layer_types",
-            json!(["full_attention", "sliding_attention"]),
-        ),
+        ("layer_types", json!(["full_attention", "sliding_attention"])),
     ];
     for (field, value) in cases {
         let error = ModelShape::from_hf_config(&with(&[(field, value)])).expect_err(field);
@@ -146,22 +143,13 @@ fn what_is_missing_wrong_or_contradictory_is_refused_by_name() {
         ("hidden_size", json!("wide"), "hidden_size"),
         ("hidden_size", json!(-1), "hidden_size"),
         ("vocab_size", json!(0), "vocab"),
-        (
-            "num_attention_heads",
-            json!(0),
-            "hidden_size, num_attention_heads",
-        ),
-        (
-            "num_attention_heads",
-            json!(33),
-            "hidden_size, num_attention_heads",
-        ),
+        ("num_attention_heads", json!(0), "hidden_size, num_attention_heads"),
+        ("num_attention_heads", json!(33), "hidden_size, num_attention_heads"),
         ("num_key_value_heads", json!(5), "heads, kv_heads"),
         ("rms_norm_eps", json!(0), "norm_eps"),
     ] {
-        let error = ModelShape::from_hf_config(&with(&[(field, value)]))
-            .expect_err(field)
-            .to_string();
+        let error =
+            ModelShape::from_hf_config(&with(&[(field, value)])).expect_err(field).to_string();
         assert!(error.starts_with(named), "{error}");
     }
     assert!(ModelShape::from_hf_config(&json!([])).is_err());

@@ -23,10 +23,7 @@ fn smollm() -> ModelShape {
         vocab: 49152,
         max_positions: 8192,
         norm_eps: 1e-5,
-        rope: Rope {
-            theta: 100_000.0,
-            scaling: RopeScaling::None,
-        },
+        rope: Rope { theta: 100_000.0, scaling: RopeScaling::None },
         tied_embeddings: true,
         qkv_bias: false,
         qk_norm: false,
@@ -66,10 +63,7 @@ fn kept_activations_are_those_of_the_published_formula() {
     // "Keep all" for f32 with attention that keeps only the log of its sums; the block's
     // input is the buffer that the block before it calls its output.
     let (d, q, kv, f, h) = (576, 576, 192, 1536, 9);
-    assert_eq!(
-        kept,
-        rows * (4 * 4 * d + 4 * (2 * q + 2 * kv) + 3 * 4 * f + 4 * h + 8)
-    );
+    assert_eq!(kept, rows * (4 * 4 * d + 4 * (2 * q + 2 * kv) + 3 * 4 * f + 4 * h + 8));
 }
 
 #[test]
@@ -94,14 +88,8 @@ fn serving_bytes_are_weights_cache_and_a_few_rows() {
     let plan = plan_inference(&shape, &options).expect("it has a plan");
     let gains = 576 * (2 * 30 + 1);
     // Every matrix's rows are a multiple of 48 here, so only scales as f32 (36 bytes a block to the file's 34) are added.
-    assert_eq!(
-        plan.segments.parameters,
-        (shape.parameters() - gains) / 32 * 36 + 4 * gains
-    );
-    assert_eq!(
-        plan.segments.kv_cache,
-        8 * 2048 * shape.kv_bytes_per_token(Dtype::F32)
-    );
+    assert_eq!(plan.segments.parameters, (shape.parameters() - gains) / 32 * 36 + 4 * gains);
+    assert_eq!(plan.segments.kv_cache, 8 * 2048 * shape.kv_bytes_per_token(Dtype::F32));
     assert_eq!(plan.segments.constants, 2 * 2048 * 32 * 4);
     assert_eq!((plan.segments.gradients, plan.segments.moments), (0, 0));
     // Residual, norm, queries, keys and values, attended; or residual, norm and the inner layer: never both.
@@ -124,10 +112,7 @@ fn options_out_of_range_are_refused_by_name() {
     for (options, expected) in [
         (TrainingOptions::new(0, 8), "micro_batch × sequence"),
         (TrainingOptions::new(1, 8193), "sequence"),
-        (
-            TrainingOptions::new(1 << 20, 1 << 10),
-            "micro_batch × sequence",
-        ),
+        (TrainingOptions::new(1 << 20, 1 << 10), "micro_batch × sequence"),
         (
             TrainingOptions {
                 frozen: vec!["model.layers.3".into(), "model.layer".into()],
@@ -136,91 +121,32 @@ fn options_out_of_range_are_refused_by_name() {
             "frozen",
         ),
     ] {
-        assert_eq!(
-            name(plan_training(&shape, &options).expect_err(expected)),
-            expected
-        );
+        assert_eq!(name(plan_training(&shape, &options).expect_err(expected)), expected);
     }
     let good = ServingOptions::new(Dtype::F32, 4, 64, 100);
     for (options, expected) in [
-        (
-            ServingOptions {
-                weights: Dtype::Q4_0,
-                ..good.clone()
-            },
-            "weights",
-        ),
-        (
-            ServingOptions {
-                max_sequences: 0,
-                ..good.clone()
-            },
-            "max_sequences",
-        ),
-        (
-            ServingOptions {
-                max_batched_tokens: 3,
-                ..good.clone()
-            },
-            "max_batched_tokens",
-        ),
-        (
-            ServingOptions {
-                logit_rows: 65,
-                ..good.clone()
-            },
-            "logit_rows",
-        ),
-        (
-            ServingOptions {
-                context: 8193,
-                ..good.clone()
-            },
-            "context",
-        ),
-        (
-            ServingOptions {
-                kv_blocks: 6,
-                ..good.clone()
-            },
-            "kv_blocks",
-        ),
+        (ServingOptions { weights: Dtype::Q4_0, ..good.clone() }, "weights"),
+        (ServingOptions { max_sequences: 0, ..good.clone() }, "max_sequences"),
+        (ServingOptions { max_batched_tokens: 3, ..good.clone() }, "max_batched_tokens"),
+        (ServingOptions { logit_rows: 65, ..good.clone() }, "logit_rows"),
+        (ServingOptions { context: 8193, ..good.clone() }, "context"),
+        (ServingOptions { kv_blocks: 6, ..good.clone() }, "kv_blocks"),
     ] {
-        assert_eq!(
-            name(plan_inference(&shape, &options).expect_err(expected)),
-            expected
-        );
+        assert_eq!(name(plan_inference(&shape, &options).expect_err(expected)), expected);
     }
-    let two = Mesh {
-        tensor: 2,
-        ..Mesh::ONE
-    };
+    let two = Mesh { tensor: 2, ..Mesh::ONE };
     let split =
         plan_inference(&shape, &ServingOptions { mesh: two, ..good }).expect_err("one device");
     assert!(
-        split
-            .to_string()
-            .contains("not built yet, found data 1, tensor 2")
+        split.to_string().contains("not built yet, found data 1, tensor 2")
             || split.to_string().contains("tensor 2")
     );
     assert!(
-        plan_training(
-            &shape,
-            &TrainingOptions {
-                mesh: two,
-                ..TrainingOptions::new(1, 8)
-            }
-        )
-        .is_err()
+        plan_training(&shape, &TrainingOptions { mesh: two, ..TrainingOptions::new(1, 8) })
+            .is_err()
     );
-    let odd = ModelShape {
-        head_dim: 7,
-        ..shape
-    };
-    assert!(matches!(
-        plan_training(&odd, &TrainingOptions::new(1, 8)),
-        Err(PlanError::Shape(_))
-    ));
+    let odd = ModelShape { head_dim: 7, ..shape };
+    assert!(matches!(plan_training(&odd, &TrainingOptions::new(1, 8)), Err(PlanError::Shape(_))));
 }
 
 #[test]

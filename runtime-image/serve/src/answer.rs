@@ -75,9 +75,7 @@ pub(crate) fn random() -> u64 {
 
 /// Seconds since 1970.
 pub(crate) fn unix_time() -> u64 {
-    SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |t| t.as_secs())
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |t| t.as_secs())
 }
 
 /// The next event; a channel that closed without a last one means that the engine is gone.
@@ -94,20 +92,13 @@ async fn whole(head: &Head, mut events: UnboundedReceiver<Event>) -> Result<Resp
         match next(&mut events).await {
             Event::Text(piece) => text.push_str(&piece),
             Event::Failed(error) => return Err(error),
-            Event::Done {
-                reason,
-                prompt_tokens,
-                completion_tokens,
-            } => {
+            Event::Done { reason, prompt_tokens, completion_tokens } => {
                 let (object, choice) = match head.endpoint {
                     Endpoint::Completion => ("text_completion", text_choice(&text, Some(reason))),
                     Endpoint::Chat => {
                         let message =
                             json!({"role": "assistant", "content": text, "refusal": null});
-                        (
-                            "chat.completion",
-                            chat_choice("message", message, Some(reason)),
-                        )
+                        ("chat.completion", chat_choice("message", message, Some(reason)))
                     }
                 };
                 let mut answer = head.envelope(object, json!([choice]));
@@ -133,14 +124,7 @@ async fn streamed(
         Event::Failed(error) => return Err(error),
         first => first,
     };
-    let mut answer = Streamed {
-        head,
-        options,
-        events,
-        lines,
-        ended: false,
-        _ticket: ticket,
-    };
+    let mut answer = Streamed { head, options, events, lines, ended: false, _ticket: ticket };
     answer.take(first);
     let body = stream::unfold(answer, async |mut answer| {
         let line = answer.line().await?;
@@ -190,11 +174,7 @@ impl Streamed {
                 };
                 self.lines.push_back(head.chunk(choice, *options));
             }
-            Event::Done {
-                reason,
-                prompt_tokens,
-                completion_tokens,
-            } => {
+            Event::Done { reason, prompt_tokens, completion_tokens } => {
                 let choice = match head.endpoint {
                     Endpoint::Completion => text_choice("", Some(reason)),
                     Endpoint::Chat => chat_choice("delta", json!({}), Some(reason)),

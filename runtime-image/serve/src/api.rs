@@ -64,15 +64,11 @@ pub(crate) fn completion(body: &[u8], served: &str, fresh_seed: u64) -> Result<A
     let mut fields = Fields::parse(body)?;
     fields.model(served)?;
     let prompt = fields.prompt()?;
-    let max_tokens = fields
-        .count("max_tokens")?
-        .unwrap_or(DEFAULT_COMPLETION_TOKENS);
+    let max_tokens = fields.count("max_tokens")?.unwrap_or(DEFAULT_COMPLETION_TOKENS);
     let ask = fields.common(prompt, Some(max_tokens), fresh_seed)?;
     fields.only("best_of", "one answer is made for each request", |v| v == 1)?;
     fields.only("echo", "the prompt is not repeated", |v| v == false)?;
-    fields.only("suffix", "text is only continued, not filled in", |v| {
-        v == ""
-    })?;
+    fields.only("suffix", "text is only continued, not filled in", |v| v == "")?;
     fields.only("logprobs", "log probabilities are not returned", |_| false)?;
     fields.finish()?;
     Ok(ask)
@@ -100,30 +96,19 @@ pub(crate) fn chat(body: &[u8], served: &str, fresh_seed: u64) -> Result<Ask, Ap
         fields.only(name, "tools are not called by this server", empty)?;
     }
     for name in ["tool_choice", "function_call"] {
-        fields.only(name, "tools are not called by this server", |v| {
-            v == "none" || v == "auto"
-        })?;
+        fields.only(name, "tools are not called by this server", |v| v == "none" || v == "auto")?;
     }
-    fields.only(
-        "parallel_tool_calls",
-        "tools are not called by this server",
-        Value::is_boolean,
-    )?;
+    fields.only("parallel_tool_calls", "tools are not called by this server", Value::is_boolean)?;
     fields.only(
         "response_format",
         "the form of the answer is not enforced by this server; only {\"type\": \"text\"} is",
         |v| v.as_object().is_some_and(|o| o.len() == 1) && v["type"] == "text",
     )?;
     fields.only("modalities", "answers are text", |v| {
-        v.as_array()
-            .is_some_and(|m| m.iter().all(|one| one == "text"))
+        v.as_array().is_some_and(|m| m.iter().all(|one| one == "text"))
     })?;
-    fields.only("logprobs", "log probabilities are not returned", |v| {
-        v == false
-    })?;
-    fields.only("top_logprobs", "log probabilities are not returned", |v| {
-        v == 0
-    })?;
+    fields.only("logprobs", "log probabilities are not returned", |v| v == false)?;
+    fields.only("top_logprobs", "log probabilities are not returned", |v| v == 0)?;
     fields.finish()?;
     Ok(ask)
 }
@@ -177,11 +162,7 @@ impl Fields {
         fits: impl Fn(f64) -> bool,
     ) -> Result<Option<f64>, ApiError> {
         self.take(name)
-            .map(|v| {
-                v.as_f64()
-                    .filter(|&n| fits(n))
-                    .ok_or_else(|| wrong(name, expected, &v))
-            })
+            .map(|v| v.as_f64().filter(|&n| fits(n)).ok_or_else(|| wrong(name, expected, &v)))
             .transpose()
     }
 
@@ -201,14 +182,10 @@ impl Fields {
         fresh_seed: u64,
     ) -> Result<Ask, ApiError> {
         let temperature = self
-            .number("temperature", "a number from 0 to 2", |n| {
-                (0.0..=2.0).contains(&n)
-            })?
+            .number("temperature", "a number from 0 to 2", |n| (0.0..=2.0).contains(&n))?
             .unwrap_or(1.0);
         let top_p = self
-            .number("top_p", "a number above 0 and up to 1", |n| {
-                n > 0.0 && n <= 1.0
-            })?
+            .number("top_p", "a number above 0 and up to 1", |n| n > 0.0 && n <= 1.0)?
             .unwrap_or(1.0);
         let seed = match self.take("seed") {
             None => fresh_seed,
@@ -242,11 +219,7 @@ impl Fields {
         Ok(Ask {
             prompt,
             max_tokens,
-            sampling: Sampling {
-                temperature,
-                top_p,
-                seed,
-            },
+            sampling: Sampling { temperature, top_p, seed },
             stop,
             stream,
         })
@@ -269,16 +242,10 @@ impl Fields {
         if stops.len() > MAX_STOPS {
             return Err(ApiError::invalid(
                 "stop",
-                format!(
-                    "stop: expected at most {MAX_STOPS} sequences, found {}",
-                    stops.len()
-                ),
+                format!("stop: expected at most {MAX_STOPS} sequences, found {}", stops.len()),
             ));
         }
-        if let Some(bad) = stops
-            .iter()
-            .find(|s| s.is_empty() || s.len() > MAX_STOP_BYTES)
-        {
+        if let Some(bad) = stops.iter().find(|s| s.is_empty() || s.len() > MAX_STOP_BYTES) {
             return Err(ApiError::invalid(
                 "stop",
                 format!(
@@ -374,11 +341,7 @@ fn stream_options(options: Option<Value>) -> Result<Stream, ApiError> {
         None | Some(Value::Null) => false,
         Some(Value::Bool(b)) => b,
         Some(other) => {
-            return Err(wrong(
-                "stream_options.include_usage",
-                "true or false",
-                &other,
-            ));
+            return Err(wrong("stream_options.include_usage", "true or false", &other));
         }
     };
     // Padding against eavesdroppers on a shared link; there is none to leave out.
@@ -437,10 +400,8 @@ fn message(path: &str, item: Value) -> Result<Message, ApiError> {
     };
     let empty = |v: &Value| v.as_array().is_some_and(Vec::is_empty);
     // What the official client sends back with an assistant's earlier message.
-    if let Some((name, _)) = fields
-        .0
-        .into_iter()
-        .find(|(_, value)| !value.is_null() && !empty(value))
+    if let Some((name, _)) =
+        fields.0.into_iter().find(|(_, value)| !value.is_null() && !empty(value))
     {
         return Err(ApiError::unsupported(
             format!("{path}.{name}"),
@@ -527,10 +488,7 @@ mod tests {
         assert_eq!(ask.sampling.top_p, 1.0);
         assert_eq!(ask.sampling.seed, 99);
         assert_eq!(ask.stream, None);
-        assert_eq!(
-            completion_ask(json!({})).expect("valid").max_tokens,
-            Some(16)
-        );
+        assert_eq!(completion_ask(json!({})).expect("valid").max_tokens, Some(16));
     }
 
     #[test]
@@ -542,20 +500,8 @@ mod tests {
         .expect("valid");
         assert_eq!(ask.max_tokens, Some(7));
         assert_eq!(ask.stop, ["a", "b"]);
-        assert_eq!(
-            ask.stream,
-            Some(Stream {
-                include_usage: true
-            })
-        );
-        assert_eq!(
-            ask.sampling,
-            Sampling {
-                temperature: 0.0,
-                top_p: 0.5,
-                seed: u64::MAX
-            }
-        );
+        assert_eq!(ask.stream, Some(Stream { include_usage: true }));
+        assert_eq!(ask.sampling, Sampling { temperature: 0.0, top_p: 0.5, seed: u64::MAX });
     }
 
     #[test]
@@ -566,21 +512,9 @@ mod tests {
             {"role": "assistant", "content": "c", "refusal": null, "annotations": [], "tool_calls": null},
         ]}))
         .expect("valid");
-        let Prompt::Chat(messages) = ask.prompt else {
-            panic!("a chat")
-        };
-        let read: Vec<_> = messages
-            .iter()
-            .map(|m| (m.role, m.content.as_str()))
-            .collect();
-        assert_eq!(
-            read,
-            [
-                (Role::System, "be brief"),
-                (Role::User, "ab"),
-                (Role::Assistant, "c")
-            ]
-        );
+        let Prompt::Chat(messages) = ask.prompt else { panic!("a chat") };
+        let read: Vec<_> = messages.iter().map(|m| (m.role, m.content.as_str())).collect();
+        assert_eq!(read, [(Role::System, "be brief"), (Role::User, "ab"), (Role::Assistant, "c")]);
     }
 
     #[test]
@@ -592,12 +526,7 @@ mod tests {
             (json!([[1, 2]]), Prompt::Tokens(vec![1, 2])),
             (json!([]), Prompt::Tokens(vec![])),
         ] {
-            assert_eq!(
-                completion_ask(json!({"prompt": given}))
-                    .expect("valid")
-                    .prompt,
-                read
-            );
+            assert_eq!(completion_ask(json!({"prompt": given})).expect("valid").prompt, read);
         }
     }
 
@@ -608,10 +537,7 @@ mod tests {
             ("tools", json!([{"type": "function"}])),
             ("tool_choice", json!("required")),
             ("functions", json!([{}])),
-            (
-                "response_format",
-                json!({"type": "json_schema", "json_schema": {}}),
-            ),
+            ("response_format", json!({"type": "json_schema", "json_schema": {}})),
             ("response_format", json!({"type": "json_object"})),
             ("logprobs", json!(true)),
             ("top_logprobs", json!(3)),
@@ -659,69 +585,29 @@ mod tests {
     #[test]
     fn wrong_values_name_field_expectation_and_finding() {
         for (extra, param, says) in [
-            (
-                json!({"temperature": 3}),
-                "temperature",
-                "from 0 to 2, found 3",
-            ),
-            (
-                json!({"temperature": "hot"}),
-                "temperature",
-                "found \"hot\"",
-            ),
+            (json!({"temperature": 3}), "temperature", "from 0 to 2, found 3"),
+            (json!({"temperature": "hot"}), "temperature", "found \"hot\""),
             (json!({"top_p": 0}), "top_p", "found 0"),
             (json!({"seed": 0.5}), "seed", "found 0.5"),
-            (
-                json!({"max_tokens": 0}),
-                "max_tokens",
-                "at least 1, found 0",
-            ),
+            (json!({"max_tokens": 0}), "max_tokens", "at least 1, found 0"),
             (json!({"max_tokens": -4}), "max_tokens", "found -4"),
-            (
-                json!({"max_tokens": 4, "max_completion_tokens": 5}),
-                "max_tokens",
-                "give one",
-            ),
-            (
-                json!({"stop": ["a", "b", "c", "d", "e"]}),
-                "stop",
-                "at most 4",
-            ),
+            (json!({"max_tokens": 4, "max_completion_tokens": 5}), "max_tokens", "give one"),
+            (json!({"stop": ["a", "b", "c", "d", "e"]}), "stop", "at most 4"),
             (json!({"stop": ""}), "stop", "1 to 256 bytes"),
             (json!({"stop": [1]}), "stop", "found 1"),
             (json!({"stream": "yes"}), "stream", "true or false"),
-            (
-                json!({"stream_options": {"include_usage": true}}),
-                "stream_options",
-                "stream",
-            ),
-            (
-                json!({"stream": true, "stream_options": {"x": 1}}),
-                "stream_options.x",
-                "know",
-            ),
+            (json!({"stream_options": {"include_usage": true}}), "stream_options", "stream"),
+            (json!({"stream": true, "stream_options": {"x": 1}}), "stream_options.x", "know"),
             (json!({"messages": []}), "messages", "at least one"),
             (json!({"messages": "hi"}), "messages", "a list of messages"),
-            (
-                json!({"messages": [{"content": "hi"}]}),
-                "messages[0].role",
-                "needed",
-            ),
+            (json!({"messages": [{"content": "hi"}]}), "messages[0].role", "needed"),
             (
                 json!({"messages": [{"role": "king", "content": "hi"}]}),
                 "messages[0].role",
                 "\"king\"",
             ),
-            (
-                json!({"messages": [{"role": "user"}]}),
-                "messages[0].content",
-                "needed",
-            ),
-            (
-                json!({"messages": [{"role": "tool", "content": ""}]}),
-                "messages[0].role",
-                "tools",
-            ),
+            (json!({"messages": [{"role": "user"}]}), "messages[0].content", "needed"),
+            (json!({"messages": [{"role": "tool", "content": ""}]}), "messages[0].role", "tools"),
             (
                 json!({"messages": [{"role": "user", "content": "", "name": "x"}]}),
                 "messages[0].name",
@@ -739,25 +625,16 @@ mod tests {
             assert_eq!(error.status, 400);
         }
         let error = chat_ask(json!({"model": "gpt-4"})).expect_err("another model");
-        assert_eq!(
-            (error.status.as_u16(), error.code),
-            (404, Some("model_not_found"))
-        );
+        assert_eq!((error.status.as_u16(), error.code), (404, Some("model_not_found")));
     }
 
     #[test]
     fn what_is_not_a_json_object_is_malformed() {
         for body in ["", "{", "[1]", "{\"model\": }", "null", "\u{0}"] {
             let error = chat(body.as_bytes(), "tiny", 0).expect_err(body);
-            assert_eq!(
-                (error.status.as_u16(), error.code),
-                (400, Some("malformed_json"))
-            );
+            assert_eq!((error.status.as_u16(), error.code), (400, Some("malformed_json")));
         }
         let deep = "[".repeat(100_000);
-        assert_eq!(
-            chat(deep.as_bytes(), "tiny", 0).expect_err("deep").status,
-            400
-        );
+        assert_eq!(chat(deep.as_bytes(), "tiny", 0).expect_err("deep").status, 400);
     }
 }

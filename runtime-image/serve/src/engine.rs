@@ -45,30 +45,21 @@ pub(crate) fn start(
     metrics: Arc<Metrics>,
 ) -> std::io::Result<oneshot::Receiver<()>> {
     let (alive, ended) = oneshot::channel();
-    std::thread::Builder::new()
-        .name("engine".into())
-        .spawn(move || {
-            let _alive: oneshot::Sender<()> = alive;
-            let mut engine = Engine {
-                model,
-                vocabulary,
-                blocks,
-                limits,
-                queue,
-                metrics,
-                running: Vec::new(),
-            };
-            // After a panic only the sequences' channels are used, and those stay whole.
-            let ended = catch_unwind(AssertUnwindSafe(|| engine.run()));
-            let why = match ended {
-                Ok(Ok(())) => return,
-                Ok(Err(why)) => why,
-                Err(panic) => format!("panic: {}", panic_message(&*panic)),
-            };
-            tracing::error!(reason = %why, "the engine has stopped");
-            engine.queue.die(&why);
-            engine.fail(&ApiError::engine_failed(&why));
-        })?;
+    std::thread::Builder::new().name("engine".into()).spawn(move || {
+        let _alive: oneshot::Sender<()> = alive;
+        let mut engine =
+            Engine { model, vocabulary, blocks, limits, queue, metrics, running: Vec::new() };
+        // After a panic only the sequences' channels are used, and those stay whole.
+        let ended = catch_unwind(AssertUnwindSafe(|| engine.run()));
+        let why = match ended {
+            Ok(Ok(())) => return,
+            Ok(Err(why)) => why,
+            Err(panic) => format!("panic: {}", panic_message(&*panic)),
+        };
+        tracing::error!(reason = %why, "the engine has stopped");
+        engine.queue.die(&why);
+        engine.fail(&ApiError::engine_failed(&why));
+    })?;
     Ok(ended)
 }
 
@@ -110,11 +101,7 @@ impl<M: Forward> Engine<M> {
     /// Until the queue ends (`Ok`) or the model fails (`Err`, why).
     fn run(&mut self) -> Result<(), String> {
         loop {
-            let Some(Admission {
-                admitted,
-                abandoned,
-            }) = self.admit()
-            else {
+            let Some(Admission { admitted, abandoned }) = self.admit() else {
                 self.fail(&ApiError::cut_off());
                 return Ok(());
             };
@@ -159,9 +146,7 @@ impl<M: Forward> Engine<M> {
             }
             !gone
         });
-        self.metrics
-            .abandoned
-            .inc_by((before - self.running.len()) as u64);
+        self.metrics.abandoned.inc_by((before - self.running.len()) as u64);
     }
 
     /// One pass of the model, and what follows from it for each sequence.
@@ -177,11 +162,7 @@ impl<M: Forward> Engine<M> {
                 tokens: &s.tokens[s.cached..s.cached + part],
                 start: s.cached,
                 blocks: &s.blocks,
-                logits: if part == s.pending() {
-                    Logits::Last
-                } else {
-                    Logits::None
-                },
+                logits: if part == s.pending() { Logits::Last } else { Logits::None },
             })
             .collect();
         let logits = self.model.forward(&chunks)?;
@@ -324,10 +305,7 @@ mod tests {
         fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<&[f32], String> {
             self.logits.clear();
             let tokens: usize = chunks.iter().map(|c| c.tokens.len()).sum();
-            assert!(
-                tokens > 0 && tokens <= self.max_tokens,
-                "{tokens} tokens in a pass"
-            );
+            assert!(tokens > 0 && tokens <= self.max_tokens, "{tokens} tokens in a pass");
             for chunk in chunks {
                 for (i, &token) in chunk.tokens.iter().enumerate() {
                     assert_ne!(Some(token), self.poison, "poison");
@@ -339,9 +317,7 @@ mod tests {
                     let end = chunk.start + chunk.tokens.len();
                     let seen = (0..end).map(|at| self.cache[&chunk.blocks[at / 16]][at % 16]);
                     let state = seen.fold(17_u64, |h, t| {
-                        (h ^ u64::from(t))
-                            .wrapping_mul(0x9e37_79b9_7f4a_7c15)
-                            .rotate_left(29)
+                        (h ^ u64::from(t)).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(29)
                     });
                     self.logits.extend((0..self.vocab as u64).map(|v| {
                         let mixed = (state ^ v).wrapping_mul(0xd6e8_feb8_6659_fd93) >> 40;
@@ -356,20 +332,12 @@ mod tests {
     const VOCAB: usize = 40;
 
     fn toy(max_tokens: usize, poison: Option<u32>) -> Toy {
-        Toy {
-            cache: HashMap::new(),
-            logits: Vec::new(),
-            vocab: VOCAB,
-            max_tokens,
-            poison,
-        }
+        Toy { cache: HashMap::new(), logits: Vec::new(), vocab: VOCAB, max_tokens, poison }
     }
 
     /// Every token is a letter.
     fn vocabulary(ends: bool) -> Arc<Vocabulary> {
-        let bytes = (0..VOCAB)
-            .map(|i| Box::from([b'a' + (i % 25) as u8]))
-            .collect();
+        let bytes = (0..VOCAB).map(|i| Box::from([b'a' + (i % 25) as u8])).collect();
         Arc::new(Vocabulary::new(bytes, if ends { vec![0] } else { vec![] }))
     }
 
@@ -393,12 +361,7 @@ mod tests {
             metrics.clone(),
         )
         .expect("a thread");
-        Running {
-            queue,
-            metrics,
-            ended,
-            tickets: Arc::new(Semaphore::new(10_000)),
-        }
+        Running { queue, metrics, ended, tickets: Arc::new(Semaphore::new(10_000)) }
     }
 
     impl Running {
@@ -414,11 +377,7 @@ mod tests {
                     seed,
                 },
                 // Long answers are there to be interrupted.
-                stop: if max_tokens < 1_000 {
-                    vec!["aa".into()]
-                } else {
-                    vec![]
-                },
+                stop: if max_tokens < 1_000 { vec!["aa".into()] } else { vec![] },
                 arrived: Instant::now(),
                 events,
                 ticket: Arc::new(ticket),
@@ -484,15 +443,7 @@ mod tests {
 
     #[test]
     fn a_panic_fails_what_runs_and_what_waits_and_nothing_hangs() {
-        let mut server = running(
-            Limits {
-                sequences: 2,
-                step_tokens: 8,
-            },
-            16,
-            Some(39),
-            false,
-        );
+        let mut server = running(Limits { sequences: 2, step_tokens: 8 }, 16, Some(39), false);
         // Two fill the batch, the second with poison after a long prompt; two wait.
         let mut poisoned = vec![5; 30];
         poisoned.push(39);
@@ -513,29 +464,17 @@ mod tests {
         assert!(server.ended.blocking_recv_timeout().is_some());
         assert!(matches!(server.queue.phase(), crate::queue::Phase::Dead(_)));
         let refused = server.queue.open().expect_err("dead");
-        assert_eq!(
-            (refused.status.as_u16(), refused.code),
-            (503, Some("engine_dead"))
-        );
+        assert_eq!((refused.status.as_u16(), refused.code), (503, Some("engine_dead")));
         assert_eq!(server.metrics.kv_blocks_used.get(), 0);
     }
 
     #[test]
     fn what_runs_after_the_grace_period_is_cut_off() {
-        let limits = Limits {
-            sequences: 1,
-            step_tokens: 64,
-        };
+        let limits = Limits { sequences: 1, step_tokens: 64 };
         let mut server = running(limits, 1 << 16, None, false);
-        let endless = [
-            server.ask(vec![1], 1_000_000, 4),
-            server.ask(vec![1], 10, 4),
-        ];
+        let endless = [server.ask(vec![1], 1_000_000, 4), server.ask(vec![1], 10, 4)];
         server.queue.drain();
-        assert_eq!(
-            server.queue.open().expect_err("draining").code,
-            Some("draining")
-        );
+        assert_eq!(server.queue.open().expect_err("draining").code, Some("draining"));
         server.queue.stop();
         for events in endless {
             let (_, last) = collect(events);
@@ -554,10 +493,7 @@ mod tests {
 
     #[test]
     fn a_client_that_goes_away_frees_its_blocks_at_once() {
-        let limits = Limits {
-            sequences: 4,
-            step_tokens: 64,
-        };
+        let limits = Limits { sequences: 4, step_tokens: 64 };
         let server = running(limits, 2_000, None, false);
         // The second does not fit beside the first, the third fits beside neither.
         let first = server.ask(vec![1], 30_000, 1);

@@ -35,27 +35,15 @@ struct ErrorFields<'a> {
 
 impl ApiError {
     fn new(status: StatusCode, message: impl Into<String>) -> Self {
-        ApiError {
-            status,
-            param: None,
-            code: None,
-            message: message.into(),
-            retry_after: None,
-        }
+        ApiError { status, param: None, code: None, message: message.into(), retry_after: None }
     }
 
     fn with_code(self, code: &'static str) -> Self {
-        ApiError {
-            code: Some(code),
-            ..self
-        }
+        ApiError { code: Some(code), ..self }
     }
 
     fn retry_after(self, seconds: u32) -> Self {
-        ApiError {
-            retry_after: Some(seconds),
-            ..self
-        }
+        ApiError { retry_after: Some(seconds), ..self }
     }
 
     /// 400: the body is not JSON, or not a JSON object.
@@ -224,9 +212,7 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
         if let Some(seconds) = self.retry_after {
-            response
-                .headers_mut()
-                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -79,15 +79,11 @@ async fn count(State(app): State<Arc<App>>, request: Request, next: Next) -> Res
 }
 
 async fn completions(State(app): State<Arc<App>>, request: Request) -> Response {
-    complete(&app, Endpoint::Completion, request)
-        .await
-        .unwrap_or_else(IntoResponse::into_response)
+    complete(&app, Endpoint::Completion, request).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn chat_completions(State(app): State<Arc<App>>, request: Request) -> Response {
-    complete(&app, Endpoint::Chat, request)
-        .await
-        .unwrap_or_else(IntoResponse::into_response)
+    complete(&app, Endpoint::Chat, request).await.unwrap_or_else(IntoResponse::into_response)
 }
 
 async fn complete(
@@ -226,11 +222,7 @@ fn status(code: StatusCode, word: &str, why: Option<&str>) -> Response {
 async fn metrics_text(State(app): State<Arc<App>>) -> Response {
     let waiting = i64::try_from(app.queue.waiting()).unwrap_or(i64::MAX);
     app.metrics.queue_depth.set(waiting);
-    (
-        [(header::CONTENT_TYPE, metrics::CONTENT_TYPE)],
-        app.metrics.text(),
-    )
-        .into_response()
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics.text()).into_response()
 }
 
 #[cfg(test)]
@@ -274,21 +266,10 @@ mod tests {
         assert_eq!(health(State(app.clone())).await.status(), 200);
         app.queue.die("panic: a test");
         let failed = waiting.await.expect("no panic").expect_err("it fails");
-        assert_eq!(
-            (failed.status.as_u16(), failed.code),
-            (500, Some("engine_failed"))
-        );
-        let refused = complete(&app, Endpoint::Completion, ask())
-            .await
-            .expect_err("dead");
-        assert_eq!(
-            (refused.status.as_u16(), refused.code),
-            (503, Some("engine_dead"))
-        );
-        for red in [
-            health(State(app.clone())).await,
-            ready(State(app.clone())).await,
-        ] {
+        assert_eq!((failed.status.as_u16(), failed.code), (500, Some("engine_failed")));
+        let refused = complete(&app, Endpoint::Completion, ask()).await.expect_err("dead");
+        assert_eq!((refused.status.as_u16(), refused.code), (503, Some("engine_dead")));
+        for red in [health(State(app.clone())).await, ready(State(app.clone())).await] {
             assert_eq!(red.status(), 503);
         }
         // Shutting down does not hide it.
@@ -306,13 +287,8 @@ mod tests {
         while app.queue.waiting() == 0 {
             tokio::task::yield_now().await;
         }
-        let refused = complete(&app, Endpoint::Completion, ask())
-            .await
-            .expect_err("no ticket");
-        assert_eq!(
-            (refused.status.as_u16(), refused.retry_after),
-            (429, Some(1))
-        );
+        let refused = complete(&app, Endpoint::Completion, ask()).await.expect_err("no ticket");
+        assert_eq!((refused.status.as_u16(), refused.retry_after), (429, Some(1)));
         first.abort();
         // The queue lets go of it when it next looks.
         let _ = first.await;

@@ -66,10 +66,7 @@ pub enum LoadError {
 impl LoadError {
     /// A file beside the weights that cannot be used.
     pub(crate) fn text(path: &Path, problem: impl std::fmt::Display) -> Self {
-        LoadError::Text {
-            path: path.to_owned(),
-            problem: problem.to_string(),
-        }
+        LoadError::Text { path: path.to_owned(), problem: problem.to_string() }
     }
 }
 
@@ -175,29 +172,19 @@ fn options(shape: &ModelShape, config: &ServeConfig) -> Result<ServingOptions, L
     if planned <= available {
         return Ok(options);
     }
-    let least = ServingOptions {
-        kv_blocks: context.div_ceil(KV_BLOCK_TOKENS),
-        ..options.clone()
-    };
+    let least = ServingOptions { kv_blocks: context.div_ceil(KV_BLOCK_TOKENS), ..options.clone() };
     let smallest = plan_inference(shape, &least)?;
     let spare = available.checked_sub(smallest.arena_bytes());
     let (Some(spare), None) = (spare, config.kv_blocks) else {
         return Err(LoadError::DoesNotFit {
-            planned: if config.kv_blocks.is_some() {
-                planned
-            } else {
-                smallest.arena_bytes()
-            },
+            planned: if config.kv_blocks.is_some() { planned } else { smallest.arena_bytes() },
             available,
             context,
         });
     };
     // Each layer's keys and values are aligned anew.
     let spare = spare.saturating_sub(2 * u64::from(shape.layers) * ALIGNMENT);
-    let block_bytes = smallest
-        .segments
-        .kv_cache
-        .div_ceil(u64::from(least.kv_blocks));
+    let block_bytes = smallest.segments.kv_cache.div_ceil(u64::from(least.kv_blocks));
     let more = u32::try_from(spare / block_bytes.max(1)).unwrap_or(u32::MAX);
     options.kv_blocks = least.kv_blocks.saturating_add(more).min(options.kv_blocks);
     tracing::warn!(

@@ -16,13 +16,11 @@ use prometheus_client::registry::{Registry, Unit};
 pub(crate) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Seconds to the first token: from one step of a small model to a full queue.
-const FIRST_TOKEN_BUCKETS: [f64; 14] = [
-    0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0,
-];
+const FIRST_TOKEN_BUCKETS: [f64; 14] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0];
 /// Seconds between two tokens.
-const OUTPUT_TOKEN_BUCKETS: [f64; 13] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0,
-];
+const OUTPUT_TOKEN_BUCKETS: [f64; 13] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0];
 
 /// Every metric of one server.
 #[derive(Debug)]
@@ -57,23 +55,11 @@ impl Metrics {
     pub(crate) fn new(kv_blocks: usize, planned_bytes: u64) -> Self {
         let mut all = Registry::with_prefix("petaflop_serve");
         let requests = Family::default();
-        all.register(
-            "requests",
-            "Requests answered, by path and status code",
-            requests.clone(),
-        );
+        all.register("requests", "Requests answered, by path and status code", requests.clone());
         let queue_depth = Gauge::default();
-        all.register(
-            "queue_depth",
-            "Requests that wait for admission",
-            queue_depth.clone(),
-        );
+        all.register("queue_depth", "Requests that wait for admission", queue_depth.clone());
         let running = Gauge::default();
-        all.register(
-            "running_sequences",
-            "Sequences in the batch",
-            running.clone(),
-        );
+        all.register("running_sequences", "Sequences in the batch", running.clone());
         let kv_blocks_used = Gauge::default();
         all.register(
             "kv_blocks_used",
@@ -82,11 +68,7 @@ impl Metrics {
         );
         let kv_blocks_total: Gauge = Gauge::default();
         kv_blocks_total.set(i64::try_from(kv_blocks).unwrap_or(i64::MAX));
-        all.register(
-            "kv_blocks_total",
-            "Key/value cache blocks in all",
-            kv_blocks_total,
-        );
+        all.register("kv_blocks_total", "Key/value cache blocks in all", kv_blocks_total);
         let planned: Gauge<u64, AtomicU64> = Gauge::default();
         planned.set(planned_bytes);
         all.register_with_unit(
@@ -98,11 +80,7 @@ impl Metrics {
         let prompt_tokens = Counter::default();
         all.register("prompt_tokens", "Prompt tokens read", prompt_tokens.clone());
         let generated_tokens = Counter::default();
-        all.register(
-            "generated_tokens",
-            "Tokens generated",
-            generated_tokens.clone(),
-        );
+        all.register("generated_tokens", "Tokens generated", generated_tokens.clone());
         let abandoned = Counter::default();
         all.register(
             "abandoned_requests",
@@ -139,10 +117,7 @@ impl Metrics {
 
     /// A request was answered with `code`.
     pub(crate) fn answered(&self, path: String, code: u16) {
-        let labels = RequestLabels {
-            path,
-            code: code.into(),
-        };
+        let labels = RequestLabels { path, code: code.into() };
         self.requests.get_or_create(&labels).inc();
     }
 

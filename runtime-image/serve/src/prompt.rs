@@ -16,11 +16,7 @@ pub(crate) struct Prompts {
 
 impl Prompts {
     pub(crate) fn new(tokenizer: Tokenizer, template: ChatTemplate, vocab: u32) -> Self {
-        Prompts {
-            tokenizer,
-            template,
-            vocab,
-        }
+        Prompts { tokenizer, template, vocab }
     }
 
     /// The prompt's tokens; never none. Text gives no special token, whatever it
@@ -35,10 +31,7 @@ impl Prompts {
                 if let Some(bad) = ids.iter().find(|&&id| id >= self.vocab) {
                     return Err(ApiError::invalid(
                         "prompt",
-                        format!(
-                            "prompt: expected token ids below {}, found {bad}",
-                            self.vocab
-                        ),
+                        format!("prompt: expected token ids below {}, found {bad}", self.vocab),
                     ));
                 }
                 ids.clone()

@@ -107,19 +107,14 @@ impl Queue {
     /// Empty, and taking requests.
     pub(crate) fn new() -> Self {
         Queue {
-            state: Mutex::new(State {
-                phase: Phase::Serving,
-                waiting: VecDeque::new(),
-            }),
+            state: Mutex::new(State { phase: Phase::Serving, waiting: VecDeque::new() }),
             changed: Condvar::new(),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that runs under the lock leaves the state half changed.
-        self.state
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// What the server is doing.
@@ -204,18 +199,12 @@ impl Queue {
                 }
             }
             if !idle || !admitted.is_empty() {
-                return Some(Admission {
-                    admitted,
-                    abandoned,
-                });
+                return Some(Admission { admitted, abandoned });
             }
             if state.phase == Phase::Draining && state.waiting.is_empty() {
                 return None;
             }
-            state = self
-                .changed
-                .wait(state)
-                .unwrap_or_else(std::sync::PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
         }
     }
 }

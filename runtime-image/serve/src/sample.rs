@@ -27,16 +27,17 @@ pub(crate) fn sample(logits: &[f32], sampling: &Sampling, position: u64) -> u32 
         return best as u32;
     }
     let peak = f64::from(logits[best]);
-    let weights: Vec<f64> = logits
-        .iter()
-        .map(|&l| {
-            if l.is_nan() {
-                0.0
-            } else {
-                libm::exp((f64::from(l) - peak) / sampling.temperature)
-            }
-        })
-        .collect();
+    let weights: Vec<f64> =
+        logits
+            .iter()
+            .map(|&l| {
+                if l.is_nan() {
+                    0.0
+                } else {
+                    libm::exp((f64::from(l) - peak) / sampling.temperature)
+                }
+            })
+            .collect();
     let total: f64 = weights.iter().sum();
     let draw = uniform(sampling.seed, position);
     if sampling.top_p >= 1.0 {
@@ -65,9 +66,8 @@ fn nucleus(weights: &[f64], total: f64, top_p: f64) -> Vec<usize> {
     // Tokens below this weight have less than (1 - top_p) · total between them,
     // so they are never needed; without them the sort is short.
     let floor = (1.0 - top_p) * total / weights.len() as f64;
-    let mut order: Vec<usize> = (0..weights.len())
-        .filter(|&i| weights[i] >= floor && weights[i] > 0.0)
-        .collect();
+    let mut order: Vec<usize> =
+        (0..weights.len()).filter(|&i| weights[i] >= floor && weights[i] > 0.0).collect();
     order.sort_unstable_by(|&a, &b| weights[b].total_cmp(&weights[a]).then(a.cmp(&b)));
     let mut sum = 0.0;
     let mut keep = 0;
@@ -114,11 +114,7 @@ mod tests {
     use super::*;
 
     fn settings(temperature: f64, top_p: f64, seed: u64) -> Sampling {
-        Sampling {
-            temperature,
-            top_p,
-            seed,
-        }
+        Sampling { temperature, top_p, seed }
     }
 
     #[test]
@@ -126,10 +122,7 @@ mod tests {
         let greedy = settings(0.0, 1.0, 7);
         assert_eq!(sample(&[0.0, 3.0, 1.0, 3.0], &greedy, 0), 1);
         assert_eq!(sample(&[f32::NAN, -1.0, -1.0], &greedy, 0), 1);
-        assert_eq!(
-            sample(&[f32::NEG_INFINITY, f32::NEG_INFINITY], &greedy, 0),
-            0
-        );
+        assert_eq!(sample(&[f32::NEG_INFINITY, f32::NEG_INFINITY], &greedy, 0), 0);
     }
 
     #[test]
@@ -150,9 +143,8 @@ mod tests {
     fn a_higher_temperature_spreads_the_choice() {
         let logits = [2.0, 0.0];
         let share = |temperature| {
-            (0..10_000)
-                .filter(|&p| sample(&logits, &settings(temperature, 1.0, 1), p) == 1)
-                .count() as f64
+            (0..10_000).filter(|&p| sample(&logits, &settings(temperature, 1.0, 1), p) == 1).count()
+                as f64
                 / 10_000.0
         };
         // 1 / (1 + e^(2/t))
@@ -169,10 +161,7 @@ mod tests {
             for position in 0..4_000 {
                 seen.insert(sample(&logits, &settings(1.0, top_p, 9), position));
             }
-            assert_eq!(
-                seen.into_iter().collect::<Vec<_>>(),
-                (0..allowed).collect::<Vec<_>>()
-            );
+            assert_eq!(seen.into_iter().collect::<Vec<_>>(), (0..allowed).collect::<Vec<_>>());
         }
     }
 
@@ -180,9 +169,7 @@ mod tests {
     fn seed_and_position_change_the_draw_and_nothing_else_does() {
         let logits = [0.0_f32; 64];
         let row = |seed| {
-            (0..32)
-                .map(|p| sample(&logits, &settings(1.0, 1.0, seed), p))
-                .collect::<Vec<_>>()
+            (0..32).map(|p| sample(&logits, &settings(1.0, 1.0, seed), p)).collect::<Vec<_>>()
         };
         assert_eq!(row(5), row(5));
         assert_ne!(row(5), row(6));

@@ -144,14 +144,7 @@ pub async fn serve(
         loaded = loading => loaded.map_err(io::Error::other)??,
         () = &mut shutdown => return Ok(()),
     };
-    let Loaded {
-        model,
-        blocks,
-        prompts,
-        vocabulary,
-        options,
-        planned_bytes,
-    } = loaded;
+    let Loaded { model, blocks, prompts, vocabulary, options, planned_bytes } = loaded;
     let context = options.context as usize;
 
     let queue = Arc::new(Queue::new());
@@ -186,10 +179,7 @@ pub async fn serve(
 
     tracing::info!(grace_seconds = config.grace.as_secs(), "draining");
     queue.drain();
-    if tokio::time::timeout(config.grace, &mut engine)
-        .await
-        .is_err()
-    {
+    if tokio::time::timeout(config.grace, &mut engine).await.is_err() {
         tracing::warn!("the grace period is over; running requests are cut off");
         queue.stop();
         // At most the pass that runs now.

@@ -36,16 +36,10 @@ impl TextStream {
         if let Some(start) = self.first_stop(searched) {
             self.held.truncate(start);
             let text = self.finish();
-            return Piece {
-                text,
-                stopped: true,
-            };
+            return Piece { text, stopped: true };
         }
         let sendable = self.held.len() - self.stop_prefix();
-        Piece {
-            text: self.take_characters(sendable),
-            stopped: false,
-        }
+        Piece { text: self.take_characters(sendable), stopped: false }
     }
 
     /// The rest, when no more tokens come. An incomplete character becomes U+FFFD.

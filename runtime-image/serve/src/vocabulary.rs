@@ -41,9 +41,8 @@ impl Vocabulary {
         tokenizer: &Tokenizer,
         vocab: u32,
     ) -> Result<Self, LoadError> {
-        let bytes = (0..vocab)
-            .map(|id| tokenizer.token_bytes(id).unwrap_or_default().into())
-            .collect();
+        let bytes =
+            (0..vocab).map(|id| tokenizer.token_bytes(id).unwrap_or_default().into()).collect();
         let mut ends: Vec<u32> = ENDS.iter().filter_map(|e| tokenizer.special(e)).collect();
         for name in CONFIGS {
             ends.extend(configured_ends(&folder.join(name))?);
@@ -83,14 +82,9 @@ fn configured_ends(path: &Path) -> Result<Vec<u32>, LoadError> {
     };
     ids.into_iter()
         .map(|id| {
-            id.as_u64()
-                .and_then(|id| u32::try_from(id).ok())
-                .ok_or_else(|| {
-                    LoadError::text(
-                        path,
-                        format!("eos_token_id: expected token ids, found {id}"),
-                    )
-                })
+            id.as_u64().and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+                LoadError::text(path, format!("eos_token_id: expected token ids, found {id}"))
+            })
         })
         .collect()
 }

@@ -146,9 +146,7 @@ impl Store {
         }
         std::thread::scope(|scope| {
             let waiter = scope.spawn(|| self.runtime.block_on(work));
-            waiter
-                .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            waiter.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         })
     }
 }

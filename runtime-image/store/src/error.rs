@@ -159,13 +159,7 @@ pub struct Damage {
 
 impl std::fmt::Display for Damage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self {
-            artifact,
-            path,
-            object,
-            problem,
-            mend,
-        } = self;
+        let Self { artifact, path, object, problem, mend } = self;
         if let Some(artifact) = artifact {
             write!(f, "artifact {artifact}: ")?;
         }
@@ -208,10 +202,9 @@ impl StoreError {
         let place = place.to_owned();
         match error.kind() {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(Self::Full { place }),
-            io::ErrorKind::ReadOnlyFilesystem => Some(Self::ReadOnly {
-                place,
-                problem: "read-only file system",
-            }),
+            io::ErrorKind::ReadOnlyFilesystem => {
+                Some(Self::ReadOnly { place, problem: "read-only file system" })
+            }
             _ => None,
         }
     }
@@ -227,10 +220,7 @@ impl StoreError {
             _ => None,
         };
         match denied {
-            Some(place) => Self::ReadOnly {
-                place,
-                problem: "permission denied",
-            },
+            Some(place) => Self::ReadOnly { place, problem: "permission denied" },
             None => self,
         }
     }

@@ -33,12 +33,8 @@ pub fn files(dir: &Path) -> Result<Vec<FolderFile>, StoreError> {
     let mut files = Vec::new();
     walk(dir, "", &mut files)?;
     files.sort_by(|a, b| a.path.cmp(&b.path));
-    check_paths(files.iter().map(|f| f.path.as_str())).map_err(|problem| {
-        bad(
-            dir,
-            &format!("{problem}; rename or remove what does not fit"),
-        )
-    })?;
+    check_paths(files.iter().map(|f| f.path.as_str()))
+        .map_err(|problem| bad(dir, &format!("{problem}; rename or remove what does not fit")))?;
     Ok(files)
 }
 
@@ -57,11 +53,7 @@ fn walk(dir: &Path, prefix: &str, files: &mut Vec<FolderFile>) -> Result<(), Sto
         if meta.is_dir() {
             walk(&file, &format!("{path}/"), files)?;
         } else if meta.is_file() {
-            files.push(FolderFile {
-                path,
-                file,
-                length: meta.len(),
-            });
+            files.push(FolderFile { path, file, length: meta.len() });
         } else {
             return Err(bad(
                 &file,
@@ -82,11 +74,7 @@ pub fn hash(dir: &Path) -> Result<ArtifactHash, StoreError> {
     let mut hashed = Vec::with_capacity(files.len());
     for file in &files {
         let (content, length) = hash_file(&file.file)?;
-        hashed.push(HashedFile {
-            path: &file.path,
-            length,
-            content,
-        });
+        hashed.push(HashedFile { path: &file.path, length, content });
     }
     Ok(artifact_hash(hashed))
 }
@@ -112,8 +100,5 @@ pub fn hash_file(file: &Path) -> Result<(Digest, u64), StoreError> {
 }
 
 pub(crate) fn bad(path: &Path, problem: &str) -> StoreError {
-    StoreError::BadInput {
-        path: path.display().to_string(),
-        problem: problem.into(),
-    }
+    StoreError::BadInput { path: path.display().to_string(), problem: problem.into() }
 }

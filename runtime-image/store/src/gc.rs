@@ -62,20 +62,13 @@ impl Store {
     /// [`StoreError::Busy`] while somebody writes; [`StoreError::Damaged`] for a manifest that cannot be read
     /// and is to be kept; or why something cannot be listed or removed.
     pub async fn gc(&self, options: &GcOptions) -> Result<GcReport, StoreError> {
-        let GcOptions {
-            keep,
-            min_age,
-            dry_run,
-        } = options;
+        let GcOptions { keep, min_age, dry_run } = options;
         let _guard = self.removing()?;
         let now = jiff::Timestamp::now();
         let old = |meta: &ObjectMeta| {
             Duration::try_from(now.duration_since(timestamp(meta))).is_ok_and(|age| age >= *min_age)
         };
-        let mut report = GcReport {
-            dry_run: *dry_run,
-            ..GcReport::default()
-        };
+        let mut report = GcReport { dry_run: *dry_run, ..GcReport::default() };
 
         let chunks = self.list_under("chunks").await?;
         let mut used: BTreeSet<Digest> = BTreeSet::new();
@@ -145,17 +138,12 @@ fn remove_torn(dir: &FilePath, min_age: Duration, report: &mut GcReport) -> Resu
             continue;
         }
         let name = entry.file_name();
-        let torn = name
-            .to_str()
-            .and_then(|n| n.rsplit_once('#'))
-            .is_some_and(|(_, number)| {
-                !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
-            });
-        let old = meta.modified().is_ok_and(|at| {
-            SystemTime::now()
-                .duration_since(at)
-                .is_ok_and(|a| a >= min_age)
+        let torn = name.to_str().and_then(|n| n.rsplit_once('#')).is_some_and(|(_, number)| {
+            !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit())
         });
+        let old = meta
+            .modified()
+            .is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|a| a >= min_age));
         if torn && old {
             report.chunks += 1;
             report.bytes += meta.len();

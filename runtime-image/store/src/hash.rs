@@ -51,9 +51,7 @@ impl FromStr for Digest {
         if text.bytes().any(|b| b.is_ascii_uppercase()) {
             return Err(NotADigest(text.into()));
         }
-        blake3::Hash::from_hex(text)
-            .map(Self::from)
-            .map_err(|_| NotADigest(text.into()))
+        blake3::Hash::from_hex(text).map(Self::from).map_err(|_| NotADigest(text.into()))
     }
 }
 
@@ -121,12 +119,7 @@ pub fn artifact_hash<'a>(files: impl IntoIterator<Item = HashedFile<'a>>) -> Art
     let mut files: Vec<HashedFile<'a>> = files.into_iter().collect();
     files.sort();
     let mut hasher = blake3::Hasher::new();
-    for HashedFile {
-        path,
-        length,
-        content,
-    } in files
-    {
+    for HashedFile { path, length, content } in files {
         hasher.update(&(path.len() as u64).to_le_bytes());
         hasher.update(path.as_bytes());
         hasher.update(&length.to_le_bytes());

@@ -64,17 +64,9 @@ impl Manifest {
     pub(crate) fn parse(json: &[u8], expected: ArtifactHash) -> Result<Self, String> {
         let manifest: Self =
             serde_json::from_slice(json).map_err(|e| format!("not a manifest: {e}"))?;
-        let Self {
-            format,
-            artifact,
-            chunk_bytes,
-            files,
-            checksum: expected_checksum,
-        } = &manifest;
+        let Self { format, artifact, chunk_bytes, files, checksum: expected_checksum } = &manifest;
         if *format != FORMAT {
-            return Err(format!(
-                "format {format}, but this program reads format {FORMAT}"
-            ));
+            return Err(format!("format {format}, but this program reads format {FORMAT}"));
         }
         if checksum(*chunk_bytes, files) != *expected_checksum {
             return Err("manifest is corrupt: it does not match its checksum".into());
@@ -98,10 +90,7 @@ impl Manifest {
             }
         }
         if *artifact != expected || hash_of(files) != expected {
-            return Err(format!(
-                "its files hash to {}, not {expected}",
-                hash_of(files)
-            ));
+            return Err(format!("its files hash to {}, not {expected}", hash_of(files)));
         }
         Ok(manifest)
     }
@@ -113,10 +102,7 @@ impl Manifest {
 
     /// The file at this path.
     pub fn file(&self, path: &str) -> Option<&FileEntry> {
-        self.files
-            .binary_search_by(|f| f.path.as_str().cmp(path))
-            .ok()
-            .map(|i| &self.files[i])
+        self.files.binary_search_by(|f| f.path.as_str().cmp(path)).ok().map(|i| &self.files[i])
     }
 
     /// Each file's chunks with their lengths, in order.
@@ -174,11 +160,7 @@ pub(crate) fn check_paths<'a>(paths: impl IntoIterator<Item = &'a str>) -> Resul
             }
         }
     }
-    if any {
-        Ok(())
-    } else {
-        Err("it holds no file".into())
-    }
+    if any { Ok(()) } else { Err("it holds no file".into()) }
 }
 
 fn check_path(path: &str) -> Result<(), String> {
@@ -192,10 +174,7 @@ fn check_path(path: &str) -> Result<(), String> {
         "contains `\\` or `:`"
     } else if path.chars().any(char::is_control) {
         "contains a control character"
-    } else if path
-        .split('/')
-        .any(|p| p.is_empty() || p == "." || p == "..")
-    {
+    } else if path.split('/').any(|p| p.is_empty() || p == "." || p == "..") {
         "has a part that is empty, `.` or `..`"
     } else if path.split('/').any(|p| p.len() > 255) {
         "has a part longer than 255 bytes"

@@ -27,11 +27,7 @@ impl ProgressWriter {
     pub fn append(path: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let path = path.into();
         let open = || -> io::Result<File> {
-            let mut file = File::options()
-                .create(true)
-                .read(true)
-                .append(true)
-                .open(&path)?;
+            let mut file = File::options().create(true).read(true).append(true).open(&path)?;
             if file.seek(SeekFrom::End(0))? > 0 {
                 file.seek(SeekFrom::End(-1))?;
                 let mut last = [0];
@@ -79,13 +75,7 @@ pub struct ProgressReader {
 impl ProgressReader {
     /// Of this file, which need not be there yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self {
-            path: path.into(),
-            at: 0,
-            partial: Vec::new(),
-            overlong: false,
-            skipped: 0,
-        }
+        Self { path: path.into(), at: 0, partial: Vec::new(), overlong: false, skipped: 0 }
     }
 
     /// The file.

@@ -53,11 +53,7 @@ impl Store {
         }
         let manifest = Manifest::new(entries).map_err(|problem| folder::bad(dir, &problem))?;
         bytes_sent += self.put_manifest(&manifest).await?;
-        Ok(Stored {
-            hash: manifest.artifact,
-            bytes: manifest.bytes(),
-            bytes_sent,
-        })
+        Ok(Stored { hash: manifest.artifact, bytes: manifest.bytes(), bytes_sent })
     }
 
     /// Reads the file once: what is hashed is what is stored.
@@ -89,12 +85,7 @@ impl Store {
         while let Some(done) = in_flight.next().await {
             sent += done?;
         }
-        let entry = FileEntry {
-            path,
-            length,
-            blake3: content,
-            chunks,
-        };
+        let entry = FileEntry { path, length, blake3: content, chunks };
         Ok((entry, sent))
     }
 

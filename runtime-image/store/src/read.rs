@@ -28,10 +28,7 @@ impl Store {
     /// [`StoreError::NotFound`]; [`StoreError::Damaged`] where the manifest is not the one that its name says.
     pub async fn manifest(&self, hash: ArtifactHash) -> Result<Manifest, StoreError> {
         let object = Self::manifest_object(hash);
-        let json = self
-            .get(&object)
-            .await?
-            .ok_or_else(|| self.not_found(hash))?;
+        let json = self.get(&object).await?.ok_or_else(|| self.not_found(hash))?;
         Manifest::parse(&json, hash).map_err(|problem| {
             StoreError::Damaged(Box::new(Damage {
                 artifact: Some(hash),
@@ -66,18 +63,13 @@ impl Store {
             let place = self.place(&object);
             StoreError::Damaged(Box::new(manifest.damage(&file.path, place, problem)))
         };
-        let bytes = self
-            .get(&object)
-            .await?
-            .ok_or_else(|| damaged("chunk is missing".into()))?;
+        let bytes = self.get(&object).await?.ok_or_else(|| damaged("chunk is missing".into()))?;
         if bytes.len() as u64 != length {
             let found = bytes.len();
             return Err(damaged(format!("chunk has {found} bytes, not {length}")));
         }
         if Digest::of(&bytes) != digest {
-            return Err(damaged(
-                "chunk is corrupt: its bytes hash to another name".into(),
-            ));
+            return Err(damaged("chunk is corrupt: its bytes hash to another name".into()));
         }
         Ok(bytes)
     }
@@ -88,10 +80,9 @@ impl Store {
     /// [`StoreError::NotFound`], [`StoreError::NoSuchFile`], [`StoreError::Damaged`].
     pub async fn read_file(&self, hash: ArtifactHash, path: &str) -> Result<Vec<u8>, StoreError> {
         let manifest = self.manifest(hash).await?;
-        let file = manifest.file(path).ok_or_else(|| StoreError::NoSuchFile {
-            artifact: hash,
-            path: path.into(),
-        })?;
+        let file = manifest
+            .file(path)
+            .ok_or_else(|| StoreError::NoSuchFile { artifact: hash, path: path.into() })?;
         let mut content = Vec::new();
         let mut chunks = std::pin::pin!(self.chunks(&manifest, file));
         while let Some(chunk) = chunks.try_next().await? {
@@ -113,9 +104,7 @@ impl Store {
         }
         let place = self.place(&Self::manifest_object(manifest.artifact));
         let problem = "its chunks are not those of this file".to_owned();
-        Err(StoreError::Damaged(Box::new(
-            manifest.damage(&file.path, place, problem),
-        )))
+        Err(StoreError::Damaged(Box::new(manifest.damage(&file.path, place, problem))))
     }
 
     /// Writes the artifact's files to the folder `dir`, which appears whole, checked
@@ -131,8 +120,7 @@ impl Store {
         let manifest = self.manifest(hash).await?;
         let partial = Partial::beside(dir)?;
         for file in &manifest.files {
-            self.write_file(&manifest, file, &partial.0.join(&file.path))
-                .await?;
+            self.write_file(&manifest, file, &partial.0.join(&file.path)).await?;
         }
         let (from, to) = (partial.0.clone(), dir.to_path_buf());
         let moved = off_thread(move || {
@@ -145,11 +133,7 @@ impl Store {
             }
         })
         .await?;
-        if moved {
-            Ok(())
-        } else {
-            same_folder(hash, dir.to_path_buf()).await
-        }
+        if moved { Ok(()) } else { same_folder(hash, dir.to_path_buf()).await }
     }
 
     async fn write_file(
@@ -173,19 +157,14 @@ impl Store {
             let path = to.to_path_buf();
             (open, content) = off_thread(move || {
                 content.update(&chunk);
-                open.write_all(&chunk)
-                    .map_err(|e| StoreError::io(&path, e).writing())?;
+                open.write_all(&chunk).map_err(|e| StoreError::io(&path, e).writing())?;
                 Ok((open, content))
             })
             .await?;
         }
         self.check_content(manifest, file, content.finalize().into())?;
         let path = to.to_path_buf();
-        off_thread(move || {
-            open.sync_all()
-                .map_err(|e| StoreError::io(&path, e).writing())
-        })
-        .await
+        off_thread(move || open.sync_all().map_err(|e| StoreError::io(&path, e).writing())).await
     }
 }
 
@@ -197,11 +176,7 @@ async fn same_folder(hash: ArtifactHash, dir: PathBuf) -> Result<(), StoreError>
             Ok(found) => format!("its files hash to {found}"),
             Err(e) => e.to_string(),
         };
-        Err(StoreError::Occupied {
-            dir,
-            artifact: hash,
-            problem,
-        })
+        Err(StoreError::Occupied { dir, artifact: hash, problem })
     })
     .await
 }
@@ -212,16 +187,9 @@ struct Partial(PathBuf);
 impl Partial {
     fn beside(dir: &Path) -> Result<Self, StoreError> {
         let (Some(name), Some(parent)) = (dir.file_name(), dir.parent()) else {
-            return Err(folder::bad(
-                dir,
-                "cannot be made; name a folder that is not there yet",
-            ));
+            return Err(folder::bad(dir, "cannot be made; name a folder that is not there yet"));
         };
-        let parent = if parent.as_os_str().is_empty() {
-            Path::new(".")
-        } else {
-            parent
-        };
+        let parent = if parent.as_os_str().is_empty() { Path::new(".") } else { parent };
         fs::create_dir_all(parent).map_err(|e| StoreError::io(parent, e).writing())?;
         let prefix = format!(".{}.partial-", name.to_string_lossy());
         remove_abandoned(parent, &prefix);
@@ -252,11 +220,10 @@ fn remove_abandoned(parent: &Path, prefix: &str) {
     };
     for entry in entries.flatten() {
         let ours = entry.file_name().to_string_lossy().starts_with(prefix);
-        let old = entry.metadata().and_then(|m| m.modified()).is_ok_and(|at| {
-            SystemTime::now()
-                .duration_since(at)
-                .is_ok_and(|age| age > ABANDONED)
-        });
+        let old = entry
+            .metadata()
+            .and_then(|m| m.modified())
+            .is_ok_and(|at| SystemTime::now().duration_since(at).is_ok_and(|age| age > ABANDONED));
         if ours && old {
             let _ = fs::remove_dir_all(entry.path());
         }

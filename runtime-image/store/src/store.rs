@@ -60,20 +60,12 @@ impl Store {
         let objects = LocalFileSystem::new_with_prefix(&root)
             .map_err(|e| StoreError::backend(root.display().to_string(), e))?
             .with_fsync(true);
-        Ok(Self {
-            objects: Arc::new(objects),
-            name: root.display().to_string(),
-            root: Some(root),
-        })
+        Ok(Self { objects: Arc::new(objects), name: root.display().to_string(), root: Some(root) })
     }
 
     /// Over any object store; `name` stands for it in messages.
     pub fn over(objects: Arc<dyn ObjectStore>, name: impl Into<String>) -> Self {
-        Self {
-            objects,
-            root: None,
-            name: name.into(),
-        }
+        Self { objects, root: None, name: name.into() }
     }
 
     /// The folder or URI, for messages.
@@ -161,8 +153,7 @@ impl Store {
         };
         off_thread(move || {
             let file = open_lock(&path)?;
-            file.lock_shared()
-                .map_err(|e| StoreError::io(&path, e).writing())?;
+            file.lock_shared().map_err(|e| StoreError::io(&path, e).writing())?;
             Ok(Guard(Some(file)))
         })
         .await
@@ -175,9 +166,7 @@ impl Store {
         };
         let file = open_lock(&path)?;
         file.try_lock().map_err(|e| match e {
-            TryLockError::WouldBlock => StoreError::Busy {
-                store: self.name.clone(),
-            },
+            TryLockError::WouldBlock => StoreError::Busy { store: self.name.clone() },
             TryLockError::Error(e) => StoreError::io(&path, e).writing(),
         })?;
         Ok(Guard(Some(file)))
@@ -213,13 +202,7 @@ impl Store {
                 Err(StoreError::NotFound { .. }) => continue, // removed meanwhile
                 Err(e) => return Err(e),
             };
-            artifacts.push(ArtifactInfo {
-                hash,
-                written: timestamp(&meta),
-                files,
-                bytes,
-                damage,
-            });
+            artifacts.push(ArtifactInfo { hash, written: timestamp(&meta), files, bytes, damage });
         }
         Ok(artifacts)
     }
@@ -229,9 +212,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::BadHash`], [`StoreError::NotFound`] or [`StoreError::Ambiguous`].
     pub async fn resolve(&self, prefix: &str) -> Result<ArtifactHash, StoreError> {
-        let hex = prefix
-            .bytes()
-            .all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+        let hex = prefix.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if !hex || !(4..=64).contains(&prefix.len()) {
             return Err(StoreError::BadHash(prefix.into()));
         }
@@ -247,19 +228,13 @@ impl Store {
             Some(only) if candidates.is_empty() => Ok(only),
             Some(last) => {
                 candidates.push(last);
-                Err(StoreError::Ambiguous {
-                    prefix: prefix.into(),
-                    candidates,
-                })
+                Err(StoreError::Ambiguous { prefix: prefix.into(), candidates })
             }
         }
     }
 
     pub(crate) fn not_found(&self, name: impl ToString) -> StoreError {
-        StoreError::NotFound {
-            name: name.to_string(),
-            store: self.name.clone(),
-        }
+        StoreError::NotFound { name: name.to_string(), store: self.name.clone() }
     }
 }
 
@@ -283,10 +258,7 @@ pub(crate) fn timestamp(meta: &ObjectMeta) -> jiff::Timestamp {
 }
 
 fn folder_of(uri: &str) -> Result<PathBuf, StoreError> {
-    let bad = |problem: &str| StoreError::BadUri {
-        uri: uri.into(),
-        problem: problem.into(),
-    };
+    let bad = |problem: &str| StoreError::BadUri { uri: uri.into(), problem: problem.into() };
     if uri.is_empty() {
         return Err(bad("is empty"));
     }
@@ -294,17 +266,13 @@ fn folder_of(uri: &str) -> Result<PathBuf, StoreError> {
         return Ok(PathBuf::from(uri));
     };
     if scheme != "file" {
-        return Err(StoreError::UnsupportedScheme {
-            uri: uri.into(),
-            scheme: scheme.into(),
-        });
+        return Err(StoreError::UnsupportedScheme { uri: uri.into(), scheme: scheme.into() });
     }
     let url = url::Url::parse(uri).map_err(|e| bad(&e.to_string()))?;
     if url.query().is_some() || url.fragment().is_some() {
         return Err(bad("has a query or fragment"));
     }
-    url.to_file_path()
-        .map_err(|()| bad("is not a local absolute path"))
+    url.to_file_path().map_err(|()| bad("is not a local absolute path"))
 }
 
 impl Manifest {

@@ -41,11 +41,7 @@ fn check_after_crash(root: &Path, source: &Path, what: &str) {
     let stored = store.put_artifact(source).expect("the retry");
     assert_eq!(stored.hash, expected, "{what}");
     store.bind_key(None, KEY, stored.hash).expect("bound");
-    let all_old = GcOptions {
-        keep: Keep::All,
-        min_age: Duration::ZERO,
-        dry_run: false,
-    };
+    let all_old = GcOptions { keep: Keep::All, min_age: Duration::ZERO, dry_run: false };
     store.gc(&all_old).expect("gc");
     let copy = root.with_extension("copy");
     store.materialise(stored.hash, &copy).expect("files");
@@ -110,11 +106,8 @@ fn a_crash_at_any_write_leaves_a_clean_store_that_a_retry_completes() {
 fn a_crash_at_any_removal_of_gc_leaves_a_clean_store() {
     let dir = tempdir().expect("temporary folder");
     let source = folder(&dir.path().join("source"), &[("w", noise(9 * MIB, 1))]);
-    let everything = GcOptions {
-        keep: Keep::Only(Default::default()),
-        min_age: Duration::ZERO,
-        dry_run: false,
-    };
+    let everything =
+        GcOptions { keep: Keep::Only(Default::default()), min_age: Duration::ZERO, dry_run: false };
     for death in [Death::Before, Death::After] {
         for at in 0.. {
             let what = format!("{death:?} {at}");
@@ -140,15 +133,11 @@ fn a_crash_at_any_removal_of_gc_leaves_a_clean_store() {
 #[test]
 fn a_killed_process_leaves_a_clean_store() {
     let dir = tempdir().expect("temporary folder");
-    let source = folder(
-        &dir.path().join("source"),
-        &[("w", noise(40 * MIB, 5)), ("x", noise(MIB, 6))],
-    );
+    let source =
+        folder(&dir.path().join("source"), &[("w", noise(40 * MIB, 5)), ("x", noise(MIB, 6))]);
     // How long a whole run takes here, so that kills fall all over it.
     let started = Instant::now();
-    let mut whole = child("put", &dir.path().join("whole"), &source)
-        .spawn()
-        .expect("a child");
+    let mut whole = child("put", &dir.path().join("whole"), &source).spawn().expect("a child");
     assert!(whole.wait().expect("ended").success());
     let took = started.elapsed();
     let mut killed = 0;
@@ -206,9 +195,7 @@ fn in_a_process_of_its_own() {
             let error = other.materialise(hash, &target).expect_err("full");
             assert!(matches!(error, StoreError::Full { .. }), "{error}");
             assert!(!target.exists());
-            store
-                .materialise(small, &target)
-                .expect("the half-written folder made room");
+            store.materialise(small, &target).expect("the half-written folder made room");
         }
         Some("read-only") => {
             let hash = store.list().expect("list")[0].hash;
@@ -233,10 +220,7 @@ fn in_a_mount(mount: &str, child: Command) {
         inside.arg("--map-root-user");
     }
     let script = format!("({mount}) || exit 99; exec \"$@\"");
-    inside
-        .args(["sh", "-c", &script, "sh"])
-        .arg(child.get_program())
-        .args(child.get_args());
+    inside.args(["sh", "-c", &script, "sh"]).arg(child.get_program()).args(child.get_args());
     for (name, value) in child.get_envs() {
         inside.env(name, value.expect("set, not removed"));
     }
@@ -250,11 +234,7 @@ fn in_a_mount(mount: &str, child: Command) {
         );
         return;
     }
-    assert!(
-        output.status.success(),
-        "{said}{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stdout));
 }
 
 #[test]
@@ -277,10 +257,7 @@ fn a_read_only_store_can_be_read_and_says_so_when_written() {
     open(&root).put_artifact(&source).expect("stored");
     fs::write(source.join("x"), [2]).expect("another artifact");
     in_a_mount(
-        &format!(
-            "mount --bind {0} {0} && mount -o remount,bind,ro {0}",
-            root.display()
-        ),
+        &format!("mount --bind {0} {0} && mount -o remount,bind,ro {0}", root.display()),
         child("read-only", &root, &source),
     );
 }
@@ -289,10 +266,7 @@ fn a_read_only_store_can_be_read_and_says_so_when_written() {
 fn a_flipped_byte_anywhere_is_named_and_never_used() {
     let dir = tempdir().expect("temporary folder");
     let root = dir.path().join("store");
-    let files = [
-        ("model/weights", noise(5 * MIB, 1)),
-        ("t", b"tokens".to_vec()),
-    ];
+    let files = [("model/weights", noise(5 * MIB, 1)), ("t", b"tokens".to_vec())];
     let source = folder(&dir.path().join("source"), &files);
     let store = open(&root);
     let hash = store.put_artifact(&source).expect("stored").hash;
@@ -341,10 +315,7 @@ fn a_flipped_byte_anywhere_is_named_and_never_used() {
                     assert!(matches!(error, StoreError::Damaged(_)), "{what}: {text}");
                     assert!(text.contains(&hash.to_string()), "{text}");
                     assert!(text.contains("run the job again"), "{text}");
-                    assert!(
-                        text.contains(object.to_str().expect("UTF-8")),
-                        "{what}: {text}"
-                    );
+                    assert!(text.contains(object.to_str().expect("UTF-8")), "{what}: {text}");
                     let in_file = text.contains("`model/weights`") || text.contains("`t`");
                     assert!(in_file != is_manifest, "{what}: {text}");
                 }
@@ -380,9 +351,7 @@ fn good_chunks_in_the_wrong_order_are_found_out() {
     manifest.checksum = Digest::of(&json);
     fs::write(&file, serde_json::to_vec(&manifest).expect("JSON")).expect("written");
     for error in [
-        store
-            .materialise(hash, &dir.path().join("copy"))
-            .expect_err("wrong"),
+        store.materialise(hash, &dir.path().join("copy")).expect_err("wrong"),
         store.read_file(hash, "w").map(drop).expect_err("wrong"),
     ] {
         assert!(matches!(error, StoreError::Damaged(_)), "{error}");
@@ -412,10 +381,7 @@ fn two_writers_of_the_same_artifact_and_key_agree() {
                 })
             })
             .collect();
-        let hashes: Vec<_> = writers
-            .into_iter()
-            .map(|w| w.join().expect("a writer"))
-            .collect();
+        let hashes: Vec<_> = writers.into_iter().map(|w| w.join().expect("a writer")).collect();
         assert!(hashes.iter().all(|h| *h == hashes[0]));
     });
     let report = open(&root).verify(None).expect("readable");
@@ -435,11 +401,8 @@ fn two_readers_that_materialise_to_one_place_agree() {
         }
     });
     assert_eq!(contents(&source), contents(&target));
-    let names: Vec<_> = fs::read_dir(dir.path())
-        .expect("folder")
-        .flatten()
-        .map(|e| e.file_name())
-        .collect();
+    let names: Vec<_> =
+        fs::read_dir(dir.path()).expect("folder").flatten().map(|e| e.file_name()).collect();
     assert_eq!(names.len(), 3, "no partial folder is left: {names:?}");
 }
 
@@ -449,11 +412,7 @@ fn gc_waits_for_nobody_and_disturbs_nobody() {
     let root = dir.path().join("store");
     let source = folder(&dir.path().join("source"), &[("w", noise(4 * MIB, 1))]);
     let store = open(&root);
-    let all_old = GcOptions {
-        keep: Keep::All,
-        min_age: Duration::ZERO,
-        dry_run: false,
-    };
+    let all_old = GcOptions { keep: Keep::All, min_age: Duration::ZERO, dry_run: false };
     // A writer in another process holds the same lock.
     let lock = fs::File::create(root.join(".lock")).expect("the lock file");
     lock.lock_shared().expect("locked");
@@ -487,26 +446,13 @@ fn gc_and_writers_on_one_thread_do_not_wait_for_each_other_for_ever() {
     let store = Store::open(dir.path().join("store").to_str().expect("UTF-8")).expect("a store");
     run(async {
         for _ in 0..20 {
-            let all_old = GcOptions {
-                keep: Keep::All,
-                min_age: Duration::ZERO,
-                dry_run: false,
-            };
+            let all_old = GcOptions { keep: Keep::All, min_age: Duration::ZERO, dry_run: false };
             let (swept, stored) = futures::join!(store.gc(&all_old), store.put_artifact(&source));
-            assert!(
-                matches!(swept, Ok(_) | Err(StoreError::Busy { .. })),
-                "{swept:?}"
-            );
+            assert!(matches!(swept, Ok(_) | Err(StoreError::Busy { .. })), "{swept:?}");
             stored.expect("stored");
         }
     });
-    assert_eq!(
-        open(&dir.path().join("store"))
-            .verify(None)
-            .expect("readable")
-            .findings,
-        []
-    );
+    assert_eq!(open(&dir.path().join("store")).verify(None).expect("readable").findings, []);
 }
 
 #[test]

@@ -7,12 +7,7 @@ use proptest::prelude::*;
 use tempfile::tempdir;
 
 fn step(step: u64) -> Progress {
-    Progress::Step {
-        step,
-        loss: 1.5,
-        learning_rate: 1e-3,
-        tokens_per_second: 100.0,
-    }
+    Progress::Step { step, loss: 1.5, learning_rate: 1e-3, tokens_per_second: 100.0 }
 }
 
 #[test]
@@ -26,13 +21,8 @@ fn what_is_written_is_read_once_and_in_order() {
     writer.write(&step(2)).expect("written");
     assert_eq!(reader.poll().expect("read"), [step(1), step(2)]);
     assert_eq!(reader.poll().expect("read"), []);
-    writer
-        .write(&Progress::Stopped { step: 2 })
-        .expect("written");
-    assert_eq!(
-        reader.poll().expect("read"),
-        [Progress::Stopped { step: 2 }]
-    );
+    writer.write(&Progress::Stopped { step: 2 }).expect("written");
+    assert_eq!(reader.poll().expect("read"), [Progress::Stopped { step: 2 }]);
     assert_eq!(reader.skipped(), 0);
 }
 

@@ -51,12 +51,8 @@ fn the_same_files_have_the_same_hash_in_any_store_and_without_one() {
     let files = [("model/x.bin", noise(5 * MIB, 1)), ("empty", vec![])];
     let first = folder(&dir.path().join("first"), &files);
     let second = folder(&dir.path().join("second"), &files);
-    let stored = open(&dir.path().join("a"))
-        .put_artifact(&first)
-        .expect("stored");
-    let again = open(&dir.path().join("b"))
-        .put_artifact(&second)
-        .expect("stored");
+    let stored = open(&dir.path().join("a")).put_artifact(&first).expect("stored");
+    let again = open(&dir.path().join("b")).put_artifact(&second).expect("stored");
     assert_eq!(stored.hash, again.hash);
     assert_eq!(stored.hash, folders::hash(&first).expect("hash"));
     assert_eq!(stored.bytes, 5 * MIB as u64);
@@ -107,17 +103,10 @@ fn files_of_every_length_around_a_chunk_come_back() {
     let source = folder(&dir.path().join("source"), &named);
     let store = open(&dir.path().join("store"));
     let hash = store.put_artifact(&source).expect("stored").hash;
-    store
-        .materialise(hash, &dir.path().join("copy"))
-        .expect("files");
+    store.materialise(hash, &dir.path().join("copy")).expect("files");
     assert_eq!(contents(&source), contents(&dir.path().join("copy")));
-    let chunks: Vec<usize> = store
-        .manifest(hash)
-        .expect("manifest")
-        .files
-        .iter()
-        .map(|f| f.chunks.len())
-        .collect();
+    let chunks: Vec<usize> =
+        store.manifest(hash).expect("manifest").files.iter().map(|f| f.chunks.len()).collect();
     assert_eq!(chunks, [0, 1, 1, 1, 2, 2]); // f0 f1 f4194303 f4194304 f4194305 f8388608
 }
 
@@ -134,10 +123,7 @@ fn only_changed_chunks_travel() {
     fs::write(source.join("w"), &weights).expect("changed");
     let second = store.put_artifact(&source).expect("stored");
     assert_ne!(second.hash, first.hash);
-    assert!(
-        (4 * MIB as u64..5 * MIB as u64).contains(&second.bytes_sent),
-        "{second:?}"
-    );
+    assert!((4 * MIB as u64..5 * MIB as u64).contains(&second.bytes_sent), "{second:?}");
 }
 
 #[test]
@@ -147,10 +133,7 @@ fn a_folder_that_is_no_artifact_is_refused_by_name() {
     let refused = |name: &str, files: &[&str], expected: &str| {
         let files: Vec<(&str, Vec<u8>)> = files.iter().map(|f| (*f, vec![1])).collect();
         let source = folder(&dir.path().join(name), &files);
-        let error = store
-            .put_artifact(&source)
-            .expect_err("refused")
-            .to_string();
+        let error = store.put_artifact(&source).expect_err("refused").to_string();
         assert!(error.contains(expected), "{error}");
     };
     refused("case", &["Model.bin", "model.bin"], "differ only in case");
@@ -162,16 +145,10 @@ fn a_folder_that_is_no_artifact_is_refused_by_name() {
 
     let source = folder(&dir.path().join("link"), &[("file", vec![1])]);
     std::os::unix::fs::symlink("/etc/passwd", source.join("secret")).expect("link");
-    let error = store
-        .put_artifact(&source)
-        .expect_err("refused")
-        .to_string();
+    let error = store.put_artifact(&source).expect_err("refused").to_string();
     assert!(error.contains("link/secret`: is a link"), "{error}");
 
-    let error = store
-        .put_artifact(&dir.path().join("absent"))
-        .expect_err("refused")
-        .to_string();
+    let error = store.put_artifact(&dir.path().join("absent")).expect_err("refused").to_string();
     assert!(error.contains("absent"), "{error}");
 }
 
@@ -184,10 +161,7 @@ fn a_store_elsewhere_is_refused_with_what_is_supported() {
         assert!(text.contains(uri) && text.contains("file:///"), "{text}");
     }
     assert!(matches!(Store::open(""), Err(StoreError::BadUri { .. })));
-    assert!(matches!(
-        Store::open("file://host/x"),
-        Err(StoreError::BadUri { .. })
-    ));
+    assert!(matches!(Store::open("file://host/x"), Err(StoreError::BadUri { .. })));
 }
 
 #[test]
@@ -214,20 +188,11 @@ fn short_hashes_name_what_they_alone_begin() {
     assert_eq!(store.resolve("ffff").expect("found").to_string(), full);
     assert_eq!(store.resolve(&full).expect("found").to_string(), full);
     let error = store.resolve("abcd").expect_err("ambiguous").to_string();
-    assert!(
-        error.starts_with("ambiguous: `abcd` begins abcd1"),
-        "{error}"
-    );
+    assert!(error.starts_with("ambiguous: `abcd` begins abcd1"), "{error}");
     assert!(error.contains("abcd2"), "{error}");
-    assert!(matches!(
-        store.resolve("0000"),
-        Err(StoreError::NotFound { .. })
-    ));
+    assert!(matches!(store.resolve("0000"), Err(StoreError::NotFound { .. })));
     for bad in ["fff", "FFFF", "../x", "", "abcg"] {
-        assert!(
-            matches!(store.resolve(bad), Err(StoreError::BadHash(_))),
-            "{bad}"
-        );
+        assert!(matches!(store.resolve(bad), Err(StoreError::BadHash(_))), "{bad}");
     }
 }
 
@@ -245,37 +210,23 @@ fn a_key_is_bound_once_and_found_in_its_namespace_only() {
     store.bind_key(None, KEY, one).expect("the same again");
     assert_eq!(store.find_key(None, KEY).expect("looked"), Some(one));
     assert_eq!(store.find_key(Some("team-a"), KEY).expect("looked"), None);
-    let error = store
-        .bind_key(None, KEY, two)
-        .expect_err("taken")
-        .to_string();
+    let error = store.bind_key(None, KEY, two).expect_err("taken").to_string();
     assert!(error.contains("NUMERICS_VERSION"), "{error}");
-    store
-        .bind_key(Some("team-a"), KEY, two)
-        .expect("another namespace");
+    store.bind_key(Some("team-a"), KEY, two).expect("another namespace");
     assert_eq!(store.find_key(None, KEY).expect("looked"), Some(one));
     let keys = store.keys().expect("keys");
     assert_eq!(keys.len(), 2);
     assert_eq!(keys[1].namespace.as_deref(), Some("team-a"));
 
     let absent: ArtifactHash = "0".repeat(64).parse().expect("a hash");
-    assert!(matches!(
-        store.bind_key(Some("b"), KEY, absent),
-        Err(StoreError::NotFound { .. })
-    ));
+    assert!(matches!(store.bind_key(Some("b"), KEY, absent), Err(StoreError::NotFound { .. })));
     for namespace in ["", "-", "A", "a/b", "..", &"a".repeat(64)] {
         assert!(matches!(
             store.find_key(Some(namespace), KEY),
-            Err(StoreError::BadKey {
-                what: "namespace",
-                ..
-            })
+            Err(StoreError::BadKey { what: "namespace", .. })
         ));
     }
-    assert!(matches!(
-        store.find_key(None, "../x"),
-        Err(StoreError::BadKey { what: "key", .. })
-    ));
+    assert!(matches!(store.find_key(None, "../x"), Err(StoreError::BadKey { what: "key", .. })));
 }
 
 #[test]
@@ -305,45 +256,27 @@ fn gc_removes_what_nothing_refers_to_and_nothing_young() {
     let other = KEY.replace('a', "b");
     store.bind_key(None, KEY, kept).expect("bound");
     store.bind_key(None, &other, dropped).expect("bound");
-    let options = |min_age, dry_run| GcOptions {
-        keep: Keep::Only(BTreeSet::from([kept])),
-        min_age,
-        dry_run,
-    };
+    let options =
+        |min_age, dry_run| GcOptions { keep: Keep::Only(BTreeSet::from([kept])), min_age, dry_run };
 
-    let young = store
-        .gc(&options(Duration::from_secs(3600), false))
-        .expect("gc");
+    let young = store.gc(&options(Duration::from_secs(3600), false)).expect("gc");
     assert_eq!((young.artifacts.len(), young.chunks), (0, 0));
 
     let dry = store.gc(&options(Duration::ZERO, true)).expect("gc");
     assert_eq!(dry.artifacts, [dropped]);
     assert_eq!((dry.keys, dry.chunks, dry.bytes), (1, 1, 7));
-    assert!(
-        store
-            .verify(Some(dropped))
-            .expect("still there")
-            .findings
-            .is_empty()
-    );
+    assert!(store.verify(Some(dropped)).expect("still there").findings.is_empty());
 
     let wet = store.gc(&options(Duration::ZERO, false)).expect("gc");
     assert_eq!((wet.keys, wet.chunks, wet.bytes), (1, 1, 7));
-    assert!(matches!(
-        store.manifest(dropped),
-        Err(StoreError::NotFound { .. })
-    ));
+    assert!(matches!(store.manifest(dropped), Err(StoreError::NotFound { .. })));
     assert_eq!(store.find_key(None, &other).expect("looked"), None);
     assert_eq!(store.find_key(None, KEY).expect("looked"), Some(kept));
     let report = store.verify(None).expect("verified");
     assert_eq!((report.artifacts, report.findings.len()), (1, 0));
 
     // Nothing more to do; with `All`, artifacts stay whatever their age.
-    let all = GcOptions {
-        keep: Keep::All,
-        min_age: Duration::ZERO,
-        dry_run: false,
-    };
+    let all = GcOptions { keep: Keep::All, min_age: Duration::ZERO, dry_run: false };
     let again = store.gc(&all).expect("gc");
     assert_eq!((again.artifacts.len(), again.keys, again.chunks), (0, 0, 0));
     assert_eq!(store.list().expect("list").len(), 1);
@@ -354,9 +287,7 @@ fn the_blocking_store_can_be_called_from_async_code() {
     let dir = tempdir().expect("temporary folder");
     let store = open(&dir.path().join("store"));
     let source = folder(&dir.path().join("source"), &[("x", vec![1])]);
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .build()
-        .expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     runtime.block_on(async {
         store.put_artifact(&source).expect("stored");
     });

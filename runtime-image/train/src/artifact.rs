@@ -68,9 +68,8 @@ impl Training {
     ) -> Self {
         let steps = history.losses.len() as u64;
         let every = steps.div_ceil(LOSSES).max(1);
-        let losses = (1..)
-            .zip(&history.losses)
-            .filter(|(step, _)| step % every == 0 || *step == steps);
+        let losses =
+            (1..).zip(&history.losses).filter(|(step, _)| step % every == 0 || *step == steps);
         Self {
             key: key.to_owned(),
             numerics_version: NUMERICS_VERSION,
@@ -106,11 +105,7 @@ pub(crate) fn publish(
         .tensors()
         .map(|(tensor, values)| (tensor.name.as_str(), tensor.shape.as_slice(), values));
     weights::save(folder.path(), model.shape(), tensors).map_err(|error| match error {
-        WeightsError::Io { path, source } => Error::Io {
-            what: WHAT,
-            path,
-            source,
-        },
+        WeightsError::Io { path, source } => Error::Io { what: WHAT, path, source },
         other => Error::Internal(other.to_string()),
     })?;
     let files = [
@@ -124,9 +119,7 @@ pub(crate) fn publish(
         fs::write(&path, bytes).map_err(Error::io(WHAT, &path))?;
     }
     let stored = store.put_artifact(folder.path()).map_err(Error::store)?;
-    store
-        .bind_key(None, &training.key, stored.hash)
-        .map_err(Error::store)?;
+    store.bind_key(None, &training.key, stored.hash).map_err(Error::store)?;
     Ok(stored.hash)
 }
 

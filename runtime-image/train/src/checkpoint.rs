@@ -90,17 +90,10 @@ impl Folder {
             keep: keep.max(1) as usize,
             _lock: lock,
         };
-        for name in folder
-            .names()?
-            .iter()
-            .filter(|name| name.starts_with(WRITING))
-        {
+        for name in folder.names()?.iter().filter(|name| name.starts_with(WRITING)) {
             let path = path.join(name);
-            let removed = if path.is_dir() {
-                fs::remove_dir_all(&path)
-            } else {
-                fs::remove_file(&path)
-            };
+            let removed =
+                if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
             removed.map_err(Error::io("cannot remove unfinished file", &path))?;
         }
         Ok(folder)
@@ -118,11 +111,8 @@ impl Folder {
     /// # Errors
     /// The folder cannot be listed.
     pub fn newest(&self, mut skipped: impl FnMut(String)) -> Result<Option<Checkpoint>, Error> {
-        let mut names: Vec<String> = self
-            .names()?
-            .into_iter()
-            .filter(|name| name.starts_with("step-"))
-            .collect();
+        let mut names: Vec<String> =
+            self.names()?.into_iter().filter(|name| name.starts_with("step-")).collect();
         names.sort_unstable_by(|a, b| b.cmp(a));
         for name in names {
             match self.read(&name) {
@@ -160,12 +150,7 @@ impl Folder {
     #[must_use]
     pub fn write_in_background(&self, step: u64, files: Files) -> Writing {
         let started = Instant::now();
-        let Self {
-            path,
-            key,
-            keep,
-            _lock: lock,
-        } = self;
+        let Self { path, key, keep, _lock: lock } = self;
         // The lock lives as long as any handle on its file does.
         let lock = lock.try_clone();
         let (path, key, keep) = (path.clone(), key.clone(), *keep);
@@ -177,11 +162,7 @@ impl Folder {
                 keep,
             };
             let path = folder.write(step, &files)?;
-            Ok(Written {
-                step,
-                path,
-                took: started.elapsed(),
-            })
+            Ok(Written { step, path, took: started.elapsed() })
         }))
     }
 
@@ -201,10 +182,7 @@ impl Folder {
             format: FORMAT,
             key: self.key.clone(),
             step,
-            files: files
-                .iter()
-                .map(|(name, bytes)| (name.clone(), entry(bytes)))
-                .collect(),
+            files: files.iter().map(|(name, bytes)| (name.clone(), entry(bytes))).collect(),
         };
         let manifest = serde_json::to_vec_pretty(&manifest)
             .map_err(|error| Error::Internal(error.to_string()))?;
@@ -254,16 +232,10 @@ impl Folder {
         let folder = self.path.join(name);
         let manifest =
             fs::read(folder.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
-        let Manifest {
-            format,
-            key,
-            step,
-            files: entries,
-        } = serde_json::from_slice(&manifest).map_err(|error| format!("{MANIFEST}: {error}"))?;
+        let Manifest { format, key, step, files: entries } =
+            serde_json::from_slice(&manifest).map_err(|error| format!("{MANIFEST}: {error}"))?;
         if format != FORMAT {
-            return Err(format!(
-                "has format {format}, this runtime reads format {FORMAT}"
-            ));
+            return Err(format!("has format {format}, this runtime reads format {FORMAT}"));
         }
         if key != self.key {
             return Err(format!("belongs to another job (key {key})"));
@@ -274,10 +246,8 @@ impl Folder {
         let mut files = Files::new();
         for (name, expected) in entries {
             let bytes = fs::read(folder.join(&name)).map_err(|error| format!("{name}: {error}"))?;
-            let found = Entry {
-                length: bytes.len() as u64,
-                blake3: blake3::hash(&bytes).to_string(),
-            };
+            let found =
+                Entry { length: bytes.len() as u64, blake3: blake3::hash(&bytes).to_string() };
             if found.length != expected.length {
                 return Err(format!(
                     "{name} has {} bytes, its manifest says {}",
@@ -354,10 +324,7 @@ fn lock(folder: &Path) -> Result<File, Result<Error, io::Error>> {
         .map_err(Err)?;
     match file.try_lock() {
         Ok(()) => {
-            let host = rustix::system::uname()
-                .nodename()
-                .to_string_lossy()
-                .into_owned();
+            let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
             let write = |file: &mut File| {
                 file.set_len(0)?;
                 write!(file, "process {} on {host}", std::process::id())
@@ -367,16 +334,11 @@ fn lock(folder: &Path) -> Result<File, Result<Error, io::Error>> {
         }
         Err(TryLockError::WouldBlock) => {
             let mut holder = String::new();
-            let read = file
-                .rewind()
-                .and_then(|()| file.read_to_string(&mut holder));
+            let read = file.rewind().and_then(|()| file.read_to_string(&mut holder));
             if read.is_err() || holder.is_empty() {
                 holder = "another process".into();
             }
-            Err(Ok(Error::Locked {
-                folder: folder.to_owned(),
-                holder,
-            }))
+            Err(Ok(Error::Locked { folder: folder.to_owned(), holder }))
         }
         Err(TryLockError::Error(error)) => Err(Err(error)),
     }

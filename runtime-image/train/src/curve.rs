@@ -42,13 +42,8 @@ pub fn svg(title: &str, losses: &[f64], validation: &[(u64, f64)]) -> String {
     draw(format_args!(
         r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" font-size="12" fill="#444">"##
     ));
-    draw(format_args!(
-        r##"<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>"##
-    ));
-    draw(format_args!(
-        r##"<text x="{LEFT}" y="18" font-size="13">{}</text>"##,
-        escape(title)
-    ));
+    draw(format_args!(r##"<rect width="{WIDTH}" height="{HEIGHT}" fill="#fff"/>"##));
+    draw(format_args!(r##"<text x="{LEFT}" y="18" font-size="13">{}</text>"##, escape(title)));
     for i in 0..=((high - low) / tick).round() as u32 {
         let loss = low + f64::from(i) * tick;
         let at = y(loss);
@@ -148,18 +143,12 @@ mod tests {
 
     #[test]
     fn every_loss_lies_inside_the_frame() {
-        let losses: Vec<f64> = (1..=5000)
-            .map(|i| 6.0 / f64::from(i).sqrt() + 1.5)
-            .collect();
+        let losses: Vec<f64> = (1..=5000).map(|i| 6.0 / f64::from(i).sqrt() + 1.5).collect();
         let svg = svg("a < b", &losses, &[(0, 6.2), (5000, 1.7)]);
         assert!(svg.contains("a &lt; b") && svg.trim_end().ends_with("</svg>"));
         let mut seen = 0;
         for line in svg.lines().filter(|line| line.starts_with("<polyline")) {
-            let points = line
-                .split("points=\"")
-                .nth(1)
-                .unwrap()
-                .trim_end_matches("\"/>");
+            let points = line.split("points=\"").nth(1).unwrap().trim_end_matches("\"/>");
             for point in points.split(' ') {
                 let (x, y) = point.split_once(',').unwrap();
                 let (x, y): (f64, f64) = (x.parse().unwrap(), y.parse().unwrap());

@@ -79,10 +79,7 @@ impl Data {
         };
         let train = encoder.stream(&split.train, recipe.sequence_len)?;
         let validation = encoder.stream(&split.validation, recipe.sequence_len)?;
-        let Split {
-            train: train_documents,
-            validation: validation_documents,
-        } = &split;
+        let Split { train: train_documents, validation: validation_documents } = &split;
         let documents = Documents {
             train: train_documents.len() as u64,
             validation: validation_documents.len() as u64,
@@ -90,10 +87,7 @@ impl Data {
             train_bytes: train_documents.iter().map(Document::bytes).sum(),
             train_tokens: train.tokens(),
             validation_targets: validation.targets(),
-            validation_bytes: validation_documents
-                .iter()
-                .map(Document::target_bytes)
-                .sum(),
+            validation_bytes: validation_documents.iter().map(Document::target_bytes).sum(),
         };
         Ok(Self {
             tokenizer: tokenizer.to_bytes().map_err(bad_input)?,
@@ -108,9 +102,7 @@ impl Data {
 
 /// The base model's, where it brings one; else ChatML.
 fn template(base: Option<&Path>) -> Result<ChatTemplate, Error> {
-    let path = base
-        .map(|folder| folder.join(TEMPLATE_FILE))
-        .filter(|path| path.exists());
+    let path = base.map(|folder| folder.join(TEMPLATE_FILE)).filter(|path| path.exists());
     let Some(path) = path else {
         return ChatTemplate::new(DEFAULT_TEMPLATE).map_err(bad_input);
     };
@@ -122,15 +114,12 @@ fn template(base: Option<&Path>) -> Result<ChatTemplate, Error> {
 /// The token between documents, by the names that base models give it.
 fn separator(tokenizer: &Tokenizer) -> Result<u32, Error> {
     const NAMES: [&str; 4] = [END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>"];
-    NAMES
-        .iter()
-        .find_map(|name| tokenizer.special(name))
-        .ok_or_else(|| {
-            bad_input(format!(
-                "tokenizer.json: there is no token to end a document: expected one of {}",
-                NAMES.join(", ")
-            ))
-        })
+    NAMES.iter().find_map(|name| tokenizer.special(name)).ok_or_else(|| {
+        bad_input(format!(
+            "tokenizer.json: there is no token to end a document: expected one of {}",
+            NAMES.join(", ")
+        ))
+    })
 }
 
 fn bad_input(error: impl std::fmt::Display) -> Error {
@@ -161,21 +150,14 @@ impl Encoder<'_> {
         let threads = thread::available_parallelism().map_or(1, usize::from);
         let share = documents.len().div_ceil(threads).max(1);
         let encode = |part: &[Document]| {
-            part.iter()
-                .map(|document| self.encode(document))
-                .collect::<Result<Vec<_>, _>>()
+            part.iter().map(|document| self.encode(document)).collect::<Result<Vec<_>, _>>()
         };
         thread::scope(|scope| {
-            let parts: Vec<_> = documents
-                .chunks(share)
-                .map(|part| scope.spawn(move || encode(part)))
-                .collect();
+            let parts: Vec<_> =
+                documents.chunks(share).map(|part| scope.spawn(move || encode(part))).collect();
             let mut all = Vec::with_capacity(documents.len());
             for part in parts {
-                all.extend(
-                    part.join()
-                        .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?,
-                );
+                all.extend(part.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
             }
             Ok(all)
         })
@@ -187,10 +169,9 @@ impl Encoder<'_> {
                 let tokens = self.tokenizer.encode(text).map_err(bad_input)?;
                 Ok(tokens.into_iter().map(|token| (token, true)).collect())
             }
-            Body::Chat(messages) => self
-                .template
-                .encode_for_training(self.tokenizer, messages)
-                .map_err(bad_input),
+            Body::Chat(messages) => {
+                self.template.encode_for_training(self.tokenizer, messages).map_err(bad_input)
+            }
         }
     }
 }

@@ -52,24 +52,16 @@ struct AlpacaLine {
 
 impl Document {
     pub(crate) fn text(text: String) -> Self {
-        Self {
-            id: *blake3::hash(text.as_bytes()).as_bytes(),
-            body: Body::Text(text),
-        }
+        Self { id: *blake3::hash(text.as_bytes()).as_bytes(), body: Body::Text(text) }
     }
 
     fn chat(turns: Vec<Message>) -> Self {
         let mut hasher = blake3::Hasher::new();
         for Message { role, content } in &turns {
             hasher.update(&[*role as u8]);
-            hasher
-                .update(&(content.len() as u64).to_le_bytes())
-                .update(content.as_bytes());
+            hasher.update(&(content.len() as u64).to_le_bytes()).update(content.as_bytes());
         }
-        Self {
-            id: *hasher.finalize().as_bytes(),
-            body: Body::Chat(turns),
-        }
+        Self { id: *hasher.finalize().as_bytes(), body: Body::Chat(turns) }
     }
 
     /// Every text in it, in order: what a tokenizer is trained on.
@@ -78,8 +70,7 @@ impl Document {
             Body::Text(text) => (Some(text.as_str()), [].as_slice()),
             Body::Chat(turns) => (None, turns.as_slice()),
         };
-        text.into_iter()
-            .chain(turns.iter().map(|turn| turn.content.as_str()))
+        text.into_iter().chain(turns.iter().map(|turn| turn.content.as_str()))
     }
 
     /// Bytes of all its texts.
@@ -143,10 +134,7 @@ fn chat(line: &str) -> Result<Document, String> {
     const EXPECTED: &str = r#"expected {"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}"#;
     let ChatLine { messages } =
         serde_json::from_str(line).map_err(|error| format!("{error}; {EXPECTED}"))?;
-    if !messages
-        .iter()
-        .any(|turn| turn.role == Role::Assistant && !turn.content.is_empty())
-    {
+    if !messages.iter().any(|turn| turn.role == Role::Assistant && !turn.content.is_empty()) {
         return Err(format!(
             "no message of the assistant, so there is nothing to learn; {EXPECTED}"
         ));
@@ -156,30 +144,15 @@ fn chat(line: &str) -> Result<Document, String> {
 
 fn alpaca(line: &str) -> Result<Document, String> {
     const EXPECTED: &str = r#"expected {"instruction": "…", "input": "…", "output": "…"}"#;
-    let AlpacaLine {
-        instruction,
-        input,
-        output,
-    } = serde_json::from_str(line).map_err(|error| format!("{error}; {EXPECTED}"))?;
+    let AlpacaLine { instruction, input, output } =
+        serde_json::from_str(line).map_err(|error| format!("{error}; {EXPECTED}"))?;
     if output.is_empty() {
-        return Err(format!(
-            "'output' is empty, so there is nothing to learn; {EXPECTED}"
-        ));
+        return Err(format!("'output' is empty, so there is nothing to learn; {EXPECTED}"));
     }
-    let question = if input.is_empty() {
-        instruction
-    } else {
-        format!("{instruction}\n\n{input}")
-    };
+    let question = if input.is_empty() { instruction } else { format!("{instruction}\n\n{input}") };
     Ok(Document::chat(vec![
-        Message {
-            role: Role::User,
-            content: question,
-        },
-        Message {
-            role: Role::Assistant,
-            content: output,
-        },
+        Message { role: Role::User, content: question },
+        Message { role: Role::Assistant, content: output },
     ]))
 }
 
@@ -213,35 +186,20 @@ mod tests {
     #[test]
     fn a_line_with_nothing_to_learn_is_refused() {
         for (result, problem) in [
-            (
-                chat(r#"{"messages":[{"role":"user","content":"hm"}]}"#),
-                "nothing to learn",
-            ),
-            (
-                chat(r#"{"messages":[{"role":"robot","content":"hm"}]}"#),
-                "unknown variant `robot`",
-            ),
+            (chat(r#"{"messages":[{"role":"user","content":"hm"}]}"#), "nothing to learn"),
+            (chat(r#"{"messages":[{"role":"robot","content":"hm"}]}"#), "unknown variant `robot`"),
             (chat("{"), "EOF"),
-            (
-                alpaca(r#"{"instruction":"x","output":""}"#),
-                "nothing to learn",
-            ),
+            (alpaca(r#"{"instruction":"x","output":""}"#), "nothing to learn"),
             (alpaca(r#"{"instruction":"x"}"#), "missing field `output`"),
         ] {
             let error = result.unwrap_err();
-            assert!(
-                error.contains(problem) && error.contains("expected {"),
-                "{error}"
-            );
+            assert!(error.contains(problem) && error.contains("expected {"), "{error}");
         }
     }
 
     #[test]
     fn conversations_that_differ_only_in_where_a_turn_ends_are_told_apart() {
-        let turn = |content: &str| Message {
-            role: Role::User,
-            content: content.into(),
-        };
+        let turn = |content: &str| Message { role: Role::User, content: content.into() };
         assert_ne!(
             Document::chat(vec![turn("ab"), turn("c")]).id,
             Document::chat(vec![turn("a"), turn("bc")]).id
@@ -250,16 +208,8 @@ mod tests {
 
     #[test]
     fn duplicates_are_removed_and_counted() {
-        let mut documents: Vec<_> = ["a", "b", "a", "a"]
-            .map(|t| Document::text(t.into()))
-            .into();
+        let mut documents: Vec<_> = ["a", "b", "a", "a"].map(|t| Document::text(t.into())).into();
         assert_eq!(remove_duplicates(&mut documents), 2);
-        assert_eq!(
-            documents
-                .iter()
-                .flat_map(Document::texts)
-                .collect::<Vec<_>>(),
-            ["a", "b"]
-        );
+        assert_eq!(documents.iter().flat_map(Document::texts).collect::<Vec<_>>(), ["a", "b"]);
     }
 }

@@ -155,11 +155,7 @@ impl Error {
         what: &'static str,
         path: &'a Path,
     ) -> impl FnOnce(std::io::Error) -> Self + 'a {
-        move |source| Self::Io {
-            what,
-            path: path.to_owned(),
-            source,
-        }
+        move |source| Self::Io { what, path: path.to_owned(), source }
     }
 }
 

@@ -35,11 +35,8 @@ impl History {
     /// As a picture.
     #[must_use]
     pub fn curve(&self, title: &str) -> String {
-        let validation: Vec<(u64, f64)> = self
-            .validation
-            .iter()
-            .map(|&(step, loss, _)| (step, loss))
-            .collect();
+        let validation: Vec<(u64, f64)> =
+            self.validation.iter().map(|&(step, loss, _)| (step, loss)).collect();
         curve::svg(title, &self.losses, &validation)
     }
 }

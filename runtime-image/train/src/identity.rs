@@ -39,15 +39,11 @@ pub(crate) struct Identified {
 
 impl Identified {
     pub(crate) fn new(job: &JobSpec, builtins: &Builtins) -> Result<Self, Error> {
-        job.recipe
-            .validate()
-            .map_err(|error| Error::BadInput(format!("recipe: {error}")))?;
+        job.recipe.validate().map_err(|error| Error::BadInput(format!("recipe: {error}")))?;
         let store = Store::open(&job.store).map_err(Error::store)?;
         let sources = input::read_all(job, builtins, &store)?;
-        let digests = sources
-            .iter()
-            .map(|source| (source.name.clone(), *source.digest.as_bytes()))
-            .collect();
+        let digests =
+            sources.iter().map(|source| (source.name.clone(), *source.digest.as_bytes())).collect();
         let key = job
             .recipe
             .key(&digests)
@@ -58,14 +54,6 @@ impl Identified {
             .iter()
             .map(|source| (source.name.clone(), input::written(source.digest)))
             .collect();
-        Ok(Self {
-            identity: Identity {
-                key,
-                digests,
-                cached,
-            },
-            sources,
-            store,
-        })
+        Ok(Self { identity: Identity { key, digests, cached }, sources, store })
     }
 }

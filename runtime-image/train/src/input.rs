@@ -148,15 +148,11 @@ pub fn read_all(job: &JobSpec, builtins: &Builtins, store: &Store) -> Result<Vec
     roles
         .into_iter()
         .map(|(name, role)| {
-            let input = job
-                .inputs
-                .iter()
-                .find(|input| input.name == name)
-                .ok_or_else(|| {
-                    Error::BadInput(format!(
-                        "the recipe names input '{name}', which the job's inputs do not hold"
-                    ))
-                })?;
+            let input = job.inputs.iter().find(|input| input.name == name).ok_or_else(|| {
+                Error::BadInput(format!(
+                    "the recipe names input '{name}', which the job's inputs do not hold"
+                ))
+            })?;
             let source = match input.uri.strip_prefix("artifact:") {
                 Some(hash) => {
                     Source::read_artifact(input, hash, role, store, Path::new(&job.checkpoints))?
@@ -178,11 +174,7 @@ pub fn read_all(job: &JobSpec, builtins: &Builtins, store: &Store) -> Result<Vec
 
 impl Source {
     fn read(input: &recipe::Input, role: Role, builtins: &Builtins) -> Result<Self, Error> {
-        let recipe::Input {
-            name,
-            uri,
-            digest: _,
-        } = input;
+        let recipe::Input { name, uri, digest: _ } = input;
         if uri.starts_with("builtin:") {
             return Self::read_builtin(name, uri, role, builtins);
         }
@@ -191,11 +183,7 @@ impl Source {
         // Stamps are taken before the content is read, so that a change in between shows later.
         let found = walk(&root).map_err(at)?;
         let stamps = found.iter().map(Found::stamp).collect();
-        let Contents {
-            entries,
-            texts,
-            left_out,
-        } = read_files(&root, &found, role).map_err(at)?;
+        let Contents { entries, texts, left_out } = read_files(&root, &found, role).map_err(at)?;
         Ok(Self {
             name: name.clone(),
             uri: uri.clone(),
@@ -215,20 +203,14 @@ impl Source {
         checkpoints: &Path,
     ) -> Result<Self, Error> {
         let name = &input.name;
-        let hash: ArtifactHash = hash
-            .parse()
-            .map_err(|error| Error::BadInput(format!("input '{name}': {error}")))?;
+        let hash: ArtifactHash =
+            hash.parse().map_err(|error| Error::BadInput(format!("input '{name}': {error}")))?;
         let folder = checkpoints.join(".inputs").join(hash.to_string());
-        store
-            .materialise(hash, &folder)
-            .map_err(|error| match error {
-                StoreError::NotFound { .. } => Error::BadInput(format!("input '{name}': {error}")),
-                other => Error::store(other),
-            })?;
-        let copy = recipe::Input {
-            uri: folder.display().to_string(),
-            ..input.clone()
-        };
+        store.materialise(hash, &folder).map_err(|error| match error {
+            StoreError::NotFound { .. } => Error::BadInput(format!("input '{name}': {error}")),
+            other => Error::store(other),
+        })?;
+        let copy = recipe::Input { uri: folder.display().to_string(), ..input.clone() };
         // Its name covers every file of it, also those that are not text.
         Ok(Self {
             uri: input.uri.clone(),
@@ -239,20 +221,13 @@ impl Source {
     }
 
     fn read_builtin(name: &str, uri: &str, role: Role, builtins: &Builtins) -> Result<Self, Error> {
-        let files = builtins
-            .get(uri)
-            .filter(|_| role == Role::Text)
-            .ok_or_else(|| {
-                let known: Vec<&str> = builtins.keys().map(String::as_str).collect();
-                Error::BadInput(format!(
-                    "input '{name}': no such built-in text '{uri}'; this runtime has: {}",
-                    if known.is_empty() {
-                        "none".to_owned()
-                    } else {
-                        known.join(", ")
-                    }
-                ))
-            })?;
+        let files = builtins.get(uri).filter(|_| role == Role::Text).ok_or_else(|| {
+            let known: Vec<&str> = builtins.keys().map(String::as_str).collect();
+            Error::BadInput(format!(
+                "input '{name}': no such built-in text '{uri}'; this runtime has: {}",
+                if known.is_empty() { "none".to_owned() } else { known.join(", ") }
+            ))
+        })?;
         let entries: Vec<Entry> = files
             .iter()
             .map(|(path, text)| Entry {
@@ -267,10 +242,7 @@ impl Source {
             digest: digest(&entries),
             texts: files
                 .iter()
-                .map(|(path, text)| Text {
-                    path: path.clone(),
-                    text: text.clone(),
-                })
+                .map(|(path, text)| Text { path: path.clone(), text: text.clone() })
                 .collect(),
             left_out: 0,
             role,
@@ -318,20 +290,12 @@ impl Source {
         };
         let after = walk(root)
             .and_then(|found| read_files(root, &found, self.role))
-            .map_or_else(
-                |unreadable| unreadable,
-                |contents| written(digest(&contents.entries)),
-            );
+            .map_or_else(|unreadable| unreadable, |contents| written(digest(&contents.entries)));
         let before = written(self.digest);
         if after == before {
             return Ok(());
         }
-        Err(Error::Changed {
-            name: self.name.clone(),
-            uri: self.uri.clone(),
-            before,
-            after,
-        })
+        Err(Error::Changed { name: self.name.clone(), uri: self.uri.clone(), before, after })
     }
 }
 
@@ -385,11 +349,8 @@ fn walk_folder(
         if file_name.starts_with('.') {
             continue;
         }
-        let relative = if prefix.is_empty() {
-            file_name.to_owned()
-        } else {
-            format!("{prefix}/{file_name}")
-        };
+        let relative =
+            if prefix.is_empty() { file_name.to_owned() } else { format!("{prefix}/{file_name}") };
         // Follows links; a link to itself or to nothing is an error here.
         let meta = fs::metadata(&path).map_err(|error| at(&path, &error))?;
         if meta.is_dir() {
@@ -417,23 +378,12 @@ fn walk_folder(
 
 impl Found {
     fn new(relative: String, path: PathBuf, meta: &fs::Metadata) -> Result<Self, String> {
-        let modified = meta
-            .modified()
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Self {
-            relative,
-            path,
-            len: meta.len(),
-            modified,
-        })
+        let modified = meta.modified().map_err(|error| format!("{}: {error}", path.display()))?;
+        Ok(Self { relative, path, len: meta.len(), modified })
     }
 
     fn stamp(&self) -> Stamp {
-        Stamp {
-            path: self.relative.clone(),
-            len: self.len,
-            modified: self.modified,
-        }
+        Stamp { path: self.relative.clone(), len: self.len, modified: self.modified }
     }
 }
 
@@ -444,19 +394,9 @@ struct Contents {
 }
 
 fn read_files(root: &Path, found: &[Found], role: Role) -> Result<Contents, String> {
-    let mut contents = Contents {
-        entries: Vec::new(),
-        texts: Vec::new(),
-        left_out: 0,
-    };
+    let mut contents = Contents { entries: Vec::new(), texts: Vec::new(), left_out: 0 };
     let single = matches!(found, [file] if file.relative.is_empty());
-    for Found {
-        relative,
-        path,
-        len,
-        modified: _,
-    } in found
-    {
+    for Found { relative, path, len, modified: _ } in found {
         let at = |error: &dyn std::fmt::Display| format!("{}: {error}", path.display());
         match role {
             Role::Files => {
@@ -495,10 +435,7 @@ fn read_files(root: &Path, found: &[Found], role: Role) -> Result<Contents, Stri
                     len: text.len() as u64,
                     hash,
                 });
-                contents.texts.push(Text {
-                    path: relative.clone(),
-                    text,
-                });
+                contents.texts.push(Text { path: relative.clone(), text });
             }
         }
     }
@@ -519,10 +456,7 @@ fn text(bytes: Vec<u8>) -> Result<String, String> {
         return Err(format!("not text: there is a NUL byte at offset {at}"));
     }
     String::from_utf8(bytes).map_err(|error| {
-        format!(
-            "not UTF-8: the byte at offset {} does not fit",
-            error.utf8_error().valid_up_to()
-        )
+        format!("not UTF-8: the byte at offset {} does not fit", error.utf8_error().valid_up_to())
     })
 }
 

@@ -51,10 +51,7 @@ impl Stream {
     /// Tokens that are to be predicted.
     #[must_use]
     pub fn targets(&self) -> u64 {
-        self.is_target
-            .iter()
-            .filter(|&&is_target| is_target)
-            .count() as u64
+        self.is_target.iter().filter(|&&is_target| is_target).count() as u64
     }
 
     /// Samples, the last one perhaps filled up.
@@ -70,13 +67,8 @@ impl Stream {
     /// # Panics
     /// The rows are not of the sequence length.
     pub fn fill(&self, index: u64, inputs: &mut [u32], targets: &mut [u32], ignored: u32) {
-        assert_eq!(
-            (inputs.len(), targets.len()),
-            (self.sequence_len, self.sequence_len)
-        );
-        let start = usize::try_from(index)
-            .unwrap_or(usize::MAX)
-            .saturating_mul(self.sequence_len);
+        assert_eq!((inputs.len(), targets.len()), (self.sequence_len, self.sequence_len));
+        let start = usize::try_from(index).unwrap_or(usize::MAX).saturating_mul(self.sequence_len);
         for (i, (input, target)) in inputs.iter_mut().zip(targets).enumerate() {
             let at = start.saturating_add(i);
             *input = self.tokens.get(at).copied().unwrap_or(self.separator);
@@ -103,12 +95,7 @@ impl Order {
     /// The order of so many samples.
     #[must_use]
     pub fn new(seed: u64, samples: u64) -> Self {
-        Self {
-            seed,
-            samples,
-            epoch: None,
-            permutation: Vec::new(),
-        }
+        Self { seed, samples, epoch: None, permutation: Vec::new() }
     }
 
     /// The sample that is trained on at this place, counted from the first step's first sample.
@@ -131,9 +118,7 @@ fn permutation(seed: u64, epoch: u64, samples: u64) -> Vec<u32> {
         let [a, b, _, _] = philox.block([sample, epoch as u32, (epoch >> 32) as u32, ORDER]);
         u64::from(a) << 32 | u64::from(b)
     };
-    let mut keyed: Vec<(u64, u32)> = (0..samples)
-        .map(|sample| (random(sample), sample))
-        .collect();
+    let mut keyed: Vec<(u64, u32)> = (0..samples).map(|sample| (random(sample), sample)).collect();
     keyed.sort_unstable();
     keyed.into_iter().map(|(_, sample)| sample).collect()
 }
@@ -160,10 +145,7 @@ mod tests {
         // 0 5 6 0 7 8 0
         assert_eq!((stream.tokens(), stream.samples()), (6, 2));
         assert_eq!(rows(&stream, 0), (vec![0, 5, 6, 0], vec![5, 6, 0, IGNORED]));
-        assert_eq!(
-            rows(&stream, 1),
-            (vec![7, 8, 0, 0], vec![8, 0, IGNORED, IGNORED])
-        );
+        assert_eq!(rows(&stream, 1), (vec![7, 8, 0, 0], vec![8, 0, IGNORED, IGNORED]));
         assert_eq!(rows(&stream, 2), (vec![0; 4], vec![IGNORED; 4]));
     }
 
@@ -197,9 +179,8 @@ mod tests {
 
     #[test]
     fn seeds_and_epochs_differ() {
-        let orders: Vec<Vec<u32>> = [(1, 0), (1, 1), (2, 0)]
-            .map(|(seed, epoch)| permutation(seed, epoch, 100))
-            .into();
+        let orders: Vec<Vec<u32>> =
+            [(1, 0), (1, 1), (2, 0)].map(|(seed, epoch)| permutation(seed, epoch, 100)).into();
         assert!(orders[0] != orders[1] && orders[0] != orders[2] && orders[1] != orders[2]);
     }
 }

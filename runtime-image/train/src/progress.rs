@@ -40,16 +40,10 @@ impl Reporter {
     /// The file cannot be opened for appending.
     pub fn new(file: Option<&Path>, people: bool) -> Result<Self, Error> {
         Ok(Self {
-            file: file
-                .map(ProgressWriter::append)
-                .transpose()
-                .map_err(in_file)?,
+            file: file.map(ProgressWriter::append).transpose().map_err(in_file)?,
             people,
             steps: 0,
-            rate: Rate {
-                since: Instant::now(),
-                tokens: 0,
-            },
+            rate: Rate { since: Instant::now(), tokens: 0 },
         })
     }
 
@@ -60,10 +54,7 @@ impl Reporter {
     pub fn report(&mut self, progress: &Progress) -> Result<(), Error> {
         if let Progress::Started { steps, .. } = progress {
             self.steps = *steps;
-            self.rate = Rate {
-                since: Instant::now(),
-                tokens: 0,
-            };
+            self.rate = Rate { since: Instant::now(), tokens: 0 };
         }
         if let Some(file) = &mut self.file {
             file.write(progress).map_err(in_file)?;
@@ -91,16 +82,8 @@ impl Reporter {
             return Ok(());
         }
         let tokens_per_second = self.rate.tokens as f64 / passed.as_secs_f64().max(1e-9);
-        self.rate = Rate {
-            since: Instant::now(),
-            tokens: 0,
-        };
-        self.report(&Progress::Step {
-            step,
-            loss,
-            learning_rate,
-            tokens_per_second,
-        })
+        self.rate = Rate { since: Instant::now(), tokens: 0 };
+        self.report(&Progress::Step { step, loss, learning_rate, tokens_per_second })
     }
 
     /// Leaves the time of something else than training out of the rate.
@@ -136,42 +119,23 @@ impl Reporter {
                     *planned_bytes as f64 / f64::from(1 << 20)
                 );
             }
-            Progress::Step {
-                step,
-                loss,
-                learning_rate,
-                tokens_per_second,
-            } => eprintln!(
+            Progress::Step { step, loss, learning_rate, tokens_per_second } => eprintln!(
                 "step {step}/{}  loss {loss:.4}  learning rate {learning_rate:.2e}  {tokens_per_second:.0} tokens/s",
                 self.steps
             ),
-            Progress::Validation {
-                step,
-                loss,
-                bits_per_byte,
-            } => {
+            Progress::Validation { step, loss, bits_per_byte } => {
                 eprintln!(
                     "validation after step {step}: loss {loss:.4}, {bits_per_byte:.4} bits per byte"
                 );
             }
-            Progress::Checkpoint {
-                step,
-                path,
-                seconds,
-            } => {
+            Progress::Checkpoint { step, path, seconds } => {
                 eprintln!("checkpoint of step {step} is durable after {seconds:.2} s: {path}");
             }
             Progress::Skipped { message } => eprintln!("skipped: {message}"),
-            Progress::Finished {
-                artifact, cached, ..
-            } => {
+            Progress::Finished { artifact, cached, .. } => {
                 eprintln!(
                     "{}: artifact {artifact}",
-                    if *cached {
-                        "finished before"
-                    } else {
-                        "finished"
-                    }
+                    if *cached { "finished before" } else { "finished" }
                 );
             }
             Progress::Stopped { step } => {
@@ -218,18 +182,12 @@ mod tests {
             .map(|line| serde_json::from_str(line).unwrap())
             .collect();
         assert!(lines.len() < 10, "{}", lines.len());
-        assert!(matches!(
-            lines.last(),
-            Some(Progress::Step { step: 100, .. })
-        ));
+        assert!(matches!(lines.last(), Some(Progress::Step { step: 100, .. })));
     }
 
     #[test]
     fn a_folder_that_cannot_be_written_is_named() {
         let error = Reporter::new(Some(Path::new("/nonexistent/progress")), false).unwrap_err();
-        assert!(
-            error.to_string().contains("/nonexistent/progress"),
-            "{error}"
-        );
+        assert!(error.to_string().contains("/nonexistent/progress"), "{error}");
     }
 }

@@ -24,18 +24,9 @@ pub fn split(documents: Vec<Document>, val_set_size: f64, seed: u64) -> Split {
     // `val_set_size` is at most a half, so this is exact enough for any size of data.
     let wanted = (total as f64 * val_set_size) as u64;
     if wanted == 0 {
-        return Split {
-            train: documents,
-            validation: Vec::new(),
-        };
+        return Split { train: documents, validation: Vec::new() };
     }
-    if let [
-        Document {
-            body: Body::Text(text),
-            ..
-        },
-    ] = documents.as_slice()
-    {
+    if let [Document { body: Body::Text(text), .. }] = documents.as_slice() {
         return split_text(text, wanted);
     }
     let mut order: Vec<usize> = (0..documents.len()).collect();
@@ -57,12 +48,7 @@ pub fn split(documents: Vec<Document>, val_set_size: f64, seed: u64) -> Split {
     }
     let mut split = Split::default();
     for (document, held_out) in documents.into_iter().zip(held_out) {
-        if held_out {
-            &mut split.validation
-        } else {
-            &mut split.train
-        }
-        .push(document);
+        if held_out { &mut split.validation } else { &mut split.train }.push(document);
     }
     split
 }
@@ -70,10 +56,7 @@ pub fn split(documents: Vec<Document>, val_set_size: f64, seed: u64) -> Split {
 /// Uniform in all 64 bits, keyed by seed and content.
 fn rank(seed: u64, id: &[u8; 32]) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(b"validation")
-        .update(&seed.to_le_bytes())
-        .update(id);
+    hasher.update(b"validation").update(&seed.to_le_bytes()).update(id);
     *hasher.finalize().as_bytes()
 }
 
@@ -92,10 +75,7 @@ fn split_text(text: &str, wanted: u64) -> Split {
         "" => Vec::new(),
         _ => vec![Document::text(part.to_owned())],
     };
-    Split {
-        train: part(&text[..cut]),
-        validation: part(&text[cut..]),
-    }
+    Split { train: part(&text[..cut]), validation: part(&text[cut..]) }
 }
 
 #[cfg(test)]
@@ -107,11 +87,7 @@ mod tests {
     use super::*;
 
     fn texts(documents: &[Document]) -> Vec<String> {
-        documents
-            .iter()
-            .flat_map(Document::texts)
-            .map(str::to_owned)
-            .collect()
+        documents.iter().flat_map(Document::texts).map(str::to_owned).collect()
     }
 
     fn documents(texts: impl IntoIterator<Item = String>) -> Vec<Document> {
@@ -154,9 +130,7 @@ mod tests {
     fn the_seed_decides_who_is_held_out_and_the_order_of_files_does_not() {
         let all: Vec<String> = (0..50).map(|i| format!("document {i:04}")).collect();
         let held = |all: &[String], seed| -> BTreeSet<String> {
-            texts(&split(documents(all.to_vec()), 0.2, seed).validation)
-                .into_iter()
-                .collect()
+            texts(&split(documents(all.to_vec()), 0.2, seed).validation).into_iter().collect()
         };
         let reversed: Vec<String> = all.iter().rev().cloned().collect();
         assert_eq!(held(&all, 1), held(&reversed, 1));
@@ -169,10 +143,7 @@ mod tests {
         let text: String = (0..100).map(|i| format!("line {i:02}\n")).collect();
         let Split { train, validation } = split(documents([text.clone()]), 0.1, 7);
         assert_eq!(
-            (
-                texts(&train)[0].lines().count(),
-                texts(&validation)[0].lines().count()
-            ),
+            (texts(&train)[0].lines().count(), texts(&validation)[0].lines().count()),
             (90, 10)
         );
         assert!(texts(&train)[0].ends_with('\n'));
@@ -187,9 +158,6 @@ mod tests {
         assert_eq!((train.len(), validation.len()), (2, 0));
         let Split { train, validation } =
             split(documents(["a".repeat(900), "b".repeat(200)]), 0.1, 0);
-        assert_eq!(
-            (texts(&train)[0].len(), texts(&validation)[0].len()),
-            (900, 200)
-        );
+        assert_eq!((texts(&train)[0].len(), texts(&validation)[0].len()), (900, 200));
     }
 }

@@ -24,10 +24,7 @@ pub(crate) fn save(
     let views = state
         .iter()
         .map(|(name, values)| {
-            Ok((
-                name,
-                TensorView::new(Dtype::F32, vec![values.len()], cast_slice(values))?,
-            ))
+            Ok((name, TensorView::new(Dtype::F32, vec![values.len()], cast_slice(values))?))
         })
         .collect::<Result<Vec<_>, safetensors::SafeTensorError>>();
     let bytes = views.and_then(|views| safetensors::serialize(views, None));
@@ -67,9 +64,7 @@ fn restore_from(model: &mut TrainingModel, files: &Files) -> Result<History, Str
         ));
     }
     for (name, values) in &mut state {
-        let tensor = tensors
-            .tensor(name)
-            .map_err(|error| format!("{STATE}: {name}: {error}"))?;
+        let tensor = tensors.tensor(name).map_err(|error| format!("{STATE}: {name}: {error}"))?;
         if tensor.dtype() != Dtype::F32 || tensor.data().len() != size_of_val(*values) {
             return Err(format!("{STATE}: {name} has another size than the model's"));
         }

@@ -34,21 +34,11 @@ pub(crate) fn of_training(training: &Training) -> Map<String, Value> {
         ("documents".to_owned(), json!(documents)),
         ("loss_start".to_owned(), json!(loss(losses.first()))),
         ("loss_end".to_owned(), json!(loss(losses.last()))),
-        (
-            "validation_start".to_owned(),
-            json!(measured(validation.first())),
-        ),
-        (
-            "validation_end".to_owned(),
-            json!(measured(validation.last())),
-        ),
+        ("validation_start".to_owned(), json!(measured(validation.first()))),
+        ("validation_end".to_owned(), json!(measured(validation.last()))),
         (
             "bits_per_byte".to_owned(),
-            json!(
-                validation
-                    .last()
-                    .map(|&(_, _, bits_per_byte)| bits_per_byte)
-            ),
+            json!(validation.last().map(|&(_, _, bits_per_byte)| bits_per_byte)),
         ),
     ])
 }
@@ -65,9 +55,7 @@ pub(crate) fn of_artifact(store: &Store, artifact: ArtifactHash) -> Result<Value
 #[must_use]
 pub fn peak_rss_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }

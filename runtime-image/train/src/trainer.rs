@@ -87,19 +87,9 @@ pub enum Outcome {
 /// # Errors
 /// Why it did not end well; nothing is in the store then that was not before.
 pub fn run(job: &JobSpec, options: Options<'_>) -> Result<Outcome, Error> {
-    let Options {
-        builtins,
-        progress,
-        cpu,
-        memory,
-        stop,
-    } = options;
+    let Options { builtins, progress, cpu, memory, stop } = options;
     let mut reporter = Reporter::new(progress, true)?;
-    let Identified {
-        identity,
-        sources,
-        store,
-    } = Identified::new(job, builtins)?;
+    let Identified { identity, sources, store } = Identified::new(job, builtins)?;
     for source in sources.iter().filter(|source| source.left_out > 0) {
         reporter.note(format_args!(
             "{}: {} files that are not UTF-8 text were left out",
@@ -109,26 +99,12 @@ pub fn run(job: &JobSpec, options: Options<'_>) -> Result<Outcome, Error> {
     if let Some(artifact) = identity.cached {
         let summary = summary::of_artifact(&store, artifact)?;
         reporter.report(&finished(&identity.key, artifact, true, summary))?;
-        return Ok(Outcome::Finished {
-            artifact,
-            cached: true,
-        });
+        return Ok(Outcome::Finished { artifact, cached: true });
     }
-    let checkpoints = Folder::open(
-        Path::new(&job.checkpoints),
-        &identity.key,
-        job.keep_checkpoints,
-    )?;
-    Run::prepare(
-        job,
-        identity,
-        sources,
-        checkpoints,
-        Arc::new(cpu),
-        memory,
-        reporter,
-    )?
-    .finish(&store, stop)
+    let checkpoints =
+        Folder::open(Path::new(&job.checkpoints), &identity.key, job.keep_checkpoints)?;
+    Run::prepare(job, identity, sources, checkpoints, Arc::new(cpu), memory, reporter)?
+        .finish(&store, stop)
 }
 
 /// A job on its way.
@@ -194,9 +170,7 @@ impl<'a> Run<'a> {
             recipe,
             &sources,
             start.folder(),
-            checkpoint
-                .as_ref()
-                .and_then(|checkpoint| checkpoint.files.get(TOKENIZER_FILE)),
+            checkpoint.as_ref().and_then(|checkpoint| checkpoint.files.get(TOKENIZER_FILE)),
         )?;
         for source in &mut sources {
             // The streams hold it now.
@@ -219,9 +193,9 @@ impl<'a> Run<'a> {
             u64::from(recipe.micro_batch_size) * u64::from(recipe.gradient_accumulation_steps);
         let steps = match recipe.length {
             TrainingLength::Steps(steps) => steps,
-            TrainingLength::Epochs(epochs) => (u64::from(epochs) * data.train.samples())
-                .div_ceil(samples_per_step)
-                .max(1),
+            TrainingLength::Epochs(epochs) => {
+                (u64::from(epochs) * data.train.samples()).div_ceil(samples_per_step).max(1)
+            }
         };
         let (planned_bytes, arena_bytes) = (plan.arena_bytes(), model.arena_bytes());
         assert_eq!(planned_bytes, arena_bytes, "the arena is what was planned");
@@ -249,10 +223,7 @@ impl<'a> Run<'a> {
             history,
             writing: None,
             last_checkpoint: Instant::now(),
-            batch: Batch {
-                tokens: vec![0; rows],
-                targets: vec![0; rows],
-            },
+            batch: Batch { tokens: vec![0; rows], targets: vec![0; rows] },
             backend,
             spent: Spent::default(),
         })
@@ -285,12 +256,8 @@ impl<'a> Run<'a> {
             &self.data,
         )?;
         let summary = self.summary(&training);
-        self.reporter
-            .report(&finished(&self.identity.key, artifact, false, summary))?;
-        Ok(Outcome::Finished {
-            artifact,
-            cached: false,
-        })
+        self.reporter.report(&finished(&self.identity.key, artifact, false, summary))?;
+        Ok(Outcome::Finished { artifact, cached: false })
     }
 
     /// Trains to the last step, or returns the durable step at which it was asked to stop.
@@ -313,12 +280,7 @@ impl<'a> Run<'a> {
             self.spent.training += before.elapsed();
             self.spent.steps += 1;
             self.history.losses.push(loss);
-            self.reporter.step(
-                step + 1,
-                loss,
-                self.learning_rate(step),
-                self.tokens_per_step(),
-            )?;
+            self.reporter.step(step + 1, loss, self.learning_rate(step), self.tokens_per_step())?;
             step += 1;
         }
     }
@@ -334,12 +296,7 @@ impl<'a> Run<'a> {
         let mut targets = 0;
         for pass in 0..passes {
             self.fill_training_batch(first + pass * samples);
-            targets += self
-                .batch
-                .targets
-                .iter()
-                .filter(|&&target| target != NO_TARGET)
-                .count();
+            targets += self.batch.targets.iter().filter(|&&target| target != NO_TARGET).count();
         }
         let scale = 1.0 / targets.max(1) as f32;
         let mut loss = Loss::default();
@@ -359,26 +316,11 @@ impl<'a> Run<'a> {
         }
         let norm = self.model.clip(recipe.max_grad_norm);
         if !norm.is_finite() {
-            return Err(Error::NotFinite {
-                step: step + 1,
-                tensor: self.first_bad_gradient(),
-            });
+            return Err(Error::NotFinite { step: step + 1, tensor: self.first_bad_gradient() });
         }
-        let Optimizer::Adamw {
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        } = recipe.optimizer;
+        let Optimizer::Adamw { beta1, beta2, eps, weight_decay } = recipe.optimizer;
         let learning_rate = self.learning_rate(step);
-        self.model.adamw(&AdamwStep {
-            step,
-            learning_rate,
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-        });
+        self.model.adamw(&AdamwStep { step, learning_rate, beta1, beta2, eps, weight_decay });
         Ok(Some(loss.mean()))
     }
 
@@ -388,9 +330,7 @@ impl<'a> Run<'a> {
         for (place, (tokens, targets)) in
             (position..).zip(tokens.chunks_mut(len).zip(targets.chunks_mut(len)))
         {
-            self.data
-                .train
-                .fill(self.order.sample(place), tokens, targets, NO_TARGET);
+            self.data.train.fill(self.order.sample(place), tokens, targets, NO_TARGET);
         }
     }
 
@@ -406,10 +346,7 @@ impl<'a> Run<'a> {
     }
 
     fn learning_rate(&self, step: u64) -> f64 {
-        self.job
-            .recipe
-            .schedule
-            .rate(step, self.steps, self.job.recipe.learning_rate)
+        self.job.recipe.schedule.rate(step, self.steps, self.job.recipe.learning_rate)
     }
 
     fn tokens_per_step(&self) -> u64 {
@@ -423,11 +360,7 @@ impl<'a> Run<'a> {
     fn measurement_is_due(&self, step: u64) -> bool {
         let every = self.steps.div_ceil(MEASUREMENTS);
         let due = step.is_multiple_of(every) || step == self.steps;
-        due && self
-            .history
-            .validation
-            .last()
-            .is_none_or(|&(measured, ..)| measured < step)
+        due && self.history.validation.last().is_none_or(|&(measured, ..)| measured < step)
     }
 
     /// Measures the validation split: all of it at the end, evenly spread samples
@@ -439,11 +372,7 @@ impl<'a> Run<'a> {
         };
         let per_batch = u64::from(self.job.recipe.micro_batch_size);
         let all = validation.samples().div_ceil(per_batch);
-        let batches = if step == self.steps {
-            all
-        } else {
-            all.min(MEASURED_BATCHES)
-        };
+        let batches = if step == self.steps { all } else { all.min(MEASURED_BATCHES) };
         let len = self.job.recipe.sequence_len as usize;
         let mut loss = Loss::default();
         for batch in 0..batches {
@@ -463,19 +392,11 @@ impl<'a> Run<'a> {
                 .map_err(|error| Error::in_step(step, error))?;
         }
         let loss = loss.mean();
-        let Documents {
-            validation_targets,
-            validation_bytes,
-            ..
-        } = self.data.documents;
+        let Documents { validation_targets, validation_bytes, .. } = self.data.documents;
         let bits_per_byte =
             loss * validation_targets as f64 / std::f64::consts::LN_2 / validation_bytes as f64;
         self.history.validation.push((step, loss, bits_per_byte));
-        self.reporter.report(&Progress::Validation {
-            step,
-            loss,
-            bits_per_byte,
-        })?;
+        self.reporter.report(&Progress::Validation { step, loss, bits_per_byte })?;
         self.reporter.leave_out(started.elapsed());
         Ok(true)
     }
@@ -546,24 +467,12 @@ impl<'a> Run<'a> {
         let curve = self.checkpoints.path().join(CURVE);
         let mut summary = summary::of_training(training);
         summary.extend([
-            (
-                "xz_bits_per_byte".into(),
-                json!(self.data.xz.take().and_then(xz::Measurement::wait)),
-            ),
-            (
-                "tokens_per_second".into(),
-                json!((seconds > 0.0).then(|| tokens as f64 / seconds)),
-            ),
+            ("xz_bits_per_byte".into(), json!(self.data.xz.take().and_then(xz::Measurement::wait))),
+            ("tokens_per_second".into(), json!((seconds > 0.0).then(|| tokens as f64 / seconds))),
             ("training_seconds".into(), json!(seconds)),
-            (
-                "resumed_from_step".into(),
-                json!((self.from_step > 0).then_some(self.from_step)),
-            ),
+            ("resumed_from_step".into(), json!((self.from_step > 0).then_some(self.from_step))),
             ("backend".into(), json!(self.backend)),
-            (
-                "planned_bytes".into(),
-                json!(self.model.plan().arena_bytes()),
-            ),
+            ("planned_bytes".into(), json!(self.model.plan().arena_bytes())),
             ("arena_bytes".into(), json!(self.model.arena_bytes())),
             ("peak_rss_bytes".into(), json!(summary::peak_rss_bytes())),
             ("loss_curve".into(), json!(curve.display().to_string())),
@@ -573,12 +482,7 @@ impl<'a> Run<'a> {
 }
 
 fn finished(key: &str, artifact: ArtifactHash, cached: bool, summary: Value) -> Progress {
-    Progress::Finished {
-        key: key.to_owned(),
-        artifact: artifact.to_string(),
-        cached,
-        summary,
-    }
+    Progress::Finished { key: key.to_owned(), artifact: artifact.to_string(), cached, summary }
 }
 
 /// Refuses what would be killed for lack of memory. A checkpoint's copy lives

@@ -25,9 +25,7 @@ impl Measurement {
             documents.iter().flat_map(Document::texts).collect()
         };
         let (train, validation) = (text(&split.train), text(&split.validation));
-        Self(Some(std::thread::spawn(move || {
-            bits_per_byte(train, &validation)
-        })))
+        Self(Some(std::thread::spawn(move || bits_per_byte(train, &validation))))
     }
 
     /// Waits for the result: bits for each byte of the validation text.
@@ -53,10 +51,7 @@ fn compressed(bytes: &[u8]) -> Option<u64> {
     let mut out = vec![0; 1 << 16];
     loop {
         let from = usize::try_from(stream.total_in()).ok()?;
-        match stream
-            .process(&bytes[from..], &mut out, Action::Finish)
-            .ok()?
-        {
+        match stream.process(&bytes[from..], &mut out, Action::Finish).ok()? {
             Status::StreamEnd => return Some(stream.total_out()),
             _ => continue,
         }
@@ -70,18 +65,14 @@ mod tests {
     /// Size by the xz program (xz-utils 5.4.1) of the same bytes: `xz -9e --stdout | wc -c`.
     #[test]
     fn the_size_is_that_of_the_xz_program() {
-        let text: String = (0..20_000)
-            .map(|i| format!("{} squared is {}\n", i, i * i))
-            .collect();
+        let text: String = (0..20_000).map(|i| format!("{} squared is {}\n", i, i * i)).collect();
         assert_eq!(compressed(text.as_bytes()), Some(SIZE_BY_XZ));
     }
     const SIZE_BY_XZ: u64 = 69_308;
 
     #[test]
     fn text_that_was_seen_before_costs_almost_nothing() {
-        let text: String = (0..5_000)
-            .map(|i| format!("line {}\n", i * 7919 % 10_007))
-            .collect();
+        let text: String = (0..5_000).map(|i| format!("line {}\n", i * 7919 % 10_007)).collect();
         let seen = bits_per_byte(text.clone(), &text[..20_000]).unwrap();
         let fresh = bits_per_byte("x".into(), &text[..20_000]).unwrap();
         assert!(seen < 0.1 && fresh > 0.5, "{seen} {fresh}");

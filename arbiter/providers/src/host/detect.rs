@@ -25,9 +25,8 @@ struct Measured {
 /// `cache`; they are measured again when processor, quota or runtime change.
 pub(super) async fn machine(runtime: &Path, cache: &Path) -> Result<Machine, ProviderError> {
     let mut machine = ask(runtime, false).await?;
-    let kept: Option<Measured> = std::fs::read(cache)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice(&bytes).ok());
+    let kept: Option<Measured> =
+        std::fs::read(cache).ok().and_then(|bytes| serde_json::from_slice(&bytes).ok());
     let fits = |m: &Measured| {
         m.cpu_model == machine.cpu.model
             && m.allowed_milli == machine.cpu.allowed_milli
@@ -70,35 +69,20 @@ fn keep(cache: &Path, measured: &Measured) {
 }
 
 async fn ask(runtime: &Path, measure: bool) -> Result<Machine, ProviderError> {
-    let failed = |detail: String| ProviderError::Misconfigured {
-        provider: "host".into(),
-        detail,
-    };
+    let failed = |detail: String| ProviderError::Misconfigured { provider: "host".into(), detail };
     let mut command = tokio::process::Command::new(runtime);
-    command
-        .args(["detect", "--json"])
-        .kill_on_drop(true)
-        .stdin(std::process::Stdio::null());
+    command.args(["detect", "--json"]).kill_on_drop(true).stdin(std::process::Stdio::null());
     if measure {
         command.arg("--measure");
     }
     let shown = runtime.display();
     let output = tokio::time::timeout(LIMIT, command.output())
         .await
-        .map_err(|_| {
-            failed(format!(
-                "{shown} detect gave no answer in {} s",
-                LIMIT.as_secs()
-            ))
-        })?
+        .map_err(|_| failed(format!("{shown} detect gave no answer in {} s", LIMIT.as_secs())))?
         .map_err(|error| failed(format!("{shown} cannot be started: {error}")))?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);
-        return Err(failed(format!(
-            "{shown} detect failed ({}): {}",
-            output.status,
-            said.trim()
-        )));
+        return Err(failed(format!("{shown} detect failed ({}): {}", output.status, said.trim())));
     }
     serde_json::from_slice(&output.stdout).map_err(|error| {
         failed(format!(

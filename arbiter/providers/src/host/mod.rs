@@ -100,11 +100,7 @@ impl Host {
     /// # Errors
     /// When the runtime cannot be asked.
     pub async fn machine(&self) -> Result<Machine, ProviderError> {
-        detect::machine(
-            &self.config.runtime,
-            &self.config.folder.join("measured.json"),
-        )
-        .await
+        detect::machine(&self.config.runtime, &self.config.folder.join("measured.json")).await
     }
 
     fn records(&self) -> PathBuf {
@@ -185,25 +181,16 @@ impl Host {
                     alive = true;
                     resident += process::resident_bytes(member.pid);
                 }
-                if alive {
-                    record.memory.saturating_sub(resident)
-                } else {
-                    0
-                }
+                if alive { record.memory.saturating_sub(resident) } else { 0 }
             })
             .sum()
     }
 
     fn offers(&self, machine: &Machine, now: Timestamp) -> Result<Vec<Offer>, ProviderError> {
-        let misconfigured = |detail: String| ProviderError::Misconfigured {
-            provider: NAME.into(),
-            detail,
-        };
+        let misconfigured =
+            |detail: String| ProviderError::Misconfigured { provider: NAME.into(), detail };
         let arch = Arch::from_name(&machine.arch).ok_or_else(|| {
-            misconfigured(format!(
-                "processor architecture {:?} is not supported",
-                machine.arch
-            ))
+            misconfigured(format!("processor architecture {:?} is not supported", machine.arch))
         })?;
         let measured = machine.cpu.measured.as_ref().map(|rates| MeasuredRates {
             gemm_gflops: rates.gemm_gflops,
@@ -224,11 +211,7 @@ impl Host {
                     vcpu_milli: Some(machine.cpu.allowed_milli),
                     memory: Some(machine.memory.available.saturating_sub(self.promised())),
                     capacity: Capacity::Owned,
-                    price: self
-                        .config
-                        .power
-                        .hourly(share_milli, watts)
-                        .map_err(misconfigured)?,
+                    price: self.config.power.hourly(share_milli, watts).map_err(misconfigured)?,
                     quoted_at: now,
                     ttl_seconds: QUOTE_SECONDS,
                     owner: HostOwner::Known,
@@ -250,11 +233,8 @@ impl Host {
         }
         for ((model, memory), (count, watts)) in groups {
             let name = format!("{count}x_{model}");
-            let accelerators = Accelerators {
-                model,
-                count,
-                memory: Some(memory).filter(|m| *m > 0),
-            };
+            let accelerators =
+                Accelerators { model, count, memory: Some(memory).filter(|m| *m > 0) };
             // Float to integer saturates, so an absurd power reading cannot panic.
             offers.push(offer(name, Some(accelerators), watts.ceil() as u64)?);
         }
@@ -280,16 +260,10 @@ impl Provider for Host {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            launch_safety: LaunchSafety {
-                idempotent: true,
-                settle_seconds: 1,
-            },
+            launch_safety: LaunchSafety { idempotent: true, settle_seconds: 1 },
             launch_timeout: Duration::from_secs(60),
             termination_timeout: Duration::from_secs(120),
-            billing: Billing {
-                granularity: Duration::from_millis(1),
-                minimum: Duration::ZERO,
-            },
+            billing: Billing { granularity: Duration::from_millis(1), minimum: Duration::ZERO },
             sells: true,
         }
     }
@@ -300,15 +274,8 @@ impl Provider for Host {
     }
 
     async fn prepare(&self, order: Order<'_>) -> Result<FrozenRequest, LaunchError> {
-        let Order {
-            identity,
-            offer,
-            command,
-        } = order;
-        let invalid = |detail: String| LaunchError::Refused {
-            kind: Refusal::Invalid,
-            detail,
-        };
+        let Order { identity, offer, command } = order;
+        let invalid = |detail: String| LaunchError::Refused { kind: Refusal::Invalid, detail };
         if offer.provider != NAME {
             return Err(invalid(format!("offer {} is not of this host", offer.id)));
         }
@@ -321,21 +288,15 @@ impl Provider for Host {
             .collect();
         env.extend(command.env.clone());
         env.insert(IDENTITY_VARIABLE.to_owned(), identity_text(identity));
-        let body = Body {
-            identity: identity.clone(),
-            command: command.clone(),
-            env,
-        };
+        let body = Body { identity: identity.clone(), command: command.clone(), env };
         let body = serde_json::to_string(&body).map_err(|error| invalid(error.to_string()))?;
         Ok(FrozenRequest { body })
     }
 
     async fn launch(&self, request: &FrozenRequest) -> Result<InstanceId, LaunchError> {
-        let body: Body =
-            serde_json::from_str(&request.body).map_err(|error| LaunchError::Refused {
-                kind: Refusal::Invalid,
-                detail: error.to_string(),
-            })?;
+        let body: Body = serde_json::from_str(&request.body).map_err(|error| {
+            LaunchError::Refused { kind: Refusal::Invalid, detail: error.to_string() }
+        })?;
         let refused = |what: &str, path: &Path, error: std::io::Error| LaunchError::Refused {
             kind: Refusal::Transient,
             detail: format!("{what} {}: {error}", path.display()),
@@ -343,8 +304,7 @@ impl Provider for Host {
         // One launch at a time, and never a second one of the same identity.
         let lock_path = self.config.folder.join("lock");
         let lock = File::create(&lock_path).map_err(|e| refused("cannot open", &lock_path, e))?;
-        lock.lock()
-            .map_err(|e| refused("cannot lock", &lock_path, e))?;
+        lock.lock().map_err(|e| refused("cannot lock", &lock_path, e))?;
         let id = id_of(&body.identity);
         let known = self.look().map_err(|error| LaunchError::Refused {
             kind: Refusal::Transient,
@@ -354,11 +314,7 @@ impl Provider for Host {
             return Ok(id);
         }
 
-        let Body {
-            identity,
-            command,
-            env,
-        } = body;
+        let Body { identity, command, env } = body;
         let Some((program, arguments)) = command.argv.split_first() else {
             return Err(LaunchError::Refused {
                 kind: Refusal::Invalid,
@@ -371,9 +327,7 @@ impl Provider for Host {
             .append(true)
             .open(log_path)
             .map_err(|e| refused("cannot open the log", log_path, e))?;
-        let errors = log
-            .try_clone()
-            .map_err(|e| refused("cannot open the log", log_path, e))?;
+        let errors = log.try_clone().map_err(|e| refused("cannot open the log", log_path, e))?;
         let mut child = std::process::Command::new(program)
             .args(arguments)
             .env_clear()
@@ -420,24 +374,15 @@ impl Provider for Host {
                 known.installation == identity.installation && known.claim_uid == identity.claim_uid
             })
         });
-        Ok(Listing {
-            instances,
-            complete: true,
-        })
+        Ok(Listing { instances, complete: true })
     }
 
     async fn list(&self, installation: &str) -> Result<Listing, ProviderError> {
         let mut instances = self.look()?;
         instances.retain(|instance| {
-            instance
-                .identity
-                .as_ref()
-                .is_some_and(|identity| identity.installation == installation)
+            instance.identity.as_ref().is_some_and(|identity| identity.installation == installation)
         });
-        Ok(Listing {
-            instances,
-            complete: true,
-        })
+        Ok(Listing { instances, complete: true })
     }
 
     async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, ProviderError> {

@@ -45,16 +45,8 @@ impl PowerPrice {
     /// When the price of electricity is not a decimal number of dollars, or the
     /// result does not fit.
     pub fn hourly(&self, share_milli: u64, accelerator_watts: u64) -> Result<UsdPerHour, String> {
-        let Self {
-            usd_per_kwh,
-            idle_watts,
-            load_watts,
-            pue_milli,
-            margin_percent,
-        } = self;
-        let kwh: Usd = usd_per_kwh
-            .parse()
-            .map_err(|error| format!("usdPerKwh: {error}"))?;
+        let Self { usd_per_kwh, idle_watts, load_watts, pue_milli, margin_percent } = self;
+        let kwh: Usd = usd_per_kwh.parse().map_err(|error| format!("usdPerKwh: {error}"))?;
         if load_watts < idle_watts {
             return Err(format!(
                 "loadWatts ({load_watts}) must not be below idleWatts ({idle_watts})"
@@ -100,27 +92,15 @@ mod tests {
     fn the_margin_comes_on_top_and_nothing_rounds_to_free() {
         let price = PowerPrice::default();
         assert_eq!(price.hourly(1000, 0).map(UsdPerHour::micros), Ok(27_225));
-        let tiny = PowerPrice {
-            usd_per_kwh: "0.000001".into(),
-            ..PowerPrice::default()
-        };
+        let tiny = PowerPrice { usd_per_kwh: "0.000001".into(), ..PowerPrice::default() };
         assert_eq!(tiny.hourly(1, 0).map(UsdPerHour::micros), Ok(1));
     }
 
     #[test]
     fn nonsense_is_named() {
-        let odd = PowerPrice {
-            usd_per_kwh: "cheap".into(),
-            ..PowerPrice::default()
-        };
-        assert!(
-            odd.hourly(1000, 0)
-                .is_err_and(|e| e.starts_with("usdPerKwh"))
-        );
-        let upside_down = PowerPrice {
-            load_watts: 1,
-            ..PowerPrice::default()
-        };
+        let odd = PowerPrice { usd_per_kwh: "cheap".into(), ..PowerPrice::default() };
+        assert!(odd.hourly(1000, 0).is_err_and(|e| e.starts_with("usdPerKwh")));
+        let upside_down = PowerPrice { load_watts: 1, ..PowerPrice::default() };
         assert!(upside_down.hourly(1000, 0).is_err());
     }
 }

@@ -85,12 +85,8 @@ pub fn signal(member: &Member, signal: Signal) -> io::Result<bool> {
 /// Seconds since the epoch at which a process started, from its ticks since boot.
 pub fn started_at(start_ticks: u64) -> Option<i64> {
     let stat = fs::read_to_string("/proc/stat").ok()?;
-    let boot: i64 = stat
-        .lines()
-        .find_map(|line| line.strip_prefix("btime "))?
-        .trim()
-        .parse()
-        .ok()?;
+    let boot: i64 =
+        stat.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
     let ticks_per_second = rustix::param::clock_ticks_per_second();
     Some(boot + i64::try_from(start_ticks / ticks_per_second).ok()?)
 }
@@ -112,20 +108,13 @@ fn inspect(pid: i32) -> Option<Member> {
     if matches!(state, 'Z' | 'X') {
         return None;
     }
-    Some(Member {
-        pid,
-        group,
-        start_ticks,
-        identity,
-    })
+    Some(Member { pid, group, start_ticks, identity })
 }
 
 fn identity_of(folder: &Path) -> Option<String> {
     let environment = fs::read(folder.join("environ")).ok()?;
     environment.split(|byte| *byte == 0).find_map(|entry| {
-        let value = entry
-            .strip_prefix(IDENTITY_VARIABLE.as_bytes())?
-            .strip_prefix(b"=")?;
+        let value = entry.strip_prefix(IDENTITY_VARIABLE.as_bytes())?.strip_prefix(b"=")?;
         String::from_utf8(value.to_vec()).ok()
     })
 }
@@ -137,9 +126,5 @@ fn stat_of(folder: &Path) -> Option<(char, i32, u64)> {
     let rest = stat.get(stat.rfind(')')? + 1..)?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
     let state = fields.first()?.chars().next()?;
-    Some((
-        state,
-        fields.get(2)?.parse().ok()?,
-        fields.get(19)?.parse().ok()?,
-    ))
+    Some((state, fields.get(2)?.parse().ok()?, fields.get(19)?.parse().ok()?))
 }

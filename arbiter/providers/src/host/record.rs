@@ -46,11 +46,7 @@ impl Record {
     pub(super) fn write(&self, folder: &Path) -> io::Result<()> {
         let path = path_of(folder, &self.id);
         let thread = std::thread::current().id();
-        let draft = folder.join(format!(
-            ".{}.{}.{thread:?}.tmp",
-            self.id,
-            std::process::id()
-        ));
+        let draft = folder.join(format!(".{}.{}.{thread:?}.tmp", self.id, std::process::id()));
         fs::write(&draft, serde_json::to_vec_pretty(self)?)?;
         fs::rename(&draft, path)
     }

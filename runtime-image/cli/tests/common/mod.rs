@@ -40,26 +40,14 @@ impl Bench {
         for file in 0..12u64 {
             let lines = (0..40).map(|line| {
                 let (a, b) = (file * 7 + line % 13, line * 3 + file % 5);
-                format!(
-                    "{a} plus {b} is {}, and {a} times {b} is {}.\n",
-                    a + b,
-                    a * b
-                )
+                format!("{a} plus {b} is {}, and {a} times {b} is {}.\n", a + b, a * b)
             });
-            fs::write(
-                data.join(format!("{file:02}.txt")),
-                lines.collect::<String>(),
-            )
-            .unwrap();
+            fs::write(data.join(format!("{file:02}.txt")), lines.collect::<String>()).unwrap();
         }
         let path = |name: &str| dir.path().join(name).display().to_string();
         let job = JobSpec {
             recipe: recipe(steps),
-            inputs: vec![Input {
-                name: "data".into(),
-                uri: path("data"),
-                digest: None,
-            }],
+            inputs: vec![Input { name: "data".into(), uri: path("data"), digest: None }],
             store: path("store"),
             checkpoints: path("checkpoints"),
             checkpoint_interval_seconds: 3600,
@@ -74,12 +62,7 @@ impl Bench {
         let ModelSource::Scratch(shape) = &mut bench.job.recipe.model else {
             panic!("recipe() is from scratch")
         };
-        (
-            shape.layers,
-            shape.hidden,
-            shape.head_dim,
-            shape.intermediate,
-        ) = (4, 128, 32, 384);
+        (shape.layers, shape.hidden, shape.head_dim, shape.intermediate) = (4, 128, 32, 384);
         bench.job.recipe.micro_batch_size = 16;
         bench
     }
@@ -91,10 +74,7 @@ impl Bench {
     /// Forgets everything but the data.
     pub(crate) fn fresh(&mut self, name: &str) {
         self.job.store = self.path(&format!("store-{name}")).display().to_string();
-        self.job.checkpoints = self
-            .path(&format!("checkpoints-{name}"))
-            .display()
-            .to_string();
+        self.job.checkpoints = self.path(&format!("checkpoints-{name}")).display().to_string();
         let _ = fs::remove_file(self.path("progress"));
     }
 
@@ -123,12 +103,8 @@ impl Bench {
 
     pub(crate) fn start(&self, flags: &[&str]) -> Started<'_> {
         let _ = fs::remove_file(self.path("progress"));
-        let child = self
-            .command(flags)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let child =
+            self.command(flags).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         Started {
             bench: self,
             child,
@@ -202,10 +178,8 @@ impl Started<'_> {
     }
 
     pub(crate) fn signal(&self, signal: &str) {
-        let status = Command::new("kill")
-            .args([signal, &self.child.id().to_string()])
-            .status()
-            .unwrap();
+        let status =
+            Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
@@ -230,9 +204,7 @@ impl Ended {
         assert_eq!(self.code, Some(0), "{self:?}");
         assert_eq!(self.stdout, "", "stdout is for machines");
         match self.progress.last() {
-            Some(Progress::Finished {
-                artifact, cached, ..
-            }) => (artifact.clone(), *cached),
+            Some(Progress::Finished { artifact, cached, .. }) => (artifact.clone(), *cached),
             other => panic!("expected Finished, found {other:?}"),
         }
     }
@@ -243,9 +215,7 @@ impl Ended {
             Progress::Started { from_step, .. } => Some(*from_step),
             _ => None,
         });
-        started
-            .next_back()
-            .unwrap_or_else(|| panic!("never started: {self:?}"))
+        started.next_back().unwrap_or_else(|| panic!("never started: {self:?}"))
     }
 
     /// The message of a run that failed with this code; the same on stderr and in the progress file.
@@ -275,36 +245,21 @@ fn recipe(steps: u64) -> ResolvedRecipe {
             vocab,
             max_positions: 64,
             norm_eps: 1e-5,
-            rope: Rope {
-                theta: 10_000.0,
-                scaling: RopeScaling::None,
-            },
+            rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
             tied_embeddings: true,
             qkv_bias: false,
             qk_norm: false,
         }),
         tokenizer: TokenizerSource::TrainBpe { vocab },
-        datasets: vec![Dataset {
-            input: "data".into(),
-            kind: DatasetKind::Completion,
-        }],
+        datasets: vec![Dataset { input: "data".into(), kind: DatasetKind::Completion }],
         val_set_size: 0.1,
         sequence_len: 32,
         micro_batch_size: 2,
         gradient_accumulation_steps: 2,
         length: TrainingLength::Steps(steps),
-        optimizer: Optimizer::Adamw {
-            beta1: 0.9,
-            beta2: 0.95,
-            eps: 1e-8,
-            weight_decay: 0.1,
-        },
+        optimizer: Optimizer::Adamw { beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1 },
         learning_rate: 3e-3,
-        schedule: Schedule {
-            warmup_steps: steps.min(2),
-            decay: Decay::Cosine,
-            min_ratio: 0.1,
-        },
+        schedule: Schedule { warmup_steps: steps.min(2), decay: Decay::Cosine, min_ratio: 0.1 },
         max_grad_norm: 1.0,
         seed: 42,
         precision: Precision::F32,
@@ -314,10 +269,7 @@ fn recipe(steps: u64) -> ResolvedRecipe {
 /// Says loudly that a check needs what is not here.
 pub(crate) fn not_run(what: &str, why: &str) {
     // Not by a macro, whose output the test harness swallows.
-    let _ = writeln!(
-        std::io::stderr(),
-        "\n##### NOT RUN HERE: {what}: {why} #####"
-    );
+    let _ = writeln!(std::io::stderr(), "\n##### NOT RUN HERE: {what}: {why} #####");
 }
 
 /// A folder of its own file system, unmounted when dropped; none where mounting is not allowed.

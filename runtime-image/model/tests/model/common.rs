@@ -21,10 +21,7 @@ pub(crate) fn shapes() -> Vec<(&'static str, ModelShape)> {
         vocab: 37,
         max_positions: 64,
         norm_eps: 1e-5,
-        rope: Rope {
-            theta: 10000.0,
-            scaling: RopeScaling::None,
-        },
+        rope: Rope { theta: 10000.0, scaling: RopeScaling::None },
         tied_embeddings: false,
         qkv_bias: false,
         qk_norm: false,
@@ -39,45 +36,18 @@ pub(crate) fn shapes() -> Vec<(&'static str, ModelShape)> {
         ("plain", plain.clone()),
         (
             "grouped queries, tied",
-            ModelShape {
-                kv_heads: 2,
-                tied_embeddings: true,
-                ..plain.clone()
-            },
+            ModelShape { kv_heads: 2, tied_embeddings: true, ..plain.clone() },
         ),
-        (
-            "bias",
-            ModelShape {
-                kv_heads: 1,
-                qkv_bias: true,
-                ..plain.clone()
-            },
-        ),
-        (
-            "head norms",
-            ModelShape {
-                kv_heads: 2,
-                qk_norm: true,
-                ..plain.clone()
-            },
-        ),
+        ("bias", ModelShape { kv_heads: 1, qkv_bias: true, ..plain.clone() }),
+        ("head norms", ModelShape { kv_heads: 2, qk_norm: true, ..plain.clone() }),
         (
             "llama3 rope",
-            ModelShape {
-                rope: Rope {
-                    theta: 500.0,
-                    scaling: llama3,
-                },
-                ..plain.clone()
-            },
+            ModelShape { rope: Rope { theta: 500.0, scaling: llama3 }, ..plain.clone() },
         ),
         (
             "linear rope",
             ModelShape {
-                rope: Rope {
-                    theta: 100.0,
-                    scaling: RopeScaling::Linear { factor: 4.0 },
-                },
+                rope: Rope { theta: 100.0, scaling: RopeScaling::Linear { factor: 4.0 } },
                 ..plain
             },
         ),
@@ -92,19 +62,12 @@ pub(crate) fn cpu(threads: usize) -> Arc<Cpu> {
 pub(crate) fn model(shape: &ModelShape, options: &TrainingOptions) -> TrainingModel {
     let mut model = TrainingModel::new(cpu(2), shape, options).expect("it has a plan");
     // By the tensor's index alone, whatever is trained.
-    let tensors = model
-        .state_mut()
-        .into_iter()
-        .filter(|(name, _)| !name.ends_with("moment"));
+    let tensors = model.state_mut().into_iter().filter(|(name, _)| !name.ends_with("moment"));
     for (t, (name, values)) in (0u32..).zip(tensors) {
         let gain = name.ends_with("norm.weight");
         for (i, value) in (0u32..).zip(values) {
             let normal = Philox::new(3).normals([i, t, 0, 9])[0];
-            *value = (if gain {
-                1.0 + 0.2 * normal
-            } else {
-                0.35 * normal
-            }) as f32;
+            *value = (if gain { 1.0 + 0.2 * normal } else { 0.35 * normal }) as f32;
         }
     }
     model
@@ -112,9 +75,7 @@ pub(crate) fn model(shape: &ModelShape, options: &TrainingOptions) -> TrainingMo
 
 /// Tokens that look like nothing in particular.
 pub(crate) fn tokens(count: usize, vocab: u32, seed: u64) -> Vec<u32> {
-    (0..count as u32)
-        .map(|i| Philox::new(seed).block([i, 0, 0, 7])[0] % vocab)
-        .collect()
+    (0..count as u32).map(|i| Philox::new(seed).block([i, 0, 0, 7])[0] % vocab).collect()
 }
 
 /// Weights in f64 by name.
@@ -130,29 +91,20 @@ pub(crate) fn weights(model: &TrainingModel) -> Weights {
 /// `x[t, k] · w[n, k]ᵀ`.
 fn matmul(x: &[f64], w: &[f64], k: usize) -> Vec<f64> {
     x.chunks(k)
-        .flat_map(|x| {
-            w.chunks(k)
-                .map(move |w| x.iter().zip(w).map(|(a, b)| a * b).sum())
-        })
+        .flat_map(|x| w.chunks(k).map(move |w| x.iter().zip(w).map(|(a, b)| a * b).sum()))
         .collect()
 }
 
 fn norm(x: &[f64], gain: &[f64], eps: f64) -> Vec<f64> {
     let one = |row: &[f64]| {
         let mean = row.iter().map(|v| v * v).sum::<f64>() / row.len() as f64;
-        row.iter()
-            .zip(gain)
-            .map(|(v, g)| v / (mean + eps).sqrt() * g)
-            .collect::<Vec<_>>()
+        row.iter().zip(gain).map(|(v, g)| v / (mean + eps).sqrt() * g).collect::<Vec<_>>()
     };
     x.chunks(gain.len()).flat_map(one).collect()
 }
 
 fn frequency(shape: &ModelShape, pair: usize) -> f64 {
-    let f = shape
-        .rope
-        .theta
-        .powf(-2.0 * pair as f64 / f64::from(shape.head_dim));
+    let f = shape.rope.theta.powf(-2.0 * pair as f64 / f64::from(shape.head_dim));
     match shape.rope.scaling {
         RopeScaling::None => f,
         RopeScaling::Linear { factor } => f / factor,
@@ -196,10 +148,8 @@ pub(crate) fn logits(shape: &ModelShape, w: &Weights, tokens: &[u32]) -> Vec<f64
     let (hidden, d) = (shape.hidden as usize, shape.head_dim as usize);
     let (heads, kv_heads) = (shape.heads as usize, shape.kv_heads as usize);
     let embedding = &w["model.embed_tokens.weight"];
-    let mut x: Vec<f64> = tokens
-        .iter()
-        .flat_map(|&t| embedding[t as usize * hidden..][..hidden].to_vec())
-        .collect();
+    let mut x: Vec<f64> =
+        tokens.iter().flat_map(|&t| embedding[t as usize * hidden..][..hidden].to_vec()).collect();
     for l in 0..shape.layers {
         let get = |name: &str| &w[&format!("model.layers.{l}.{name}")];
         let n = norm(&x, get("input_layernorm.weight"), shape.norm_eps);
@@ -212,38 +162,27 @@ pub(crate) fn logits(shape: &ModelShape, w: &Weights, tokens: &[u32]) -> Vec<f64
             }
             if p != "v" {
                 if shape.qk_norm {
-                    y = norm(
-                        &y,
-                        get(&format!("self_attn.{p}_norm.weight")),
-                        shape.norm_eps,
-                    );
+                    y = norm(&y, get(&format!("self_attn.{p}_norm.weight")), shape.norm_eps);
                 }
                 rotate(&mut y, shape, count);
             }
             y
         };
-        let (q, k, v) = (
-            project("q", heads),
-            project("k", kv_heads),
-            project("v", kv_heads),
-        );
+        let (q, k, v) = (project("q", heads), project("k", kv_heads), project("v", kv_heads));
         let mut attended = vec![0.0; q.len()];
         for t in 0..tokens.len() {
             for h in 0..heads {
                 let g = h / (heads / kv_heads);
                 let at = |x: &[f64], t: usize, h: usize, n: usize, e: usize| x[(t * n + h) * d + e];
                 let score = |s: usize| {
-                    (0..d)
-                        .map(|e| at(&q, t, h, heads, e) * at(&k, s, g, kv_heads, e))
-                        .sum::<f64>()
+                    (0..d).map(|e| at(&q, t, h, heads, e) * at(&k, s, g, kv_heads, e)).sum::<f64>()
                         / (d as f64).sqrt()
                 };
                 let p: Vec<f64> = (0..=t).map(|s| score(s).exp()).collect();
                 let total: f64 = p.iter().sum();
                 for e in 0..d {
-                    attended[(t * heads + h) * d + e] = (0..=t)
-                        .map(|s| p[s] / total * at(&v, s, g, kv_heads, e))
-                        .sum();
+                    attended[(t * heads + h) * d + e] =
+                        (0..=t).map(|s| p[s] / total * at(&v, s, g, kv_heads, e)).sum();
                 }
             }
         }
@@ -254,11 +193,7 @@ pub(crate) fn logits(shape: &ModelShape, w: &Weights, tokens: &[u32]) -> Vec<f64
             matmul(&n, get("mlp.gate_proj.weight"), hidden),
             matmul(&n, get("mlp.up_proj.weight"), hidden),
         );
-        let h: Vec<f64> = gate
-            .iter()
-            .zip(&up)
-            .map(|(g, u)| g / (1.0 + (-g).exp()) * u)
-            .collect();
+        let h: Vec<f64> = gate.iter().zip(&up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect();
         let down = matmul(&h, get("mlp.down_proj.weight"), shape.intermediate as usize);
         x.iter_mut().zip(&down).for_each(|(x, y)| *x += y);
     }

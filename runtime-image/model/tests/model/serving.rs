@@ -19,22 +19,13 @@ fn saved(shape: &ModelShape) -> (tempfile::TempDir, Vec<f32>, Vec<u32>) {
     let tokens = tokens(LENGTH, shape.vocab, 21);
     let expected = model.logits(&tokens).expect("it fits").to_vec();
     let folder = tempfile::tempdir().expect("a folder can be made");
-    save(
-        folder.path(),
-        shape,
-        model
-            .tensors()
-            .map(|(t, v)| (t.name.as_str(), &t.shape[..], v)),
-    )
-    .expect("it can be written");
+    save(folder.path(), shape, model.tensors().map(|(t, v)| (t.name.as_str(), &t.shape[..], v)))
+        .expect("it can be written");
     (folder, expected, tokens)
 }
 
 fn options(weights: Dtype) -> ServingOptions {
-    ServingOptions {
-        logit_rows: 64,
-        ..ServingOptions::new(weights, 4, 64, 48)
-    }
+    ServingOptions { logit_rows: 64, ..ServingOptions::new(weights, 4, 64, 48) }
 }
 
 fn open(folder: &Path, weights: Dtype) -> InferenceModel {
@@ -52,12 +43,7 @@ fn serving_gives_the_bits_of_the_training_forward_pass_in_every_form() {
         let (folder, expected, tokens) = saved(&shape);
         let mut model = open(folder.path(), Dtype::F32);
         assert_eq!(model.arena_bytes(), model.plan().arena_bytes());
-        let chunk = Chunk {
-            tokens: &tokens,
-            start: 0,
-            blocks: &[7, 2, 5],
-            logits: Logits::All,
-        };
+        let chunk = Chunk { tokens: &tokens, start: 0, blocks: &[7, 2, 5], logits: Logits::All };
         let found = model.forward(&[chunk]).expect("it fits");
         assert_eq!(bits(found), bits(&expected), "{name}");
     }
@@ -85,12 +71,7 @@ fn chunks_and_company_change_no_bit() {
     let (_, shape) = shapes().remove(1);
     let (folder, expected, tokens) = saved(&shape);
     let vocab = shape.vocab as usize;
-    for cuts in [
-        vec![1, 2, 3, 20, 21, 37],
-        vec![16, 32, 37],
-        vec![5, 36, 37],
-        (1..=37).collect(),
-    ] {
+    for cuts in [vec![1, 2, 3, 20, 21, 37], vec![16, 32, 37], vec![5, 36, 37], (1..=37).collect()] {
         let mut model = open(folder.path(), Dtype::F32);
         let other: Vec<u32> = tokens.iter().rev().copied().collect();
         let (mut start, mut found) = (0, Vec::new());
@@ -137,13 +118,7 @@ fn only_the_wanted_logits_come_back_in_the_order_of_chunks() {
     let found = model.forward(&chunks).expect("it fits");
     assert_eq!(
         bits(found),
-        bits(
-            &[
-                &expected[8 * vocab..9 * vocab],
-                &expected[16 * vocab..17 * vocab]
-            ]
-            .concat()
-        )
+        bits(&[&expected[8 * vocab..9 * vocab], &expected[16 * vocab..17 * vocab]].concat())
     );
     assert!(model.forward(&chunks[..1]).expect("it fits").is_empty());
 }
@@ -152,10 +127,7 @@ fn only_the_wanted_logits_come_back_in_the_order_of_chunks() {
 fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
     let mut out = vec![0.0; values.len()];
     if dtype == Dtype::Bf16 {
-        let halves: Vec<u16> = values
-            .iter()
-            .map(|&v| half::bf16::from_f32(v).to_bits())
-            .collect();
+        let halves: Vec<u16> = values.iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect();
         dequantize(Weight::Bf16(&halves), &mut out);
     } else {
         let mut blocks = vec![0; values.len() / 32 * 34];
@@ -167,23 +139,11 @@ fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
 
 #[test]
 fn smaller_weights_compute_with_their_own_values_bit_for_bit() {
-    let wide = ModelShape {
-        hidden: 64,
-        intermediate: 96,
-        ..shapes().remove(1).1
-    };
+    let wide = ModelShape { hidden: 64, intermediate: 96, ..shapes().remove(1).1 };
     let (folder, expected, tokens) = saved(&wide);
-    let chunk = Chunk {
-        tokens: &tokens,
-        start: 0,
-        blocks: &[0, 1, 2],
-        logits: Logits::All,
-    };
+    let chunk = Chunk { tokens: &tokens, start: 0, blocks: &[0, 1, 2], logits: Logits::All };
     let mut exact = open(folder.path(), Dtype::F32);
-    assert_eq!(
-        bits(exact.forward(&[chunk]).expect("it fits")),
-        bits(&expected)
-    );
+    assert_eq!(bits(exact.forward(&[chunk]).expect("it fits")), bits(&expected));
     for (dtype, shrinks) in [(Dtype::Bf16, 0.52), (Dtype::Q8_0, 0.30)] {
         let mut small = open(folder.path(), dtype);
         assert_eq!(small.arena_bytes(), small.plan().arena_bytes());
@@ -195,13 +155,7 @@ fn smaller_weights_compute_with_their_own_values_bit_for_bit() {
         let trained = model(&wide, &TrainingOptions::new(1, 4));
         let values: Vec<Vec<f32>> = trained
             .tensors()
-            .map(|(t, v)| {
-                if t.role == TensorRole::Matrix {
-                    rounded(v, dtype)
-                } else {
-                    v.to_vec()
-                }
-            })
+            .map(|(t, v)| if t.role == TensorRole::Matrix { rounded(v, dtype) } else { v.to_vec() })
             .collect();
         let spelled_out = tempfile::tempdir().expect("a folder can be made");
         let tensors = trained
@@ -210,11 +164,7 @@ fn smaller_weights_compute_with_their_own_values_bit_for_bit() {
             .map(|((t, _), v)| (t.name.as_str(), &t.shape[..], &v[..]));
         save(spelled_out.path(), &wide, tensors).expect("it can be written");
         let mut same = open(spelled_out.path(), Dtype::F32);
-        assert_eq!(
-            bits(&found),
-            bits(same.forward(&[chunk]).expect("it fits")),
-            "{dtype}"
-        );
+        assert_eq!(bits(&found), bits(same.forward(&[chunk]).expect("it fits")), "{dtype}");
         assert_ne!(bits(&found), bits(&expected));
 
         // One token at a time gives the same bits with these weights too.
@@ -241,9 +191,7 @@ fn blocks_that_do_not_divide_the_rows_are_refused() {
         .err()
         .expect("24 is no multiple of 32");
     assert!(
-        refused
-            .to_string()
-            .starts_with("weights: expected a format whose blocks divide"),
+        refused.to_string().starts_with("weights: expected a format whose blocks divide"),
         "{refused}"
     );
 }
@@ -253,48 +201,19 @@ fn a_pass_that_does_not_fit_is_refused_and_harms_nothing() {
     let (_, shape) = shapes().remove(0);
     let (folder, expected, tokens) = saved(&shape);
     let mut model = open(folder.path(), Dtype::F32);
-    let good = Chunk {
-        tokens: &tokens,
-        start: 0,
-        blocks: &[0, 1, 2],
-        logits: Logits::All,
-    };
+    let good = Chunk { tokens: &tokens, start: 0, blocks: &[0, 1, 2], logits: Logits::All };
     let bad = [
-        Chunk {
-            tokens: &[],
-            ..good
-        },
+        Chunk { tokens: &[], ..good },
         Chunk { start: 12, ..good },
-        Chunk {
-            start: usize::MAX,
-            ..good
-        },
-        Chunk {
-            blocks: &[0, 1],
-            ..good
-        },
-        Chunk {
-            blocks: &[0, 1, 12],
-            ..good
-        },
-        Chunk {
-            tokens: &[37],
-            ..good
-        },
+        Chunk { start: usize::MAX, ..good },
+        Chunk { blocks: &[0, 1], ..good },
+        Chunk { blocks: &[0, 1, 12], ..good },
+        Chunk { tokens: &[37], ..good },
     ];
     for chunk in bad {
-        assert!(
-            matches!(model.forward(&[chunk]), Err(ModelError::Input { .. })),
-            "{chunk:?}"
-        );
+        assert!(matches!(model.forward(&[chunk]), Err(ModelError::Input { .. })), "{chunk:?}");
     }
     assert!(model.forward(&[]).is_err());
-    assert!(
-        model.forward(&[good, good]).is_err(),
-        "more rows than planned"
-    );
-    assert_eq!(
-        bits(model.forward(&[good]).expect("it fits")),
-        bits(&expected)
-    );
+    assert!(model.forward(&[good, good]).is_err(), "more rows than planned");
+    assert_eq!(bits(model.forward(&[good]).expect("it fits")), bits(&expected));
 }

@@ -16,18 +16,9 @@ fn shape() -> ModelShape {
 
 fn write(folder: &Path) -> Vec<(String, Vec<f32>)> {
     let model = model(&shape(), &TrainingOptions::new(1, 4));
-    save(
-        folder,
-        &shape(),
-        model
-            .tensors()
-            .map(|(t, v)| (t.name.as_str(), &t.shape[..], v)),
-    )
-    .expect("it can be written");
-    model
-        .tensors()
-        .map(|(t, v)| (t.name.clone(), v.to_vec()))
-        .collect()
+    save(folder, &shape(), model.tensors().map(|(t, v)| (t.name.as_str(), &t.shape[..], v)))
+        .expect("it can be written");
+    model.tensors().map(|(t, v)| (t.name.clone(), v.to_vec())).collect()
 }
 
 fn read(folder: &Path, name: &str, len: usize) -> Vec<f32> {
@@ -40,10 +31,7 @@ fn read(folder: &Path, name: &str, len: usize) -> Vec<f32> {
 }
 
 fn refusal(folder: &Path) -> String {
-    WeightsFolder::open(folder)
-        .err()
-        .expect("it is damaged")
-        .to_string()
+    WeightsFolder::open(folder).err().expect("it is damaged").to_string()
 }
 
 #[test]
@@ -52,10 +40,7 @@ fn what_is_written_is_read_and_equal_weights_give_equal_bytes() {
     let tensors = write(a.path());
     write(b.path());
     for file in ["config.json", WEIGHTS_FILE] {
-        assert_eq!(
-            fs::read(a.path().join(file)).unwrap(),
-            fs::read(b.path().join(file)).unwrap()
-        );
+        assert_eq!(fs::read(a.path().join(file)).unwrap(), fs::read(b.path().join(file)).unwrap());
     }
     assert_eq!(*WeightsFolder::open(a.path()).unwrap().shape(), shape());
     for (name, values) in tensors {
@@ -71,12 +56,8 @@ fn several_shards_of_half_precision_are_read_as_one() {
     let mut map = serde_json::Map::new();
     for (shard, dtype) in [Dtype::BF16, Dtype::F16].into_iter().enumerate() {
         let file = format!("model-{shard}.safetensors");
-        let mine: Vec<_> = tensors
-            .iter()
-            .enumerate()
-            .filter(|(i, _)| i % 2 == shard)
-            .map(|(_, t)| t)
-            .collect();
+        let mine: Vec<_> =
+            tensors.iter().enumerate().filter(|(i, _)| i % 2 == shard).map(|(_, t)| t).collect();
         let bytes: Vec<(String, Vec<usize>, Vec<u8>)> = mine
             .iter()
             .map(|(name, values)| {
@@ -84,11 +65,7 @@ fn several_shards_of_half_precision_are_read_as_one() {
                     Dtype::BF16 => bf16::from_f32(*v).to_le_bytes(),
                     _ => f16::from_f32(*v).to_le_bytes(),
                 };
-                let info = shape()
-                    .tensors()
-                    .into_iter()
-                    .find(|t| t.name == *name)
-                    .unwrap();
+                let info = shape().tensors().into_iter().find(|t| t.name == *name).unwrap();
                 let dims = info.shape.iter().map(|&n| n as usize).collect();
                 map.insert(name.clone(), file.clone().into());
                 (name.clone(), dims, values.iter().flat_map(encode).collect())
@@ -102,24 +79,18 @@ fn several_shards_of_half_precision_are_read_as_one() {
     let index = folder.path().join("model.safetensors.index.json");
     fs::write(&index, serde_json::json!({ "weight_map": map }).to_string()).unwrap();
     for (i, (name, values)) in tensors.iter().enumerate() {
-        let rounded: Vec<f32> = values
-            .iter()
-            .map(|&v| {
-                if i % 2 == 0 {
-                    bf16::from_f32(v).to_f32()
-                } else {
-                    f16::from_f32(v).to_f32()
-                }
-            })
-            .collect();
+        let rounded: Vec<f32> =
+            values
+                .iter()
+                .map(|&v| {
+                    if i % 2 == 0 { bf16::from_f32(v).to_f32() } else { f16::from_f32(v).to_f32() }
+                })
+                .collect();
         assert_eq!(read(folder.path(), name, values.len()), rounded, "{name}");
     }
     for way_out in ["../model-0.safetensors", "/etc/passwd", ".."] {
-        fs::write(
-            &index,
-            serde_json::json!({ "weight_map": { "x": way_out } }).to_string(),
-        )
-        .unwrap();
+        fs::write(&index, serde_json::json!({ "weight_map": { "x": way_out } }).to_string())
+            .unwrap();
         assert!(refusal(folder.path()).contains("weight_map.x: expected a file name"));
     }
 }
@@ -132,10 +103,7 @@ fn a_file_that_is_cut_short_or_garbage_is_named() {
     let whole = fs::read(&path).unwrap();
     for len in [0, 1, 7, 8, 9, 100, whole.len() / 2, whole.len() - 1] {
         fs::write(&path, &whole[..len]).unwrap();
-        assert!(
-            refusal(folder.path()).contains("model.safetensors: "),
-            "{len}"
-        );
+        assert!(refusal(folder.path()).contains("model.safetensors: "), "{len}");
     }
     let mut bytes = whole.clone();
     for i in 0..200 {
@@ -156,17 +124,11 @@ fn a_file_that_is_cut_short_or_garbage_is_named() {
 fn a_tensor_that_is_missing_extra_or_of_another_shape_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let model = model(&shape(), &TrainingOptions::new(1, 4));
-    let tensors: Vec<_> = model
-        .tensors()
-        .map(|(t, v)| (t.name.clone(), t.shape.clone(), v))
-        .collect();
+    let tensors: Vec<_> =
+        model.tensors().map(|(t, v)| (t.name.clone(), t.shape.clone(), v)).collect();
     let save_all = |tensors: &[(String, Vec<u64>, &[f32])]| {
-        save(
-            folder.path(),
-            &shape(),
-            tensors.iter().map(|(n, s, v)| (n.as_str(), &s[..], *v)),
-        )
-        .unwrap();
+        save(folder.path(), &shape(), tensors.iter().map(|(n, s, v)| (n.as_str(), &s[..], *v)))
+            .unwrap();
     };
     save_all(&tensors[1..]);
     assert!(
@@ -175,11 +137,7 @@ fn a_tensor_that_is_missing_extra_or_of_another_shape_is_named() {
         )
     );
     let mut more = tensors.clone();
-    more.push((
-        "model.layers.0.mlp.experts.weight".to_owned(),
-        vec![1],
-        &[0.0],
-    ));
+    more.push(("model.layers.0.mlp.experts.weight".to_owned(), vec![1], &[0.0]));
     save_all(&more);
     assert!(
         refusal(folder.path())
@@ -194,11 +152,7 @@ fn a_tensor_that_is_missing_extra_or_of_another_shape_is_named() {
     );
     // Tied embeddings may be repeated, if they are the same.
     let mut repeated = tensors.clone();
-    repeated.push((
-        "lm_head.weight".to_owned(),
-        tensors[0].1.clone(),
-        tensors[0].2,
-    ));
+    repeated.push(("lm_head.weight".to_owned(), tensors[0].1.clone(), tensors[0].2));
     save_all(&repeated);
     assert!(WeightsFolder::open(folder.path()).is_ok());
     let other = vec![0.5; tensors[0].2.len()];

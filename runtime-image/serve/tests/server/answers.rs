@@ -11,10 +11,8 @@ fn joined(lines: &[String], text: impl Fn(&Value) -> Option<&str>) -> (String, S
         .map(|line| serde_json::from_str(line).expect("each line is JSON"))
         .collect();
     let whole = chunks.iter().filter_map(&text).collect();
-    let reasons: Vec<&str> = chunks
-        .iter()
-        .filter_map(|c| c["choices"][0]["finish_reason"].as_str())
-        .collect();
+    let reasons: Vec<&str> =
+        chunks.iter().filter_map(|c| c["choices"][0]["finish_reason"].as_str()).collect();
     assert_eq!(reasons.len(), 1, "one reason to end: {reasons:?}");
     (whole, reasons[0].to_owned())
 }
@@ -104,14 +102,9 @@ fn the_same_request_gets_the_same_tokens_whatever_else_runs() {
         .collect();
     let alone: Vec<String> = asks.iter().map(|ask| server.complete(ask).text()).collect();
     let together: Vec<String> = std::thread::scope(|scope| {
-        let running: Vec<_> = asks
-            .iter()
-            .map(|ask| scope.spawn(|| server.complete(ask).text()))
-            .collect();
-        running
-            .into_iter()
-            .map(|t| t.join().expect("it is answered"))
-            .collect()
+        let running: Vec<_> =
+            asks.iter().map(|ask| scope.spawn(|| server.complete(ask).text())).collect();
+        running.into_iter().map(|t| t.join().expect("it is answered")).collect()
     });
     assert_eq!(alone, together);
     // Different seeds are different answers, so equality above says something.
@@ -164,16 +157,9 @@ fn prompts_may_be_token_ids_or_empty() {
     assert_eq!(ids.json()["usage"]["prompt_tokens"], 3);
     let unknown = server.complete(&ask(json!([40, 320])));
     assert_eq!(unknown.status, 400);
-    assert!(
-        unknown.body.contains("below 320, found 320"),
-        "{}",
-        unknown.body
-    );
+    assert!(unknown.body.contains("below 320, found 320"), "{}", unknown.body);
     // Nothing is the beginning of a text.
-    assert_eq!(
-        server.complete(&ask(json!(""))).text(),
-        server.complete(&ask(json!([0]))).text()
-    );
+    assert_eq!(server.complete(&ask(json!(""))).text(), server.complete(&ask(json!([0]))).text());
 }
 
 #[test]
@@ -218,10 +204,7 @@ fn a_whole_context_can_be_used_and_no_more() {
     let error = &over.json()["error"];
     assert_eq!(error["code"], "context_length_exceeded");
     let message = error["message"].as_str().expect("text");
-    assert!(
-        message.contains("64 tokens") && message.contains("65"),
-        "{message}"
-    );
+    assert!(message.contains("64 tokens") && message.contains("65"), "{message}");
     // A conversation without a limit gets what is left of the context.
     let chat = json!({"messages": [{"role": "user", "content": "a"}], "temperature": 0});
     assert_eq!(server.chat(&chat).json()["usage"]["total_tokens"], 64);

@@ -36,10 +36,7 @@ fn shape() -> ModelShape {
         vocab: 320,
         max_positions: CONTEXT,
         norm_eps: 1e-5,
-        rope: Rope {
-            theta: 10_000.0,
-            scaling: RopeScaling::None,
-        },
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::None },
         tied_embeddings: false,
         qkv_bias: false,
         qk_norm: false,
@@ -122,12 +119,9 @@ pub(crate) fn start_on(config: ServeConfig, threads: usize) -> Result<Server, Se
         }))
     });
     match listening.recv() {
-        Ok(address) => Ok(Server {
-            address,
-            shutdown: Some(shutdown),
-            thread: Some(thread),
-            _folder: None,
-        }),
+        Ok(address) => {
+            Ok(Server { address, shutdown: Some(shutdown), thread: Some(thread), _folder: None })
+        }
         Err(_) => match thread.join().expect("it does not panic") {
             Err(error) => Err(error),
             Ok(()) => panic!("the server ended without being asked"),
@@ -151,10 +145,7 @@ impl Answer {
     /// The text of the one choice of a completion.
     pub(crate) fn text(&self) -> String {
         let json = self.json();
-        json["choices"][0]["text"]
-            .as_str()
-            .unwrap_or_else(|| panic!("no text: {json}"))
-            .to_owned()
+        json["choices"][0]["text"].as_str().unwrap_or_else(|| panic!("no text: {json}")).to_owned()
     }
 }
 
@@ -176,10 +167,7 @@ impl Server {
         Answer {
             status: response.status().as_u16(),
             retry_after: header.map(|v| v.to_str().expect("a number").to_owned()),
-            body: response
-                .into_body()
-                .read_to_string()
-                .expect("the body is text"),
+            body: response.into_body().read_to_string().expect("the body is text"),
         }
     }
 
@@ -203,10 +191,8 @@ impl Server {
 
     /// The data lines of a streamed answer, one by one as they arrive.
     pub(crate) fn stream(&self, path: &str, body: &Value) -> impl Iterator<Item = String> + use<> {
-        let response = Self::agent()
-            .post(self.url(path))
-            .send(body.to_string())
-            .expect("the server answers");
+        let response =
+            Self::agent().post(self.url(path)).send(body.to_string()).expect("the server answers");
         assert_eq!(response.status(), 200);
         assert_eq!(response.headers()["content-type"], "text/event-stream");
         BufReader::new(response.into_body().into_reader())

@@ -15,13 +15,7 @@ fn each_bad_request_gets_an_error_a_program_can_read() {
     let (completions, chat) = ("/v1/completions", "/v1/chat/completions");
     let long = "x ".repeat(4_000);
     for (path, body, status, code, param) in [
-        (
-            completions,
-            "{\"prompt\": ".to_owned(),
-            400,
-            "malformed_json",
-            None,
-        ),
+        (completions, "{\"prompt\": ".to_owned(), 400, "malformed_json", None),
         (completions, String::new(), 400, "malformed_json", None),
         (chat, "[]".into(), 400, "malformed_json", None),
         (chat, "{}".into(), 400, "invalid_value", Some("messages")),
@@ -53,13 +47,7 @@ fn each_bad_request_gets_an_error_a_program_can_read() {
             "model_not_found",
             Some("model"),
         ),
-        (
-            completions,
-            "x".repeat(2 << 20),
-            413,
-            "body_too_large",
-            None,
-        ),
+        (completions, "x".repeat(2 << 20), 413, "body_too_large", None),
         ("/v1/embeddings", "{}".into(), 404, "unknown_url", None),
     ] {
         let answer = server.post(path, &body);
@@ -68,21 +56,13 @@ fn each_bad_request_gets_an_error_a_program_can_read() {
         assert_eq!(error["code"], code, "{error}");
         assert_eq!(error["param"].as_str(), param, "{error}");
         assert_eq!(error["type"], "invalid_request_error");
-        assert!(
-            error["message"].as_str().is_some_and(|m| m.len() > 20),
-            "{error}"
-        );
+        assert!(error["message"].as_str().is_some_and(|m| m.len() > 20), "{error}");
     }
     assert_eq!(server.get(completions).status, 405);
     let raw = server.post(completions, b"{\"prompt\": \"\xff\xfe\"}");
     assert_eq!(raw.status, 400, "{raw:?}");
     // None of it harmed the server.
-    assert_eq!(
-        server
-            .complete(&json!({"prompt": "x", "max_tokens": 3}))
-            .status,
-        200
-    );
+    assert_eq!(server.complete(&json!({"prompt": "x", "max_tokens": 3})).status, 200);
 }
 
 #[test]
@@ -96,25 +76,15 @@ fn two_hundred_at_once_are_answered_or_told_to_come_again() {
     let expected = server.complete(&ask).text();
     let most = server.metric("kv_blocks_total");
     let answers: Vec<_> = std::thread::scope(|scope| {
-        let clients: Vec<_> = (0..200)
-            .map(|_| scope.spawn(|| server.complete(&ask)))
-            .collect();
-        eventually("the batch is full", || {
-            server.metric("running_sequences") == 4.0
-        });
+        let clients: Vec<_> = (0..200).map(|_| scope.spawn(|| server.complete(&ask))).collect();
+        eventually("the batch is full", || server.metric("running_sequences") == 4.0);
         assert!(server.metric("kv_blocks_used") <= most);
         assert!(server.metric("queue_depth") <= 60.0);
-        clients
-            .into_iter()
-            .map(|c| c.join().expect("it is answered"))
-            .collect()
+        clients.into_iter().map(|c| c.join().expect("it is answered")).collect()
     });
     let (served, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|a| a.status == 200);
     assert!(served.len() >= 64, "{} served", served.len());
-    assert!(
-        !refused.is_empty(),
-        "with 64 places, some of 200 are refused"
-    );
+    assert!(!refused.is_empty(), "with 64 places, some of 200 are refused");
     for answer in served {
         assert_eq!(answer.text(), expected);
     }
@@ -124,9 +94,7 @@ fn two_hundred_at_once_are_answered_or_told_to_come_again() {
         assert_eq!(answer.json()["error"]["code"], "queue_full");
     }
     assert_eq!(server.complete(&ask).text(), expected);
-    eventually("every block is free again", || {
-        server.metric("kv_blocks_used") == 0.0
-    });
+    eventually("every block is free again", || server.metric("kv_blocks_used") == 0.0);
 }
 
 #[test]
@@ -147,17 +115,10 @@ fn a_client_that_goes_away_frees_its_blocks() {
         eventually("it runs", || server.metric("kv_blocks_used") > 200.0);
         let before = server.metric("abandoned_requests_total");
         drop(client);
-        eventually("its blocks are free", || {
-            server.metric("kv_blocks_used") == 0.0
-        });
+        eventually("its blocks are free", || server.metric("kv_blocks_used") == 0.0);
         assert_eq!(server.metric("abandoned_requests_total"), before + 1.0);
     }
-    assert_eq!(
-        server
-            .complete(&json!({"prompt": "x", "max_tokens": 3}))
-            .status,
-        200
-    );
+    assert_eq!(server.complete(&json!({"prompt": "x", "max_tokens": 3})).status, 200);
 }
 
 #[test]
@@ -167,22 +128,14 @@ fn running_requests_end_before_the_server_does() {
     let mut lines = server.stream("/v1/completions", &ask);
     lines.next().expect("it has begun");
     server.shut_down();
-    eventually("readiness turns red", || {
-        server.get("/health/ready").status == 503
-    });
+    eventually("readiness turns red", || server.get("/health/ready").status == 503);
     assert_eq!(server.get("/health").status, 200, "the process is well");
     let refused = server.complete(&json!({"prompt": "x"}));
     assert_eq!(refused.status, 503, "{refused:?}");
     assert_eq!(refused.json()["error"]["code"], "draining");
     assert!(refused.retry_after.is_some());
-    assert_eq!(
-        lines.last().as_deref(),
-        Some("[DONE]"),
-        "the running one ends well"
-    );
-    server
-        .join()
-        .expect("a drained server ends without an error");
+    assert_eq!(lines.last().as_deref(), Some("[DONE]"), "the running one ends well");
+    server.join().expect("a drained server ends without an error");
 }
 
 #[test]
@@ -231,20 +184,11 @@ fn a_taken_port_is_named_with_what_to_do() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let taken = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let port = taken.local_addr().expect("it is bound").port();
-    let error = refusal(ServeConfig {
-        port,
-        ..config(&folder)
-    });
+    let error = refusal(ServeConfig { port, ..config(&folder) });
     assert!(matches!(error, ServeError::PortTaken { port: p, .. } if p == port));
     let message = error.to_string();
-    assert!(
-        message.contains(&port.to_string()) && message.contains("--port"),
-        "{message}"
-    );
-    let error = refusal(ServeConfig {
-        host: "192.0.2.1".into(),
-        ..config(&folder)
-    });
+    assert!(message.contains(&port.to_string()) && message.contains("--port"), "{message}");
+    let error = refusal(ServeConfig { host: "192.0.2.1".into(), ..config(&folder) });
     assert!(matches!(error, ServeError::Bind { .. }), "{error}");
 }
 
@@ -253,48 +197,27 @@ fn a_model_that_cannot_be_served_is_refused_before_anything_starts() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let good = config(&folder);
 
-    let error = refusal(ServeConfig {
-        context: Some(20_000),
-        ..good.clone()
-    });
-    assert!(
-        matches!(error, ServeError::Load(LoadError::Plan(_))),
-        "{error}"
-    );
+    let error = refusal(ServeConfig { context: Some(20_000), ..good.clone() });
+    assert!(matches!(error, ServeError::Load(LoadError::Plan(_))), "{error}");
     assert!(error.to_string().contains("16384"), "{error}");
 
-    let error = refusal(ServeConfig {
-        memory: Some(100_000),
-        ..good.clone()
-    });
-    let ServeError::Load(LoadError::DoesNotFit {
-        planned, available, ..
-    }) = error
-    else {
+    let error = refusal(ServeConfig { memory: Some(100_000), ..good.clone() });
+    let ServeError::Load(LoadError::DoesNotFit { planned, available, .. }) = error else {
         panic!("{error}")
     };
     assert!(planned > available);
 
     // Less than every sequence's whole context: fewer blocks, within what there is.
     let memory = planned + 300_000;
-    let server = start_on(
-        ServeConfig {
-            memory: Some(memory),
-            ..good.clone()
-        },
-        1,
-    )
-    .expect("it fits");
+    let server =
+        start_on(ServeConfig { memory: Some(memory), ..good.clone() }, 1).expect("it fits");
     assert!(server.metric("planned_bytes") <= memory as f64);
     assert!(server.metric("kv_blocks_total") > 1024.0);
     assert!(server.metric("kv_blocks_total") < 16.0 * 1024.0);
     drop(server);
 
     let nowhere = ModelLocation::Folder(folder.path().join("absent"));
-    let error = refusal(ServeConfig {
-        model: nowhere,
-        ..good.clone()
-    });
+    let error = refusal(ServeConfig { model: nowhere, ..good.clone() });
     assert!(error.to_string().contains("absent"), "{error}");
 
     for file in ["tokenizer.json", "model.safetensors", "config.json"] {
@@ -310,45 +233,27 @@ fn a_model_that_cannot_be_served_is_refused_before_anything_starts() {
 
 #[test]
 fn an_artifact_is_served_by_its_hash_and_a_damaged_one_is_not() {
-    let (folder, home) = (
-        tempfile::tempdir().expect("a folder"),
-        tempfile::tempdir().expect("a folder"),
-    );
+    let (folder, home) =
+        (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
     write_model(folder.path());
     let place = home.path().to_str().expect("its path is text").to_owned();
     let store = Store::open(&place).expect("the store opens");
-    let stored = store
-        .put_artifact(folder.path())
-        .expect("the store takes it");
+    let stored = store.put_artifact(folder.path()).expect("the store takes it");
     let hash = stored.hash.to_string();
     let artifact = |hash: &str| {
-        let model = ModelLocation::Artifact {
-            store: place.clone(),
-            hash: hash.into(),
-        };
+        let model = ModelLocation::Artifact { store: place.clone(), hash: hash.into() };
         ServeConfig::new(model, "tiny", 0)
     };
     let server = start_on(artifact(&hash[..10]), 1).expect("it comes up");
-    assert_eq!(
-        server
-            .complete(&json!({"prompt": "x", "max_tokens": 3}))
-            .status,
-        200
-    );
+    assert_eq!(server.complete(&json!({"prompt": "x", "max_tokens": 3})).status, 200);
     drop(server);
 
     let error = refusal(artifact("0123456789"));
-    assert!(
-        matches!(error, ServeError::Load(LoadError::Store(_))),
-        "{error}"
-    );
+    assert!(matches!(error, ServeError::Load(LoadError::Store(_))), "{error}");
 
     let manifest = store.manifest(stored.hash).expect("it is there");
-    let weights = manifest
-        .files
-        .iter()
-        .find(|f| f.path == "model.safetensors")
-        .expect("it has weights");
+    let weights =
+        manifest.files.iter().find(|f| f.path == "model.safetensors").expect("it has weights");
     let chunk = weights.chunks[0].to_string();
     let path = home.path().join("chunks").join(&chunk[..2]).join(&chunk);
     let mut bytes = std::fs::read(&path).expect("the chunk is there");

@@ -90,10 +90,7 @@ impl Mortal {
 }
 
 fn dead() -> object_store::Error {
-    object_store::Error::Generic {
-        store: "Mortal",
-        source: "the process died".into(),
-    }
+    object_store::Error::Generic { store: "Mortal", source: "the process died".into() }
 }
 
 impl fmt::Display for Mortal {

@@ -12,10 +12,8 @@ fn open(dir: &Path) -> Folder {
 
 fn newest(folder: &Folder) -> (Option<u64>, Vec<String>) {
     let mut skipped = Vec::new();
-    let step = folder
-        .newest(|message| skipped.push(message))
-        .unwrap()
-        .map(|checkpoint| checkpoint.step);
+    let step =
+        folder.newest(|message| skipped.push(message)).unwrap().map(|checkpoint| checkpoint.step);
     (step, skipped)
 }
 
@@ -31,16 +29,9 @@ fn the_newest_two_are_kept_and_the_newest_is_read() {
     kept.sort();
     assert_eq!(
         kept,
-        [
-            "lock",
-            "step-0000000010-0123456789abcdef",
-            "step-0000000100-0123456789abcdef"
-        ]
+        ["lock", "step-0000000010-0123456789abcdef", "step-0000000100-0123456789abcdef"]
     );
-    assert_eq!(
-        folder.newest(|_| ()).unwrap().unwrap().files["state"],
-        b"100"
-    );
+    assert_eq!(folder.newest(|_| ()).unwrap().unwrap().files["state"], b"100");
 }
 
 #[test]
@@ -52,25 +43,13 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
             bytes[0] ^= 1;
             fs::write(dir.join("state"), bytes).unwrap();
         }),
-        ("has 3 bytes, its manifest says 6", |dir| {
-            fs::write(dir.join("state"), "two").unwrap()
-        }),
-        ("state: No such file", |dir| {
-            fs::remove_file(dir.join("state")).unwrap()
-        }),
-        ("manifest.json: No such file", |dir| {
-            fs::remove_file(dir.join(MANIFEST)).unwrap()
-        }),
-        ("manifest.json: EOF", |dir| {
-            fs::write(dir.join(MANIFEST), "{").unwrap()
-        }),
+        ("has 3 bytes, its manifest says 6", |dir| fs::write(dir.join("state"), "two").unwrap()),
+        ("state: No such file", |dir| fs::remove_file(dir.join("state")).unwrap()),
+        ("manifest.json: No such file", |dir| fs::remove_file(dir.join(MANIFEST)).unwrap()),
+        ("manifest.json: EOF", |dir| fs::write(dir.join(MANIFEST), "{").unwrap()),
         ("says step 1", |dir| {
             let json = fs::read_to_string(dir.join(MANIFEST)).unwrap();
-            fs::write(
-                dir.join(MANIFEST),
-                json.replace("\"step\": 2", "\"step\": 1"),
-            )
-            .unwrap();
+            fs::write(dir.join(MANIFEST), json.replace("\"step\": 2", "\"step\": 1")).unwrap();
         }),
     ];
     for (problem, damage) in cases {
@@ -80,10 +59,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
         damage(&folder.write(2, &files("second")).unwrap());
         let (step, skipped) = newest(&folder);
         assert_eq!(step, Some(1), "{problem}");
-        assert!(
-            skipped.len() == 1 && skipped[0].contains(problem),
-            "{problem}: {skipped:?}"
-        );
+        assert!(skipped.len() == 1 && skipped[0].contains(problem), "{problem}: {skipped:?}");
         assert!(skipped[0].contains("step-0000000002-"), "{skipped:?}");
         // Training gets there again and replaces it.
         folder.write(2, &files("second")).unwrap();
@@ -95,10 +71,7 @@ fn a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
 fn another_jobs_checkpoint_is_named_and_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let other = KEY.replace('0', "f");
-    let path = Folder::open(dir.path(), &other, 1)
-        .unwrap()
-        .write(7, &files("theirs"))
-        .unwrap();
+    let path = Folder::open(dir.path(), &other, 1).unwrap().write(7, &files("theirs")).unwrap();
     let folder = open(dir.path());
     let (step, skipped) = newest(&folder);
     assert_eq!(step, None);
@@ -111,19 +84,14 @@ fn another_jobs_checkpoint_is_named_and_left_alone() {
     fs::rename(&path, dir.path().join(folder.name(20))).unwrap();
     let (step, skipped) = newest(&folder);
     assert_eq!(step, Some(11));
-    assert!(
-        skipped[0].contains("belongs to another job (key f123"),
-        "{skipped:?}"
-    );
+    assert!(skipped[0].contains("belongs to another job (key f123"), "{skipped:?}");
 }
 
 #[test]
 fn what_a_crash_left_unfinished_is_removed_and_never_read() {
     let dir = tempfile::tempdir().unwrap();
     let path = open(dir.path()).write(3, &files("whole")).unwrap();
-    let unfinished = dir
-        .path()
-        .join(format!("{WRITING}step-0000000004-0123456789abcdef"));
+    let unfinished = dir.path().join(format!("{WRITING}step-0000000004-0123456789abcdef"));
     fs::create_dir(&unfinished).unwrap();
     fs::write(unfinished.join("state"), "par").unwrap();
     let folder = open(dir.path());
@@ -137,9 +105,7 @@ fn a_second_process_is_told_who_holds_the_folder() {
     let folder = open(dir.path());
     let error = Folder::open(dir.path(), KEY, 2).unwrap_err();
     assert!(
-        error
-            .to_string()
-            .contains(&format!("in use by process {}", std::process::id())),
+        error.to_string().contains(&format!("in use by process {}", std::process::id())),
         "{error}"
     );
     drop(folder);
@@ -153,14 +119,8 @@ fn a_write_that_fails_leaves_the_last_checkpoint_and_no_litter() {
     folder.write(1, &files("first")).unwrap();
     // A name that no file can have stands in for every refusal of the system.
     let impossible = Files::from([("state".to_owned(), vec![1]), ("x".repeat(300), vec![2])]);
-    let error = folder
-        .write_in_background(2, impossible)
-        .wait()
-        .unwrap_err();
-    assert!(
-        error.to_string().starts_with("cannot write checkpoint"),
-        "{error}"
-    );
+    let error = folder.write_in_background(2, impossible).wait().unwrap_err();
+    assert!(error.to_string().starts_with("cannot write checkpoint"), "{error}");
     let mut names = folder.names().unwrap();
     names.sort();
     assert_eq!(names, ["lock", "step-0000000001-0123456789abcdef"]);

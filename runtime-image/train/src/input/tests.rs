@@ -1,11 +1,8 @@
 use super::*;
 
 fn read(path: &Path) -> Result<Source, Error> {
-    let input = recipe::Input {
-        name: "data".into(),
-        uri: path.display().to_string(),
-        digest: None,
-    };
+    let input =
+        recipe::Input { name: "data".into(), uri: path.display().to_string(), digest: None };
     Source::read(&input, Role::Text, &Builtins::new())
 }
 
@@ -44,18 +41,9 @@ fn a_folder_is_read_in_the_order_of_its_paths() {
 fn the_digest_is_of_paths_and_contents_alone() {
     let files: [(&str, &[u8]); 2] = [("x/1", b"one"), ("y", b"two")];
     let (a, b) = (folder(&files), folder(&files));
-    assert_eq!(
-        read(a.path()).unwrap().digest,
-        read(b.path()).unwrap().digest
-    );
-    for other in [
-        [("x/1", b"one" as &[u8]), ("y", b"twO")],
-        [("x/2", b"one"), ("y", b"two")],
-    ] {
-        assert_ne!(
-            read(folder(&other).path()).unwrap().digest,
-            read(a.path()).unwrap().digest
-        );
+    assert_eq!(read(a.path()).unwrap().digest, read(b.path()).unwrap().digest);
+    for other in [[("x/1", b"one" as &[u8]), ("y", b"twO")], [("x/2", b"one"), ("y", b"two")]] {
+        assert_ne!(read(folder(&other).path()).unwrap().digest, read(a.path()).unwrap().digest);
     }
     // A file's own name is not its content.
     let dir = folder(&[("p", b"same"), ("q", b"same")]);
@@ -65,23 +53,13 @@ fn the_digest_is_of_paths_and_contents_alone() {
 
 #[test]
 fn what_is_not_text_is_left_out_of_a_folder_and_refused_alone() {
-    let dir = folder(&[
-        ("good", b"text"),
-        ("latin1", b"caf\xe9"),
-        ("binary", b"a\0b"),
-    ]);
+    let dir = folder(&[("good", b"text"), ("latin1", b"caf\xe9"), ("binary", b"a\0b")]);
     let source = read(dir.path()).unwrap();
     assert_eq!((source.texts.len(), source.left_out), (1, 2));
     let latin1 = problem(&dir.path().join("latin1"));
-    assert!(
-        latin1.contains("latin1: not UTF-8: the byte at offset 3"),
-        "{latin1}"
-    );
+    assert!(latin1.contains("latin1: not UTF-8: the byte at offset 3"), "{latin1}");
     let binary = problem(&dir.path().join("binary"));
-    assert!(
-        binary.contains("binary: not text: there is a NUL byte at offset 1"),
-        "{binary}"
-    );
+    assert!(binary.contains("binary: not text: there is a NUL byte at offset 1"), "{binary}");
     fs::remove_file(dir.path().join("good")).unwrap();
     assert!(problem(dir.path()).contains("none of its 2 files is UTF-8"));
 }
@@ -95,19 +73,10 @@ fn nothing_to_read_is_said_plainly() {
         ("missing", "missing: No such file or directory"),
     ] {
         let problem = problem(&dir.path().join(path));
-        assert!(
-            problem.contains(expected) && problem.starts_with("input 'data': "),
-            "{problem}"
-        );
+        assert!(problem.contains(expected) && problem.starts_with("input 'data': "), "{problem}");
     }
-    let input = recipe::Input {
-        name: "data".into(),
-        uri: "s3://b/k".into(),
-        digest: None,
-    };
-    let error = Source::read(&input, Role::Text, &Builtins::new())
-        .unwrap_err()
-        .to_string();
+    let input = recipe::Input { name: "data".into(), uri: "s3://b/k".into(), digest: None };
+    let error = Source::read(&input, Role::Text, &Builtins::new()).unwrap_err().to_string();
     assert!(error.contains("the scheme 's3' is not read"), "{error}");
 }
 
@@ -128,25 +97,13 @@ fn a_change_is_noticed_and_a_touch_is_not_one() {
     let dir = folder(&[("a", b"text"), ("b", b"more")]);
     let mut source = read(dir.path()).unwrap();
     source.still_the_same().unwrap();
-    let file = fs::File::options()
-        .append(true)
-        .open(dir.path().join("a"))
-        .unwrap();
+    let file = fs::File::options().append(true).open(dir.path().join("a")).unwrap();
     file.set_modified(SystemTime::UNIX_EPOCH).unwrap();
     source.still_the_same().unwrap();
     source.verify().unwrap();
     fs::write(dir.path().join("a"), "teXt").unwrap();
     let error = source.still_the_same().unwrap_err();
-    assert!(
-        matches!(&error, Error::Changed { before, after, .. } if before != after),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::Changed { before, after, .. } if before != after), "{error}");
     fs::remove_dir_all(dir.path()).unwrap();
-    assert!(
-        source
-            .verify()
-            .unwrap_err()
-            .to_string()
-            .contains("No such file")
-    );
+    assert!(source.verify().unwrap_err().to_string().contains("No such file"));
 }

@@ -2,7 +2,7 @@
 //! of the arbiter. The plan is the one that the runtime executes, so "does it
 //! fit" and what is allocated are one number.
 
-use petaflop_arbiter::workload::{Precision, ServingWork, TrainingWork};
+use crate::workload::{Precision, ServingWork, TrainingWork};
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::{ServingOptions, plan_inference};
 use petaflop_plan::plan::PlanError;
@@ -28,10 +28,8 @@ pub fn training(
     input_bytes: u64,
     checkpoint_interval_seconds: u64,
 ) -> Result<TrainingWork, PlanError> {
-    let plan = plan_training(
-        shape,
-        &TrainingOptions::new(recipe.micro_batch_size, recipe.sequence_len),
-    )?;
+    let plan =
+        plan_training(shape, &TrainingOptions::new(recipe.micro_batch_size, recipe.sequence_len))?;
     let passes = u64::from(recipe.gradient_accumulation_steps);
     let tokens_per_step =
         u64::from(recipe.sequence_len) * u64::from(recipe.micro_batch_size) * passes;
@@ -40,10 +38,7 @@ pub fn training(
         TrainingLength::Steps(steps) => steps,
         TrainingLength::Epochs(epochs) => {
             let trained = (tokens as f64 * (1.0 - recipe.val_set_size)) as u64;
-            trained
-                .div_ceil(tokens_per_step.max(1))
-                .max(1)
-                .saturating_mul(epochs.into())
+            trained.div_ceil(tokens_per_step.max(1)).max(1).saturating_mul(epochs.into())
         }
     };
     let weights = shape.parameters().saturating_mul(F32);
@@ -81,10 +76,8 @@ fn bytes_per_token(vocab: u32) -> f64 {
 /// number of replicas is filled in from the spec.
 pub fn serving(shape: &ModelShape, options: &ServingOptions) -> Result<ServingWork, PlanError> {
     let plan = plan_inference(shape, options)?;
-    let one_token = plan_inference(
-        shape,
-        &ServingOptions::new(options.weights, 1, 1, options.context),
-    )?;
+    let one_token =
+        plan_inference(shape, &ServingOptions::new(options.weights, 1, 1, options.context))?;
     let weights = shape.parameters().saturating_mul(F32);
     let half_full = u64::from(options.context / 2);
     Ok(ServingWork {
@@ -94,9 +87,7 @@ pub fn serving(shape: &ModelShape, options: &ServingOptions) -> Result<ServingWo
         model_bytes: weights.saturating_add(ARTIFACT_EXTRAS),
         flops_per_token: one_token.forward_flops(),
         weight_bytes_per_step: one_token.segments.parameters,
-        cache_bytes_per_sequence: shape
-            .kv_bytes_per_token(Dtype::F32)
-            .saturating_mul(half_full),
+        cache_bytes_per_sequence: shape.kv_bytes_per_token(Dtype::F32).saturating_mul(half_full),
         max_sequences: options.max_sequences,
         max_millis_per_token: None,
         precision: Precision::F32,
@@ -113,11 +104,7 @@ mod tests {
         let text = include_bytes!("../../examples/quickstart.yaml");
         let documents =
             manifest::parse(text, "quickstart.yaml", std::path::Path::new("/")).expect("it parses");
-        let Some(Document {
-            object: Object::TrainingJob(job),
-            ..
-        }) = documents.first()
-        else {
+        let Some(Document { object: Object::TrainingJob(job), .. }) = documents.first() else {
             panic!("a job comes first")
         };
         let recipe = job.spec.recipe.as_ref().expect("it has a recipe");
@@ -137,11 +124,7 @@ mod tests {
         assert_eq!(work.checkpoint_bytes, 869_504 * 12);
         // 6 operations for each weight and token, and attention's on top.
         let floor = 6 * (869_504) * 128 * 16;
-        assert!(
-            (floor..floor * 2).contains(&work.flops_per_step),
-            "{}",
-            work.flops_per_step
-        );
+        assert!((floor..floor * 2).contains(&work.flops_per_step), "{}", work.flops_per_step);
     }
 
     #[test]
@@ -152,12 +135,7 @@ mod tests {
         let half = training(&recipe, &shape, 10 << 20, 0, 30).expect("it can be planned");
         recipe.val_set_size = 0.0;
         let whole = training(&recipe, &shape, 10 << 20, 0, 30).expect("it can be planned");
-        assert!(
-            half.steps * 2 - whole.steps <= 2,
-            "{} {}",
-            half.steps,
-            whole.steps
-        );
+        assert!(half.steps * 2 - whole.steps <= 2, "{} {}", half.steps, whole.steps);
         assert_eq!(whole.steps % 2, 0);
     }
 

@@ -7,17 +7,17 @@
 //! | [`inference_service`] | the kind `InferenceService` |
 //! | [`shared`] | what both have: resources, placement, containers, status pieces |
 //! | [`scalar`] | money, quantities and spans of time, as strings that parse exactly |
-//! | [`reasons`] | the closed lists of condition types and reasons |
+//! | [`conditions`] | the closed lists of condition types |
 //! | [`recipe`] | what to train, in axolotl's names; [`recipe::resolve`] fixes every choice once |
 //! | [`workload`] | each kind as the arbiter's `Workload` |
 //! | [`manifest`] | reading manifests from files, with errors that name the place and the mend |
 //! | [`crds`] | the CustomResourceDefinitions, as they are installed |
 
+pub mod conditions;
 pub mod crds;
 mod field_error;
 pub mod inference_service;
 pub mod manifest;
-pub mod reasons;
 pub mod recipe;
 pub mod scalar;
 pub mod shared;

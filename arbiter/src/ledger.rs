@@ -14,6 +14,8 @@ pub enum RowKind {
     Running,
     /// The last span: the machine is gone; the sum is an estimate until the provider's bill is read.
     Final,
+    /// The last span of a machine that no claim knew of any more.
+    Orphan,
     /// The provider's bill says otherwise.
     Correction,
 }
@@ -116,20 +118,35 @@ impl ClaimLedger {
     /// # Errors
     /// The last row is written already, or the amount does not fit.
     pub fn next_row(&self, until: Timestamp, last: bool) -> Result<Option<Row>, LedgerError> {
+        self.row_until(until, last.then_some(RowKind::Final))
+    }
+
+    /// The last row of a machine that was found without a claim: see [`RowKind::Orphan`].
+    ///
+    /// # Errors
+    /// As [`ClaimLedger::next_row`].
+    pub fn orphan_row(&self, until: Timestamp) -> Result<Option<Row>, LedgerError> {
+        self.row_until(until, Some(RowKind::Orphan))
+    }
+
+    fn row_until(
+        &self,
+        until: Timestamp,
+        last: Option<RowKind>,
+    ) -> Result<Option<Row>, LedgerError> {
         if self.is_closed() {
             return Err(LedgerError::Closed { claim_uid: self.claim_uid.clone() });
         }
         let from = self.rows.last().map_or(self.began, |row| row.to);
         let to = until.max(from);
-        if to == from && !last {
+        if to == from && last.is_none() {
             return Ok(None);
         }
         let millis = to.as_millisecond().saturating_sub(self.began.as_millisecond());
         let rate = self.spec.offer.price;
         let amount =
             rate.for_millis(millis).checked_sub(self.total()?).ok_or_else(|| self.overflow())?;
-        let kind = if last { RowKind::Final } else { RowKind::Running };
-        Ok(Some(self.row(kind, from, to, amount)))
+        Ok(Some(self.row(last.unwrap_or(RowKind::Running), from, to, amount)))
     }
 
     /// The row that makes the sum equal to the provider's bill; `None` where it is already.

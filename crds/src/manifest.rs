@@ -354,7 +354,20 @@ fn typed<T: DeserializeOwned>(
     text: &str,
     kind: &crds::Kind,
 ) -> Result<T, Vec<Finding>> {
-    let findings = check::check(tree, &kind.manifest_schema, text);
+    let mut findings = check::check(tree, &kind.manifest_schema, text);
+    // The API server holds namespaces to this, and outside a cluster they name folders.
+    if let Some(namespace) = tree.get("metadata").and_then(|m| m.node.text("namespace"))
+        && !is_label(namespace)
+    {
+        findings.push(Finding {
+            at: tree.locate("metadata.namespace"),
+            path: "metadata.namespace".into(),
+            message: format!(
+                "expected at most 63 lower-case letters, digits and '-', with a letter or digit at both ends, found {namespace:?}"
+            ),
+            help: None,
+        });
+    }
     if !findings.is_empty() {
         return Err(findings);
     }
@@ -384,4 +397,13 @@ fn typed<T: DeserializeOwned>(
             help: None,
         }]
     })
+}
+
+/// Whether this is a DNS label (RFC 1123).
+fn is_label(text: &str) -> bool {
+    let inner = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || *b == b'-';
+    (1..=63).contains(&text.len())
+        && !text.starts_with('-')
+        && !text.ends_with('-')
+        && text.as_bytes().iter().all(inner)
 }

@@ -89,7 +89,7 @@ pub async fn identify(
     let job = JobSpec {
         recipe: resolved.recipe.clone(),
         inputs: resolved.inputs.clone(),
-        store: work::store_of(&resolved.spec, home),
+        store: home.store().display().to_string(),
         checkpoints: home.root().join("tmp").display().to_string(),
         checkpoint_interval_seconds: 1,
         keep_checkpoints: 1,
@@ -180,24 +180,11 @@ pub fn serving(
     Ok((folder, admission))
 }
 
-/// The namespace of a document: a DNS label, for it becomes the name of a folder.
-pub fn namespace_of(document: &Document) -> Result<String, AdmitError> {
+/// The namespace of a document; a label, for `petaflop_crds::manifest` refuses others.
+pub fn namespace_of(document: &Document) -> String {
     let meta = match &document.object {
         Object::TrainingJob(job) => &job.metadata,
         Object::InferenceService(service) => &service.metadata,
     };
-    let Some(namespace) = &meta.namespace else {
-        return Ok(DEFAULT_NAMESPACE.to_owned());
-    };
-    let fits = (1..=63).contains(&namespace.len())
-        && !namespace.starts_with('-')
-        && !namespace.ends_with('-')
-        && namespace.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-    if fits {
-        return Ok(namespace.clone());
-    }
-    Err(AdmitError::BadInput(format!(
-        "{}: metadata.namespace: expected at most 63 lower-case letters, digits and inner '-', found {namespace:?}",
-        document.name()
-    )))
+    meta.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned())
 }

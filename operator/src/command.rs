@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
+use petaflop_crds::training_job::Cache;
 use petaflop_plan::recipe::JobSpec;
 use petaflop_providers::Command;
 
 use crate::claims::StoredClaim;
 use crate::home::{Home, HomeError, write_json};
 use crate::job::{Admission, Folder, ServedModel, Task, Training};
-use crate::work;
 
 /// What an instance is to do. The same claim gives the same command.
 pub fn of(
@@ -22,12 +22,16 @@ pub fn of(
     std::fs::create_dir_all(&run).map_err(HomeError::unusable(&run))?;
     let text = |path: &Path| path.display().to_string();
     let mut argv = vec![text(runtime)];
+    let progress = text(&run.join("progress.jsonl"));
     let (memory, grace_seconds) = match &admission.task {
         Task::Training(task) => {
             let job = run.join("job.json");
             write_json(&job, &job_spec(home, folder, task))?;
             argv.extend(["train".to_owned(), "--job".to_owned(), text(&job)]);
-            argv.extend(["--progress".to_owned(), text(&run.join("progress.jsonl"))]);
+            argv.extend(["--progress".to_owned(), progress]);
+            if task.spec.cache == Cache::Never {
+                argv.push("--fresh".to_owned());
+            }
             let grace = u64::from(task.spec.checkpoint.grace_seconds);
             (task.work.arena_bytes + task.work.host_bytes, grace)
         }
@@ -44,6 +48,7 @@ pub fn of(
             }
             argv.extend(["--name".to_owned(), admission.name.clone()]);
             argv.extend(["--port".to_owned(), task.port.to_string()]);
+            argv.extend(["--progress".to_owned(), progress]);
             (task.work.arena_bytes + task.work.host_bytes, 30)
         }
     };
@@ -62,7 +67,7 @@ fn job_spec(home: &Home, folder: &Folder, task: &Training) -> JobSpec {
     JobSpec {
         recipe: task.recipe.clone(),
         inputs: task.inputs.clone(),
-        store: work::store_of(&task.spec, home),
+        store: home.store().display().to_string(),
         checkpoints: folder.checkpoints(&task.key).display().to_string(),
         checkpoint_interval_seconds: u64::from(task.spec.checkpoint.interval_seconds),
         keep_checkpoints: task.spec.output.keep_checkpoints,

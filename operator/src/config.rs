@@ -37,3 +37,19 @@ impl Config {
         serde_saphyr::from_str(&text).map_err(|e| damaged(e.to_string()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults_are_the_defaults() {
+        let document = include_str!("../../docs/host.md");
+        let (_, rest) = document.split_once("```yaml\n").expect("an example");
+        let (example, _) = rest.split_once("```").expect("its end");
+        let documented: serde_json::Value =
+            serde_saphyr::from_str(example).expect("the example can be read");
+        let defaults = serde_json::to_value(Config::default()).expect("plain data");
+        assert_eq!(documented, defaults, "every parameter, with its default");
+    }
+}

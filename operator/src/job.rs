@@ -296,6 +296,21 @@ pub struct Status {
     pub completed: Option<Timestamp>,
 }
 
+impl Status {
+    /// What stays when it is trained again from the first step.
+    pub fn without_progress(self) -> Self {
+        Self {
+            step: 0,
+            checkpoint_step: 0,
+            first_loss: None,
+            loss: None,
+            bits_per_byte: None,
+            tokens_per_second: None,
+            ..self
+        }
+    }
+}
+
 /// What the user wants of it now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default, deny_unknown_fields)]
@@ -422,6 +437,17 @@ impl Folder {
     /// Checkpoints of a key.
     pub fn checkpoints(&self, key: &str) -> PathBuf {
         self.root.join("checkpoints").join(&key[..key.len().min(16)])
+    }
+
+    /// Forgets the checkpoints of a key.
+    pub fn forget_progress(&self, key: &str) -> Result<(), HomeError> {
+        let folder = self.checkpoints(key);
+        match fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(HomeError::unusable(&folder)(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Forgets everything about it but its costs, which are in the ledger.

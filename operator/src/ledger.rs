@@ -5,9 +5,11 @@ use std::fs;
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use petaflop_arbiter::claim::ClaimSpec;
+use petaflop_arbiter::claim::{ClaimSpec, Device, Identity};
 use petaflop_arbiter::ledger::{ClaimLedger, LedgerError, Row};
 use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::offer::Offer;
+use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
 
 use crate::home::{self, Home, HomeError};
 
@@ -60,6 +62,44 @@ impl Ledger {
             ledger.rows.push(row);
         }
         Ok(ledger.total()?)
+    }
+
+    /// Closes the ledger of a machine whose claim is lost: what it cost until it ended. Who it
+    /// worked for is known from earlier rows, if there are any. `None`: it is closed already.
+    pub fn close_orphan(
+        &self,
+        identity: &Identity,
+        offer: Offer,
+        began: Timestamp,
+        ended: Timestamp,
+    ) -> Result<Option<Row>, Error> {
+        let rows = self.rows_of(&identity.claim_uid)?;
+        let first = rows.first();
+        let began = first.map_or(began, |row| row.from);
+        let spec = ClaimSpec {
+            name: identity.claim.clone(),
+            owner: WorkloadId {
+                kind: OwnerKind::TrainingJob,
+                namespace: identity.namespace.clone(),
+                name: first.map(|row| row.job.clone()).unwrap_or_default(),
+                uid: first.map(|row| row.job_uid.clone()).unwrap_or_default(),
+            },
+            placement: 0,
+            index: 0,
+            offer,
+            device: Device::Cpu,
+            reserved: Usd::ZERO,
+            decided_at: began,
+        };
+        let ledger = ClaimLedger { spec, claim_uid: identity.claim_uid.clone(), began, rows };
+        if ledger.is_closed() {
+            return Ok(None);
+        }
+        let row = ledger.orphan_row(ended)?;
+        if let Some(row) = &row {
+            self.append(row)?;
+        }
+        Ok(row)
     }
 
     /// All rows, oldest span first.

@@ -36,6 +36,7 @@ pub mod models;
 pub mod observe;
 pub mod operate;
 pub mod place;
+pub mod publish;
 pub mod runtime;
 pub mod status;
 pub mod sweep;

@@ -24,7 +24,7 @@ use crate::observe::{self, Providers};
 use crate::place::{PlaceError, place};
 use crate::runtime::{self, RuntimeError};
 use crate::status::{LastWord, take_over};
-use crate::{command, health, learn};
+use crate::{command, health, learn, publish};
 
 /// Between two looks while something runs.
 const LOOK: Duration = Duration::from_millis(150);
@@ -140,6 +140,16 @@ impl Operator<'_> {
             self.status.phase = phase;
             self.status.reason = Some(reason);
             self.status.message = message;
+            // No machine is paid for any more while it is copied.
+            if let (Phase::Complete, Task::Training(task), Some(artifact)) =
+                (phase, &self.admission.task, &self.status.artifact)
+                && let Some(output) = &task.spec.output.uri
+                && let Err(error) = publish::copy(self.home, artifact, &task.key, output).await
+            {
+                self.status.phase = Phase::Failed;
+                self.status.reason = Some(Reason::InvalidSpec);
+                self.status.message = error.to_string();
+            }
             self.status.completed.get_or_insert_with(Timestamp::now);
             return Ok(true);
         }
@@ -366,6 +376,10 @@ impl Operator<'_> {
                 let message = "ended without a word (killed, or the machine went down)";
                 self.failed(message, task.spec.backoff_limit);
             }
+            // Another model, port or machine is needed; the same command fails again.
+            (Task::Serving(_), LastWord::Failed { message, retry: false }) => {
+                self.end(Phase::Failed, Reason::BlockedByFailedLoad, &message);
+            }
             (Task::Serving(_), _) => {
                 let log = self.folder.run(claim).join("log");
                 let message = last_line(&log).unwrap_or_else(|| "ended without a word".to_owned());
@@ -406,9 +420,6 @@ impl Operator<'_> {
     }
 
     fn read_progress(&mut self, claim: &str) {
-        let Task::Training(_) = self.admission.task else {
-            return;
-        };
         if self.reading.as_ref().is_none_or(|(known, _, _)| known != claim) {
             let file = self.folder.run(claim).join("progress.jsonl");
             self.reading = Some((claim.to_owned(), ProgressReader::new(file), LastWord::None));

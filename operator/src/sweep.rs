@@ -6,11 +6,13 @@ use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
 use petaflop_arbiter::claim::Phase as ClaimPhase;
+use petaflop_arbiter::money::Usd;
 
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::home::{Home, HomeError};
 use crate::job::Folder;
+use crate::ledger::{self, Ledger};
 use crate::observe::Providers;
 use crate::operate;
 use petaflop_providers::{Provider, ProviderError};
@@ -25,6 +27,49 @@ pub struct Swept {
     pub restarted: Vec<String>,
     /// Instances without a claim that were told to end.
     pub orphans: Vec<String>,
+    /// Instances without a claim that were left alone, being suspiciously many.
+    pub spared: Vec<String>,
+    /// Instances that ended without a claim, with the last row they got.
+    pub booked: Vec<(String, Usd)>,
+}
+
+/// Whether most of what runs may be ended at once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mass {
+    /// No: claims that vanish in numbers are more likely a lost folder than lost machines.
+    Refused,
+    /// Yes: a person has looked.
+    Allowed,
+}
+
+impl Swept {
+    /// What a person should hear of it.
+    pub fn lines(&self) -> Vec<String> {
+        let Self { restarted, orphans, spared, booked } = self;
+        let mut lines = Vec::new();
+        for name in restarted {
+            lines.push(format!("{name}: nobody worked for it; its operator was started again"));
+        }
+        for id in orphans {
+            lines.push(format!("{id}: no claim wants it; it was told to end"));
+        }
+        for (id, amount) in booked {
+            lines.push(format!("{id}: ended without a claim; {amount} $ more are in the ledger"));
+        }
+        if !spared.is_empty() {
+            lines.push(format!(
+                "no claim wants these {}, which is more than half of what runs, so they were left alone: {}; is the claims folder whole? To end them: petaflop stop --unclaimed",
+                spared.len(),
+                spared.join(", ")
+            ));
+        }
+        lines
+    }
+}
+
+/// More than three, and more than half of what is known.
+fn too_many(unclaimed: usize, known: usize) -> bool {
+    unclaimed > 3 && unclaimed * 2 > known
 }
 
 /// Why the sweep could not be done.
@@ -36,26 +81,48 @@ pub enum SweepError {
     /// The provider does not answer.
     #[error(transparent)]
     Provider(#[from] ProviderError),
+    /// The ledger refuses.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
 }
 
 /// Sets right what crashes left behind.
-pub async fn sweep(home: &Home, runtime: &Path) -> Result<Swept, SweepError> {
+pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, SweepError> {
     let providers = Providers::of(home, &Config::read(home)?, runtime.to_owned())?;
     let provider: &dyn Provider = &providers.host;
     let listing = provider.list(home.installation()).await?;
     let claims = Claims::of(home);
+    let ledger = Ledger::of(home);
     let mut swept = Swept::default();
     let now = Timestamp::now();
-    for instance in listing.instances {
+    let known = listing.instances.iter().filter(|i| i.state.may_bill()).count();
+    let mut unclaimed = Vec::new();
+    for instance in &listing.instances {
         let Some(identity) = &instance.identity else {
             continue;
         };
-        let young = instance.started.is_none_or(|at| now.duration_since(at) < GRACE);
-        if !instance.state.may_bill() || young {
+        let claim = claims.get(&identity.namespace, &identity.claim)?;
+        if claim.is_some_and(|stored| stored.claim.uid == identity.claim_uid) {
             continue;
         }
-        let claim = claims.get(&identity.namespace, &identity.claim)?;
-        if claim.is_none_or(|stored| stored.claim.uid != identity.claim_uid) {
+        if instance.state.may_bill() {
+            unclaimed.push(instance);
+            continue;
+        }
+        // Gone, and its claim with it: either its ledger was closed before, or it is now.
+        if let (Some(began), Some(ended), Some(offer)) =
+            (instance.started, instance.ended, &instance.offer)
+            && let Some(row) = ledger.close_orphan(identity, offer.clone(), began, ended)?
+        {
+            swept.booked.push((instance.id.to_string(), row.amount));
+        }
+    }
+    // The young ones count here too, or the rest could be ended one small sweep at a time.
+    if too_many(unclaimed.len(), known) && mass == Mass::Refused {
+        swept.spared = unclaimed.iter().map(|instance| instance.id.to_string()).collect();
+    } else {
+        let old = |at: Timestamp| now.duration_since(at) >= GRACE;
+        for instance in unclaimed.into_iter().filter(|i| i.started.is_some_and(old)) {
             provider.terminate(&instance.id).await?;
             swept.orphans.push(instance.id.to_string());
         }
@@ -94,4 +161,23 @@ pub async fn sweep(home: &Home, runtime: &Path) -> Result<Swept, SweepError> {
         }
     }
     Ok(swept)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn most_of_what_runs_is_not_ended_at_once() {
+        for (unclaimed, known, refused) in [
+            (0, 0, false),
+            (3, 3, false),
+            (4, 4, true),
+            (4, 7, true),
+            (4, 8, false),
+            (9, 100, false),
+        ] {
+            assert_eq!(too_many(unclaimed, known), refused, "{unclaimed} of {known}");
+        }
+    }
 }

@@ -101,8 +101,3 @@ fn folder_size(path: &Path, depth: u32) -> u64 {
     };
     entries.flatten().map(|entry| folder_size(&entry.path(), depth + 1)).sum()
 }
-
-/// The store that takes a job's artifact: the home's own, unless the job names a folder.
-pub fn store_of(spec: &petaflop_crds::TrainingJobSpec, home: &crate::home::Home) -> String {
-    spec.output.uri.clone().unwrap_or_else(|| home.store().display().to_string())
-}

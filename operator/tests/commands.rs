@@ -252,4 +252,42 @@ fn a_machine_that_no_claim_wants_is_ended() {
         assert!(ps.status.success(), "{}", text(&ps.stderr));
         sandbox.processes("train --job").is_empty()
     });
+    // What it cost is in the ledger, as an orphan's.
+    let mut costs = serde_json::Value::Null;
+    until("its cost is booked", || {
+        sandbox.run(&["ps"]);
+        costs = json(&sandbox.run(&["costs", "--json"]));
+        let rows = costs["rows"].as_array().expect("rows");
+        rows.last().is_some_and(|row| row["kind"] == "orphan")
+    });
+    let rows = costs["rows"].as_array().expect("rows").len();
+    sandbox.run(&["ps"]);
+    let again = json(&sandbox.run(&["costs", "--json"]));
+    assert_eq!(again["rows"].as_array().map(Vec::len), Some(rows), "booked once");
+    assert_ne!(costs["total"], "0", "{costs}");
+}
+
+#[test]
+fn claims_that_vanish_in_numbers_end_nothing_unless_a_person_says_so() {
+    let sandbox = Sandbox::new();
+    for name in ["one", "two", "three", "four"] {
+        let manifest = sandbox.file("job.yaml", &job(name, 5_000_000, "")).display().to_string();
+        let started =
+            sandbox.run(&["run", "-f", &manifest, "--detach", "--json", "--threads", "1"]);
+        assert!(started.status.success(), "{}", text(&started.stderr));
+    }
+    until("all train", || sandbox.processes("train --job").len() == 4);
+    sandbox.kill("operate --kind");
+    std::fs::remove_dir_all(sandbox.home().join("claims")).expect("removed");
+    std::fs::remove_dir_all(sandbox.home().join("jobs")).expect("removed");
+    until("the sweep says so", || {
+        let ps = sandbox.run(&["ps"]);
+        assert!(ps.status.success(), "{}", text(&ps.stderr));
+        text(&ps.stderr).contains("petaflop stop --unclaimed")
+    });
+    assert_eq!(sandbox.processes("train --job").len(), 4, "left alone");
+    let stopped = sandbox.run(&["stop", "--unclaimed", "--json"]);
+    assert!(stopped.status.success(), "{}", text(&stopped.stderr));
+    assert_eq!(json(&stopped)["ended"].as_array().map(Vec::len), Some(4));
+    until("they end", || sandbox.processes("train --job").is_empty());
 }

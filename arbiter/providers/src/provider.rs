@@ -100,7 +100,7 @@ impl fmt::Display for InstanceId {
 }
 
 /// An instance as the provider sees it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Instance {
     /// The provider's name of it.
     pub id: InstanceId,
@@ -112,6 +112,8 @@ pub struct Instance {
     pub started: Option<Timestamp>,
     /// When it stopped billing, as far as is known.
     pub ended: Option<Timestamp>,
+    /// What was bought, where that is remembered.
+    pub offer: Option<Offer>,
 }
 
 /// Where an instance is in its life.
@@ -138,7 +140,7 @@ impl InstanceState {
 }
 
 /// All instances of one installation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Listing {
     /// What was seen.
     pub instances: Vec<Instance>,

@@ -200,7 +200,9 @@ fn of_model(args: &Args, model: &str) -> Result<(Workload, u64), Failure> {
         };
         let tokens = args.sequences.max(STEP_TOKENS);
         let options = ServingOptions::new(weights, args.sequences, tokens, context);
-        Work::Serving(petaflop_arbiter::work::serving(&shape, &options).map_err(Failure::bad_input)?)
+        Work::Serving(
+            petaflop_arbiter::work::serving(&shape, &options).map_err(Failure::bad_input)?,
+        )
     };
     let workload = Workload {
         id: WorkloadId {

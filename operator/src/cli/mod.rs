@@ -38,6 +38,9 @@ Exit codes:
    75  stopped on request after a checkpoint; the same command goes on from there
   130  interrupted a second time; what runs goes on stopping by itself
 
+Every command that shows something takes --json, but for two whose output is text:
+`logs` and `completions`.
+
 What an hour of this machine costs is set in config.yaml in the state folder:
     host: {usdPerKwh: \"0.25\", idleWatts: 30, loadWatts: 120, pueMilli: 1100, marginPercent: 10}";
 

@@ -76,7 +76,7 @@ pub(super) fn asked(
     document: &Document,
     data: Option<&str>,
 ) -> Result<Option<Admission>, Failure> {
-    let namespace = admit::namespace_of(document).map_err(Failure::bad_input)?;
+    let namespace = admit::namespace_of(document);
     let admitted = match &document.object {
         Object::TrainingJob(job) => {
             let resolved = admit::resolve(document, &job.spec, &namespace, data)

@@ -30,13 +30,9 @@ struct Row {
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     match crate::runtime::find() {
         Ok(runtime) => {
-            let swept = super::waiting()?.block_on(crate::sweep::sweep(home, &runtime))?;
-            for name in swept.restarted {
-                say(format_args!("{name}: nobody worked for it; its operator was started again"));
-            }
-            for id in swept.orphans {
-                say(format_args!("{id}: no claim wants it; it was told to end"));
-            }
+            let mass = crate::sweep::Mass::Refused;
+            let swept = super::waiting()?.block_on(crate::sweep::sweep(home, &runtime, mass))?;
+            swept.lines().iter().for_each(say);
         }
         Err(error) => say(format_args!("not looked for what crashes left behind: {error}")),
     }

@@ -19,6 +19,7 @@ use crate::job::{Admission, Compute, Folder, Intent, Phase, Status, Task};
 use crate::observe::Providers;
 use crate::operate;
 use crate::place::{PlaceError, place};
+use crate::publish;
 use crate::runtime;
 use crate::sweep;
 
@@ -56,7 +57,8 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let runtime = runtime::find()?;
     let (jobs, services) = check(home, &documents, args, &waiting, &runtime)?;
 
-    waiting.block_on(sweep::sweep(home, &runtime))?;
+    let swept = waiting.block_on(sweep::sweep(home, &runtime, sweep::Mass::Refused))?;
+    swept.lines().iter().for_each(say);
     let mut report = Report::default();
     let code = jobs_then_services(home, args, &waiting, &runtime, jobs, services, &mut report);
     if let [job] = report.jobs.as_slice() {
@@ -88,7 +90,7 @@ fn check<'a>(
     let mut services = Vec::new();
     let mut errors = Vec::new();
     for document in documents {
-        let namespace = admit::namespace_of(document).map_err(Failure::bad_input)?;
+        let namespace = admit::namespace_of(document);
         let ignored = match &document.object {
             Object::TrainingJob(job) => {
                 match admit::resolve(document, &job.spec, &namespace, args.data.as_deref()) {
@@ -117,13 +119,20 @@ fn check<'a>(
     }
     let mut names = std::collections::BTreeSet::new();
     for document in documents {
-        let namespace = admit::namespace_of(document).map_err(Failure::bad_input)?;
+        let namespace = admit::namespace_of(document);
         if !names.insert((document.kind(), namespace, document.name())) {
             errors.push(format!(
                 "{} {} stands in the file twice",
                 document.kind(),
                 document.name()
             ));
+        }
+    }
+    for (job, _) in &resolved {
+        if let Some(output) = &job.spec.output.uri
+            && let Err(error) = petaflop_store::Store::open(output)
+        {
+            errors.push(format!("{}: spec.output.uri: {error}", job.name));
         }
     }
     for service in &services {
@@ -226,6 +235,9 @@ async fn one_job(
                 // What it cost when it was trained here; this time it costs nothing.
                 ..known_status(&folder, &admission)?
             };
+            if let Some(output) = &task.spec.output.uri {
+                publish::copy(home, &artifact, &key, output).await.map_err(Failure::failed)?;
+            }
             folder.write_status(&status)?;
             say(format_args!(
                 "{}: finished before, nothing to do: artifact {artifact}",
@@ -235,7 +247,14 @@ async fn one_job(
             report.jobs.push(job_report(&folder, key, &paid_now, None)?);
             return Ok(Code::Done);
         }
-        let mut status = fresh_start(known_status(&folder, &admission)?);
+        let known = known_status(&folder, &admission)?;
+        // What ended well has nothing to go on with: `cache: Never` trains it from the first step.
+        let from_the_start = known.phase == Phase::Complete;
+        let mut status = fresh_start(known);
+        if from_the_start {
+            folder.forget_progress(&key)?;
+            status = status.without_progress();
+        }
         folder.write_status(&status)?;
         if let Some(code) = first_place(home, providers, &folder, &admission, &mut status).await? {
             report.jobs.push(job_report(&folder, key, &status, folder.decision()?)?);

@@ -6,15 +6,20 @@ use crate::claims::Claims;
 use crate::home::Home;
 use crate::job::{Intent, Phase};
 use crate::operate;
+use crate::runtime;
+use crate::sweep::{Mass, sweep};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// `name`, `trainingjob/name` or `inferenceservice/name`; a bare name stands for both
-    #[arg(required = true)]
+    #[arg(required_unless_present = "unclaimed")]
     names: Vec<String>,
     /// Their namespace
     #[arg(short, long)]
     namespace: Option<String>,
+    /// End every machine of this installation that no claim wants, however many they are
+    #[arg(long)]
+    unclaimed: bool,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -26,6 +31,12 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         folders.extend(target::find(home, args.namespace.as_deref(), name)?);
     }
     let waiting = super::waiting()?;
+    let mut ended = Vec::new();
+    if args.unclaimed {
+        let swept = waiting.block_on(sweep(home, &runtime::find()?, Mass::Allowed))?;
+        swept.lines().iter().for_each(say);
+        ended = swept.orphans;
+    }
     let mut stopped = Vec::new();
     for folder in folders {
         let status = folder.status()?;
@@ -58,7 +69,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         }
     }
     if args.json {
-        print_json(&serde_json::json!({ "stopped": stopped }))?;
+        print_json(&serde_json::json!({ "stopped": stopped, "ended": ended }))?;
     }
     Ok(Code::Done)
 }

@@ -1,4 +1,5 @@
 //! A home of its own and the real binaries.
+#![allow(dead_code, reason = "each test file uses its own share")]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

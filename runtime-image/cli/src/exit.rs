@@ -3,9 +3,11 @@
 use std::{
     fmt::Display,
     io::{self, Write},
+    path::Path,
     process::ExitCode,
 };
 
+use petaflop_store::report::{Progress, ProgressWriter};
 use petaflop_train::{Class, Error};
 
 /// Shown by `--help`.
@@ -50,6 +52,19 @@ impl Failure {
 
     pub(crate) fn failed(message: impl Display) -> Self {
         Self { code: Code::Failed, message: message.to_string() }
+    }
+
+    /// Makes it the last line of the progress file, for whoever started us.
+    pub(crate) fn note(&self, progress: Option<&Path>) {
+        let Some(progress) = progress else {
+            return;
+        };
+        let line =
+            Progress::Failed { message: self.message.clone(), retry: self.code == Code::Failed };
+        let written = ProgressWriter::append(progress).and_then(|mut file| file.write(&line));
+        if let Err(error) = written {
+            tracing::error!(%error, "the failure is missing in the progress file");
+        }
     }
 }
 

@@ -51,6 +51,9 @@ pub(crate) struct Args {
     /// Seconds that running requests may take to end after SIGTERM
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u64>,
+    /// Append a failure, as one line of JSON, to this file
+    #[arg(long, value_name = "FILE")]
+    progress: Option<PathBuf>,
     #[command(flatten)]
     compute: Compute,
 }
@@ -84,6 +87,10 @@ impl Args {
 /// Serves until SIGTERM or SIGINT. Prints one line of JSON when requests are taken:
 /// `{"listening":"http://127.0.0.1:8000","model":"default"}`.
 pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
+    serve(args).inspect_err(|failure| failure.note(args.progress.as_deref()))
+}
+
+fn serve(args: &Args) -> Result<Code, Failure> {
     let machine = detect(&Roots::system());
     let config = args.config(&machine)?;
     let cpu = args.compute.cpu(&machine)?;

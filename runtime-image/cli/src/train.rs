@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 
 use petaflop_device::Roots;
-use petaflop_store::report::{Progress, ProgressWriter};
 use petaflop_train::{Options, Outcome};
 
 use crate::{
@@ -21,25 +20,16 @@ pub(crate) struct Args {
     /// Append one line of JSON for every event to this file
     #[arg(long, value_name = "FILE")]
     progress: Option<PathBuf>,
+    /// Train even where the same job was finished before; the same artifact comes out
+    #[arg(long)]
+    fresh: bool,
     #[command(flatten)]
     compute: Compute,
 }
 
 /// Whatever goes wrong is also the last line of the progress file.
 pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
-    train(args).inspect_err(|failure| {
-        let Some(progress) = &args.progress else {
-            return;
-        };
-        let line = Progress::Failed {
-            message: failure.message.clone(),
-            retry: failure.code == Code::Failed,
-        };
-        let written = ProgressWriter::append(progress).and_then(|mut file| file.write(&line));
-        if let Err(error) = written {
-            tracing::error!(%error, "the failure is missing in the progress file");
-        }
-    })
+    train(args).inspect_err(|failure| failure.note(args.progress.as_deref()))
 }
 
 fn train(args: &Args) -> Result<Code, Failure> {
@@ -51,6 +41,7 @@ fn train(args: &Args) -> Result<Code, Failure> {
         progress: args.progress.as_deref(),
         cpu: args.compute.cpu(&machine)?,
         memory: Some(&machine.memory),
+        fresh: args.fresh,
         stop: &stop,
     };
     Ok(match petaflop_train::run(&job, options)? {

@@ -137,3 +137,14 @@ fn the_report_says_what_was_learned_and_the_plan_was_kept() {
     let curve = fs::read_to_string(bench.path("checkpoints").join("loss.svg")).unwrap();
     assert!(curve.contains("40 of 40 steps"));
 }
+
+#[test]
+fn a_fresh_run_of_a_finished_job_makes_the_same_artifact_again() {
+    let mut bench = Bench::new(6);
+    let (expected, _) = bench.train(&[]).artifact();
+    assert_eq!(bench.train(&[]).artifact(), (expected.clone(), true));
+    bench.job.checkpoints = bench.path("checkpoints-again").display().to_string();
+    assert_eq!(bench.train(&["--fresh"]).artifact(), (expected.clone(), false));
+    assert_eq!(bench.artifacts(), 1, "one artifact, one key");
+    assert_eq!(bench.train(&[]).artifact(), (expected, true));
+}

@@ -61,6 +61,8 @@ pub struct Options<'a> {
     pub cpu: Cpu,
     /// The machine's memory: a job that needs more than is available is refused.
     pub memory: Option<&'a Memory>,
+    /// Train even where a job of this key ended well before. The same artifact comes out.
+    pub fresh: bool,
     /// Raised to ask for a checkpoint and an early end.
     pub stop: &'a AtomicBool,
 }
@@ -87,7 +89,7 @@ pub enum Outcome {
 /// # Errors
 /// Why it did not end well; nothing is in the store then that was not before.
 pub fn run(job: &JobSpec, options: Options<'_>) -> Result<Outcome, Error> {
-    let Options { builtins, progress, cpu, memory, stop } = options;
+    let Options { builtins, progress, cpu, memory, fresh, stop } = options;
     let mut reporter = Reporter::new(progress, true)?;
     let Identified { identity, sources, store } = Identified::new(job, builtins)?;
     for source in sources.iter().filter(|source| source.left_out > 0) {
@@ -96,7 +98,7 @@ pub fn run(job: &JobSpec, options: Options<'_>) -> Result<Outcome, Error> {
             source.uri, source.left_out
         ));
     }
-    if let Some(artifact) = identity.cached {
+    if let Some(artifact) = identity.cached.filter(|_| !fresh) {
         let summary = summary::of_artifact(&store, artifact)?;
         reporter.report(&finished(&identity.key, artifact, true, summary))?;
         return Ok(Outcome::Finished { artifact, cached: true });

@@ -83,6 +83,7 @@ struct Body {
     identity: Identity,
     command: Command,
     env: BTreeMap<String, String>,
+    offer: Offer,
 }
 
 impl Host {
@@ -135,6 +136,7 @@ impl Host {
                 state: InstanceState::Running,
                 started: started(&members),
                 ended: None,
+                offer: None,
             });
         }
         instances.sort_by(|a, b| a.id.cmp(&b.id));
@@ -160,6 +162,7 @@ impl Host {
             state,
             started: Some(record.started),
             ended: record.ended,
+            offer: record.offer,
         }
     }
 
@@ -288,7 +291,12 @@ impl Provider for Host {
             .collect();
         env.extend(command.env.clone());
         env.insert(IDENTITY_VARIABLE.to_owned(), identity_text(identity));
-        let body = Body { identity: identity.clone(), command: command.clone(), env };
+        let body = Body {
+            identity: identity.clone(),
+            command: command.clone(),
+            env,
+            offer: offer.clone(),
+        };
         let body = serde_json::to_string(&body).map_err(|error| invalid(error.to_string()))?;
         Ok(FrozenRequest { body })
     }
@@ -314,7 +322,7 @@ impl Provider for Host {
             return Ok(id);
         }
 
-        let Body { identity, command, env } = body;
+        let Body { identity, command, env, offer } = body;
         let Some((program, arguments)) = command.argv.split_first() else {
             return Err(LaunchError::Refused {
                 kind: Refusal::Invalid,
@@ -350,6 +358,7 @@ impl Provider for Host {
             started: Timestamp::now(),
             stop_requested: None,
             ended: None,
+            offer: Some(offer),
         };
         // The process carries its identity and is found without the record too.
         if let Err(error) = record.write(&self.records()) {

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use petaflop_arbiter::claim::Identity;
+use petaflop_arbiter::offer::Offer;
 use serde::{Deserialize, Serialize};
 
 use crate::provider::InstanceId;
@@ -25,6 +26,9 @@ pub(super) struct Record {
     pub(super) started: Timestamp,
     pub(super) stop_requested: Option<Timestamp>,
     pub(super) ended: Option<Timestamp>,
+    /// What was bought; not known of one that was found without a record.
+    #[serde(default)]
+    pub(super) offer: Option<Offer>,
 }
 
 impl Record {
@@ -39,6 +43,7 @@ impl Record {
             started,
             stop_requested: None,
             ended: None,
+            offer: None,
         }
     }
 

@@ -1,0 +1,66 @@
+//! `spec.output.uri`: a finished artifact is copied there. The home's own store always has it
+//! too, so that services, cache and `petaflop artifacts` look in one place.
+
+use petaflop_store::{ArtifactHash, Store, StoreError};
+
+use crate::home::{self, Home, HomeError};
+
+/// Why an artifact is not where it was wanted.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "spec.output.uri: artifact {artifact} could not be copied to {output}: {why}. It is safe in {store}; mend it and run the same manifest again, which only copies"
+)]
+pub struct PublishError {
+    artifact: String,
+    output: String,
+    store: String,
+    why: String,
+}
+
+/// Copies an artifact of the home's store to another store, and binds its key there.
+/// What is there already is left alone.
+///
+/// # Errors
+/// Either store refuses; the home's still has the artifact then.
+pub async fn copy(
+    home: &Home,
+    artifact: &str,
+    key: &str,
+    output: &str,
+) -> Result<(), PublishError> {
+    let failed = |why: String| PublishError {
+        artifact: artifact.to_owned(),
+        output: output.to_owned(),
+        store: home.store().display().to_string(),
+        why,
+    };
+    let uid = home::new_uid().map_err(|e| failed(e.to_string()))?;
+    let scratch = home.root().join(format!(".copy-{uid}"));
+    let copied = through(home, artifact, key, output, &scratch).await;
+    let removed = match std::fs::remove_dir_all(&scratch) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(failed(HomeError::unusable(&scratch)(error).to_string()))
+        }
+        _ => Ok(()),
+    };
+    copied.map_err(|error| failed(error.to_string()))?;
+    removed
+}
+
+async fn through(
+    home: &Home,
+    artifact: &str,
+    key: &str,
+    output: &str,
+    scratch: &std::path::Path,
+) -> Result<(), StoreError> {
+    let from = Store::open(&home.store().display().to_string())?;
+    let to = Store::open(output)?;
+    if from.name() == to.name() {
+        return Ok(());
+    }
+    let hash: ArtifactHash = from.resolve(artifact).await?;
+    from.materialise(hash, scratch).await?;
+    let stored = to.put_artifact(scratch).await?;
+    to.bind_key(None, key, stored.hash).await
+}

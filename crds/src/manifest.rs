@@ -357,6 +357,7 @@ fn typed<T: DeserializeOwned>(
     let mut findings = check::check(tree, &kind.manifest_schema, text);
     // The API server holds namespaces to this, and outside a cluster they name folders.
     if let Some(namespace) = tree.get("metadata").and_then(|m| m.node.text("namespace"))
+        && !namespace.is_empty()
         && !is_label(namespace)
     {
         findings.push(Finding {

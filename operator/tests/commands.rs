@@ -286,8 +286,10 @@ fn claims_that_vanish_in_numbers_end_nothing_unless_a_person_says_so() {
         text(&ps.stderr).contains("petaflop stop --unclaimed")
     });
     assert_eq!(sandbox.processes("train --job").len(), 4, "left alone");
-    let stopped = sandbox.run(&["stop", "--unclaimed", "--json"]);
-    assert!(stopped.status.success(), "{}", text(&stopped.stderr));
-    assert_eq!(json(&stopped)["ended"].as_array().map(Vec::len), Some(4));
-    until("they end", || sandbox.processes("train --job").is_empty());
+    // Those of the last seconds may belong to a launch under way, and are left for the next time.
+    until("they end", || {
+        let stopped = sandbox.run(&["stop", "--unclaimed"]);
+        assert!(stopped.status.success(), "{}", text(&stopped.stderr));
+        sandbox.processes("train --job").is_empty()
+    });
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
+use petaflop_arbiter::claim::Device;
 use petaflop_arbiter::decide::{Explained, explain};
 use petaflop_arbiter::decision::CostBreakdown;
 use petaflop_arbiter::world::World;
@@ -102,12 +103,16 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
 fn in_full(one: &Explained) -> String {
     let Explained { offer, device, cost, obstacles } = one;
     let mut text = format!(
-        "{}: {} at {} $/h, {}, price of {}; computing on {device:?}\n",
+        "{}: {} at {} $/h, {}, price seen: {}; computes on its {}\n",
         offer.id,
         show::hardware(offer),
         offer.price,
         offer.capacity,
         show::seen(offer),
+        match device {
+            Device::Cpu => "processor",
+            Device::Accelerators => "accelerators",
+        },
     );
     if let Some(CostBreakdown {
         total,

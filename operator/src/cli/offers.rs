@@ -68,7 +68,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         return Ok(Code::Done);
     }
     let mut table = show::table(
-        &["OFFER", "HARDWARE", "PLACE", "CAPACITY", "MEMORY", "$/H", "PRICE OF"],
+        &["OFFER", "HARDWARE", "PLACE", "CAPACITY", "MEMORY", "$/H", "PRICE OF", ""],
         &[4, 5],
     );
     for offer in &offers {

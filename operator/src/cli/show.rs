@@ -51,11 +51,11 @@ pub(crate) fn place(offer: &Offer) -> String {
     }
 }
 
-/// How old a price is.
+/// How old a price is: `now`, a day, or that nobody wrote the day down.
 pub(crate) fn seen(offer: &Offer) -> String {
     match offer.sale {
         Sale::Buyable => "now".to_owned(),
-        Sale::Snapshot { observed_on: Some(day) } => format!("{day}, not for sale"),
+        Sale::Snapshot { observed_on: Some(day) } => day.to_string(),
         Sale::Snapshot { observed_on: None } => "undated".to_owned(),
     }
 }

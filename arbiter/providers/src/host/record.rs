@@ -64,7 +64,9 @@ impl Record {
                 .filter_map(|time| Timestamp::try_from(time).ok())
                 .max()
         });
-        newest.unwrap_or(self.started).max(self.started)
+        // Its folder may be gone; when it was told to end it was alive.
+        let known = self.stop_requested.unwrap_or(self.started).max(self.started);
+        newest.unwrap_or(known).max(known)
     }
 }
 

@@ -102,29 +102,57 @@ pub fn resident_bytes(pid: i32) -> u64 {
 
 fn inspect(pid: i32) -> Option<Member> {
     let folder = format!("/proc/{pid}");
-    let identity = identity_of(Path::new(&folder))?;
-    let (state, group, start_ticks) = stat_of(Path::new(&folder))?;
-    // Zombies and the dead have done their work; somebody has only not looked yet.
-    if matches!(state, 'Z' | 'X') {
-        return None;
+    let folder = Path::new(&folder);
+    // In the middle of an exec a process has no environment for some microseconds, after
+    // `spawn` has returned already. It must not be taken for gone then.
+    for _ in 0..EXEC_LOOKS {
+        let stat = stat_of(folder)?;
+        // Zombies and the dead have done their work; somebody has only not looked yet.
+        if matches!(stat.state, 'Z' | 'X') || stat.flags & KERNEL_THREAD != 0 {
+            return None;
+        }
+        let environment = fs::read(folder.join("environ")).ok()?;
+        if environment.is_empty() {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+            continue;
+        }
+        let identity = identity_in(&environment)?;
+        return Some(Member { pid, group: stat.group, start_ticks: stat.start_ticks, identity });
     }
-    Some(Member { pid, group, start_ticks, identity })
+    None
 }
 
-fn identity_of(folder: &Path) -> Option<String> {
-    let environment = fs::read(folder.join("environ")).ok()?;
+/// Looks at a process without an environment, a millisecond apart, until it is taken to have none.
+const EXEC_LOOKS: u32 = 20;
+
+/// `PF_KTHREAD`: kernel threads never have an environment.
+const KERNEL_THREAD: u64 = 0x0020_0000;
+
+fn identity_in(environment: &[u8]) -> Option<String> {
     environment.split(|byte| *byte == 0).find_map(|entry| {
         let value = entry.strip_prefix(IDENTITY_VARIABLE.as_bytes())?.strip_prefix(b"=")?;
         String::from_utf8(value.to_vec()).ok()
     })
 }
 
-/// State, process group and start time (`man 5 proc`: fields 3, 5 and 22). The
-/// command (field 2) may hold blanks and parentheses, so fields count from the last `)`.
-fn stat_of(folder: &Path) -> Option<(char, i32, u64)> {
+/// What `stat` says of a process.
+struct Stat {
+    state: char,
+    group: i32,
+    flags: u64,
+    start_ticks: u64,
+}
+
+/// `man 5 proc`: fields 3, 5, 9 and 22. The command (field 2) may hold blanks and
+/// parentheses, so fields count from the last `)`.
+fn stat_of(folder: &Path) -> Option<Stat> {
     let stat = fs::read_to_string(folder.join("stat")).ok()?;
     let rest = stat.get(stat.rfind(')')? + 1..)?;
     let fields: Vec<&str> = rest.split_ascii_whitespace().collect();
-    let state = fields.first()?.chars().next()?;
-    Some((state, fields.get(2)?.parse().ok()?, fields.get(19)?.parse().ok()?))
+    Some(Stat {
+        state: fields.first()?.chars().next()?,
+        group: fields.get(2)?.parse().ok()?,
+        flags: fields.get(6)?.parse().ok()?,
+        start_ticks: fields.get(19)?.parse().ok()?,
+    })
 }

@@ -56,17 +56,16 @@ impl Record {
         fs::rename(&draft, path)
     }
 
-    /// The newest change in its working folder, never before its start.
+    /// The newest change in its working folder, never before its start. Where that folder is
+    /// gone too nothing is known, and it counts as alive until now: rather too dear than lost.
     pub(super) fn last_sign_of_life(&self) -> Timestamp {
-        let newest = fs::read_dir(&self.dir).ok().and_then(|entries| {
-            entries
-                .filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok())
-                .filter_map(|time| Timestamp::try_from(time).ok())
-                .max()
-        });
-        // Its folder may be gone; when it was told to end it was alive.
-        let known = self.stop_requested.unwrap_or(self.started).max(self.started);
-        newest.unwrap_or(known).max(known)
+        let Ok(entries) = fs::read_dir(&self.dir) else {
+            return Timestamp::now().max(self.started);
+        };
+        entries
+            .filter_map(|entry| entry.ok()?.metadata().ok()?.modified().ok())
+            .filter_map(|time| Timestamp::try_from(time).ok())
+            .fold(self.started, Timestamp::max)
     }
 }
 

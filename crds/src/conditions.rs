@@ -77,6 +77,64 @@ words! {
     }
 }
 
+words! {
+    /// Condition types of a ComputeClaim.
+    ComputeClaimCondition {
+        /// The machine works for its owner (kstatus).
+        Ready,
+        /// The controller works towards the spec.
+        Reconciling,
+        /// The controller cannot go on without a change.
+        Stalled,
+        /// The provider has made the machine.
+        Launched,
+        /// Its agent has enrolled.
+        Registered,
+        /// The provider has said that it will take the machine away.
+        Interrupting,
+        /// The machine is being ended.
+        Terminating,
+        /// The provider says that the machine is gone.
+        InstanceTerminated,
+        /// The price is no longer the one that was decided on.
+        Drifted,
+        /// The owner is gone.
+        Orphaned,
+    }
+}
+
+words! {
+    /// Condition types of a ComputeProvider.
+    ComputeProviderCondition {
+        /// Machines can be had there (kstatus).
+        Ready,
+        /// The controller works towards the spec.
+        Reconciling,
+        /// The controller cannot go on without a change.
+        Stalled,
+        /// The provider takes our credentials.
+        CredentialsValid,
+        /// Its offers are fresh enough to buy from.
+        OffersFresh,
+    }
+}
+
+words! {
+    /// Condition types of a SpendBudget.
+    SpendBudgetCondition {
+        /// It is counted (kstatus).
+        Ready,
+        /// The controller works towards the spec.
+        Reconciling,
+        /// The controller cannot go on without a change.
+        Stalled,
+        /// Spent and reserved are below the first warning threshold.
+        WithinBudget,
+        /// The limit is reached.
+        Exhausted,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use petaflop_arbiter::reason::Reason;
@@ -87,11 +145,17 @@ mod tests {
     fn words_satisfy_the_patterns_of_conditions() {
         let words = (Reason::ALL.iter().map(|word| word.as_str()))
             .chain(TrainingJobCondition::ALL.iter().map(|word| word.as_str()))
-            .chain(InferenceServiceCondition::ALL.iter().map(|word| word.as_str()));
+            .chain(InferenceServiceCondition::ALL.iter().map(|word| word.as_str()))
+            .chain(ComputeClaimCondition::ALL.iter().map(|word| word.as_str()))
+            .chain(ComputeProviderCondition::ALL.iter().map(|word| word.as_str()))
+            .chain(SpendBudgetCondition::ALL.iter().map(|word| word.as_str()));
         for word in words {
             assert!(word.len() <= 316 && word.chars().all(|c| c.is_ascii_alphanumeric()), "{word}");
         }
         assert_eq!(TrainingJobCondition::ALL.len(), 10);
         assert_eq!(InferenceServiceCondition::ALL.len(), 8);
+        assert_eq!(ComputeClaimCondition::ALL.len(), 10);
+        assert_eq!(ComputeProviderCondition::ALL.len(), 5);
+        assert_eq!(SpendBudgetCondition::ALL.len(), 5);
     }
 }

@@ -14,12 +14,35 @@ use kube::CustomResourceExt;
 use kube::core::cel::{CompiledSchema, Validator, compile_schema};
 use serde_json::{Value as Json, json};
 
-use crate::{FieldError, InferenceService, TrainingJob};
+use crate::{
+    ComputeClaim, ComputeProvider, FieldError, InferenceService, SpendBudget, TrainingJob,
+};
 
-/// Every kind, in the order in which they are printed.
-pub fn all() -> Vec<CustomResourceDefinition> {
-    vec![tightened(TrainingJob::crd()), tightened(InferenceService::crd())]
+/// Declares the kinds, so that none can be without its definition or its rules.
+macro_rules! kinds {
+    ($($kind:ident),+ $(,)?) => {
+        /// The kinds' names, in the order in which they are printed.
+        pub const KINDS: &[&str] = &[$(stringify!($kind)),+];
+
+        /// Every kind, in the order in which they are printed.
+        pub fn all() -> Vec<CustomResourceDefinition> {
+            vec![$(tightened($kind::crd())),+]
+        }
+
+        /// The schema and rules of the kind with this name.
+        pub fn kind(name: &str) -> Option<&'static Kind> {
+            match name {
+                $(stringify!($kind) => {
+                    static KIND: OnceLock<Kind> = OnceLock::new();
+                    Some(KIND.get_or_init(|| Kind::new(tightened($kind::crd()))))
+                })+
+                _ => None,
+            }
+        }
+    };
 }
+
+kinds!(TrainingJob, InferenceService, ComputeClaim, ComputeProvider, SpendBudget);
 
 /// Every kind as YAML documents, the same bytes each time.
 pub fn yaml() -> String {
@@ -57,18 +80,6 @@ pub struct Kind {
     /// The schema as installed, with the part of `metadata` that people write.
     pub(crate) manifest_schema: Json,
     rules: CompiledSchema,
-}
-
-/// `TrainingJob`'s schema and rules.
-pub fn training_job() -> &'static Kind {
-    static KIND: OnceLock<Kind> = OnceLock::new();
-    KIND.get_or_init(|| Kind::new(tightened(TrainingJob::crd())))
-}
-
-/// `InferenceService`'s schema and rules.
-pub fn inference_service() -> &'static Kind {
-    static KIND: OnceLock<Kind> = OnceLock::new();
-    KIND.get_or_init(|| Kind::new(tightened(InferenceService::crd())))
 }
 
 impl Kind {

@@ -23,3 +23,26 @@ impl fmt::Display for FieldError {
         write!(f, "{}: {}", self.path, self.message)
     }
 }
+
+/// Errors so far.
+#[derive(Default)]
+pub(crate) struct Errors(Vec<FieldError>);
+
+impl Errors {
+    pub(crate) fn add(&mut self, path: &str, message: impl fmt::Display) {
+        self.0.push(FieldError::new(path, message));
+    }
+
+    /// A value that must be there.
+    pub(crate) fn need<T>(&mut self, path: &str, value: Option<T>) -> Option<T> {
+        if value.is_none() {
+            self.add(path, "required field is missing");
+        }
+        value
+    }
+
+    /// The value, if there were none.
+    pub(crate) fn or<T>(self, value: T) -> Result<T, Vec<FieldError>> {
+        if self.0.is_empty() { Ok(value) } else { Err(self.0) }
+    }
+}

@@ -319,6 +319,12 @@ pub struct InferenceServiceStatus {
     /// Label selector of the replicas, serialised, for scalers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub selector: Option<String>,
+    /// Times that a replica was started again, for whatever reason.
+    #[serde(default)]
+    pub restarts: u32,
+    /// Machines lost.
+    #[serde(default)]
+    pub interruptions: u32,
     /// Hash of the artifact that answers (hex).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact: Option<String>,

@@ -43,8 +43,8 @@ pub enum Object {
     InferenceService(Box<InferenceService>),
 }
 
-/// The kinds that a manifest may hold.
-const KINDS: &[&str] = &["TrainingJob", "InferenceService"];
+/// The kinds that a manifest may hold: what can run without a cluster.
+const WORKLOADS: &[&str] = &["TrainingJob", "InferenceService"];
 
 /// One document of a manifest: the object, and where each of its fields stands.
 #[derive(Clone, Debug)]
@@ -124,40 +124,28 @@ pub fn read(path: &Path) -> Result<Vec<Document>, ManifestErrors> {
     }
 }
 
+/// Judges one manifest of any of the kinds as an API server that has the CRDs would, the server's
+/// own rules for metadata aside. `file` names it in errors.
+pub fn judge(bytes: &[u8], file: &str) -> Result<(), ManifestErrors> {
+    let source = Arc::new(Source::new(bytes, file, Path::new("."))?);
+    let mut errors = Vec::new();
+    for tree in source.trees()? {
+        if let Err(findings) = judged(&tree, &source.text, crds::KINDS) {
+            errors.extend(findings.into_iter().map(|finding| source.error(finding)));
+        }
+    }
+    if errors.is_empty() { Ok(()) } else { Err(ManifestErrors(errors)) }
+}
+
 /// Reads a manifest from memory. `file` names it in errors; relative paths in it are taken
 /// against `directory`.
 pub fn parse(bytes: &[u8], file: &str, directory: &Path) -> Result<Vec<Document>, ManifestErrors> {
-    if bytes.len() > LARGEST {
-        let message = format!("expected a manifest of at most {LARGEST} bytes, found more");
-        return Err(ManifestError::of_file(
-            file,
-            message,
-            Some("name data by path or URI instead of writing it out".into()),
-        )
-        .into());
-    }
-    let text = match std::str::from_utf8(bytes) {
-        Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
-        Err(error) => {
-            let line =
-                1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
-            let message = format!(
-                "expected UTF-8 text, found byte {:#04x} in line {line}",
-                bytes[error.valid_up_to()]
-            );
-            return Err(ManifestError::of_file(file, message, None).into());
-        }
-    };
-    let source = Arc::new(Source {
-        file: file.to_owned(),
-        text: text.to_owned(),
-        directory: directory.to_owned(),
-    });
+    let source = Arc::new(Source::new(bytes, file, directory)?);
     let trees = source.trees()?;
     if trees.is_empty() {
         let help = format!(
             "a manifest starts with apiVersion: {API_VERSION} and a kind: {}",
-            KINDS.join(" or ")
+            WORKLOADS.join(" or ")
         );
         return Err(ManifestError::of_file(
             file,
@@ -191,7 +179,7 @@ pub fn parse(bytes: &[u8], file: &str, directory: &Path) -> Result<Vec<Document>
                 None => names.push((identity, at)),
             }
         }
-        match object(&tree, text) {
+        match object(&tree, &source.text) {
             Ok(object) => documents.push(Document { object, source: source.clone(), tree }),
             Err(findings) => {
                 errors.extend(findings.into_iter().map(|finding| source.error(finding)))
@@ -202,6 +190,32 @@ pub fn parse(bytes: &[u8], file: &str, directory: &Path) -> Result<Vec<Document>
 }
 
 impl Source {
+    /// The text, if it can be one.
+    fn new(bytes: &[u8], file: &str, directory: &Path) -> Result<Source, ManifestErrors> {
+        if bytes.len() > LARGEST {
+            let message = format!("expected a manifest of at most {LARGEST} bytes, found more");
+            return Err(ManifestError::of_file(
+                file,
+                message,
+                Some("name data by path or URI instead of writing it out".into()),
+            )
+            .into());
+        }
+        let text = match std::str::from_utf8(bytes) {
+            Ok(text) => text.strip_prefix('\u{feff}').unwrap_or(text),
+            Err(error) => {
+                let line =
+                    1 + bytes[..error.valid_up_to()].iter().filter(|byte| **byte == b'\n').count();
+                let message = format!(
+                    "expected UTF-8 text, found byte {:#04x} in line {line}",
+                    bytes[error.valid_up_to()]
+                );
+                return Err(ManifestError::of_file(file, message, None).into());
+            }
+        };
+        Ok(Source { file: file.to_owned(), text: text.to_owned(), directory: directory.to_owned() })
+    }
+
     /// Every document that is not empty.
     fn trees(&self) -> Result<Vec<Node>, ManifestErrors> {
         let options = serde_saphyr::options! {
@@ -287,6 +301,20 @@ fn syntax_words(error: &serde_saphyr::Error) -> String {
 
 /// The typed object that a document stands for, or everything that is wrong with it.
 fn object(tree: &Node, text: &str) -> Result<Object, Vec<Finding>> {
+    let (kind, json) = judged(tree, text, WORKLOADS)?;
+    match kind {
+        "TrainingJob" => typed(tree, json).map(|job| Object::TrainingJob(Box::new(job))),
+        _ => typed(tree, json).map(|service| Object::InferenceService(Box::new(service))),
+    }
+}
+
+/// Checks a document of one of `kinds` against the kind's schema and rules. Gives the kind and the
+/// object, or everything that is wrong.
+fn judged<'a>(
+    tree: &Node,
+    text: &str,
+    kinds: &'a [&'a str],
+) -> Result<(&'a str, Json), Vec<Finding>> {
     let finding = |path: &str, message: String, help: Option<String>| {
         vec![Finding { at: tree.locate(path), path: path.to_owned(), message, help }]
     };
@@ -304,20 +332,27 @@ fn object(tree: &Node, text: &str) -> Result<Object, Vec<Finding>> {
     let given = |key| {
         tree.get(key).map(|entry| &entry.node.value).filter(|value| !matches!(value, Value::Null))
     };
-    let kinds = KINDS.join(" or ");
-    let kind = match given("kind") {
-        Some(Value::Text(kind)) if KINDS.contains(&kind.as_str()) => kind.as_str(),
+    let words = kinds.join(" or ");
+    let name = match given("kind") {
         Some(Value::Text(kind)) => {
-            let help = crate::nearest(kind, KINDS).map(|near| format!("did you mean {near}?"));
-            return Err(finding("kind", format!("expected {kinds}, found {kind:?}"), help));
+            let Some(known) = kinds.iter().find(|known| *known == kind) else {
+                let help = match crds::kind(kind) {
+                    Some(_) => Some(format!(
+                        "a {kind} means something only in a cluster: take it out of this manifest and use kubectl apply"
+                    )),
+                    None => crate::nearest(kind, kinds).map(|near| format!("did you mean {near}?")),
+                };
+                return Err(finding("kind", format!("expected {words}, found {kind:?}"), help));
+            };
+            *known
         }
         Some(other) => {
-            return Err(finding("kind", format!("expected {kinds}, found {other}"), None));
+            return Err(finding("kind", format!("expected {words}, found {other}"), None));
         }
         None => {
             return Err(finding(
                 "kind",
-                format!("required field is missing: expected {kinds}"),
+                format!("required field is missing: expected {words}"),
                 None,
             ));
         }
@@ -339,21 +374,9 @@ fn object(tree: &Node, text: &str) -> Result<Object, Vec<Finding>> {
             ));
         }
     }
-    match kind {
-        "TrainingJob" => {
-            typed(tree, text, crds::training_job()).map(|job| Object::TrainingJob(Box::new(job)))
-        }
-        _ => typed(tree, text, crds::inference_service())
-            .map(|service| Object::InferenceService(Box::new(service))),
-    }
-}
-
-/// Checks the document against the kind's schema, makes the object, and judges the kind's rules.
-fn typed<T: DeserializeOwned>(
-    tree: &Node,
-    text: &str,
-    kind: &crds::Kind,
-) -> Result<T, Vec<Finding>> {
+    let Some(kind) = crds::kind(name) else {
+        return Err(finding("kind", format!("expected {words}, found {name:?}"), None));
+    };
     let mut findings = check::check(tree, &kind.manifest_schema, text);
     // The API server holds namespaces to this, and outside a cluster they name folders.
     if let Some(namespace) = tree.get("metadata").and_then(|m| m.node.text("namespace"))
@@ -386,10 +409,12 @@ fn typed<T: DeserializeOwned>(
             help: None,
         })
         .collect();
-    if !broken.is_empty() {
-        return Err(broken);
-    }
-    // The schema was generated from the type, so what meets it fits; metadata is the exception.
+    if broken.is_empty() { Ok((name, json)) } else { Err(broken) }
+}
+
+/// The typed object. The schema was generated from the type, so what meets it fits; metadata is
+/// the exception.
+fn typed<T: DeserializeOwned>(tree: &Node, json: Json) -> Result<T, Vec<Finding>> {
     serde_json::from_value(json).map_err(|error| {
         vec![Finding {
             at: tree.locate("metadata"),

@@ -1,4 +1,4 @@
-//! Strings that stand for exact values: money, quantities, spans of time.
+//! Strings that stand for exact values: money, quantities, spans and points of time.
 //!
 //! They stay strings in the API, because a float would be re-formatted by the
 //! next tool and show as a difference; they parse exactly or not at all.
@@ -6,7 +6,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
-use petaflop_arbiter::money::Usd;
+use jiff::Timestamp;
+use petaflop_arbiter::money::{Usd, UsdPerHour};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize};
 
@@ -16,6 +17,9 @@ pub const MONEY_PATTERN: &str = "^[0-9]{1,9}([.][0-9]{1,6})?$";
 pub const QUANTITY_PATTERN: &str = "^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$";
 /// Pattern of [`Span`]: days, hours, minutes, seconds, the largest first.
 pub const SPAN_PATTERN: &str = "^([0-9]{1,6}d)?([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,8}s)?$";
+
+/// Pattern of [`Decimal`]: as Rust writes an `f64`, with an exponent where it is far from 1.
+pub const DECIMAL_PATTERN: &str = "^[0-9]{1,17}([.][0-9]{1,22})?(e-?[0-9]{1,3})?$";
 
 /// Why a scalar does not stand for a value.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,6 +45,20 @@ impl Money {
             .parse()
             .map(Usd::micros)
             .map_err(|_| ScalarError { expected: Self::EXPECTED, found: self.0.clone() })
+    }
+}
+
+impl From<Usd> for Money {
+    /// The shortest form. What is negative or has more than nine digits is not money to the API,
+    /// and a server refuses it.
+    fn from(amount: Usd) -> Money {
+        Money(amount.to_string())
+    }
+}
+
+impl From<UsdPerHour> for Money {
+    fn from(price: UsdPerHour) -> Money {
+        Money(price.to_string())
     }
 }
 
@@ -156,6 +174,72 @@ impl Span {
             return Err(error());
         }
         Ok(total)
+    }
+}
+
+/// A measured number of 0 or more, as text: `"0.05"`. It reads back as the same `f64`; as a JSON
+/// number it would be written anew by every tool on its way.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Decimal(pub String);
+
+impl Decimal {
+    const EXPECTED: &'static str = "a number of 0 or more, as text, such as \"0.05\" or \"1.5e3\"";
+
+    /// The shortest text that stands for this number; none for what is negative or no number.
+    pub fn of(number: f64) -> Option<Decimal> {
+        if !number.is_finite() || number < 0.0 {
+            return None;
+        }
+        // No negative zero.
+        let number = number.abs();
+        let plain = number == 0.0 || (1e-5..1e15).contains(&number);
+        Some(Decimal(if plain { format!("{number}") } else { format!("{number:e}") }))
+    }
+
+    /// The number.
+    pub fn number(&self) -> Result<f64, ScalarError> {
+        let plain = self.0.starts_with(|c: char| c.is_ascii_digit());
+        let number = plain.then(|| self.0.parse::<f64>().ok()).flatten();
+        number
+            .filter(|number| number.is_finite())
+            .ok_or_else(|| ScalarError { expected: Self::EXPECTED, found: self.0.clone() })
+    }
+}
+
+impl JsonSchema for Decimal {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "Decimal".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "maxLength": 48, "pattern": DECIMAL_PATTERN })
+    }
+}
+
+/// A point in time to the nanosecond: RFC 3339 in UTC. Kubernetes' own `Time` has whole seconds,
+/// which is too coarse for what a ledger is computed from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Moment(pub Timestamp);
+
+impl From<Timestamp> for Moment {
+    fn from(at: Timestamp) -> Moment {
+        Moment(at)
+    }
+}
+
+impl JsonSchema for Moment {
+    fn inline_schema() -> bool {
+        true
+    }
+    fn schema_name() -> Cow<'static, str> {
+        "Moment".into()
+    }
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "type": "string", "format": "date-time", "maxLength": 40 })
     }
 }
 

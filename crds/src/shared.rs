@@ -171,6 +171,16 @@ pub enum CapacityType {
     Auto,
 }
 
+impl From<petaflop_arbiter::offer::Capacity> for CapacityType {
+    fn from(capacity: petaflop_arbiter::offer::Capacity) -> Self {
+        match capacity {
+            petaflop_arbiter::offer::Capacity::Spot => Self::Spot,
+            petaflop_arbiter::offer::Capacity::OnDemand => Self::OnDemand,
+            petaflop_arbiter::offer::Capacity::Owned => Self::Owned,
+        }
+    }
+}
+
 /// What happens when the machine is taken away or a cheaper one appears.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -425,6 +435,9 @@ pub struct PlacementStatus {
     /// How often the workload was placed, this placement included.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub number: Option<u32>,
+    /// Number of the last placement whose end was counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settled: Option<u32>,
     /// The provider's name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub provider: Option<String>,

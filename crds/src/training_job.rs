@@ -323,10 +323,14 @@ pub struct TrainingJobStatus {
     /// How far it is.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<TrainingProgress>,
-    /// The recipe as it was resolved at admission.
+    /// When it was admitted: `deadline.within` counts from here, and again from a resumption.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("x-kubernetes-preserve-unknown-fields" = true))]
-    pub resolved_recipe: Option<serde_json::Map<String, serde_json::Value>>,
+    pub admitted_time: Option<Time>,
+    /// The recipe as it was resolved at admission, as JSON. Text, because its bits are part of the
+    /// key and a server writes large numbers anew.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 65536))]
+    pub resolved_recipe: Option<String>,
     /// Key of the result (hex).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<String>,

@@ -14,6 +14,7 @@ use petaflop_arbiter::workload::{
     Progress, Resources, ServingWork, TrainingWork, Work, Workload, WorkloadId,
 };
 
+use crate::field_error::Errors;
 use crate::inference_service::InferenceServiceSpec;
 use crate::scalar::{Money, Quantity};
 use crate::shared::{self, Accelerator, CapacityType, Deadline, Vendor};
@@ -249,20 +250,6 @@ impl InferenceServiceSpec {
 /// The paths whose flag is set.
 fn set(fields: &[(&str, bool)]) -> Vec<String> {
     fields.iter().filter(|(_, set)| *set).map(|(path, _)| (*path).to_owned()).collect()
-}
-
-/// Errors so far.
-#[derive(Default)]
-struct Errors(Vec<FieldError>);
-
-impl Errors {
-    fn add(&mut self, path: &str, message: impl std::fmt::Display) {
-        self.0.push(FieldError::new(path, message));
-    }
-
-    fn or<T>(self, value: T) -> Result<T, Vec<FieldError>> {
-        if self.0.is_empty() { Ok(value) } else { Err(self.0) }
-    }
 }
 
 fn usd(path: &str, money: &Money, errors: &mut Errors) -> Option<Usd> {

@@ -8,7 +8,7 @@ use petaflop_crds::crds;
 
 #[test]
 fn the_committed_crds_are_the_generated_ones() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/petaflop-crds/files");
     for crd in crds::all() {
         let path = folder
             .join(format!("{}.yaml", crd.metadata.name.as_deref().expect("a CRD has a name")));
@@ -22,6 +22,33 @@ fn the_committed_crds_are_the_generated_ones() {
             "{} is not what the types generate: run `make generate` and commit it",
             path.display()
         );
+    }
+}
+
+#[test]
+fn no_file_is_left_of_a_kind_that_is_gone() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../charts/petaflop-crds/files");
+    let mut files: Vec<String> = std::fs::read_dir(folder)
+        .expect("the folder is there")
+        .map(|entry| entry.expect("can be read").file_name().to_string_lossy().into_owned())
+        .collect();
+    let mut kinds: Vec<String> = crds::all()
+        .iter()
+        .map(|crd| format!("{}.yaml", crd.metadata.name.as_deref().unwrap_or_default()))
+        .collect();
+    files.sort();
+    kinds.sort();
+    assert_eq!(files, kinds);
+}
+
+#[test]
+fn a_chart_may_hold_the_crds_as_text() {
+    for crd in crds::all() {
+        let text = crds::document(&crd);
+        assert!(!text.contains("{{"), "{:?} would be taken for a template", crd.metadata.name);
+        assert_eq!(text.matches("\nspec:\n").count(), 1, "where the chart puts annotations");
+        // Client-side `kubectl apply` repeats an object in an annotation of at most 256 KiB.
+        assert!(text.len() < 256 << 10, "{:?}: {} bytes", crd.metadata.name, text.len());
     }
 }
 

@@ -296,3 +296,23 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn kinds_that_need_a_cluster_are_sent_to_kubectl() {
+    for kind in ["ComputeClaim", "ComputeProvider", "SpendBudget"] {
+        let text = format!(
+            "{{apiVersion: petaflop.dev/v1alpha1, kind: {kind}, metadata: {{name: a}}, spec: {{}}}}"
+        );
+        let errors = manifest::parse(text.as_bytes(), "a.yaml", Path::new("/")).expect_err(kind);
+        let error = &errors.0[0];
+        assert_eq!(error.path, "kind");
+        assert_eq!(
+            error.message,
+            format!("expected TrainingJob or InferenceService, found {kind:?}")
+        );
+        assert!(
+            error.help.as_ref().is_some_and(|help| help.contains("use kubectl apply")),
+            "{error}"
+        );
+    }
+}

@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 
 use super::names::{meant, unknown_help};
 use super::tree::{Entry, Node, Place, Value};
-use crate::scalar::{MONEY_PATTERN, QUANTITY_PATTERN, SPAN_PATTERN};
+use crate::scalar::{DECIMAL_PATTERN, MONEY_PATTERN, QUANTITY_PATTERN, SPAN_PATTERN};
 
 /// What is wrong, where, and how to mend it.
 pub(super) struct Finding {
@@ -26,6 +26,8 @@ const PATTERNS: &[(&str, &str)] = &[
     ),
     (QUANTITY_PATTERN, "a quantity such as 8, 500m, 0.5 or 64Gi"),
     (SPAN_PATTERN, "a span of time such as 90s, 45m, 52h or 2d12h"),
+    (DECIMAL_PATTERN, "a number of 0 or more, as text, such as \"0.05\" or \"1.5e3\""),
+    (crate::compute_provider::NAMESPACE_PATTERN, "the name of a namespace, or \"*\" for all"),
     (crate::shared::ACCELERATOR_PATTERN, "an accelerator's name such as H100 or A100-SXM-80"),
     (crate::shared::CAPABILITY_PATTERN, "a compute capability such as \"8.0\""),
     (
@@ -164,8 +166,7 @@ impl Checker<'_> {
         }
         let known = schema.get("properties").and_then(Json::as_object);
         let values = schema.get("additionalProperties").filter(|values| values.is_object());
-        let open = schema.get("x-kubernetes-preserve-unknown-fields").is_some()
-            || (known.is_none() && values.is_none());
+        let open = schema.get("x-kubernetes-preserve-unknown-fields").is_some();
         let names: Vec<&str> =
             known.into_iter().flat_map(|known| known.keys()).map(String::as_str).collect();
         let mut misspelt = Vec::new();
@@ -258,6 +259,7 @@ fn identity(item: &Node, schema: &Json) -> Option<String> {
     match schema.get("x-kubernetes-list-type").and_then(Json::as_str)? {
         "set" => match &item.value {
             Value::Text(text) => Some(text.clone()),
+            Value::Integer(number) => Some(number.to_string()),
             _ => None,
         },
         "map" => {

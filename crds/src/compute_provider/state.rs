@@ -1,0 +1,102 @@
+//! A `ComputeProvider` as decisions see it.
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use petaflop_arbiter::money::{Usd, UsdPerHour};
+use petaflop_arbiter::world::{MonthlyLimit, ProviderState, Switch};
+
+use super::{ComputeProvider, ComputeProviderSpec, Limits, ProviderSwitch, ProviderType};
+use crate::FieldError;
+use crate::field_error::Errors;
+use crate::scalar::Money;
+use crate::spend_budget::Period;
+
+/// What only the operator knows of a provider.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProviderFacts {
+    /// Whether it can be reached, takes our credentials, and its offers are fresh.
+    pub usable: bool,
+    /// Dollars of the running calendar month (UTC), by the ledger.
+    pub spent_this_month: Usd,
+    /// Milliseconds from asking for a machine until it can begin to fetch.
+    pub startup_millis: i64,
+    /// Bytes a second at which a fresh machine fetches; `None`: everything is there already.
+    pub fetch_bytes_per_second: Option<u64>,
+    /// Price of 10⁹ bytes that leave the place.
+    pub egress_usd_per_gb: Usd,
+}
+
+impl ComputeProviderSpec {
+    /// Which of the types it is; none if the union is broken, which the CRD's rules refuse.
+    pub fn type_(&self) -> Option<ProviderType> {
+        match (&self.nodes, &self.host, &self.runpod, &self.aws) {
+            (Some(_), None, None, None) => Some(ProviderType::Nodes),
+            (None, Some(_), None, None) => Some(ProviderType::Host),
+            (None, None, Some(_), None) => Some(ProviderType::RunPod),
+            (None, None, None, Some(_)) => Some(ProviderType::AWS),
+            _ => None,
+        }
+    }
+
+    /// A price as quoted, adjusted; rounded up, so that a limit is never passed by rounding.
+    pub fn adjusted(&self, price: UsdPerHour) -> UsdPerHour {
+        let percent = i128::from(self.price_adjustment_percent.clamp(-99, 1000)) + 100;
+        let micros = (i128::from(price.micros()) * percent + 99) / 100;
+        UsdPerHour::from_micros(i64::try_from(micros).unwrap_or(i64::MAX)).unwrap_or(price)
+    }
+}
+
+impl ComputeProvider {
+    /// The provider as decisions see it at `now`.
+    ///
+    /// # Errors
+    /// Fields that do not stand for a value, which the CRD's schema refuses.
+    pub fn state(
+        &self,
+        facts: &ProviderFacts,
+        now: Timestamp,
+    ) -> Result<ProviderState, Vec<FieldError>> {
+        let ComputeProviderSpec {
+            nodes: _, // of the provider's module
+            host: _,
+            runpod: _,
+            aws: _,
+            allowed_namespaces,
+            state,
+            credentials_secret_ref: _, // `facts.usable` tells
+            limits,
+            price_adjustment_percent: _, // in the offers, by `adjusted`
+            power: _,                    // in the offers
+        } = &self.spec;
+        let Limits { hourly, monthly, machines } = limits;
+        let mut errors = Errors::default();
+        let mut usd = |path: &str, money: &Option<Money>| {
+            let money = money.as_ref()?;
+            money.micro_dollars().map_err(|error| errors.add(path, error)).ok()
+        };
+        let max_hourly = usd("spec.limits.hourly", hourly)
+            .and_then(|micros| UsdPerHour::from_micros(micros).ok());
+        let monthly = usd("spec.limits.monthly", monthly).map(|micros| MonthlyLimit {
+            limit: Usd::from_micros(micros),
+            spent: facts.spent_this_month,
+            ends_at: Period::Monthly.around(now).end,
+        });
+        let provider = ProviderState {
+            name: self.name_any(),
+            state: match (state, facts.usable) {
+                (ProviderSwitch::Disabled, _) | (_, false) => Switch::Disabled,
+                (ProviderSwitch::Cordoned, true) => Switch::Cordoned,
+                (ProviderSwitch::Enabled, true) => Switch::Enabled,
+            },
+            allowed_namespaces: (!allowed_namespaces.iter().any(|name| name == "*"))
+                .then(|| allowed_namespaces.clone()),
+            max_hourly,
+            monthly,
+            max_machines: *machines,
+            startup_millis: facts.startup_millis,
+            fetch_bytes_per_second: facts.fetch_bytes_per_second,
+            egress_usd_per_gb: facts.egress_usd_per_gb,
+        };
+        errors.or(provider)
+    }
+}

@@ -90,8 +90,6 @@ pub enum Phase {
         instance: Option<String>,
         /// Why.
         reason: Reason,
-        /// Looks in a row that found it gone.
-        gone_seen: u8,
     },
     /// Gone, and its last ledger row is written.
     Ended {
@@ -227,6 +225,8 @@ pub enum Refusal {
     Unauthorized,
     /// The account is empty: the claim ends.
     BalanceTooLow,
+    /// The provider has switched this interface off: the claim ends.
+    Retired,
     /// The request breaks a rule: the claim ends.
     Invalid,
 }
@@ -242,6 +242,7 @@ impl Refusal {
             Refusal::PriceChanged => Reason::PriceChanged,
             Refusal::Unauthorized => Reason::Unauthorized,
             Refusal::BalanceTooLow => Reason::BalanceTooLow,
+            Refusal::Retired => Reason::ApiRetired,
             Refusal::Invalid => Reason::InvalidSpec,
         }
     }
@@ -255,6 +256,7 @@ impl Refusal {
             | Refusal::PriceChanged
             | Refusal::Unauthorized
             | Refusal::BalanceTooLow
+            | Refusal::Retired
             | Refusal::Invalid => false,
         }
     }

@@ -17,6 +17,11 @@ pub const MAX_ATTEMPTS: u32 = 5;
 /// Milliseconds between two looks while something is awaited.
 const LOOK_MILLIS: i64 = 2_000;
 
+/// Looks in a row that must find a machine gone before it is believed.
+const GONE_LOOKS: u8 = 2;
+
+const LOOK_NOW: Step = Step::Look { after_millis: 0 };
+
 /// What was seen in this pass. A pass ends with each [`Step::Record`] and [`Step::WriteAttempt`];
 /// the next begins with [`Observation::new`].
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +34,8 @@ pub struct Observation {
     pub read: ReadBack,
     /// What looking for machines with this claim's identity gave.
     pub listing: Listing,
+    /// Looks in a row, the last one included, that found no machine: see [`Observation::looked`].
+    pub gone_looks: u8,
     /// The compare-and-swap that wrote the phase `Attempted` succeeded just now, in this very
     /// process, and nothing was called since. Never true after a restart.
     pub fresh_attempt: bool,
@@ -48,11 +55,21 @@ impl Observation {
             wanted,
             read: ReadBack::NotRead,
             listing: Listing::NotLooked,
+            gone_looks: 0,
             fresh_attempt: false,
             answer: None,
             terminate_sent: false,
             ledger_closed: false,
         }
+    }
+
+    /// Takes over what a look gave.
+    pub fn looked(&mut self, listing: Listing) {
+        self.gone_looks = match &listing {
+            Listing::Complete(found) if found.is_empty() => self.gone_looks.saturating_add(1),
+            Listing::Complete(_) | Listing::Failed | Listing::NotLooked => 0,
+        };
+        self.listing = listing;
     }
 }
 
@@ -95,8 +112,12 @@ pub enum Listing {
 pub enum Step {
     /// Read the claim by quorum; note the answer in [`Observation::read`].
     ReadBack,
-    /// Look for machines that carry the claim's uid; note the answer in [`Observation::listing`].
-    Look,
+    /// Look for machines that carry the claim's uid, after waiting this long; note the answer by
+    /// [`Observation::looked`].
+    Look {
+        /// Milliseconds.
+        after_millis: i64,
+    },
     /// Write the phase [`Phase::Attempted`] by compare-and-swap on the version just read. If it
     /// succeeds, begin a new pass with [`Observation::fresh_attempt`]; if not, another process is at
     /// work: begin anew without it.
@@ -137,7 +158,7 @@ pub enum Step {
     Leave,
     /// All is as it should be.
     Nothing,
-    /// The claim is over: take its finalizer off.
+    /// The claim is over, and its ledger closed: take its finalizer off.
     Release,
 }
 
@@ -162,9 +183,7 @@ pub fn next_step(claim: &Claim, safety: LaunchSafety, seen: &Observation) -> Ste
         Phase::Attempted { request, at: _ } => pass.attempted(request),
         Phase::Ambiguous { request, since } => pass.ambiguous(request, *since),
         Phase::Launched { instance, at } => pass.launched(instance, *at),
-        Phase::Ending { instance, reason, gone_seen } => {
-            pass.ending(instance.as_ref(), *reason, *gone_seen)
-        }
+        Phase::Ending { instance, reason } => pass.ending(instance.as_ref(), *reason),
         Phase::Ended { reason: _ } => Step::Release,
     }
 }
@@ -180,7 +199,7 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn planned(&self) -> Step {
         let found = match &self.seen.listing {
-            Listing::NotLooked => return Step::Look,
+            Listing::NotLooked => return LOOK_NOW,
             Listing::Failed => return self.wait(Reason::ProviderUnavailable),
             Listing::Complete(found) => found,
         };
@@ -220,7 +239,7 @@ impl Pass<'_> {
     /// gone out or not.
     fn after_a_crash(&self, request: &FrozenRequest) -> Step {
         let found = match &self.seen.listing {
-            Listing::NotLooked => return Step::Look,
+            Listing::NotLooked => return LOOK_NOW,
             Listing::Failed => return self.wait(Reason::ProviderUnavailable),
             Listing::Complete(found) => found,
         };
@@ -235,7 +254,7 @@ impl Pass<'_> {
 
     fn ambiguous(&self, request: &FrozenRequest, since: Timestamp) -> Step {
         let found = match &self.seen.listing {
-            Listing::NotLooked => return Step::Look,
+            Listing::NotLooked => return LOOK_NOW,
             Listing::Failed => return self.wait(Reason::LaunchAmbiguous),
             Listing::Complete(found) => found,
         };
@@ -271,21 +290,23 @@ impl Pass<'_> {
     }
 
     /// Even a claim that never knew a machine looks twice: the last call may have made one.
-    fn ending(&self, instance: Option<&String>, reason: Reason, gone_seen: u8) -> Step {
+    fn ending(&self, instance: Option<&String>, reason: Reason) -> Step {
         let found = match &self.seen.listing {
-            Listing::NotLooked => return Step::Look,
+            Listing::NotLooked => return LOOK_NOW,
             Listing::Failed => return self.wait(Reason::TerminateRetrying),
             Listing::Complete(found) => found,
         };
         match (found.first(), instance) {
             (Some(there), _) => self.terminate(there),
             // Accident: a machine too young to be listed. Its id is known, so it is ended by its id.
-            (None, Some(known)) if gone_seen == 0 && !self.seen.terminate_sent => {
-                self.terminate(known)
-            }
-            (None, _) if gone_seen == 0 => self
-                .record(Phase::Ending { instance: instance.cloned(), reason, gone_seen: 1 }, None),
+            (None, Some(known)) if !self.seen.terminate_sent => self.terminate(known),
+            (None, _) if self.seen.gone_looks < GONE_LOOKS => Step::Look {
+                // A list that is never behind need not be given time to catch up.
+                after_millis: if self.safety.settle_seconds == 0 { 0 } else { LOOK_MILLIS },
+            },
             (None, _) if !self.seen.ledger_closed => Step::CloseLedger,
+            // Its removal was asked for: nobody will ever read how it ended.
+            (None, _) if self.seen.read == ReadBack::Deleting => Step::Release,
             (None, _) => self.record(Phase::Ended { reason }, Some(reason)),
         }
     }
@@ -309,7 +330,7 @@ impl Pass<'_> {
     }
 
     fn end(&self, instance: Option<String>, reason: Reason) -> Step {
-        self.record(Phase::Ending { instance, reason, gone_seen: 0 }, Some(reason))
+        self.record(Phase::Ending { instance, reason }, Some(reason))
     }
 
     fn terminate(&self, instance: &str) -> Step {

@@ -233,7 +233,7 @@ fn a_job_waits_until_its_old_machine_is_gone() {
     let mut world = world(vec![machine("m", "0.7")], vec![training("job")]);
     world.claims = written(&decide(&world, now()));
     world.claims[0].phase =
-        Phase::Ending { instance: Some("i".into()), reason: Reason::SpotInterrupted, gone_seen: 0 };
+        Phase::Ending { instance: Some("i".into()), reason: Reason::SpotInterrupted };
     let plan = decide(&world, now());
     assert_eq!(waits(only(&plan)), ("SpotInterrupted", "waits until trj-job-006a6f62-1-0 is gone"));
     world.claims[0].phase = Phase::Ended { reason: Reason::SpotInterrupted };

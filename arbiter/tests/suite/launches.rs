@@ -124,15 +124,16 @@ fn run(
         let fresh = |at| Observation::new(at, wanted);
         match step {
             Step::ReadBack => seen.read = ReadBack::Ours,
-            Step::Look => {
-                seen.listing = match faults.pop().unwrap_or(Fault::None) {
+            Step::Look { after_millis } => {
+                at += SignedDuration::from_millis(after_millis);
+                seen.looked(match faults.pop().unwrap_or(Fault::None) {
                     Fault::ListFails => Listing::Failed,
                     Fault::DiesBefore => {
                         seen = fresh(at);
                         continue;
                     }
                     _ => Listing::Complete(cloud.listed(at)),
-                }
+                });
             }
             Step::WriteAttempt { request } => {
                 claim.phase = Phase::Attempted {

@@ -1,9 +1,11 @@
 //! The memory of a model: one allocation a segment, exactly as planned.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use petaflop_device::{HostBuffer, OutOfMemory};
 use petaflop_kernel::{PackedWeight, Weight};
+use petaflop_plan::dtype::Dtype;
 use petaflop_plan::ops::BufferId;
 use petaflop_plan::plan::{Buffer, Layout, Plan, Segment};
 
@@ -16,7 +18,7 @@ pub(crate) struct Arena {
 
 /// The weights.
 pub(crate) struct Parameters {
-    /// Those that lie in rows, in f32.
+    /// Those that lie in rows, each in its format.
     memory: HostBuffer,
     /// The others, by buffer.
     packed: BTreeMap<BufferId, PackedWeight>,
@@ -39,6 +41,7 @@ pub(crate) struct Work {
 struct Place {
     segment: Segment,
     layout: Layout,
+    dtype: Dtype,
     /// In bytes.
     start: usize,
     bytes: usize,
@@ -54,6 +57,7 @@ impl Arena {
             Ok(Place {
                 segment: b.segment,
                 layout: b.layout,
+                dtype: b.dtype,
                 start: size(b.offset)?,
                 bytes: size(b.bytes)?,
             })
@@ -82,7 +86,19 @@ impl Parameters {
     pub(crate) fn matrix(&self, id: BufferId) -> Matrix<'_> {
         match self.packed.get(&id) {
             Some(packed) => Matrix::Packed(packed),
-            None => Matrix::Rows(Weight::F32(self.f32s(id))),
+            None => Matrix::Rows(self.weight(id)),
+        }
+    }
+
+    /// A matrix that lies in rows: any in training.
+    pub(crate) fn weight(&self, id: BufferId) -> Weight<'_> {
+        match self.places[id.index()].dtype {
+            Dtype::F32 => Weight::F32(self.f32s(id)),
+            Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(self.bytes(id))),
+            Dtype::Q8_0 => Weight::Q8_0(self.bytes(id)),
+            Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => {
+                unreachable!("the planner keeps weights in f32, bf16 or q8_0")
+            }
         }
     }
 
@@ -91,30 +107,49 @@ impl Parameters {
         self.packed.insert(id, weight);
     }
 
-    /// A weight that lies in rows: a gain, a bias, or anything in training.
+    /// A weight that lies in rows, in f32: a gain, a bias, or anything that is trained.
     pub(crate) fn f32s(&self, id: BufferId) -> &[f32] {
-        let (start, end) = self.rows(id);
-        &self.memory.f32s()[start..end]
+        let numbers = self.numbers(id);
+        &self.memory.f32s()[numbers]
     }
 
     pub(crate) fn f32s_mut(&mut self, id: BufferId) -> &mut [f32] {
-        let (start, end) = self.rows(id);
-        &mut self.memory.f32s_mut()[start..end]
+        let numbers = self.numbers(id);
+        &mut self.memory.f32s_mut()[numbers]
     }
 
-    fn rows(&self, id: BufferId) -> (usize, usize) {
-        let Place { segment, layout, start, bytes } = self.places[id.index()];
+    /// A weight that lies in rows, in its format.
+    fn bytes(&self, id: BufferId) -> &[u8] {
+        &self.memory.bytes()[self.rows(id)]
+    }
+
+    pub(crate) fn bytes_mut(&mut self, id: BufferId) -> &mut [u8] {
+        let rows = self.rows(id);
+        &mut self.memory.bytes_mut()[rows]
+    }
+
+    fn numbers(&self, id: BufferId) -> Range<usize> {
+        assert_eq!(self.places[id.index()].dtype, Dtype::F32, "weights are read in their format");
+        let Range { start, end } = self.rows(id);
+        start / 4..end / 4
+    }
+
+    fn rows(&self, id: BufferId) -> Range<usize> {
+        let Place { segment, layout, dtype: _, start, bytes } = self.places[id.index()];
         assert_eq!(
             (segment, layout),
             (Segment::Parameters, Layout::Rows),
             "weights that lie in rows are read as such"
         );
-        (start / 4, (start + bytes) / 4)
+        start..start + bytes
     }
 
-    /// All buffers of the segment, in the order of their places. Training only: none is packed.
+    /// All buffers of the segment that are in f32, in the order of their places. Training
+    /// only: none is packed.
     pub(crate) fn all_mut(&mut self) -> Vec<&mut [f32]> {
-        split(self.memory.f32s_mut(), &in_order(&self.places, Segment::Parameters))
+        let mut places = in_order(&self.places, Segment::Parameters);
+        places.retain(|p| p.dtype == Dtype::F32);
+        split(self.memory.f32s_mut(), &places)
     }
 }
 
@@ -130,7 +165,7 @@ impl Work {
             self.segments.iter_mut().map(|s| (s.f32s_mut(), 0)).collect();
         let mut views = [const { None }; N];
         for i in order {
-            let Place { segment, start, bytes, layout: _ } = places[i];
+            let Place { segment, start, bytes, .. } = places[i];
             let (start, len) = (start / 4, bytes / 4);
             let (slice, consumed) = &mut rest[work_index(segment)];
             let before =
@@ -144,7 +179,7 @@ impl Work {
 
     /// One buffer.
     pub(crate) fn view(&self, id: BufferId) -> &[f32] {
-        let Place { segment, start, bytes, layout: _ } = self.places[id.index()];
+        let Place { segment, start, bytes, .. } = self.places[id.index()];
         &self.segments[work_index(segment)].f32s()[start / 4..(start + bytes) / 4]
     }
 

@@ -2,7 +2,7 @@
 //! loss, and every gradient.
 
 use petaflop_kernel as kernel;
-use petaflop_kernel::{AttentionDims, Dims, Weight};
+use petaflop_kernel::{AttentionDims, Dims};
 use petaflop_plan::ops::{BufferId, Op};
 use petaflop_plan::shape::ModelShape;
 use petaflop_plan::training::TrainingOptions;
@@ -49,8 +49,7 @@ impl TrainingPass<'_> {
             Op::LinearDx { dy, weight, dx, adds } => {
                 let dims = product_dims(pass, dy, dx);
                 let [dy, dx] = pass.rows([dy, dx]);
-                let weight = Weight::F32(parameters.f32s(weight));
-                kernel::linear_dx(cpu, dy, weight, dx, dims, adds);
+                kernel::linear_dx(cpu, dy, parameters.weight(weight), dx, dims, adds);
             }
             Op::LinearDw { dy, x, dweight } => {
                 let dims = product_dims(pass, dy, x);
@@ -91,6 +90,8 @@ impl TrainingPass<'_> {
             | Op::RmsNorm { .. }
             | Op::Linear { .. }
             | Op::LinearSwiGlu { .. }
+            | Op::SwiGlu { .. }
+            | Op::Scale { .. }
             | Op::Rope { .. } => {
                 unreachable!("done by Pass::shared")
             }

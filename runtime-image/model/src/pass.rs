@@ -106,6 +106,14 @@ impl Pass<'_> {
                     ),
                 }
             }
+            Op::SwiGlu { gate, up, out } => {
+                let [gate, up, out] = self.rows([gate, up, out]);
+                kernel::swiglu(cpu, gate, up, out);
+            }
+            Op::Scale { x, factor } => {
+                let [x] = self.rows([x]);
+                kernel::scale(cpu, x, factor);
+            }
             Op::Rope { x, heads, cos, sin, inverse } => {
                 let (positions, len) = (self.positions, self.rows * self.width(x));
                 let [x, cos, sin] = self.work.views([x, cos, sin]);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use petaflop_kernel as kernel;
 use petaflop_kernel::{Cpu, IGNORE};
+use petaflop_plan::dtype::Dtype;
 use petaflop_plan::plan::{Plan, Segment, Tensor};
 use petaflop_plan::shape::{ModelShape, TensorRole};
 use petaflop_plan::training::{TrainingOptions, plan_training};
@@ -15,7 +16,7 @@ use crate::error::ModelError;
 use crate::pass::Pass;
 use crate::rng::Philox;
 use crate::rope;
-use crate::weights::WeightsFolder;
+use crate::weights::{WeightsFolder, encode};
 
 /// Marks a position that has no target.
 pub const NO_TARGET: u32 = IGNORE;
@@ -107,39 +108,63 @@ impl TrainingModel {
 
     /// Random weights: matrices from a normal distribution of deviation 0.02, those
     /// that write to the residual stream divided by `√(2·layers)` (Radford et al.
-    /// 2019), gains 1, biases 0. Element `i` of tensor `t` depends on (seed, t, i) alone.
+    /// 2019), gains 1, biases 0; adapters as [`Self::init_adapters`]. Element `i` of
+    /// tensor `t` depends on (seed, t, i) alone.
     pub fn init(&mut self, seed: u64) {
+        self.init_some(seed, |_| true);
+    }
+
+    /// Adapters that begin as nothing (Hu et al. 2021): of each pair the first matrix from
+    /// a normal distribution of variance `1 ÷ (3·in)`, the second 0.
+    pub fn init_adapters(&mut self, seed: u64) {
+        self.init_some(seed, TensorRole::is_adapter);
+    }
+
+    fn init_some(&mut self, seed: u64, which: impl Fn(TensorRole) -> bool) {
         let philox = Philox::new(seed);
         let residual = 0.02 / libm::sqrt(2.0 * f64::from(self.shape.layers));
-        for (index, tensor) in (0u32..).zip(&self.plan.tensors) {
-            let values = self.arena.parameters.f32s_mut(tensor.value);
-            match tensor.role {
-                TensorRole::Gain => values.fill(1.0),
-                TensorRole::Bias => values.fill(0.0),
-                TensorRole::Matrix => {
-                    let into_residual = tensor.name.ends_with("o_proj.weight")
-                        || tensor.name.ends_with("down_proj.weight");
-                    let deviation = if into_residual { residual } else { 0.02 };
-                    for (block, four) in (0u64..).zip(values.chunks_mut(4)) {
-                        let normals =
-                            philox.normals([block as u32, (block >> 32) as u32, index, INIT]);
-                        for (value, normal) in four.iter_mut().zip(normals) {
-                            *value = (deviation * normal) as f32;
-                        }
+        for (index, tensor) in (0u32..).zip(&self.plan.tensors).filter(|(_, t)| which(t.role)) {
+            let fill = |values: &mut [f32]| {
+                let deviation = match tensor.role {
+                    TensorRole::Gain => return values.fill(1.0),
+                    TensorRole::Bias | TensorRole::AdapterUp => return values.fill(0.0),
+                    TensorRole::AdapterDown => 1.0 / libm::sqrt(3.0 * tensor.shape[1] as f64),
+                    TensorRole::Matrix
+                        if tensor.name.ends_with("o_proj.weight")
+                            || tensor.name.ends_with("down_proj.weight") =>
+                    {
+                        residual
                     }
+                    TensorRole::Matrix => 0.02,
+                };
+                for (block, four) in (0u64..).zip(values.chunks_mut(4)) {
+                    let normals = philox.normals([block as u32, (block >> 32) as u32, index, INIT]);
+                    for (value, normal) in four.iter_mut().zip(normals) {
+                        *value = (deviation * normal) as f32;
+                    }
+                }
+            };
+            match self.plan.buffer(tensor.value).dtype {
+                Dtype::F32 => fill(self.arena.parameters.f32s_mut(tensor.value)),
+                other => {
+                    let mut values = vec![0.0; tensor.shape.iter().product::<u64>() as usize];
+                    fill(&mut values);
+                    encode(other, &values, self.arena.parameters.bytes_mut(tensor.value));
                 }
             }
         }
     }
 
-    /// Takes the weights of a folder.
+    /// Takes the weights of a folder, each in its planned format. Adapters are no part of
+    /// a folder: [`Self::init_adapters`] begins them.
     ///
     /// # Errors
     /// The folder's shape is another, or a tensor cannot be read.
     pub fn load(&mut self, folder: &WeightsFolder) -> Result<(), ModelError> {
         folder.expect_shape(&self.shape)?;
-        for tensor in &self.plan.tensors {
-            folder.read_f32(&tensor.name, self.arena.parameters.f32s_mut(tensor.value))?;
+        for tensor in self.plan.tensors.iter().filter(|t| !t.role.is_adapter()) {
+            let dtype = self.plan.buffer(tensor.value).dtype;
+            folder.read(&tensor.name, dtype, self.arena.parameters.bytes_mut(tensor.value))?;
         }
         Ok(())
     }
@@ -200,7 +225,7 @@ impl TrainingModel {
             let Some(trained) = tensor.trained else {
                 continue;
             };
-            let decay = if tensor.role == TensorRole::Matrix { weight_decay } else { 0.0 };
+            let decay = if tensor.role.decays() { weight_decay } else { 0.0 };
             let coefficients = kernel::AdamW {
                 lr: learning_rate as f32,
                 beta1: beta1 as f32,
@@ -221,9 +246,12 @@ impl TrainingModel {
         }
     }
 
-    /// Every tensor with its numbers, in the plan's order: what is saved as a model.
+    /// Every tensor with its numbers, in the plan's order: what is saved as a model. Not
+    /// those of a frozen base in another format than f32, which are a folder's already.
     pub fn tensors(&self) -> impl Iterator<Item = (&Tensor, &[f32])> {
-        self.plan.tensors.iter().map(|t| (t, self.arena.parameters.f32s(t.value)))
+        let in_f32 = |t: &&Tensor| self.plan.buffer(t.value).dtype == Dtype::F32;
+        let tensors = self.plan.tensors.iter().filter(in_f32);
+        tensors.map(|t| (t, self.arena.parameters.f32s(t.value)))
     }
 
     /// The gradient of every trained tensor, in the plan's order.
@@ -232,8 +260,8 @@ impl TrainingModel {
         self.plan.tensors.iter().filter_map(move |t| Some((t, self.arena.work.view(gradient(t)?))))
     }
 
-    /// What a checkpoint holds: every tensor by its name, and where it is trained
-    /// its moments by that name and `.first_moment`, `.second_moment`.
+    /// What a checkpoint holds: each of [`Self::tensors`] by its name, and where it is
+    /// trained its moments by that name and `.first_moment`, `.second_moment`.
     pub fn state(&self) -> Vec<(String, &[f32])> {
         let mut state = Vec::new();
         for (tensor, values) in self.tensors() {
@@ -257,7 +285,9 @@ impl TrainingModel {
         // Both segments are laid out in the order of the tensors.
         let mut moments = self.arena.work.all_mut(Segment::Moments).into_iter();
         let mut state = Vec::new();
-        for (tensor, values) in self.plan.tensors.iter().zip(self.arena.parameters.all_mut()) {
+        let in_f32 = |t: &&Tensor| self.plan.buffer(t.value).dtype == Dtype::F32;
+        let tensors = self.plan.tensors.iter().filter(in_f32);
+        for (tensor, values) in tensors.zip(self.arena.parameters.all_mut()) {
             state.push((tensor.name.clone(), values));
             if tensor.trained.is_some() {
                 for which in ["first_moment", "second_moment"] {

@@ -351,7 +351,8 @@ fn decode(dtype: FileDtype, source: &[u8], numbers: &mut [f32]) {
     }
 }
 
-fn encode(dtype: Dtype, numbers: &[f32], out: &mut [u8]) {
+/// Writes numbers in a format, rounded as [`WeightsFolder::read`] says.
+pub(crate) fn encode(dtype: Dtype, numbers: &[f32], out: &mut [u8]) {
     match dtype {
         Dtype::F32 => {
             for (number, b) in numbers.iter().zip(out.chunks_exact_mut(4)) {

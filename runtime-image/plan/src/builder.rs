@@ -1,11 +1,14 @@
 //! What the training and the serving planner share: laying out weights, naming
 //! buffers, and counting what each operation costs.
 
+use std::collections::BTreeMap;
+
 use crate::dtype::Dtype;
 use crate::lifetimes;
+use crate::linear::{Adapters, Linear, Pair};
 use crate::ops::{BufferId, Op};
 use crate::plan::{Buffer, Layout, Plan, PlanError, Ports, Segment, Step, Tensor, Trained};
-use crate::shape::{ModelShape, TensorRole};
+use crate::shape::{ModelShape, TensorInfo, TensorRole};
 
 /// The tensors of one block, as indices into [`Builder::tensors`].
 pub(crate) struct LayerWeights {
@@ -13,18 +16,17 @@ pub(crate) struct LayerWeights {
     pub(crate) query: Projection,
     pub(crate) key: Projection,
     pub(crate) value: Projection,
-    pub(crate) output: usize,
+    pub(crate) output: Linear,
     pub(crate) post_gain: usize,
-    pub(crate) gate: usize,
-    pub(crate) up: usize,
-    pub(crate) down: usize,
+    pub(crate) gate: Linear,
+    pub(crate) up: Linear,
+    pub(crate) down: Linear,
 }
 
 /// A projection to heads, and what is done to its result.
 #[derive(Clone, Copy)]
 pub(crate) struct Projection {
-    pub(crate) weight: usize,
-    pub(crate) bias: Option<usize>,
+    pub(crate) linear: Linear,
     /// Gain of each head's norm; never for values.
     pub(crate) gain: Option<usize>,
 }
@@ -44,9 +46,20 @@ pub(crate) enum Keep<'a> {
     Train {
         /// Tensor names, or what they begin with up to a dot.
         frozen: &'a [String],
+        /// Format of the matrices among them.
+        frozen_weights: Dtype,
+        /// Pairs to train beside the weights.
+        adapters: Option<&'a Adapters>,
     },
-    /// Matrices in this format, the rest in f32.
+    /// Matrices in this format, the rest in f32. Adapters were added to them before.
     Serve(Dtype),
+}
+
+/// How the numbers of one tensor are kept.
+struct Kept {
+    dtype: Dtype,
+    layout: Layout,
+    is_trained: bool,
 }
 
 pub(crate) struct Builder<'a> {
@@ -54,7 +67,7 @@ pub(crate) struct Builder<'a> {
     pub(crate) rows: u64,
     buffers: Vec<Buffer>,
     steps: Vec<Step>,
-    tensors: Vec<Tensor>,
+    pub(crate) tensors: Vec<Tensor>,
 }
 
 impl<'a> Builder<'a> {
@@ -111,7 +124,7 @@ impl<'a> Builder<'a> {
     /// Lays out all tensors.
     pub(crate) fn model_weights(&mut self, keep: &Keep<'_>) -> Result<ModelWeights, PlanError> {
         let tensors = self.shape.tensors();
-        if let Keep::Train { frozen } = keep
+        if let Keep::Train { frozen, .. } = keep
             && let Some(prefix) =
                 frozen.iter().find(|p| !tensors.iter().any(|t| is_under(&t.name, p)))
         {
@@ -123,57 +136,96 @@ impl<'a> Builder<'a> {
             });
         }
         for tensor in tensors {
-            let (dtype, is_trained) = match keep {
-                Keep::Train { frozen } => {
-                    (Dtype::F32, !frozen.iter().any(|p| is_under(&tensor.name, p)))
+            let is_matrix = tensor.role == TensorRole::Matrix;
+            let kept = match keep {
+                Keep::Train { frozen, frozen_weights, adapters: _ } => {
+                    let is_trained = !frozen.iter().any(|p| is_under(&tensor.name, p));
+                    let dtype = if is_matrix && !is_trained { *frozen_weights } else { Dtype::F32 };
+                    Kept { dtype, layout: Layout::Rows, is_trained }
                 }
-                Keep::Serve(dtype) if tensor.role == TensorRole::Matrix => (*dtype, false),
-                Keep::Serve(_) => (Dtype::F32, false),
+                Keep::Serve(dtype) if is_matrix => {
+                    Kept { dtype: *dtype, layout: Layout::Packed, is_trained: false }
+                }
+                Keep::Serve(_) => {
+                    Kept { dtype: Dtype::F32, layout: Layout::Rows, is_trained: false }
+                }
             };
-            let width = *tensor.shape.last().expect("every tensor has a dimension");
-            if !width.is_multiple_of(dtype.block_len()) {
-                return Err(PlanError::Option {
-                    option: "weights",
-                    expected: format!(
-                        "a format whose blocks divide the rows of {} ({width} numbers)",
-                        tensor.name
-                    ),
-                    found: format!("{dtype}, in blocks of {}", dtype.block_len()),
-                });
-            }
-            let name = &tensor.name;
-            let value = self.buffer(name, &tensor.shape, dtype, Segment::Parameters);
-            if let (Keep::Serve(_), &[rows, width]) = (keep, &tensor.shape[..]) {
-                let matrix = &mut self.buffers[value.index()];
-                matrix.layout = Layout::Packed;
-                matrix.bytes = dtype.packed_bytes(rows, width);
-            }
-            let mut kept = |what: &str, segment| {
-                self.buffer(format!("{what} of {name}"), &tensor.shape, Dtype::F32, segment)
-            };
-            let trained = is_trained.then(|| Trained {
-                gradient: kept("gradient", Segment::Gradients),
-                first_moment: kept("first moment", Segment::Moments),
-                second_moment: kept("second moment", Segment::Moments),
-            });
-            self.tensors.push(Tensor {
-                name: tensor.name,
-                shape: tensor.shape,
-                role: tensor.role,
-                value,
-                trained,
-            });
+            self.tensor(tensor, &kept)?;
         }
-        Ok(self.index())
+        let pairs = match keep {
+            Keep::Train { adapters: Some(adapters), .. } => self.pairs(adapters)?,
+            Keep::Train { adapters: None, .. } | Keep::Serve(_) => BTreeMap::new(),
+        };
+        Ok(self.index(&pairs))
     }
 
-    fn index(&self) -> ModelWeights {
+    /// Lays out a tensor, and what training keeps for it. Returns its index.
+    fn tensor(&mut self, tensor: TensorInfo, kept: &Kept) -> Result<usize, PlanError> {
+        let TensorInfo { name, shape, role } = tensor;
+        let Kept { dtype, layout, is_trained } = *kept;
+        let width = *shape.last().expect("every tensor has a dimension");
+        if !width.is_multiple_of(dtype.block_len()) {
+            return Err(PlanError::Option {
+                option: match layout {
+                    Layout::Rows => "frozen_weights",
+                    Layout::Packed => "weights",
+                },
+                expected: format!(
+                    "a format whose blocks divide the rows of {name} ({width} numbers)"
+                ),
+                found: format!("{dtype}, in blocks of {}", dtype.block_len()),
+            });
+        }
+        let value = self.buffer(&name, &shape, dtype, Segment::Parameters);
+        if let (Layout::Packed, &[rows, width]) = (layout, &shape[..]) {
+            let matrix = &mut self.buffers[value.index()];
+            matrix.layout = layout;
+            matrix.bytes = dtype.packed_bytes(rows, width);
+        }
+        let mut kept = |what: &str, segment| {
+            self.buffer(format!("{what} of {name}"), &shape, Dtype::F32, segment)
+        };
+        let trained = is_trained.then(|| Trained {
+            gradient: kept("gradient", Segment::Gradients),
+            first_moment: kept("first moment", Segment::Moments),
+            second_moment: kept("second moment", Segment::Moments),
+        });
+        self.tensors.push(Tensor { name, shape, role, value, trained });
+        Ok(self.tensors.len() - 1)
+    }
+
+    /// Lays out a pair for each adapted weight; by that weight.
+    fn pairs(&mut self, adapters: &Adapters) -> Result<BTreeMap<usize, Pair>, PlanError> {
+        adapters.validate()?;
+        let rank = u64::from(adapters.rank);
+        let mut pairs = BTreeMap::new();
+        for weight in 0..self.tensors.len() {
+            let Tensor { name, shape, .. } = &self.tensors[weight];
+            let (true, &[rows, width]) = (adapters.adapts(name), &shape[..]) else {
+                continue;
+            };
+            let module = name.trim_end_matches(".weight").to_owned();
+            let mut trained = |which: &str, shape: [u64; 2], role| {
+                let name = format!("{module}.{which}.weight");
+                let info = TensorInfo { name, shape: shape.to_vec(), role };
+                let kept = Kept { dtype: Dtype::F32, layout: Layout::Rows, is_trained: true };
+                self.tensor(info, &kept)
+            };
+            let down = trained("lora_A", [rank, width], TensorRole::AdapterDown)?;
+            let up = trained("lora_B", [rows, rank], TensorRole::AdapterUp)?;
+            pairs.insert(weight, Pair { down, up, scale: adapters.scale() });
+        }
+        Ok(pairs)
+    }
+
+    fn index(&self, pairs: &BTreeMap<usize, Pair>) -> ModelWeights {
         // Tensors come in a fixed order (`ModelShape::tensors`), so each name is looked up just behind the one before it.
         let mut names = self.tensors.iter().map(|t| t.name.as_str()).enumerate().peekable();
         let mut next = |name: &str| names.next_if(|(_, found)| *found == name).map(|(i, _)| i);
         let must = |found: Option<usize>| {
             found.expect("ModelShape::tensors lists every tensor of the shape in this order")
         };
+        let linear = |weight, bias| Linear { weight, bias, pair: pairs.get(&weight).copied() };
         let embedding = must(next("model.embed_tokens.weight"));
         let layers = (0..self.shape.layers)
             .map(|l| {
@@ -187,14 +239,14 @@ impl<'a> Builder<'a> {
                     ["q", "k"].map(|p| layer(&format!("self_attn.{p}_norm.weight")));
                 LayerWeights {
                     input_gain,
-                    query: Projection { weight: q, bias: q_bias, gain: q_gain },
-                    key: Projection { weight: k, bias: k_bias, gain: k_gain },
-                    value: Projection { weight: v, bias: v_bias, gain: None },
-                    output: must(layer("self_attn.o_proj.weight")),
+                    query: Projection { linear: linear(q, q_bias), gain: q_gain },
+                    key: Projection { linear: linear(k, k_bias), gain: k_gain },
+                    value: Projection { linear: linear(v, v_bias), gain: None },
+                    output: linear(must(layer("self_attn.o_proj.weight")), None),
                     post_gain: must(layer("post_attention_layernorm.weight")),
-                    gate: must(layer("mlp.gate_proj.weight")),
-                    up: must(layer("mlp.up_proj.weight")),
-                    down: must(layer("mlp.down_proj.weight")),
+                    gate: linear(must(layer("mlp.gate_proj.weight")), None),
+                    up: linear(must(layer("mlp.up_proj.weight")), None),
+                    down: linear(must(layer("mlp.down_proj.weight")), None),
                 }
             })
             .collect();

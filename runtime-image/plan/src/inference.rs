@@ -175,31 +175,19 @@ fn block(
     let pairs = u64::from(options.max_batched_tokens) * u64::from(options.context);
     let flops = (4 * pairs).saturating_mul(shape.q_width());
     b.push_attention(Op::PagedAttention { q, keys, values, out: attended }, flops);
-    b.push(Op::Linear {
-        x: attended,
-        weight: b.value(w.output),
-        bias: None,
-        residual: Some(x),
-        out: x,
-    });
+    b.linear(&name("output"), w.output, attended, Some(x), x);
 
     let post_norm = b.activation(name("post_norm"), hidden);
     norm(b, &name("post_norm"), x, w.post_gain, post_norm, 1);
     let activated = b.activation(name("activated"), inner);
     b.push(Op::LinearSwiGlu {
         x: post_norm,
-        gate: b.value(w.gate),
-        up: b.value(w.up),
+        gate: b.value(w.gate.weight),
+        up: b.value(w.up.weight),
         kept: None,
         out: activated,
     });
-    b.push(Op::Linear {
-        x: activated,
-        weight: b.value(w.down),
-        bias: None,
-        residual: Some(x),
-        out: x,
-    });
+    b.linear(&name("down"), w.down, activated, Some(x), x);
 }
 
 /// Queries, keys or values of a block, as attention sees them.
@@ -213,8 +201,7 @@ fn heads(
 ) -> BufferId {
     let width = u64::from(count) * u64::from(b.shape.head_dim);
     let mut out = b.activation(name, width);
-    let bias = weights.bias.map(|t| b.value(t));
-    b.push(Op::Linear { x, weight: b.value(weights.weight), bias, residual: None, out });
+    b.linear(name, weights.linear, x, None, out);
     if let Some(gain) = weights.gain {
         let normed = b.activation(format!("{name}.normed"), width);
         norm(b, name, out, gain, normed, count);

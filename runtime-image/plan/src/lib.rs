@@ -13,6 +13,7 @@
 //! | [`inference`] | [`inference::plan_inference`]: serving over a key/value cache in blocks |
 //! | [`plan`] | [`plan::Plan`]: buffers, steps, exact bytes and arithmetic |
 //! | [`ops`] | [`ops::Op`]: the operations |
+//! | [`linear`] | linear layers, and [`linear::Adapters`]: low-rank pairs beside their weights |
 //! | [`dtype`], [`mesh`] | number formats; how a job is spread over devices |
 //! | [`machine`] | [`machine::Machine`]: what `petaflop-runtime detect --json` says of a machine |
 
@@ -22,6 +23,7 @@ mod hf;
 pub mod inference;
 pub mod key;
 mod lifetimes;
+pub mod linear;
 pub mod machine;
 pub mod mesh;
 pub mod ops;

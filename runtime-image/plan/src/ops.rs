@@ -20,7 +20,7 @@ impl BufferId {
 }
 
 /// One operation. "Added to" means that the buffer's former contents stay in the sum.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "snake_case", tag = "op")]
 pub enum Op {
     /// `out[t] = table[token[t]]`.
@@ -67,6 +67,22 @@ pub enum Op {
         kept: Option<(BufferId, BufferId)>,
         /// `[T, F]`.
         out: BufferId,
+    },
+    /// `out = silu(gate) · up`, from products that [`Op::LinearSwiGlu`] could not make alone.
+    SwiGlu {
+        /// `[T, F]`.
+        gate: BufferId,
+        /// `[T, F]`.
+        up: BufferId,
+        /// `[T, F]`.
+        out: BufferId,
+    },
+    /// `x = factor · x`.
+    Scale {
+        /// Any rows.
+        x: BufferId,
+        /// The same for all.
+        factor: f32,
     },
     /// Rotates heads by their positions, in place (Su et al. 2021); or back.
     Rope {
@@ -254,6 +270,8 @@ impl Op {
                 let (kept_gate, kept_up) = kept.unzip();
                 access(&[x, gate, up], &[], &[out], &[kept_gate, kept_up])
             }
+            Self::SwiGlu { gate, up, out } => access(&[gate, up], &[], &[out], &[]),
+            Self::Scale { x, factor: _ } => access(&[x], &[], &[x], &[]),
             Self::Rope { x, heads: _, cos, sin, inverse: _ } => {
                 access(&[x, cos, sin], &[], &[x], &[])
             }

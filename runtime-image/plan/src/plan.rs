@@ -88,7 +88,7 @@ pub struct Buffer {
 }
 
 /// One operation and what it costs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Step {
     /// What is done.
     #[serde(flatten)]
@@ -105,7 +105,8 @@ pub struct Step {
 /// A tensor of the model and what is kept for it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Tensor {
-    /// Its Hugging Face name: `model.layers.0.self_attn.q_proj.weight`.
+    /// Its Hugging Face name: `model.layers.0.self_attn.q_proj.weight`; of an adapter's
+    /// pair as PEFT has it: `….q_proj.lora_A.weight`, `….q_proj.lora_B.weight`.
     pub name: String,
     /// Dimensions, slowest first; matrices are `[out, in]`.
     pub shape: Vec<u64>,
@@ -175,7 +176,7 @@ impl SegmentBytes {
 }
 
 /// A whole plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Plan {
     /// Rows (tokens) in one pass: all of them in training, at most this many in serving.
     pub rows: u64,
@@ -185,7 +186,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// Steps that belong to the forward pass; the loss is the last of them.
     pub forward_steps: usize,
-    /// The model's tensors, in the order of [`crate::shape::ModelShape::tensors`].
+    /// The model's tensors, in the order of [`crate::shape::ModelShape::tensors`]; then the
+    /// pairs of its adapters, in the order of the weights beside which they are.
     pub tensors: Vec<Tensor>,
     /// Bytes by segment.
     pub segments: SegmentBytes,

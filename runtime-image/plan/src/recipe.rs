@@ -162,7 +162,7 @@ pub struct JobSpec {
     pub inputs: Vec<Input>,
     /// The store that takes the artifact (a folder or an object store's URI).
     pub store: String,
-    /// Folder for checkpoints, local to the machine.
+    /// Place for checkpoints: a folder of the machine, or an `s3://` URI that outlives it.
     pub checkpoints: String,
     /// Seconds between two checkpoints.
     pub checkpoint_interval_seconds: u64,
@@ -176,7 +176,7 @@ pub struct JobSpec {
 pub struct Input {
     /// The name that the recipe uses.
     pub name: String,
-    /// `builtin:petaflop`, `file:///…`, a plain path, or `artifact:<hash>`.
+    /// `builtin:petaflop`, `file:///…`, a plain path, `s3://…`, or `artifact:<hash>`.
     pub uri: String,
     /// The content digest it must have, where the user gave one (`blake3:<hex>`).
     #[serde(default, skip_serializing_if = "Option::is_none")]

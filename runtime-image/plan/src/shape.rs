@@ -80,6 +80,28 @@ pub enum TensorRole {
     Gain,
     /// A projection's bias.
     Bias,
+    /// The first matrix of a low-rank pair, decayed.
+    AdapterDown,
+    /// The second, decayed; 0 at the start, so that the pair begins as nothing.
+    AdapterUp,
+}
+
+impl TensorRole {
+    /// Whether weight decay applies: to matrices.
+    pub const fn decays(self) -> bool {
+        match self {
+            Self::Matrix | Self::AdapterDown | Self::AdapterUp => true,
+            Self::Gain | Self::Bias => false,
+        }
+    }
+
+    /// Whether it belongs to an adapter, not to the model itself.
+    pub const fn is_adapter(self) -> bool {
+        match self {
+            Self::AdapterDown | Self::AdapterUp => true,
+            Self::Matrix | Self::Gain | Self::Bias => false,
+        }
+    }
 }
 
 /// A tensor of a shape, by its Hugging Face name.

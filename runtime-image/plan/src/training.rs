@@ -5,13 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::builder::{Builder, Keep, LayerWeights, Projection};
 use crate::dtype::Dtype;
+use crate::linear::{Adapters, Linear};
 use crate::mesh::Mesh;
 use crate::ops::{BufferId, Op};
 use crate::plan::{Plan, PlanError, Ports, Segment};
 use crate::shape::ModelShape;
 
 /// What a training plan depends on besides the shape.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainingOptions {
     /// Sequences in one pass.
@@ -21,6 +22,12 @@ pub struct TrainingOptions {
     /// Tensors that are not trained: Hugging Face names, or their beginnings up to a dot.
     #[serde(default)]
     pub frozen: Vec<String>,
+    /// Number format of the frozen matrices: f32, bf16 or q8_0. All else is f32.
+    #[serde(default = "f32_weights")]
+    pub frozen_weights: Dtype,
+    /// Low-rank pairs that are trained beside the weights.
+    #[serde(default)]
+    pub adapters: Option<Adapters>,
     /// Devices; one.
     #[serde(default)]
     pub mesh: Mesh,
@@ -29,8 +36,19 @@ pub struct TrainingOptions {
 impl TrainingOptions {
     /// All tensors trained, on one device.
     pub const fn new(micro_batch: u32, sequence: u32) -> Self {
-        Self { micro_batch, sequence, frozen: Vec::new(), mesh: Mesh::ONE }
+        Self {
+            micro_batch,
+            sequence,
+            frozen: Vec::new(),
+            frozen_weights: f32_weights(),
+            adapters: None,
+            mesh: Mesh::ONE,
+        }
     }
+}
+
+const fn f32_weights() -> Dtype {
+    Dtype::F32
 }
 
 /// Tokens in one pass that a plan accepts at most; keeps every sum within 64 bits.
@@ -52,11 +70,22 @@ struct Kept {
     gate: BufferId,
     up: BufferId,
     activated: BufferId,
+    low: Low,
+}
+
+/// What each adapted layer of a block keeps: `s·x·Aᵀ` of its pair.
+struct Low {
+    output: Option<BufferId>,
+    gate: Option<BufferId>,
+    up: Option<BufferId>,
+    down: Option<BufferId>,
 }
 
 /// Queries, keys or values of a block.
 struct Heads {
     weights: Projection,
+    /// `s·x·Aᵀ` of the projection's pair.
+    low: Option<BufferId>,
     /// In a row.
     count: u32,
     /// As attention sees them.
@@ -71,7 +100,7 @@ struct Heads {
 /// A shape or an option out of range, named.
 pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Plan, PlanError> {
     shape.validate()?;
-    let TrainingOptions { micro_batch, sequence, frozen, mesh } = options;
+    let TrainingOptions { micro_batch, sequence, frozen, frozen_weights, adapters, mesh } = options;
     mesh.validate().map_err(PlanError::Mesh)?;
     let rows = u64::from(*micro_batch) * u64::from(*sequence);
     if *micro_batch == 0 || *sequence == 0 || rows > MAX_ROWS {
@@ -88,8 +117,17 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
             found: sequence.to_string(),
         });
     }
+    if !matches!(frozen_weights, Dtype::F32 | Dtype::Bf16 | Dtype::Q8_0) {
+        return Err(PlanError::Option {
+            option: "frozen_weights",
+            expected: "f32, bf16 or q8_0".to_owned(),
+            found: frozen_weights.to_string(),
+        });
+    }
     let mut b = Builder::new(shape, rows);
-    let weights = b.model_weights(&Keep::Train { frozen })?;
+    let adapters = adapters.as_ref();
+    let keep = Keep::Train { frozen, frozen_weights: *frozen_weights, adapters };
+    let weights = b.model_weights(&keep)?;
     let rope = b.rope_tables(u64::from(*sequence));
     let attention_flops = causal_flops(shape, *micro_batch, *sequence);
     let (hidden, vocab) = (u64::from(shape.hidden), u64::from(shape.vocab));
@@ -121,15 +159,12 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
     let trained_layer = |layer: &LayerWeights| {
         let LayerWeights { input_gain, query, key, value, output, post_gain, gate, up, down } =
             *layer;
-        let heads = [query, key, value];
-        [input_gain, output, post_gain, gate, up, down]
+        let projections = [query, key, value];
+        [input_gain, post_gain]
             .into_iter()
-            .chain(
-                heads
-                    .into_iter()
-                    .flat_map(|Projection { weight, bias, gain }| [Some(weight), bias, gain])
-                    .flatten(),
-            )
+            .chain(projections.iter().filter_map(|p| p.gain))
+            .chain(projections.map(|p| p.linear).into_iter().flat_map(Linear::tensors))
+            .chain([output, gate, up, down].into_iter().flat_map(Linear::tensors))
             .any(|tensor| b.gradient(tensor).is_some())
     };
     let lowest = if b.gradient(weights.embedding).is_some() {
@@ -137,7 +172,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
     } else {
         weights.layers.iter().position(trained_layer).unwrap_or(weights.layers.len())
     };
-    linear_dw(&mut b, logits, normed, weights.head);
+    b.product_gradient(weights.head, logits, normed);
     let dgain = b.gradient(weights.norm);
     if lowest < weights.layers.len() || dgain.is_some() || b.gradient(weights.embedding).is_some() {
         let dnormed = b.activation("d norm", hidden);
@@ -203,13 +238,7 @@ fn forward(
     let attention = Op::Attention { q: q.out, k: k.out, v: v.out, out: attended, log_sum_exp };
     b.push_attention(attention, attention_flops);
     let middle = b.activation(name("middle"), hidden);
-    b.push(Op::Linear {
-        x: attended,
-        weight: b.value(w.output),
-        bias: None,
-        residual: Some(x),
-        out: middle,
-    });
+    let low_output = b.linear(&name("output"), w.output, attended, Some(x), middle);
 
     let post_norm = b.activation(name("post_norm"), hidden);
     let post_inverse = b.activation(name("post_norm.inverse_rms"), 1);
@@ -222,21 +251,23 @@ fn forward(
     let gate = b.activation(name("gate"), inner);
     let up = b.activation(name("up"), inner);
     let activated = b.activation(name("activated"), inner);
-    b.push(Op::LinearSwiGlu {
-        x: post_norm,
-        gate: b.value(w.gate),
-        up: b.value(w.up),
-        kept: Some((gate, up)),
-        out: activated,
-    });
+    let (low_gate, low_up) = if w.gate.pair.is_none() && w.up.pair.is_none() {
+        b.push(Op::LinearSwiGlu {
+            x: post_norm,
+            gate: b.value(w.gate.weight),
+            up: b.value(w.up.weight),
+            kept: Some((gate, up)),
+            out: activated,
+        });
+        (None, None)
+    } else {
+        let low_gate = b.linear(&name("gate"), w.gate, post_norm, None, gate);
+        let low_up = b.linear(&name("up"), w.up, post_norm, None, up);
+        b.push(Op::SwiGlu { gate, up, out: activated });
+        (low_gate, low_up)
+    };
     let out = b.activation(name("out"), hidden);
-    b.push(Op::Linear {
-        x: activated,
-        weight: b.value(w.down),
-        bias: None,
-        residual: Some(middle),
-        out,
-    });
+    let low_down = b.linear(&name("down"), w.down, activated, Some(middle), out);
     let kept = Kept {
         x,
         input_norm,
@@ -252,6 +283,7 @@ fn forward(
         gate,
         up,
         activated,
+        low: Low { output: low_output, gate: low_gate, up: low_up, down: low_down },
     };
     (kept, out)
 }
@@ -266,9 +298,8 @@ fn heads_forward(
 ) -> Heads {
     let width = u64::from(count) * u64::from(b.shape.head_dim);
     let projected = b.activation(name, width);
-    let bias = weights.bias.map(|t| b.value(t));
-    b.push(Op::Linear { x, weight: b.value(weights.weight), bias, residual: None, out: projected });
-    let mut heads = Heads { weights, count, out: projected, before_norm: None };
+    let low = b.linear(name, weights.linear, x, None, projected);
+    let mut heads = Heads { weights, low, count, out: projected, before_norm: None };
     if let Some(gain) = weights.gain {
         let inverse_rms = b.activation(format!("{name}.inverse_rms"), u64::from(count));
         heads.out = b.activation(format!("{name}.normed"), width);
@@ -295,16 +326,16 @@ fn backward(
     let (hidden, inner) = (u64::from(shape.hidden), u64::from(shape.intermediate));
     let name = |what: &str| format!("layers.{l}.d {what}");
 
-    linear_dw(b, dx, kept.activated, w.down);
+    let dlow = b.linear_dw(&name("down"), w.down, kept.low.down, dx, kept.activated);
     let dactivated = b.activation(name("activated"), inner);
-    b.push(Op::LinearDx { dy: dx, weight: b.value(w.down), dx: dactivated, adds: false });
+    b.linear_dx(w.down, dlow, dx, dactivated, false);
     let (dgate, dup) = (b.activation(name("gate"), inner), b.activation(name("up"), inner));
     b.push(Op::SwiGluBackward { gate: kept.gate, up: kept.up, dout: dactivated, dgate, dup });
-    linear_dw(b, dgate, kept.post_norm, w.gate);
-    linear_dw(b, dup, kept.post_norm, w.up);
+    let dlow_gate = b.linear_dw(&name("gate"), w.gate, kept.low.gate, dgate, kept.post_norm);
+    let dlow_up = b.linear_dw(&name("up"), w.up, kept.low.up, dup, kept.post_norm);
     let dpost = b.activation(name("post_norm"), hidden);
-    b.push(Op::LinearDx { dy: dgate, weight: b.value(w.gate), dx: dpost, adds: false });
-    b.push(Op::LinearDx { dy: dup, weight: b.value(w.up), dx: dpost, adds: true });
+    b.linear_dx(w.gate, dlow_gate, dgate, dpost, false);
+    b.linear_dx(w.up, dlow_up, dup, dpost, true);
     b.push(Op::RmsNormBackward {
         x: kept.middle,
         gain: b.value(w.post_gain),
@@ -315,9 +346,9 @@ fn backward(
         dgain: b.gradient(w.post_gain),
     });
 
-    linear_dw(b, dx, kept.attended, w.output);
+    let dlow = b.linear_dw(&name("output"), w.output, kept.low.output, dx, kept.attended);
     let dattended = b.activation(name("attended"), shape.q_width());
-    b.push(Op::LinearDx { dy: dx, weight: b.value(w.output), dx: dattended, adds: false });
+    b.linear_dx(w.output, dlow, dx, dattended, false);
     let delta =
         b.buffer(name("delta"), &[b.rows, u64::from(shape.heads)], Dtype::F32, Segment::Workspace);
     let dq = b.activation(name("q"), shape.q_width());
@@ -363,7 +394,7 @@ fn heads_backward(
     dx: BufferId,
     adds: bool,
 ) {
-    let Heads { weights, count, out: _, before_norm } = heads;
+    let Heads { weights, low, count, out: _, before_norm } = heads;
     if let Some((cos, sin)) = rope {
         b.push(Op::Rope { x: dy, heads: *count, cos, sin, inverse: true });
     }
@@ -381,15 +412,6 @@ fn heads_backward(
         });
         dy = dbefore;
     }
-    if let Some(dbias) = weights.bias.and_then(|t| b.gradient(t)) {
-        b.push(Op::BiasGradient { dy, dbias });
-    }
-    linear_dw(b, dy, x, weights.weight);
-    b.push(Op::LinearDx { dy, weight: b.value(weights.weight), dx, adds });
-}
-
-fn linear_dw(b: &mut Builder<'_>, dy: BufferId, x: BufferId, tensor: usize) {
-    if let Some(dweight) = b.gradient(tensor) {
-        b.push(Op::LinearDw { dy, x, dweight });
-    }
+    let dlow = b.linear_dw(name, weights.linear, *low, dy, x);
+    b.linear_dx(weights.linear, dlow, dy, dx, adds);
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::{ServingOptions, plan_inference};
+use petaflop_plan::linear::{ADAPTABLE, Adapters};
 use petaflop_plan::mesh::Mesh;
 use petaflop_plan::ops::Op;
 use petaflop_plan::plan::{ALIGNMENT, Layout, Plan, PlanError, Segment};
@@ -212,14 +213,18 @@ proptest! {
     fn in_every_plan_live_buffers_are_apart_and_nothing_is_read_before_it_is_written(
         layers in 1u32..5, groups in 1u32..4, kv_heads in 1u32..4, half_head in 1u32..20, hidden in 1u32..100,
         intermediate in 1u32..200, vocab in 1u32..500, tied: bool, extra in 0..3, micro_batch in 1u32..4, sequence in 1u32..50,
-        frozen_layers in 0u32..5, sequences in 1u32..5, more in 0u32..40,
+        frozen_layers in 0u32..5, adapted in prop::sample::subsequence(ADAPTABLE.to_vec(), 0..7), rank in 1u32..20, sequences in 1u32..5, more in 0u32..40,
     ) {
         let shape = ModelShape {
             layers, hidden, heads: kv_heads * groups, kv_heads, head_dim: 2 * half_head, intermediate, vocab,
             max_positions: 64, tied_embeddings: tied, qkv_bias: extra == 1, qk_norm: extra == 2, ..smollm()
         };
         let frozen = (0..frozen_layers.min(layers)).map(|l| format!("model.layers.{l}")).collect();
-        let training = plan_training(&shape, &TrainingOptions { frozen, ..TrainingOptions::new(micro_batch, sequence) });
+        let targets: Vec<String> = adapted.into_iter().map(str::to_owned).collect();
+        let adapters = (!targets.is_empty()).then_some(Adapters { rank, alpha: 16.0, targets });
+        let training = plan_training(&shape, &TrainingOptions {
+            frozen, frozen_weights: Dtype::Bf16, adapters, ..TrainingOptions::new(micro_batch, sequence)
+        });
         let training = training.expect("all of these can be planned");
         check(&training);
         prop_assert!(training.segments.activations < training.buffers.iter()

@@ -1,4 +1,7 @@
 //! AVX-512: sixteen floats.
+//!
+//! [`F32x16`] is named by `on_every_isa!` alone, in functions that run only after the processor
+//! said that AVX-512 is there: the reason why the instructions may be used.
 
 use super::{Lanes, operators};
 use crate::{Isa, val::Val};
@@ -15,13 +18,11 @@ impl Neg for F32x16 {
     type Output = F32x16;
     #[inline(always)]
     fn neg(self) -> F32x16 {
-        // SAFETY: values of this type exist only where its instructions do.
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe { _mm512_xor_ps(self.0, _mm512_set1_ps(-0.0)) })
     }
 }
 
-// SAFETY (all blocks of this impl): values of this type exist only where its instructions do.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Val for F32x16 {
     #[inline(always)]
     fn lit(self, x: f32) -> F32x16 {
@@ -29,28 +30,34 @@ impl Val for F32x16 {
     }
     #[inline(always)]
     fn fma(self, a: F32x16, b: F32x16) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe { _mm512_fmadd_ps(self.0, a.0, b.0) })
     }
     #[inline(always)]
     fn max(self, o: F32x16) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe { _mm512_max_ps(self.0, o.0) })
     }
     #[inline(always)]
     fn min(self, o: F32x16) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe { _mm512_min_ps(self.0, o.0) })
     }
     #[inline(always)]
     fn sqrt(self) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe { _mm512_sqrt_ps(self.0) })
     }
     #[inline(always)]
     fn round(self) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe {
             _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
         })
     }
     #[inline(always)]
     fn ldexp(self, n: F32x16) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe {
             let n = _mm512_slli_epi32::<23>(_mm512_cvtps_epi32(n.0));
             _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(self.0), n))
@@ -58,6 +65,7 @@ impl Val for F32x16 {
     }
     #[inline(always)]
     fn exponent(self) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe {
             let e = _mm512_srli_epi32::<23>(_mm512_castps_si512(self.0));
             let e = _mm512_and_si512(e, _mm512_set1_epi32(0xff));
@@ -66,12 +74,14 @@ impl Val for F32x16 {
     }
     #[inline(always)]
     fn if_lt(self, limit: F32x16, then: F32x16, other: F32x16) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe {
             _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, limit.0), other.0, then.0)
         })
     }
     #[inline(always)]
     fn if_eq(self, to: F32x16, then: F32x16, other: F32x16) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe {
             _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_EQ_OQ>(self.0, to.0), other.0, then.0)
         })
@@ -83,8 +93,6 @@ fn first(n: usize) -> __mmask16 {
     ((1u32 << n) - 1) as __mmask16
 }
 
-// SAFETY (all blocks of this impl): as above; what pointers must allow is the trait's contract.
-#[allow(clippy::undocumented_unsafe_blocks)]
 impl Lanes for F32x16 {
     const ISA: Isa = Isa::Avx512;
     const N: usize = 16;
@@ -92,20 +100,24 @@ impl Lanes for F32x16 {
 
     #[inline(always)]
     fn splat(x: f32) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe { _mm512_set1_ps(x) })
     }
     #[inline(always)]
     fn iota() -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe {
             _mm512_setr_ps(0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 10., 11., 12., 13., 14., 15.)
         })
     }
     #[inline(always)]
     fn keep(self, n: usize, other: f32) -> F32x16 {
+        // SAFETY: AVX-512 is there.
         F32x16(unsafe { _mm512_mask_blend_ps(first(n), _mm512_set1_ps(other), self.0) })
     }
     #[inline(always)]
     fn fold_sum(self) -> f32 {
+        // SAFETY: AVX-512 is there.
         unsafe {
             let (lo, hi) = (_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
             super::avx2::F32x8(_mm256_add_ps(lo, hi)).fold_sum()
@@ -113,6 +125,7 @@ impl Lanes for F32x16 {
     }
     #[inline(always)]
     fn fold_max(self) -> f32 {
+        // SAFETY: AVX-512 is there.
         unsafe {
             let (lo, hi) = (_mm512_castps512_ps256(self.0), _mm512_extractf32x8_ps::<1>(self.0));
             super::avx2::F32x8(_mm256_max_ps(lo, hi)).fold_max()
@@ -120,26 +133,32 @@ impl Lanes for F32x16 {
     }
     #[inline(always)]
     unsafe fn load(p: *const f32) -> F32x16 {
+        // SAFETY: AVX-512 is there; the caller answers for `p`.
         F32x16(unsafe { _mm512_loadu_ps(p) })
     }
     #[inline(always)]
     unsafe fn load_some(p: *const f32, n: usize) -> F32x16 {
+        // SAFETY: AVX-512 is there; the caller answers for `p`.
         F32x16(unsafe { _mm512_maskz_loadu_ps(first(n), p) })
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32) {
+        // SAFETY: AVX-512 is there; the caller answers for `p`.
         unsafe { _mm512_storeu_ps(p, self.0) }
     }
     #[inline(always)]
     unsafe fn store_some(self, p: *mut f32, n: usize) {
+        // SAFETY: AVX-512 is there; the caller answers for `p`.
         unsafe { _mm512_mask_storeu_ps(p, first(n), self.0) }
     }
     #[inline(always)]
     unsafe fn load_i8(p: *const i8) -> F32x16 {
+        // SAFETY: AVX-512 is there; the caller answers for `p`.
         F32x16(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) })
     }
     #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F32x16 {
+        // SAFETY: AVX-512 is there; the caller answers for `p`.
         F32x16(unsafe {
             let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
@@ -147,6 +166,7 @@ impl Lanes for F32x16 {
     }
     #[inline(always)]
     unsafe fn transpose(src: *const f32, ld: usize, dst: *mut f32, ldd: usize) {
+        // SAFETY: AVX-512 is there; the caller answers for `src` and `dst`.
         unsafe {
             // Four columns of four rows in each 128-bit lane, then the lanes themselves.
             let mut q = [_mm512_setzero_ps(); 16];

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use petaflop_kernel::Cpu;
+use petaflop_kernel::{Cpu, Weight, dequantize, quantize_q8_0};
 use petaflop_model::rng::Philox;
 use petaflop_model::training::TrainingModel;
+use petaflop_plan::dtype::Dtype;
 use petaflop_plan::shape::{ModelShape, Rope, RopeScaling};
 use petaflop_plan::training::TrainingOptions;
 
@@ -219,4 +220,24 @@ pub(crate) fn loss(
         }
     }
     sum
+}
+
+/// What a matrix is once it was kept in this format.
+pub(crate) fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
+    let mut out = vec![0.0; values.len()];
+    match dtype {
+        Dtype::F32 => out.copy_from_slice(values),
+        Dtype::Bf16 => {
+            let halves: Vec<u16> =
+                values.iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect();
+            dequantize(Weight::Bf16(&halves), &mut out);
+        }
+        Dtype::Q8_0 => {
+            let mut blocks = vec![0; values.len() / 32 * 34];
+            quantize_q8_0(values, &mut blocks);
+            dequantize(Weight::Q8_0(&blocks), &mut out);
+        }
+        other => panic!("no weights are kept in {other}"),
+    }
+    out
 }

@@ -1,5 +1,6 @@
 //! Models as their users meet them, against an independent forward pass in f64.
 
+mod adapters;
 mod common;
 mod serving;
 mod training;

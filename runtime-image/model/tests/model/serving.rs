@@ -2,8 +2,7 @@
 
 use std::path::Path;
 
-use crate::common::{cpu, logits, model, shapes, tokens, weights};
-use petaflop_kernel::{Weight, dequantize, quantize_q8_0};
+use crate::common::{cpu, logits, model, rounded, shapes, tokens, weights};
 use petaflop_model::error::ModelError;
 use petaflop_model::inference::{Chunk, InferenceModel, Logits};
 use petaflop_model::weights::{WeightsFolder, save};
@@ -121,20 +120,6 @@ fn only_the_wanted_logits_come_back_in_the_order_of_chunks() {
         bits(&[&expected[8 * vocab..9 * vocab], &expected[16 * vocab..17 * vocab]].concat())
     );
     assert!(model.forward(&chunks[..1]).expect("it fits").is_empty());
-}
-
-/// What a matrix is once it was kept in this format.
-fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
-    let mut out = vec![0.0; values.len()];
-    if dtype == Dtype::Bf16 {
-        let halves: Vec<u16> = values.iter().map(|&v| half::bf16::from_f32(v).to_bits()).collect();
-        dequantize(Weight::Bf16(&halves), &mut out);
-    } else {
-        let mut blocks = vec![0; values.len() / 32 * 34];
-        quantize_q8_0(values, &mut blocks);
-        dequantize(Weight::Q8_0(&blocks), &mut out);
-    }
-    out
 }
 
 #[test]

@@ -9,7 +9,7 @@ use crate::ArtifactHash;
 pub enum StoreError {
     /// The URI names a kind of store that is not built in.
     #[error(
-        "store `{uri}`: scheme `{scheme}` is not supported: use a folder (a plain path or file:///…)"
+        "store `{uri}`: scheme `{scheme}` is not supported: use a folder (a plain path or file:///…) or s3://bucket/prefix"
     )]
     UnsupportedScheme {
         /// As given.
@@ -18,7 +18,9 @@ pub enum StoreError {
         scheme: String,
     },
     /// The URI cannot be read.
-    #[error("store `{uri}`: {problem}: use a folder (a plain path or file:///…)")]
+    #[error(
+        "store `{uri}`: {problem}: use a folder (a plain path or file:///…) or s3://bucket/prefix"
+    )]
     BadUri {
         /// As given.
         uri: String,
@@ -102,6 +104,12 @@ pub enum StoreError {
     /// Another process is writing to the store.
     #[error("{store}: a write is under way; run gc again when it has ended")]
     Busy {
+        /// The store.
+        store: String,
+    },
+    /// Writing an artifact took longer than gc waits for.
+    #[error("{store}: writing took more than 12 hours; run it again: what was written is used")]
+    TooSlow {
         /// The store.
         store: String,
     },

@@ -9,7 +9,11 @@ use std::{
 use object_store::ObjectMeta;
 use serde::Serialize;
 
-use crate::{ArtifactHash, Digest, Store, StoreError, store::timestamp};
+use crate::{
+    ArtifactHash, Digest, Store, StoreError,
+    store::timestamp,
+    sweeps::{LONGEST_GC, REMOTE_MIN_AGE},
+};
 
 /// Which artifacts stay.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,19 +58,32 @@ impl Store {
     /// cuts it off, no artifact is left that lacks a part. Never removes a chunk that a manifest
     /// refers to; while a manifest is unreadable, no chunk goes at all.
     ///
-    /// In a local folder it excludes writers by a lock. Over an object store only
-    /// [`GcOptions::min_age`] protects them, and not a writer that finds an old
-    /// chunk and leaves it in place: run it there only while nobody writes.
+    /// In a local folder it excludes writers by a lock. In a bucket it removes nothing younger than
+    /// [`crate::REMOTE_MIN_AGE`], whatever is asked for, and writers wait for it: see `sweeps`. What it
+    /// cannot remove within half an hour there it leaves to the next run.
     ///
     /// # Errors
     /// [`StoreError::Busy`] while somebody writes; [`StoreError::Damaged`] for a manifest that cannot be read
     /// and is to be kept; or why something cannot be listed or removed.
     pub async fn gc(&self, options: &GcOptions) -> Result<GcReport, StoreError> {
+        if !self.bucket || options.dry_run {
+            return self.remove_unreferenced(options).await;
+        }
+        let sign = self.begin_sweep().await?;
+        let report = self.remove_unreferenced(options).await;
+        self.end_sweep(&sign).await?;
+        report
+    }
+
+    async fn remove_unreferenced(&self, options: &GcOptions) -> Result<GcReport, StoreError> {
         let GcOptions { keep, min_age, dry_run } = options;
+        let min_age = if self.bucket { (*min_age).max(REMOTE_MIN_AGE) } else { *min_age };
         let _guard = self.removing()?;
+        let until = self.bucket.then(|| tokio::time::Instant::now() + LONGEST_GC);
+        let enough = || until.is_some_and(|until| tokio::time::Instant::now() > until);
         let now = jiff::Timestamp::now();
         let old = |meta: &ObjectMeta| {
-            Duration::try_from(now.duration_since(timestamp(meta))).is_ok_and(|age| age >= *min_age)
+            Duration::try_from(now.duration_since(timestamp(meta))).is_ok_and(|age| age >= min_age)
         };
         let mut report = GcReport { dry_run: *dry_run, ..GcReport::default() };
 
@@ -106,6 +123,9 @@ impl Store {
                 report.young += 1;
                 continue;
             }
+            if enough() {
+                break;
+            }
             report.chunks += 1;
             report.bytes += meta.size;
             if !dry_run {
@@ -114,7 +134,7 @@ impl Store {
         }
         if let Some(root) = &self.root {
             for part in ["chunks", "artifacts", "keys"] {
-                remove_torn(&root.join(part), *min_age, &mut report)?;
+                remove_torn(&root.join(part), min_age, &mut report)?;
             }
         }
         Ok(report)

@@ -6,6 +6,7 @@
 //! artifacts/<artifact hash>.json         a Manifest: files, lengths, hashes, chunks
 //! keys/<namespace or "-">/<key>          the artifact hash a finished job's key names
 //! .lock                                  local folders only: writers share it, gc takes it alone
+//! gc/<random>                            buckets only: a gc that runs, or ran
 //! ```
 //!
 //! **A name is there only when everything below it is.** Chunks are written first,
@@ -21,6 +22,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`hash`] | [`Digest`], [`ArtifactHash`] and how it is computed |
+//! | [`place`] | from a URI to the objects behind it: folders, S3 |
 //! | [`manifest`] | [`Manifest`], [`FileEntry`], which paths an artifact may hold |
 //! | `store` | [`Store::open`], naming artifacts by prefix, listing |
 //! | `put` | [`Store::put_artifact`]: a folder becomes an artifact |
@@ -28,8 +30,11 @@
 //! | `keys` | [`Store::bind_key`], [`Store::find_key`] |
 //! | `verify` | [`Store::verify`]: read everything and name what is damaged |
 //! | `gc` | [`Store::gc`]: remove what nothing refers to |
+//! | `sweeps` | keeping gc and writers apart in a bucket |
+//! | `objects` | [`Objects`]: plain objects of a place, without async |
 //! | [`blocking`] | the same for callers without async |
 //! | [`folder`] | files of a folder in order; its hash without a store |
+//! | [`logs`] | a task's output and exit report, beyond its machine's life |
 //! | [`report`] | progress lines of a job: types, writer, tailing reader |
 
 pub mod blocking;
@@ -38,12 +43,16 @@ pub mod folder;
 mod gc;
 pub mod hash;
 mod keys;
+pub mod logs;
 pub mod manifest;
+mod objects;
+pub mod place;
 mod progress;
 mod put;
 mod read;
 pub mod report;
 mod store;
+mod sweeps;
 mod verify;
 
 pub use error::{Damage, StoreError};
@@ -51,6 +60,8 @@ pub use gc::{GcOptions, GcReport, Keep};
 pub use hash::{ArtifactHash, Digest};
 pub use keys::KeyBinding;
 pub use manifest::{FileEntry, Manifest};
+pub use objects::Objects;
 pub use put::Stored;
 pub use store::{ArtifactInfo, Store};
+pub use sweeps::REMOTE_MIN_AGE;
 pub use verify::VerifyReport;

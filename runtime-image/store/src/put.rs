@@ -14,6 +14,8 @@ use crate::{
     ArtifactHash, Digest, FileEntry, Manifest, Store, StoreError,
     folder::{self, FolderFile},
     manifest::CHUNK_BYTES,
+    store::timestamp,
+    sweeps::{LONGEST_PUT, Sweeps, TRUSTED},
 };
 
 /// Chunks on their way at once: bounds memory to this many × 4 MiB.
@@ -44,16 +46,32 @@ impl Store {
         let _guard = self.writing().await?;
         let folder = dir.to_path_buf();
         let files = off_thread(move || folder::files(&folder)).await?;
-        let mut entries = Vec::with_capacity(files.len());
+        let began = tokio::time::Instant::now();
         let mut bytes_sent = 0;
-        for file in files {
-            let (entry, sent) = self.put_file(file).await?;
-            entries.push(entry);
-            bytes_sent += sent;
-        }
+        let entries = loop {
+            let sweeps = self.other_sweeps().await?;
+            let mut entries = Vec::with_capacity(files.len());
+            for file in &files {
+                let (entry, sent) = self.put_file(file.clone()).await?;
+                entries.push(entry);
+                bytes_sent += sent;
+            }
+            if began.elapsed() > LONGEST_PUT && self.bucket {
+                return Err(StoreError::TooSlow { store: self.name().to_owned() });
+            }
+            // A gc that ran meanwhile may have taken what was there before.
+            if self.other_sweeps().await? == sweeps {
+                break entries;
+            }
+        };
         let manifest = Manifest::new(entries).map_err(|problem| folder::bad(dir, &problem))?;
         bytes_sent += self.put_manifest(&manifest).await?;
         Ok(Stored { hash: manifest.artifact, bytes: manifest.bytes(), bytes_sent })
+    }
+
+    /// In a local folder the lock has kept them away.
+    async fn other_sweeps(&self) -> Result<Sweeps, StoreError> {
+        if self.bucket { self.sweeps().await } else { Ok(Sweeps::new()) }
     }
 
     /// Reads the file once: what is hashed is what is stored.
@@ -103,16 +121,21 @@ impl Store {
     }
 
     /// Whether a good chunk is there. A local folder has only its disk's word for
-    /// that, so the chunk is read; an object store keeps checksums of its own.
+    /// that, so the chunk is read; a bucket keeps checksums of its own, but its gc may be
+    /// after a chunk that is old.
     async fn holds(
         &self,
         object: &Object,
         digest: Digest,
         length: u64,
     ) -> Result<bool, StoreError> {
-        match self.head(object).await? {
-            Some(meta) if meta.size == length => {}
+        let written = match self.head(object).await? {
+            Some(meta) if meta.size == length => timestamp(&meta),
             _ => return Ok(false),
+        };
+        if self.bucket {
+            let age = jiff::Timestamp::now().duration_since(written);
+            return Ok(age < jiff::SignedDuration::try_from(TRUSTED).unwrap_or_default());
         }
         if self.root.is_none() {
             return Ok(true);

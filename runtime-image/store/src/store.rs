@@ -9,13 +9,17 @@ use std::{
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::{
-    ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload, local::LocalFileSystem,
-    path::Path,
-};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutPayload, path::Path};
 use serde::Serialize;
 
-use crate::{ArtifactHash, Damage, Digest, Manifest, StoreError, put::off_thread};
+use crate::{
+    ArtifactHash, Damage, Digest, Manifest, StoreError,
+    place::{self, Credentials, Place},
+    put::off_thread,
+};
+
+/// How long a creation whose answer was lost is tried again.
+const LOST_ANSWER_WITHIN: std::time::Duration = std::time::Duration::from_secs(30);
 
 /// A store of artifacts. Cheap to clone; all clones are the same store.
 #[derive(Clone, Debug)]
@@ -23,6 +27,8 @@ pub struct Store {
     pub(crate) objects: Arc<dyn ObjectStore>,
     /// The folder of a local store.
     pub(crate) root: Option<PathBuf>,
+    /// In a bucket, where answers get lost and there is no lock.
+    pub(crate) bucket: bool,
     name: String,
 }
 
@@ -48,24 +54,30 @@ pub(crate) struct Guard(
 
 impl Store {
     /// Opens the store at a folder (`/path`, `path`, `file:///path`), which is made
-    /// if it is not there. A store that can only be read opens, too.
+    /// if it is not there, or in a bucket (`s3://bucket/prefix`) with the endpoint and
+    /// credentials of the environment (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, …). A store
+    /// that can only be read opens, too; a bucket is first asked when it is used.
     ///
     /// # Errors
     /// [`StoreError::UnsupportedScheme`] for every other kind of place, or why the
     /// folder cannot be made or reached.
     pub fn open(uri: &str) -> Result<Self, StoreError> {
-        let root = folder_of(uri)?;
-        std::fs::create_dir_all(&root).map_err(|e| StoreError::io(&root, e).writing())?;
-        let root = root.canonicalize().map_err(|e| StoreError::io(&root, e))?;
-        let objects = LocalFileSystem::new_with_prefix(&root)
-            .map_err(|e| StoreError::backend(root.display().to_string(), e))?
-            .with_fsync(true);
-        Ok(Self { objects: Arc::new(objects), name: root.display().to_string(), root: Some(root) })
+        Self::open_with(uri, None)
     }
 
-    /// Over any object store; `name` stands for it in messages.
+    /// As [`Store::open`], with these credentials instead of the environment's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with(uri: &str, credentials: Option<&Credentials<'_>>) -> Result<Self, StoreError> {
+        let Place { objects, name, root } = place::open(uri, credentials)?;
+        Ok(Self { objects, bucket: root.is_none(), root, name })
+    }
+
+    /// Over any object store; `name` stands for it in messages. Nothing keeps its
+    /// gc and its writers apart: run it while nobody writes.
     pub fn over(objects: Arc<dyn ObjectStore>, name: impl Into<String>) -> Self {
-        Self { objects, root: None, name: name.into() }
+        Self { objects, root: None, bucket: false, name: name.into() }
     }
 
     /// The folder or URI, for messages.
@@ -117,11 +129,26 @@ impl Store {
         bytes: Bytes,
         mode: PutMode,
     ) -> Result<bool, StoreError> {
-        let payload = PutPayload::from_bytes(bytes);
-        match self.objects.put_opts(object, payload, mode.into()).await {
-            Ok(_) => Ok(true),
-            Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-            Err(e) => Err(StoreError::backend(self.place(object), e).writing()),
+        let create = mode == PutMode::Create;
+        let began = std::time::Instant::now();
+        let mut lost_answer = false;
+        loop {
+            let payload = PutPayload::from_bytes(bytes.clone());
+            match self.objects.put_opts(object, payload, mode.clone().into()).await {
+                Ok(_) => return Ok(true),
+                // It may be what an earlier try wrote, whose answer was lost.
+                Err(object_store::Error::AlreadyExists { .. }) => {
+                    return Ok(lost_answer && self.get(object).await? == Some(bytes));
+                }
+                // The backend repeats by itself what it may; a creation it may not.
+                Err(object_store::Error::Generic { .. })
+                    if create && self.bucket && began.elapsed() < LOST_ANSWER_WITHIN =>
+                {
+                    lost_answer = true;
+                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                }
+                Err(e) => return Err(StoreError::backend(self.place(object), e).writing()),
+            }
         }
     }
 
@@ -255,24 +282,6 @@ pub(crate) fn timestamp(meta: &ObjectMeta) -> jiff::Timestamp {
     } else {
         jiff::Timestamp::MAX
     })
-}
-
-fn folder_of(uri: &str) -> Result<PathBuf, StoreError> {
-    let bad = |problem: &str| StoreError::BadUri { uri: uri.into(), problem: problem.into() };
-    if uri.is_empty() {
-        return Err(bad("is empty"));
-    }
-    let Some((scheme, _)) = uri.split_once("://") else {
-        return Ok(PathBuf::from(uri));
-    };
-    if scheme != "file" {
-        return Err(StoreError::UnsupportedScheme { uri: uri.into(), scheme: scheme.into() });
-    }
-    let url = url::Url::parse(uri).map_err(|e| bad(&e.to_string()))?;
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err(bad("has a query or fragment"));
-    }
-    url.to_file_path().map_err(|()| bad("is not a local absolute path"))
 }
 
 impl Manifest {

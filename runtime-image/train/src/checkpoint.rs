@@ -1,17 +1,19 @@
-//! Durable states of a run, in a folder that one process at a time may use.
+//! Durable states of a run, in a folder of this machine or in a bucket that outlives it.
 //!
 //! ```text
 //! checkpoints/
-//!   lock                              held (flock) while a runtime trains; says by whom
+//!   lock                              folders: held (flock) while a runtime trains; says by whom
 //!   step-0000000050-<16 digits of key>/
 //!     manifest.json                   format, key, step, and (length, blake3) of each file
 //!     <file> …
-//!   .writing-…                        unfinished; removed when the folder is next opened
+//!   .writing-…                        folders: unfinished; removed when next opened
 //! ```
 //!
-//! A checkpoint appears by one rename after everything in it has reached the disk,
-//! and an older one goes only after that. What is damaged is named and passed over
-//! for the one before.
+//! In a folder a checkpoint appears by one rename after everything in it has reached the disk;
+//! in a bucket ([`bucket`]) by its manifest, which is written last. An older one goes only after
+//! that. What is damaged is named and passed over for the one before.
+
+mod bucket;
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +27,8 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+
+pub use bucket::Bucket;
 
 /// Layout of a checkpoint; raised when a reader of the old one could not read the new one.
 const FORMAT: u32 = 1;
@@ -59,12 +63,104 @@ struct Entry {
     blake3: String,
 }
 
+impl Entry {
+    fn of(bytes: &[u8]) -> Self {
+        Self { length: bytes.len() as u64, blake3: blake3::hash(bytes).to_string() }
+    }
+}
+
+/// Which checkpoints are this job's, and how many of them stay.
+#[derive(Clone, Debug)]
+struct Naming {
+    key: String,
+    keep: usize,
+}
+
+impl Naming {
+    fn new(key: &str, keep: u32) -> Self {
+        Self { key: key.to_owned(), keep: keep.max(1) as usize }
+    }
+
+    fn name(&self, step: u64) -> String {
+        format!("step-{step:010}-{:.16}", self.key)
+    }
+
+    fn is_mine(&self, name: &str) -> bool {
+        name.starts_with("step-") && name.ends_with(&format!("-{:.16}", self.key))
+    }
+
+    /// This key's checkpoints beyond the newest that are kept, of those that are not newer than
+    /// `step` (a newer one was passed over as damaged; it is overwritten when training gets there).
+    fn outdated<'a>(&self, step: u64, names: impl IntoIterator<Item = &'a String>) -> Vec<String> {
+        let newest = self.name(step);
+        let mut mine: Vec<String> = names
+            .into_iter()
+            .filter(|name| self.is_mine(name) && **name <= newest)
+            .cloned()
+            .collect();
+        mine.sort_unstable_by(|a, b| b.cmp(a));
+        mine.split_off(self.keep.min(mine.len()))
+    }
+}
+
+/// Where a job keeps its checkpoints.
+#[derive(Debug)]
+pub enum Checkpoints {
+    /// In a folder of this machine.
+    Folder(Folder),
+    /// In a bucket.
+    Bucket(Bucket),
+}
+
+impl Checkpoints {
+    /// Opens a folder (a path) or a bucket (`s3://bucket/prefix`).
+    ///
+    /// # Errors
+    /// It cannot be used; another process holds the folder.
+    pub fn open(place: &str, key: &str, keep: u32) -> Result<Self, Error> {
+        if petaflop_store::place::is_remote(place) {
+            Ok(Self::Bucket(Bucket::open(place, key, keep)?))
+        } else {
+            let path = place.strip_prefix("file://").unwrap_or(place);
+            Ok(Self::Folder(Folder::open(Path::new(path), key, keep)?))
+        }
+    }
+
+    /// A folder of this machine for what else the job writes.
+    #[must_use]
+    pub fn scratch(&self) -> &Path {
+        match self {
+            Self::Folder(folder) => folder.path(),
+            Self::Bucket(bucket) => bucket.scratch(),
+        }
+    }
+
+    /// The newest undamaged checkpoint of this key; see [`Folder::newest`].
+    ///
+    /// # Errors
+    /// The place cannot be read.
+    pub fn newest(&self, skipped: impl FnMut(String)) -> Result<Option<Checkpoint>, Error> {
+        match self {
+            Self::Folder(folder) => folder.newest(skipped),
+            Self::Bucket(bucket) => bucket.newest(skipped),
+        }
+    }
+
+    /// Writes a checkpoint in the background; see [`Folder::write`].
+    #[must_use]
+    pub fn write_in_background(&self, step: u64, files: Files) -> Writing {
+        match self {
+            Self::Folder(folder) => folder.write_in_background(step, files),
+            Self::Bucket(bucket) => bucket.write_in_background(step, files),
+        }
+    }
+}
+
 /// A folder of checkpoints, locked for this process.
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    key: String,
-    keep: usize,
+    naming: Naming,
     // Closing the file releases the lock, also when the process is killed.
     _lock: File,
 }
@@ -84,12 +180,7 @@ impl Folder {
         fs::create_dir_all(path).map_err(|error| cannot_use(path, error))?;
         let lock =
             lock(path).map_err(|error| error.unwrap_or_else(|source| cannot_use(path, source)))?;
-        let folder = Self {
-            path: path.to_owned(),
-            key: key.to_owned(),
-            keep: keep.max(1) as usize,
-            _lock: lock,
-        };
+        let folder = Self { path: path.to_owned(), naming: Naming::new(key, keep), _lock: lock };
         for name in folder.names()?.iter().filter(|name| name.starts_with(WRITING)) {
             let path = path.join(name);
             let removed =
@@ -134,7 +225,7 @@ impl Folder {
     /// # Errors
     /// The system refuses; then nothing that existed has changed.
     pub fn write(&self, step: u64, files: &Files) -> Result<PathBuf, Error> {
-        let name = self.name(step);
+        let name = self.naming.name(step);
         let temporary = self.path.join(format!("{WRITING}{name}"));
         let written = self.write_and_rename(step, files, &temporary, &self.path.join(&name));
         if written.is_err() {
@@ -150,16 +241,15 @@ impl Folder {
     #[must_use]
     pub fn write_in_background(&self, step: u64, files: Files) -> Writing {
         let started = Instant::now();
-        let Self { path, key, keep, _lock: lock } = self;
+        let Self { path, naming, _lock: lock } = self;
         // The lock lives as long as any handle on its file does.
         let lock = lock.try_clone();
-        let (path, key, keep) = (path.clone(), key.clone(), *keep);
+        let (path, naming) = (path.clone(), naming.clone());
         Writing(std::thread::spawn(move || {
             let folder = Self {
                 _lock: lock.map_err(Error::io("cannot share the lock of", &path))?,
                 path,
-                key,
-                keep,
+                naming,
             };
             let path = folder.write(step, &files)?;
             Ok(Written { step, path, took: started.elapsed() })
@@ -174,18 +264,7 @@ impl Folder {
         path: &Path,
     ) -> Result<PathBuf, Error> {
         const WHAT: &str = "cannot write checkpoint";
-        let entry = |bytes: &Vec<u8>| Entry {
-            length: bytes.len() as u64,
-            blake3: blake3::hash(bytes).to_string(),
-        };
-        let manifest = Manifest {
-            format: FORMAT,
-            key: self.key.clone(),
-            step,
-            files: files.iter().map(|(name, bytes)| (name.clone(), entry(bytes))).collect(),
-        };
-        let manifest = serde_json::to_vec_pretty(&manifest)
-            .map_err(|error| Error::Internal(error.to_string()))?;
+        let manifest = manifest(&self.naming, step, files)?;
         fs::create_dir_all(temporary).map_err(Error::io(WHAT, temporary))?;
         for (name, bytes) in files.iter().chain([(&MANIFEST.to_owned(), &manifest)]) {
             let at = temporary.join(name);
@@ -207,18 +286,9 @@ impl Folder {
         Ok(path.to_owned())
     }
 
-    /// Removes this key's checkpoints beyond the newest `keep` that are not newer
-    /// than `step` (a newer one was passed over as damaged; it is overwritten when
-    /// training gets there).
+    /// Removes what is no longer kept.
     fn prune(&self, step: u64) -> Result<(), Error> {
-        let newest = self.name(step);
-        let mut mine: Vec<String> = self
-            .names()?
-            .into_iter()
-            .filter(|name| self.is_mine(name) && *name <= newest)
-            .collect();
-        mine.sort_unstable_by(|a, b| b.cmp(a));
-        for name in mine.into_iter().skip(self.keep) {
+        for name in self.naming.outdated(step, &self.names()?) {
             let path = self.path.join(name);
             fs::remove_dir_all(&path).map_err(Error::io("cannot remove old checkpoint", &path))?;
         }
@@ -226,40 +296,10 @@ impl Folder {
     }
 
     fn read(&self, name: &str) -> Result<Checkpoint, String> {
-        if !self.is_mine(name) {
-            return Err("belongs to another job".into());
-        }
         let folder = self.path.join(name);
-        let manifest =
-            fs::read(folder.join(MANIFEST)).map_err(|error| format!("{MANIFEST}: {error}"))?;
-        let Manifest { format, key, step, files: entries } =
-            serde_json::from_slice(&manifest).map_err(|error| format!("{MANIFEST}: {error}"))?;
-        if format != FORMAT {
-            return Err(format!("has format {format}, this runtime reads format {FORMAT}"));
-        }
-        if key != self.key {
-            return Err(format!("belongs to another job (key {key})"));
-        }
-        if self.name(step) != name {
-            return Err(format!("its manifest says step {step}"));
-        }
-        let mut files = Files::new();
-        for (name, expected) in entries {
-            let bytes = fs::read(folder.join(&name)).map_err(|error| format!("{name}: {error}"))?;
-            let found =
-                Entry { length: bytes.len() as u64, blake3: blake3::hash(&bytes).to_string() };
-            if found.length != expected.length {
-                return Err(format!(
-                    "{name} has {} bytes, its manifest says {}",
-                    found.length, expected.length
-                ));
-            }
-            if found != expected {
-                return Err(format!("{name} has another content than its manifest says"));
-            }
-            files.insert(name, bytes);
-        }
-        Ok(Checkpoint { step, files })
+        verified(&self.naming, name, |file| {
+            fs::read(folder.join(file)).map_err(|error| error.to_string())
+        })
     }
 
     fn names(&self) -> Result<Vec<String>, Error> {
@@ -270,14 +310,56 @@ impl Folder {
         };
         list().map_err(Error::io("cannot list checkpoints in", &self.path))
     }
+}
 
-    fn name(&self, step: u64) -> String {
-        format!("step-{step:010}-{:.16}", self.key)
-    }
+/// The manifest of these files.
+fn manifest(naming: &Naming, step: u64, files: &Files) -> Result<Vec<u8>, Error> {
+    let manifest = Manifest {
+        format: FORMAT,
+        key: naming.key.clone(),
+        step,
+        files: files.iter().map(|(name, bytes)| (name.clone(), Entry::of(bytes))).collect(),
+    };
+    serde_json::to_vec_pretty(&manifest).map_err(|error| Error::Internal(error.to_string()))
+}
 
-    fn is_mine(&self, name: &str) -> bool {
-        name.starts_with("step-") && name.ends_with(&format!("-{:.16}", self.key))
+/// The checkpoint of this name, whose files `read` gives, or why it cannot be used.
+fn verified(
+    naming: &Naming,
+    name: &str,
+    mut read: impl FnMut(&str) -> Result<Vec<u8>, String>,
+) -> Result<Checkpoint, String> {
+    if !naming.is_mine(name) {
+        return Err("belongs to another job".into());
     }
+    let mut read = |file: &str| read(file).map_err(|error| format!("{file}: {error}"));
+    let Manifest { format, key, step, files: entries } =
+        serde_json::from_slice(&read(MANIFEST)?).map_err(|error| format!("{MANIFEST}: {error}"))?;
+    if format != FORMAT {
+        return Err(format!("has format {format}, this runtime reads format {FORMAT}"));
+    }
+    if key != naming.key {
+        return Err(format!("belongs to another job (key {key})"));
+    }
+    if naming.name(step) != name {
+        return Err(format!("its manifest says step {step}"));
+    }
+    let mut files = Files::new();
+    for (name, expected) in entries {
+        let bytes = read(&name)?;
+        let found = Entry::of(&bytes);
+        if found.length != expected.length {
+            return Err(format!(
+                "{name} has {} bytes, its manifest says {}",
+                found.length, expected.length
+            ));
+        }
+        if found != expected {
+            return Err(format!("{name} has another content than its manifest says"));
+        }
+        files.insert(name, bytes);
+    }
+    Ok(Checkpoint { step, files })
 }
 
 /// A checkpoint on its way to the disk.

@@ -94,6 +94,9 @@ pub enum Error {
     /// The store refused.
     #[error("artifact store: {0}")]
     Store(String),
+    /// The bucket that holds the checkpoints refused, or was away for too long.
+    #[error("checkpoints: {0}; those that are there are intact: start the job again")]
+    Checkpoints(String),
     /// A part of the runtime failed in a way that no input explains.
     #[error("{0}")]
     Internal(String),
@@ -124,12 +127,17 @@ impl Error {
             | Self::Io { .. }
             | Self::Progress(_)
             | Self::Store(_)
+            | Self::Checkpoints(_)
             | Self::Internal(_) => Class::Retry,
         }
     }
 
     pub(crate) fn store(error: petaflop_store::StoreError) -> Self {
         Self::Store(error.to_string())
+    }
+
+    pub(crate) fn checkpoints(error: petaflop_store::StoreError) -> Self {
+        Self::Checkpoints(error.to_string())
     }
 
     pub(crate) fn model(error: ModelError) -> Self {

@@ -20,9 +20,10 @@ use std::{
 
 use petaflop_plan::recipe::{self, JobSpec, ModelSource};
 use petaflop_store::{
-    ArtifactHash, Digest, StoreError,
+    ArtifactHash, Digest, Objects, StoreError,
     blocking::Store,
     hash::{HashedFile, artifact_hash},
+    place,
 };
 
 use crate::error::Error;
@@ -68,8 +69,10 @@ enum Role {
 
 #[derive(Debug)]
 enum Place {
-    /// Part of the program, or our own copy of an artifact: nobody changes it.
+    /// Part of the program, or a copy beside the checkpoints: nobody changes it.
     Fixed(Option<PathBuf>),
+    /// Our own copy of what lies elsewhere.
+    Copied { root: PathBuf, _scratch: tempfile::TempDir },
     /// On a file system; what [`Source::still_the_same`] compares.
     Path { root: PathBuf, stamps: Vec<Stamp> },
 }
@@ -154,9 +157,8 @@ pub fn read_all(job: &JobSpec, builtins: &Builtins, store: &Store) -> Result<Vec
                 ))
             })?;
             let source = match input.uri.strip_prefix("artifact:") {
-                Some(hash) => {
-                    Source::read_artifact(input, hash, role, store, Path::new(&job.checkpoints))?
-                }
+                Some(hash) => Source::read_artifact(input, hash, role, store, &job.checkpoints)?,
+                None if place::is_remote(&input.uri) => Source::read_bucket(input, role)?,
                 None => Source::read(input, role, builtins)?,
             };
             match &input.digest {
@@ -200,12 +202,17 @@ impl Source {
         hash: &str,
         role: Role,
         store: &Store,
-        checkpoints: &Path,
+        checkpoints: &str,
     ) -> Result<Self, Error> {
         let name = &input.name;
         let hash: ArtifactHash =
             hash.parse().map_err(|error| Error::BadInput(format!("input '{name}': {error}")))?;
-        let folder = checkpoints.join(".inputs").join(hash.to_string());
+        let (folder, scratch) = if place::is_remote(checkpoints) {
+            let scratch = scratch()?;
+            (scratch.path().join("artifact"), Some(scratch))
+        } else {
+            (Path::new(checkpoints).join(".inputs").join(hash.to_string()), None)
+        };
         store.materialise(hash, &folder).map_err(|error| match error {
             StoreError::NotFound { .. } => Error::BadInput(format!("input '{name}': {error}")),
             other => Error::store(other),
@@ -215,7 +222,52 @@ impl Source {
         Ok(Self {
             uri: input.uri.clone(),
             digest: hash.0,
-            place: Place::Fixed(Some(folder)),
+            place: match scratch {
+                None => Place::Fixed(Some(folder)),
+                Some(scratch) => Place::Copied { root: folder, _scratch: scratch },
+            },
+            ..Self::read(&copy, role, &Builtins::new())?
+        })
+    }
+
+    /// Copies an object, or everything below it, and reads the copy.
+    fn read_bucket(input: &recipe::Input, role: Role) -> Result<Self, Error> {
+        let recipe::Input { name, uri, digest: _ } = input;
+        let scratch = scratch()?;
+        let root = scratch.path().join("input");
+        let at = |message: &dyn std::fmt::Display| format!("input '{name}': {message}");
+        let away = |error: StoreError| Error::Store(at(&error));
+        let write = |path: &Path, bytes: &[u8]| {
+            path.parent()
+                .map_or(Ok(()), fs::create_dir_all)
+                .and_then(|()| fs::write(path, bytes))
+                .map_err(Error::io("cannot copy input to", path))
+        };
+        let (parent, file) = uri.rsplit_once('/').unwrap_or((uri, ""));
+        // `s3://bucket` has no parent that could hold it.
+        let single = match file {
+            "" => None,
+            _ if parent.ends_with('/') => None,
+            file => Objects::open(parent).and_then(|o| o.get(file)).map_err(away)?,
+        };
+        if let Some(bytes) = single {
+            write(&root, &bytes)?;
+        } else {
+            let objects = Objects::open(uri).map_err(away)?;
+            let names = objects.list().map_err(away)?;
+            if names.is_empty() {
+                return Err(Error::BadInput(at(&format_args!("{uri}: there is nothing"))));
+            }
+            for file in names {
+                if let Some(bytes) = objects.get(&file).map_err(away)? {
+                    write(&root.join(&file), &bytes)?;
+                }
+            }
+        }
+        let copy = recipe::Input { uri: root.display().to_string(), ..input.clone() };
+        Ok(Self {
+            uri: uri.clone(),
+            place: Place::Copied { root, _scratch: scratch },
             ..Self::read(&copy, role, &Builtins::new())?
         })
     }
@@ -255,7 +307,7 @@ impl Source {
     pub fn root(&self) -> Option<&Path> {
         match &self.place {
             Place::Fixed(root) => root.as_deref(),
-            Place::Path { root, .. } => Some(root),
+            Place::Copied { root, .. } | Place::Path { root, .. } => Some(root),
         }
     }
 
@@ -299,6 +351,14 @@ impl Source {
     }
 }
 
+/// A folder of this machine that is gone when the job is.
+fn scratch() -> Result<tempfile::TempDir, Error> {
+    tempfile::Builder::new()
+        .prefix("petaflop-input-")
+        .tempdir()
+        .map_err(Error::io("cannot make a folder in", &std::env::temp_dir()))
+}
+
 /// The local path that a URI names.
 fn local_path(name: &str, uri: &str) -> Result<PathBuf, Error> {
     if let Some(path) = uri.strip_prefix("file://") {
@@ -307,7 +367,7 @@ fn local_path(name: &str, uri: &str) -> Result<PathBuf, Error> {
     match uri.split_once("://") {
         Some((scheme, _)) => Err(Error::BadInput(format!(
             "input '{name}': '{uri}': the scheme '{scheme}' is not read by this runtime; \
-             copy the data to a folder and give its path"
+             copy the data to a folder or a bucket and give its path or s3:// URI"
         ))),
         None => Ok(PathBuf::from(uri)),
     }

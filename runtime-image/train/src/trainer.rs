@@ -31,7 +31,7 @@ use serde_json::{Value, json};
 
 use crate::{
     artifact::{self, Documents, Training},
-    checkpoint::{Folder, Writing},
+    checkpoint::{Checkpoints, Writing},
     data::Data,
     error::Error,
     history::History,
@@ -103,8 +103,7 @@ pub fn run(job: &JobSpec, options: Options<'_>) -> Result<Outcome, Error> {
         reporter.report(&finished(&identity.key, artifact, true, summary))?;
         return Ok(Outcome::Finished { artifact, cached: true });
     }
-    let checkpoints =
-        Folder::open(Path::new(&job.checkpoints), &identity.key, job.keep_checkpoints)?;
+    let checkpoints = Checkpoints::open(&job.checkpoints, &identity.key, job.keep_checkpoints)?;
     Run::prepare(job, identity, sources, checkpoints, Arc::new(cpu), memory, reporter)?
         .finish(&store, stop)
 }
@@ -114,7 +113,7 @@ struct Run<'a> {
     job: &'a JobSpec,
     identity: Identity,
     sources: Vec<Source>,
-    checkpoints: Folder,
+    checkpoints: Checkpoints,
     reporter: Reporter,
     data: Data,
     order: Order,
@@ -150,7 +149,7 @@ impl<'a> Run<'a> {
         job: &'a JobSpec,
         identity: Identity,
         mut sources: Vec<Source>,
-        checkpoints: Folder,
+        checkpoints: Checkpoints,
         cpu: Arc<Cpu>,
         memory: Option<&Memory>,
         mut reporter: Reporter,
@@ -251,7 +250,7 @@ impl<'a> Run<'a> {
         );
         let artifact = artifact::publish(
             store,
-            self.checkpoints.path(),
+            self.checkpoints.scratch(),
             &self.job.recipe,
             &training,
             &self.model,
@@ -454,8 +453,8 @@ impl<'a> Run<'a> {
             self.steps
         );
         let (path, next) = (
-            self.checkpoints.path().join(CURVE),
-            self.checkpoints.path().join(".writing-loss.svg"),
+            self.checkpoints.scratch().join(CURVE),
+            self.checkpoints.scratch().join(".writing-loss.svg"),
         );
         // A picture is not worth a sync; the rename keeps it whole for whoever looks.
         fs::write(&next, self.history.curve(&title))
@@ -466,7 +465,11 @@ impl<'a> Run<'a> {
     fn summary(&mut self, training: &Training) -> Value {
         let seconds = self.spent.training.as_secs_f64();
         let tokens = self.spent.steps * self.tokens_per_step();
-        let curve = self.checkpoints.path().join(CURVE);
+        // Beside checkpoints in a bucket there is none: this machine's folder goes with the job.
+        let curve = match &self.checkpoints {
+            Checkpoints::Folder(folder) => Some(folder.path().join(CURVE).display().to_string()),
+            Checkpoints::Bucket(_) => None,
+        };
         let mut summary = summary::of_training(training);
         summary.extend([
             ("xz_bits_per_byte".into(), json!(self.data.xz.take().and_then(xz::Measurement::wait))),
@@ -477,7 +480,7 @@ impl<'a> Run<'a> {
             ("planned_bytes".into(), json!(self.model.plan().arena_bytes())),
             ("arena_bytes".into(), json!(self.model.arena_bytes())),
             ("peak_rss_bytes".into(), json!(summary::peak_rss_bytes())),
-            ("loss_curve".into(), json!(curve.display().to_string())),
+            ("loss_curve".into(), json!(curve)),
         ]);
         summary.into()
     }

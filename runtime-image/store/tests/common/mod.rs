@@ -1,6 +1,8 @@
 //! Folders to store, and an object store that dies at a chosen write.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part")]
 
+pub mod s3;
+
 use std::{
     fmt, fs,
     path::{Path as FilePath, PathBuf},

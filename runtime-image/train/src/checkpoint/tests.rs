@@ -81,7 +81,7 @@ fn another_jobs_checkpoint_is_named_and_left_alone() {
     }
     assert!(path.exists());
     // The same content under our name is theirs still.
-    fs::rename(&path, dir.path().join(folder.name(20))).unwrap();
+    fs::rename(&path, dir.path().join(folder.naming.name(20))).unwrap();
     let (step, skipped) = newest(&folder);
     assert_eq!(step, Some(11));
     assert!(skipped[0].contains("belongs to another job (key f123"), "{skipped:?}");
@@ -125,4 +125,77 @@ fn a_write_that_fails_leaves_the_last_checkpoint_and_no_litter() {
     names.sort();
     assert_eq!(names, ["lock", "step-0000000001-0123456789abcdef"]);
     assert_eq!(newest(&folder), (Some(1), vec![]));
+}
+
+/// The same bucket again, as another machine would open it.
+fn bucket(dir: &Path) -> Bucket {
+    Bucket::open(&format!("file://{}", dir.display()), KEY, 2).unwrap()
+}
+
+fn newest_in(bucket: &Bucket) -> (Option<u64>, Vec<String>) {
+    let mut skipped = Vec::new();
+    let step =
+        bucket.newest(|message| skipped.push(message)).unwrap().map(|checkpoint| checkpoint.step);
+    (step, skipped)
+}
+
+#[test]
+fn in_a_bucket_the_newest_two_are_kept_and_another_machine_reads_the_newest() {
+    let dir = tempfile::tempdir().unwrap();
+    for step in [9, 10, 100] {
+        let written =
+            bucket(dir.path()).write_in_background(step, files(&step.to_string())).wait().unwrap();
+        assert_eq!(written.step, step);
+        assert!(written.path.ends_with(format!("step-{step:010}-0123456789abcdef")));
+    }
+    let other_machine = bucket(dir.path());
+    assert_eq!(newest_in(&other_machine), (Some(100), vec![]));
+    assert_eq!(other_machine.newest(|_| ()).unwrap().unwrap().files["state"], b"100");
+    let kept: Vec<String> = other_machine.checkpoints().unwrap().into_keys().collect();
+    assert_eq!(kept, ["step-0000000010-0123456789abcdef", "step-0000000100-0123456789abcdef"]);
+}
+
+#[test]
+fn in_a_bucket_a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
+    type Damage = fn(&Path);
+    let cases: [(&str, Damage); 4] = [
+        ("another content", |dir| fs::write(dir.join("state"), "secone").unwrap()),
+        ("has 3 bytes, its manifest says 6", |dir| fs::write(dir.join("state"), "two").unwrap()),
+        ("state: is missing", |dir| fs::remove_file(dir.join("state")).unwrap()),
+        ("manifest.json: EOF", |dir| fs::write(dir.join(MANIFEST), "{").unwrap()),
+    ];
+    for (problem, damage) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = bucket(dir.path());
+        writer.write(1, &files("first")).unwrap();
+        damage(&writer.write(2, &files("second")).unwrap());
+        let (step, skipped) = newest_in(&writer);
+        assert_eq!(step, Some(1), "{problem}");
+        assert!(skipped.len() == 1 && skipped[0].contains(problem), "{problem}: {skipped:?}");
+        // Training gets there again and replaces it.
+        writer.write(2, &files("second")).unwrap();
+        assert_eq!(newest_in(&writer), (Some(2), vec![]));
+    }
+}
+
+#[test]
+fn what_a_lost_machine_left_unfinished_in_a_bucket_is_removed_and_never_read() {
+    let dir = tempfile::tempdir().unwrap();
+    bucket(dir.path()).write(3, &files("whole")).unwrap();
+    let theirs =
+        Bucket::open(&format!("file://{}", dir.path().display()), &KEY.replace('0', "f"), 2);
+    theirs.unwrap().write(7, &files("theirs")).unwrap();
+    let unfinished = dir.path().join("step-0000000004-0123456789abcdef/state");
+    fs::create_dir(unfinished.parent().unwrap()).unwrap();
+    fs::write(&unfinished, "par").unwrap();
+    let bucket = bucket(dir.path());
+    assert!(!unfinished.exists());
+    let (step, skipped) = newest_in(&bucket);
+    assert_eq!(step, Some(3));
+    assert!(skipped.len() == 1 && skipped[0].contains("belongs to another job"), "{skipped:?}");
+    // Removing what is old leaves another job's alone.
+    for step in 8..11 {
+        bucket.write(step, &files("ours")).unwrap();
+    }
+    assert_eq!(bucket.checkpoints().unwrap().len(), 3);
 }

@@ -75,9 +75,9 @@ fn nothing_to_read_is_said_plainly() {
         let problem = problem(&dir.path().join(path));
         assert!(problem.contains(expected) && problem.starts_with("input 'data': "), "{problem}");
     }
-    let input = recipe::Input { name: "data".into(), uri: "s3://b/k".into(), digest: None };
+    let input = recipe::Input { name: "data".into(), uri: "gs://b/k".into(), digest: None };
     let error = Source::read(&input, Role::Text, &Builtins::new()).unwrap_err().to_string();
-    assert!(error.contains("the scheme 's3' is not read"), "{error}");
+    assert!(error.contains("the scheme 'gs' is not read"), "{error}");
 }
 
 #[test]

@@ -1,0 +1,115 @@
+//! Plain objects of a place, for callers without async: checkpoints.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use bytes::Bytes;
+use futures::TryStreamExt;
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart, path::Path};
+
+use crate::{
+    StoreError,
+    place::{self, Credentials, Place},
+};
+
+/// What is longer goes up in parts of this size, each tried again by itself.
+const PART: usize = 8 << 20;
+/// Parts on their way at once.
+const PARTS: usize = 4;
+
+/// The objects below a URI. Calls return when they are done.
+#[derive(Debug)]
+pub struct Objects {
+    objects: Arc<dyn ObjectStore>,
+    name: String,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Objects {
+    /// As [`crate::Store::open`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open(uri: &str) -> Result<Self, StoreError> {
+        Self::open_with(uri, None)
+    }
+
+    /// As [`Objects::open`], with these credentials instead of the environment's.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn open_with(uri: &str, credentials: Option<&Credentials<'_>>) -> Result<Self, StoreError> {
+        let Place { objects, name, root: _ } = place::open(uri, credentials)?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|e| StoreError::io(&name, e))?;
+        Ok(Self { objects, name, runtime })
+    }
+
+    /// The folder or URI, for messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Writes an object. It is there as a whole, and durable, when this returns; after an
+    /// error it is as it was before.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
+        let object = Path::from(name);
+        let put = async {
+            if bytes.len() <= 2 * PART {
+                let payload = PutPayload::from_bytes(Bytes::copy_from_slice(bytes));
+                return self.objects.put(&object, payload).await.map(drop);
+            }
+            let upload = self.objects.put_multipart(&object).await?;
+            let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
+            for part in bytes.chunks(PART) {
+                upload.wait_for_capacity(PARTS).await?;
+                upload.write(part);
+            }
+            upload.finish().await.map(drop)
+        };
+        self.runtime.block_on(put).map_err(|e| self.failed(name, e).writing())
+    }
+
+    /// An object's content, `None` where there is no such object.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn get(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        let object = Path::from(name);
+        let get = async { self.objects.get(&object).await?.bytes().await };
+        match self.runtime.block_on(get) {
+            Ok(bytes) => Ok(Some(bytes.into())),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) => Err(self.failed(name, e)),
+        }
+    }
+
+    /// Removes an object; one that is gone already is no error.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn remove(&self, name: &str) -> Result<(), StoreError> {
+        let object = Path::from(name);
+        match self.runtime.block_on(self.objects.delete(&object)) {
+            Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(e) => Err(self.failed(name, e).writing()),
+        }
+    }
+
+    /// The names of all objects.
+    ///
+    /// # Errors
+    /// What the store said.
+    pub fn list(&self) -> Result<BTreeSet<String>, StoreError> {
+        let listing = self.objects.list(None).map_ok(|meta| meta.location.to_string());
+        self.runtime.block_on(listing.try_collect()).map_err(|e| self.failed("", e))
+    }
+
+    fn failed(&self, name: &str, error: object_store::Error) -> StoreError {
+        StoreError::backend(format!("{}/{name}", self.name), error)
+    }
+}

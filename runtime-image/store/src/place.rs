@@ -1,0 +1,127 @@
+//! From a URI to the object store behind it: a folder, or a bucket that speaks S3.
+
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
+
+use object_store::{
+    BackoffConfig, ClientOptions, ObjectStore, RetryConfig,
+    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    local::LocalFileSystem,
+    prefix::PrefixStore,
+};
+
+use crate::StoreError;
+
+/// One request, a chunk's upload included.
+const REQUEST: Duration = Duration::from_secs(120);
+/// How long a server may be away before a call gives up. Signatures are good for 15 minutes.
+const PATIENCE: Duration = Duration::from_secs(240);
+
+/// What opens a place, named as the environment names it: `AWS_ACCESS_KEY_ID`,
+/// `AWS_SECRET_ACCESS_KEY`, `AWS_SESSION_TOKEN`, `AWS_REGION`, `AWS_ENDPOINT_URL`, ….
+pub type Credentials<'a> = BTreeMap<&'a str, &'a str>;
+
+/// An opened place.
+#[derive(Debug)]
+pub(crate) struct Place {
+    pub(crate) objects: Arc<dyn ObjectStore>,
+    /// The folder or URI, for messages.
+    pub(crate) name: String,
+    /// Of a local one.
+    pub(crate) root: Option<PathBuf>,
+}
+
+/// The objects at a URI as [`crate::Store::open`] understands it, for what is no
+/// artifact: logs, checkpoints. Without credentials those of the environment are used.
+///
+/// # Errors
+/// As [`crate::Store::open`].
+pub fn objects(
+    uri: &str,
+    credentials: Option<&Credentials<'_>>,
+) -> Result<Arc<dyn ObjectStore>, StoreError> {
+    Ok(open(uri, credentials)?.objects)
+}
+
+/// Whether the URI names a bucket rather than a folder of this machine.
+pub fn is_remote(uri: &str) -> bool {
+    uri.starts_with("s3://")
+}
+
+pub(crate) fn open(uri: &str, credentials: Option<&Credentials<'_>>) -> Result<Place, StoreError> {
+    if is_remote(uri) {
+        return open_s3(uri, credentials);
+    }
+    let root = folder_of(uri)?;
+    std::fs::create_dir_all(&root).map_err(|e| StoreError::io(&root, e).writing())?;
+    let root = root.canonicalize().map_err(|e| StoreError::io(&root, e))?;
+    let name = root.display().to_string();
+    let objects = LocalFileSystem::new_with_prefix(&root)
+        .map_err(|e| StoreError::backend(&name, e))?
+        .with_fsync(true);
+    Ok(Place { objects: Arc::new(objects), name, root: Some(root) })
+}
+
+fn open_s3(uri: &str, credentials: Option<&Credentials<'_>>) -> Result<Place, StoreError> {
+    let bad = |problem: &str| StoreError::BadUri { uri: uri.into(), problem: problem.into() };
+    let url = url::Url::parse(uri).map_err(|e| bad(&e.to_string()))?;
+    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
+        return Err(bad("has a query, fragment or user"));
+    }
+    let bucket = url.host_str().filter(|b| !b.is_empty()).ok_or_else(|| bad("names no bucket"))?;
+    let prefix =
+        object_store::path::Path::from_url_path(url.path()).map_err(|e| bad(&e.to_string()))?;
+
+    // TLS needs to know whose arithmetic to use; whoever was first has decided.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut builder =
+        match credentials {
+            None => AmazonS3Builder::from_env(),
+            Some(given) => given.iter().fold(AmazonS3Builder::new(), |builder, (name, value)| {
+                match name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
+                    Ok(key) => builder.with_config(key, *value),
+                    Err(_) => builder,
+                }
+            }),
+        };
+    let plain = |key| {
+        builder.get_config_value(&key).is_some_and(|endpoint| endpoint.starts_with("http://"))
+    };
+    let allow_http = plain(AmazonS3ConfigKey::Endpoint) || plain(AmazonS3ConfigKey::S3Endpoint);
+    builder = builder
+        .with_bucket_name(bucket)
+        .with_client_options(ClientOptions::new().with_timeout(REQUEST).with_allow_http(allow_http))
+        .with_retry(RetryConfig {
+            backoff: BackoffConfig {
+                init_backoff: Duration::from_millis(200),
+                max_backoff: Duration::from_secs(5),
+                base: 2.0,
+            },
+            max_retries: 200,
+            retry_timeout: PATIENCE,
+        });
+    let bucket = builder.build().map_err(|e| StoreError::backend(uri, e))?;
+    let objects: Arc<dyn ObjectStore> = if prefix.as_ref().is_empty() {
+        Arc::new(bucket)
+    } else {
+        Arc::new(PrefixStore::new(bucket, prefix))
+    };
+    Ok(Place { objects, name: uri.trim_end_matches('/').into(), root: None })
+}
+
+fn folder_of(uri: &str) -> Result<PathBuf, StoreError> {
+    let bad = |problem: &str| StoreError::BadUri { uri: uri.into(), problem: problem.into() };
+    if uri.is_empty() {
+        return Err(bad("is empty"));
+    }
+    let Some((scheme, _)) = uri.split_once("://") else {
+        return Ok(PathBuf::from(uri));
+    };
+    if scheme != "file" {
+        return Err(StoreError::UnsupportedScheme { uri: uri.into(), scheme: scheme.into() });
+    }
+    let url = url::Url::parse(uri).map_err(|e| bad(&e.to_string()))?;
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(bad("has a query or fragment"));
+    }
+    url.to_file_path().map_err(|()| bad("is not a local absolute path"))
+}

@@ -1,0 +1,161 @@
+//! What an agent is to run.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use zeroize::Zeroize;
+
+use crate::text::base64_bytes;
+
+/// A command to supervise, and what it needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// Program and arguments; never a secret.
+    pub argv: Vec<String>,
+    /// Environment beyond the image's own; never a secret.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+    /// Environment that is secret.
+    #[serde(default)]
+    pub secrets: BTreeMap<String, Secret>,
+    /// Files to write into the work folder before the command starts.
+    #[serde(default)]
+    pub files: Vec<TaskFile>,
+    /// Folder to run in; by default the work folder.
+    #[serde(default)]
+    pub dir: Option<String>,
+    /// Where the command writes its progress lines, relative to the work folder.
+    #[serde(default = "default_progress")]
+    pub progress: String,
+    /// Where output and exit report are kept beyond the machine's life.
+    #[serde(default)]
+    pub log_sink: Option<LogSink>,
+    /// Seconds from the request to end until it is forced.
+    pub grace_seconds: u64,
+    /// How to see that it is ready to serve.
+    #[serde(default)]
+    pub ready: Option<HttpProbe>,
+}
+
+/// [`Task::progress`] where nothing else is said.
+pub const PROGRESS_FILE: &str = "progress.jsonl";
+
+fn default_progress() -> String {
+    PROGRESS_FILE.into()
+}
+
+/// A file of a task.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskFile {
+    /// Relative to the work folder, inside it.
+    pub path: String,
+    /// Its content.
+    #[serde(with = "base64_bytes")]
+    pub bytes: Vec<u8>,
+}
+
+impl fmt::Debug for TaskFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "TaskFile({:?}, {} bytes)", self.path, self.bytes.len())
+    }
+}
+
+/// Where a task's output is kept: `<uri>/<prefix>/<number>`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogSink {
+    /// The store.
+    pub uri: String,
+    /// `logs/<namespace>/<owner>/<claim>`.
+    pub prefix: String,
+    /// What opens it, as the environment would name it (`AWS_ACCESS_KEY_ID`, …).
+    #[serde(default)]
+    pub credentials: BTreeMap<String, Secret>,
+}
+
+/// Ready when a GET on the machine itself answers 200 to 399.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HttpProbe {
+    /// Of the command.
+    pub port: u16,
+    /// Begins with `/`.
+    pub path: String,
+    /// Between two probes.
+    pub period_seconds: u64,
+}
+
+/// A text that is printed nowhere, and wiped from memory when dropped.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps it.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self(text.into())
+    }
+
+    /// For where it is needed, and nothing that is logged or kept.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
+}
+
+impl Task {
+    /// What makes it impossible to run, or to run safely; empty where nothing does.
+    pub fn problem(&self) -> Option<String> {
+        let Self { argv, env, secrets, files, dir: _, progress, log_sink, grace_seconds: _, ready } =
+            self;
+        if argv.first().is_none_or(String::is_empty) {
+            return Some("argv is empty".into());
+        }
+        if argv.iter().any(|word| word.contains('\0')) {
+            return Some("argv holds a NUL byte".into());
+        }
+        let name = |name: &String| name.is_empty() || name.contains(['=', '\0']);
+        if let Some(bad) = env.keys().chain(secrets.keys()).find(|n| name(n)) {
+            return Some(format!("{bad:?} is not a name of an environment variable"));
+        }
+        if let Some((bad, _)) = env.iter().find(|(_, value)| value.contains('\0')) {
+            return Some(format!("the environment variable {bad} holds a NUL byte"));
+        }
+        if let Some((bad, _)) = secrets.iter().find(|(_, value)| value.expose().contains('\0')) {
+            return Some(format!("the environment variable {bad} holds a NUL byte"));
+        }
+        let paths = files.iter().map(|file| &file.path).chain([progress]);
+        if let Some(bad) = paths.into_iter().find(|path| !stays_inside(path)) {
+            return Some(format!("the path {bad:?} leaves the work folder"));
+        }
+        if log_sink.as_ref().is_some_and(|sink| !stays_inside(&sink.prefix)) {
+            return Some("the log sink's prefix is not a relative path".into());
+        }
+        match ready {
+            Some(probe)
+                if !probe.path.starts_with('/') || probe.path.contains(char::is_whitespace) =>
+            {
+                Some(format!("the probe's path {:?} is not a URL's path", probe.path))
+            }
+            Some(HttpProbe { period_seconds: 0, .. }) => Some("the probe's period is zero".into()),
+            _ => None,
+        }
+    }
+}
+
+/// Relative, below where it starts, and without a part that means something else.
+fn stays_inside(path: &str) -> bool {
+    !path.is_empty()
+        && !path.contains('\0')
+        && path.split('/').all(|part| !matches!(part, "" | "." | ".."))
+}

@@ -1,0 +1,6 @@
+//! What the messages promise.
+#![allow(clippy::unwrap_used)]
+
+mod enrolment;
+mod leases;
+mod sessions;

@@ -1,0 +1,352 @@
+//! From enrolment to the exit report.
+
+use std::fs;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use petaflop_agent_api::message::{Exit, State, Why};
+use petaflop_agent_api::task::Task;
+use petaflop_store::report::ProgressReader;
+use rustix::process::Signal;
+use tokio::net::TcpListener;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+
+use crate::command::{self, Ended, Running};
+use crate::config::Config;
+use crate::output::Output;
+use crate::session::{Session, Stop};
+use crate::{dial, server, ship, watch as look};
+
+/// For output that a process outside the task's group may still hold open.
+const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
+
+/// Linger of an agent whose machine is being taken away.
+const HURRIED: Duration = Duration::from_secs(3);
+
+/// Why an agent could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// Its folder.
+    #[error("work folder {}: {source}: give one that can be written to", path.display())]
+    Work {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Its port.
+    #[error("cannot listen on {address}: {source}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// An agent that is ready to be enrolled.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    session: Arc<Session>,
+    output: Output,
+    listener: Option<TcpListener>,
+    task: oneshot::Receiver<Task>,
+}
+
+/// Asks an agent to end; clones ask the same one.
+#[derive(Clone, Debug)]
+pub struct Stopper(Arc<Session>);
+
+impl Stopper {
+    /// As SIGTERM does: the task gets its own grace.
+    pub fn drain(&self) {
+        self.0.stop(Why::Drained, None);
+    }
+
+    /// As the provider does that gives notice of this long.
+    pub fn notice(&self, left: Duration) {
+        self.0.stop(Why::Notice, Some(left));
+    }
+}
+
+impl Agent {
+    /// Makes the work folder and begins to listen.
+    ///
+    /// # Errors
+    /// What the machine refuses.
+    pub async fn start(config: Config) -> Result<Self, AgentError> {
+        let work = |source| AgentError::Work { path: config.work.clone(), source };
+        fs::create_dir_all(&config.work).map_err(work)?;
+        let output = Output::create(&config.work).map_err(work)?;
+        let listener = match config.listen {
+            Some(address) => Some(
+                TcpListener::bind(address)
+                    .await
+                    .map_err(|source| AgentError::Listen { address, source })?,
+            ),
+            None => None,
+        };
+        let (session, task) = Session::new(&config, output.clone());
+        Ok(Self { session: Arc::new(session), config, output, listener, task })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.listener.as_ref()?.local_addr().ok()
+    }
+
+    /// To end it from within this program.
+    pub fn stopper(&self) -> Stopper {
+        Stopper(self.session.clone())
+    }
+
+    /// Enrols, runs its task, and returns how that ended once the operator and the store know,
+    /// or cannot be told. A future that is dropped leaves a running task behind.
+    pub async fn run(self) -> Exit {
+        let Self { config, session, output, listener, task } = self;
+        let mut others = JoinSet::new();
+        if let Some(listener) = listener {
+            others.spawn(server::serve(listener, session.clone()));
+        }
+        if let Some(endpoint) = config.endpoint.clone() {
+            others.spawn(dial::dial(endpoint, session.clone()));
+        }
+        let guarded = session.clone();
+        let notice = config.notice.clone();
+        others.spawn(async move {
+            tokio::select! {
+                () = guarded.orphaned() => guarded.stop(Why::Orphaned, None),
+                left = look::notice(notice.as_deref()) => {
+                    guarded.stop(Why::Notice, left.map(Duration::from_secs));
+                    // The lease goes on counting.
+                    guarded.orphaned().await;
+                    guarded.stop(Why::Orphaned, None);
+                }
+            }
+        });
+
+        let mut stops = session.stops();
+        let task = tokio::select! {
+            biased;
+            task = task => task.ok(),
+            _ = stops.wait_for(Option::is_some) => None,
+        };
+        let Some(task) = task else {
+            let why = stops.borrow().map_or(Why::Terminated, |stop| stop.why);
+            let exit = without_task(why, &config);
+            session.set_state(State::Exited(exit.clone()));
+            linger(&config, &session, why).await;
+            return exit;
+        };
+
+        let (ended, sees_end) = watch::channel(None);
+        let shipping = task
+            .log_sink
+            .clone()
+            .map(|sink| tokio::spawn(ship::ship(sink, output.clone(), sees_end)));
+        let exit = supervise(&config, &session, &output, &task).await;
+        session.set_state(State::Exited(exit.clone()));
+        ended.send_replace(Some(exit.clone()));
+        let shipped = async {
+            if let Some(shipping) = shipping {
+                let _ = shipping.await;
+            }
+        };
+        tokio::join!(shipped, linger(&config, &session, exit.why));
+        exit
+    }
+}
+
+/// Stays for an operator that has not seen the end yet.
+async fn linger(config: &Config, session: &Session, why: Why) {
+    let limit = match why {
+        Why::Finished | Why::NotStarted | Why::Terminated => config.linger,
+        // Whoever takes the machine away kills what is still there; the exit code would be lost.
+        Why::Drained | Why::Notice | Why::Orphaned => config.linger.min(HURRIED),
+    };
+    if session.is_enrolled() {
+        let _ = tokio::time::timeout(limit, session.exit_told()).await;
+        // Its answer is still being written.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+fn without_task(why: Why, config: &Config) -> Exit {
+    let message = match why {
+        Why::Orphaned => format!(
+            "nobody enrolled this agent within {} s, or its lease ran out before it had a task",
+            config.enrol_within.as_secs()
+        ),
+        _ => "told to end before there was a task".into(),
+    };
+    Exit {
+        why,
+        code: None,
+        signal: None,
+        message,
+        started_at: None,
+        ended_at: config.clock.now(),
+        report: None,
+    }
+}
+
+/// Runs the task to its end.
+async fn supervise(config: &Config, session: &Session, output: &Output, task: &Task) -> Exit {
+    let started_at = config.clock.now();
+    let failed = |message: String| Exit {
+        why: Why::NotStarted,
+        code: None,
+        signal: None,
+        message,
+        started_at: None,
+        ended_at: config.clock.now(),
+        report: None,
+    };
+    // Absolute: a task may run in another folder.
+    let work = match config.work.canonicalize() {
+        Ok(work) => work,
+        Err(e) => return failed(format!("work folder {}: {e}", config.work.display())),
+    };
+    if let Err(message) = write_files(task, &work) {
+        return failed(message);
+    }
+    let program = config.program.as_deref();
+    let (running, pipe) = match command::start(task, &work, &config.identity, program, config.alone)
+    {
+        Ok(started) => started,
+        Err(message) => return failed(message),
+    };
+    let reading = match output.take(pipe, config.alone.then(io::stdout)) {
+        Ok(reading) => reading,
+        Err(e) => {
+            running.signal(Signal::KILL);
+            let _ = running.ended().await;
+            return failed(format!("cannot start a thread: {e}"));
+        }
+    };
+    session.set_state(State::Running);
+
+    let mut progress = ProgressReader::new(work.join(&task.progress));
+    let mut report = None;
+    let mut follow = || {
+        let lines = look::progress(&mut progress);
+        report = lines
+            .last()
+            .and_then(|(_, value, line)| line.is_last().then(|| value.clone()))
+            .or(report.take().filter(|_| lines.is_empty()));
+        session.set_progress(lines.into_iter().map(|(event, value, _)| (event, value)));
+    };
+    let (ended, stop) = wait(config, session, task, &running, &mut follow).await;
+    // What it wrote last is in the pipe and in the file.
+    let patience = tokio::time::Instant::now() + OUTPUT_LIMIT;
+    while !reading.is_finished() && tokio::time::Instant::now() < patience {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    follow();
+
+    let (ended, stop) = match ended {
+        Ok(ended) => (ended, stop),
+        Err(e) => {
+            running.signal(Signal::KILL);
+            return failed(format!("cannot wait for the command: {e}"));
+        }
+    };
+    let why = stop.map_or(Why::Finished, |stop| stop.why);
+    Exit {
+        why,
+        code: ended.code,
+        signal: ended.signal,
+        message: in_words(why, ended),
+        started_at: Some(started_at),
+        ended_at: config.clock.now(),
+        report,
+    }
+}
+
+/// Waits for the command's end, and brings it about where that is asked for.
+async fn wait(
+    config: &Config,
+    session: &Session,
+    task: &Task,
+    running: &Running,
+    follow: &mut impl FnMut(),
+) -> (io::Result<Ended>, Option<Stop>) {
+    let mut stops = session.stops();
+    if stops.borrow().is_some() {
+        // It came while the command was being started.
+        stops.mark_changed();
+    }
+    let mut stop: Option<Stop> = None;
+    let mut forced = false;
+    let mut ended = std::pin::pin!(running.ended());
+    let mut ready = std::pin::pin!(async {
+        match &task.ready {
+            Some(probe) => look::ready(probe).await,
+            None => std::future::pending().await,
+        }
+    });
+    let mut is_ready = false;
+    let mut look = tokio::time::interval(look::LOOK_EVERY);
+    loop {
+        let force = async {
+            match stop {
+                Some(stop) if !forced => config.clock.sleep_until(stop.force_at).await,
+                _ => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            ended = &mut ended => return (ended, stop),
+            Ok(_) = stops.changed() => {
+                if stop.is_none() {
+                    session.set_state(State::Draining);
+                    running.signal(Signal::TERM);
+                }
+                stop = *stops.borrow_and_update();
+            }
+            () = force => {
+                forced = true;
+                running.signal(Signal::KILL);
+            }
+            () = &mut ready, if !is_ready => {
+                is_ready = true;
+                session.advance_state(&State::Running, State::Ready);
+            }
+            _ = look.tick() => follow(),
+        }
+    }
+}
+
+fn write_files(task: &Task, work: &Path) -> Result<(), String> {
+    for file in &task.files {
+        let path = work.join(&file.path);
+        let write = || {
+            if let Some(folder) = path.parent() {
+                fs::create_dir_all(folder)?;
+            }
+            fs::write(&path, &file.bytes)
+        };
+        write().map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn in_words(why: Why, ended: Ended) -> String {
+    let how = match (ended.code, ended.signal) {
+        (Some(code), _) => format!("the command ended with code {code}"),
+        (None, Some(signal)) => format!("the command was ended by signal {signal}"),
+        (None, None) => "the command ended".into(),
+    };
+    match why {
+        Why::Finished | Why::NotStarted => how,
+        Why::Drained => format!("asked to end; {how}"),
+        Why::Notice => format!("the provider takes the machine away; {how}"),
+        Why::Terminated => format!("ended at once on request; {how}"),
+        Why::Orphaned => format!("the lease ran out; {how}"),
+    }
+}

@@ -1,0 +1,33 @@
+//! The agent: on a claimed machine it runs one task, says how it goes, and gives the
+//! machine back when nobody wants it any more.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`config`] | what an agent is started with, and reading it from the environment |
+//! | [`agent`] | [`Agent`]: from enrolment to the exit report |
+//! | `session` | the agent's half of the protocol, without sockets: who may say what |
+//! | `server`, `dial` | the two transports: the operator calls, or the agent does |
+//! | `command` | the task's process: start, signal, wait |
+//! | `output` | its output: kept on a bounded piece of disk, read by offset |
+//! | `ship` | output and exit report to the store |
+//! | `watch` | its progress file, its readiness, the provider's notice |
+//! | [`exit`] | exit codes |
+//!
+//! It ends the task when it is told to, when it gets SIGTERM, when the provider gives
+//! notice, and when its lease has run out: SIGTERM to the task's process group, the
+//! task's grace, SIGKILL. It never restarts a task: that is another claim's business.
+
+pub mod agent;
+mod command;
+pub mod config;
+mod dial;
+pub mod exit;
+mod output;
+mod server;
+mod session;
+mod ship;
+mod watch;
+
+pub use agent::{Agent, AgentError, Stopper};
+pub use command::{EXEC, exec};
+pub use config::Config;

@@ -1,0 +1,10 @@
+//! Agents with real processes, sockets and files.
+#![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![allow(unreachable_pub, reason = "one test program, several files")]
+
+mod dialling;
+mod ends;
+mod leases;
+mod operator;
+mod program;
+mod tasks;

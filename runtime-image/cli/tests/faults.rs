@@ -7,7 +7,7 @@ mod common;
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
-use common::{Bench, Ended, Tmpfs, not_run};
+use common::{Bench, Ended, Tmpfs, not_tested};
 use petaflop_plan::recipe::{DatasetKind, ModelSource};
 use petaflop_store::report::Progress;
 
@@ -150,7 +150,7 @@ fn data_that_cannot_be_trained_on_is_said_plainly() {
         (file("zero.txt", b""), "zero.txt: the file is empty"),
         (bench.path("empty").display().to_string(), "the folder holds no file with content"),
         (bench.path("missing").display().to_string(), "missing: No such file or directory"),
-        ("s3://bucket/key".to_owned(), "the scheme 's3' is not read"),
+        ("gs://bucket/key".to_owned(), "the scheme 'gs' is not read"),
         (
             "builtin:nothing".to_owned(),
             "no such built-in text 'builtin:nothing'; this runtime has: builtin:petaflop",
@@ -247,7 +247,7 @@ fn a_full_disk_stops_the_job_and_keeps_the_last_checkpoint() {
     bench.fresh("full");
     let at = bench.path("checkpoints-full");
     let Some(_full) = Tmpfs::mount(&at, "size=48m") else {
-        return not_run("a really full file system", "mounting a tmpfs is not allowed");
+        return not_tested("a really full file system", "mounting a tmpfs is not allowed");
     };
     bench.job.checkpoint_interval_seconds = 0;
     fs::write(at.join("filler"), vec![0; 44 << 20]).unwrap();
@@ -275,7 +275,7 @@ fn a_folder_that_cannot_be_written_is_named() {
         None => fs::set_permissions(&at, fs::Permissions::from_mode(0o555)).unwrap(),
     }
     if mounted.is_none() && fs::write(at.join("probe"), "").is_ok() {
-        return not_run(
+        return not_tested(
             "a read-only folder",
             "mounting a tmpfs is not allowed, and permissions do not bind this user",
         );

@@ -102,9 +102,12 @@ impl Bench {
     }
 
     pub(crate) fn start(&self, flags: &[&str]) -> Started<'_> {
+        self.start_command(self.command(flags))
+    }
+
+    pub(crate) fn start_command(&self, mut command: Command) -> Started<'_> {
         let _ = fs::remove_file(self.path("progress"));
-        let child =
-            self.command(flags).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         Started {
             bench: self,
             child,
@@ -266,10 +269,20 @@ fn recipe(steps: u64) -> ResolvedRecipe {
     }
 }
 
-/// Says loudly that a check needs what is not here.
+/// Says loudly that a check needs hardware that is not here.
 pub(crate) fn not_run(what: &str, why: &str) {
     // Not by a macro, whose output the test harness swallows.
     let _ = writeln!(std::io::stderr(), "\n##### NOT RUN HERE: {what}: {why} #####");
+}
+
+/// Says loudly that a check needs what this machine may not do, rather than what it lacks;
+/// in CI it must be allowed.
+pub(crate) fn not_tested(what: &str, why: &str) {
+    let _ = writeln!(std::io::stderr(), "\n##### NOT TESTED: {what}: {why} #####");
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "where CI is set, what is not tested is a failure: {what}: {why}"
+    );
 }
 
 /// A folder of its own file system, unmounted when dropped; none where mounting is not allowed.

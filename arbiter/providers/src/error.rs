@@ -53,6 +53,14 @@ pub enum ProviderError {
         /// What is wrong, and the mend.
         detail: String,
     },
+    /// The provider has switched this interface off (410). Says nothing about instances.
+    #[error("{provider}: this interface was switched off: {detail}")]
+    Retired {
+        /// The provider.
+        provider: String,
+        /// What it said.
+        detail: String,
+    },
     /// This provider does not do this (a price snapshot sells nothing).
     #[error("{provider}: {detail}")]
     NotOffered {
@@ -71,6 +79,7 @@ impl ProviderError {
             Self::RateLimited { .. } => Reason::RateLimited,
             Self::Unreachable { .. } => Reason::Unreachable,
             Self::Misconfigured { .. } => Reason::InvalidSpec,
+            Self::Retired { .. } => Reason::ApiRetired,
             Self::NotOffered { .. } => Reason::ProviderUnavailable,
         }
     }
@@ -80,9 +89,10 @@ impl ProviderError {
         match self {
             Self::RateLimited { wait, .. } => Retry::After(*wait),
             Self::Unreachable { .. } => Retry::After(Duration::from_secs(10)),
-            Self::Unauthorized { .. } | Self::Misconfigured { .. } | Self::NotOffered { .. } => {
-                Retry::AfterChange
-            }
+            Self::Unauthorized { .. }
+            | Self::Misconfigured { .. }
+            | Self::Retired { .. }
+            | Self::NotOffered { .. } => Retry::AfterChange,
         }
     }
 }
@@ -125,9 +135,10 @@ impl LaunchError {
                 Refusal::PriceChanged => Retry::ElsewhereFor(Duration::from_secs(60)),
                 Refusal::RateLimited => Retry::After(Duration::from_secs(30)),
                 Refusal::Transient => Retry::After(Duration::from_secs(10)),
-                Refusal::Unauthorized | Refusal::BalanceTooLow | Refusal::Invalid => {
-                    Retry::AfterChange
-                }
+                Refusal::Unauthorized
+                | Refusal::BalanceTooLow
+                | Refusal::Retired
+                | Refusal::Invalid => Retry::AfterChange,
             },
             Self::Ambiguous { .. } => Retry::After(Duration::from_secs(5)),
         }

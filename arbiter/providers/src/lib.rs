@@ -4,18 +4,28 @@
 //! | module | holds |
 //! |---|---|
 //! | [`provider`] | the trait [`provider::Provider`], identities, frozen requests, instances |
+//! | [`machine`] | what is asked of a machine that runs our agent |
 //! | [`error`] | what can go wrong: when to try again, and the reason that is shown |
+//! | [`price`] | dollars an hour of an owned machine |
 //! | [`host`] | this machine (feature `host`) |
+//! | [`nodes`] | the nodes of this cluster (feature `nodes`) |
 //! | [`snapshot`] | dated prices of RunPod and AWS, never bought from (feature `snapshot`) |
 
 pub mod error;
 #[cfg(feature = "host")]
 pub mod host;
+pub mod machine;
+#[cfg(feature = "nodes")]
+pub mod nodes;
+#[cfg(any(feature = "host", feature = "nodes"))]
+pub mod price;
 pub mod provider;
 #[cfg(feature = "snapshot")]
 pub mod snapshot;
 
 pub use error::{LaunchError, ProviderError, Retry};
+pub use machine::{EnrolmentToken, Machine};
 pub use provider::{
-    Billing, Capabilities, Command, Instance, InstanceId, InstanceState, Listing, Order, Provider,
+    Billing, Capabilities, Command, Exit, Instance, InstanceId, InstanceState, Listing, Order,
+    Provider, Trouble, Work,
 };

@@ -11,9 +11,11 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety};
 use petaflop_arbiter::offer::Offer;
+use petaflop_arbiter::reason::Reason;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{LaunchError, ProviderError};
+use crate::machine::{EnrolmentToken, Machine};
 
 /// An identity as instances carry it: `installation/namespace/claim/claim uid/attempt`.
 pub fn identity_text(identity: &Identity) -> String {
@@ -58,8 +60,7 @@ pub struct Billing {
     pub minimum: Duration,
 }
 
-/// What the machine is to do: the same for a child process, a Pod's container
-/// and a rented machine's agent.
+/// A child process of this host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Command {
@@ -85,7 +86,16 @@ pub struct Order<'a> {
     /// What is bought, and at what price it was quoted.
     pub offer: &'a Offer,
     /// What it is to do.
-    pub command: &'a Command,
+    pub work: Work<'a>,
+}
+
+/// What is to be done there.
+#[derive(Clone, Copy, Debug)]
+pub enum Work<'a> {
+    /// A supervised child process of this host.
+    Process(&'a Command),
+    /// Everywhere else: a machine whose agent is told what to run.
+    Machine(&'a Machine),
 }
 
 /// A provider's name of an instance.
@@ -114,6 +124,33 @@ pub struct Instance {
     pub ended: Option<Timestamp>,
     /// What was bought, where that is remembered.
     pub offer: Option<Offer>,
+    /// Where its agent is reached, `host:port`, as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// How its work ended, where the provider knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit: Option<Exit>,
+    /// What keeps it from running, or what took it away, where the provider says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<Trouble>,
+}
+
+/// How an instance's work ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exit {
+    /// Exit status; 128 + the signal's number where a signal ended it.
+    pub code: i32,
+    /// The provider's words.
+    pub message: String,
+}
+
+/// What is wrong with an instance, in the words of the API and in those of the provider.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// What kind of trouble.
+    pub reason: Reason,
+    /// The provider's words.
+    pub message: String,
 }
 
 /// Where an instance is in its life.
@@ -163,8 +200,13 @@ pub trait Provider: Send + Sync {
     /// Fixes the whole launch request. Buys nothing.
     async fn prepare(&self, order: Order<'_>) -> Result<FrozenRequest, LaunchError>;
 
-    /// Sends a frozen request, once. The only call in this trait that spends money.
-    async fn launch(&self, request: &FrozenRequest) -> Result<InstanceId, LaunchError>;
+    /// Sends a frozen request, once. The only call in this trait that spends money. The token is
+    /// the one thing that the request leaves out; the same claim and attempt have the same token.
+    async fn launch(
+        &self,
+        request: &FrozenRequest,
+        token: &EnrolmentToken,
+    ) -> Result<InstanceId, LaunchError>;
 
     /// The instances that carry this claim's uid, of any attempt. More than one that may bill is a
     /// double purchase.

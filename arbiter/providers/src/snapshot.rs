@@ -15,6 +15,7 @@ use petaflop_arbiter::offer::{Accelerators, Arch, Capacity, HostOwner, Offer, Sa
 use serde::Deserialize;
 
 use crate::error::{LaunchError, ProviderError};
+use crate::machine::EnrolmentToken;
 use crate::provider::{Billing, Capabilities, Instance, InstanceId, Listing, Order, Provider};
 
 /// The provider's name in messages. Its offers carry the seller's: `aws`, `runpod`.
@@ -207,7 +208,11 @@ impl Provider for Snapshot {
         Err(Self::not_for_sale(&order.offer.id.to_string()))
     }
 
-    async fn launch(&self, request: &FrozenRequest) -> Result<InstanceId, LaunchError> {
+    async fn launch(
+        &self,
+        request: &FrozenRequest,
+        _: &EnrolmentToken,
+    ) -> Result<InstanceId, LaunchError> {
         Err(Self::not_for_sale(&request.body))
     }
 
@@ -279,7 +284,8 @@ mod tests {
         let provider = Snapshot;
         let offers = provider.quote().await.expect("quotes");
         let request = FrozenRequest { body: offers[0].id.to_string() };
-        let refused = provider.launch(&request).await.expect_err("refused");
+        let refused =
+            provider.launch(&request, &EnrolmentToken::unused()).await.expect_err("refused");
         assert!(matches!(refused, LaunchError::Refused { kind: Refusal::Invalid, .. }));
         assert!(!provider.capabilities().sells);
     }

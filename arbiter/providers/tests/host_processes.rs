@@ -10,7 +10,9 @@ use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, Sale};
 use petaflop_providers::host::price::PowerPrice;
 use petaflop_providers::host::{Host, HostConfig, NAME};
-use petaflop_providers::{Command, InstanceState, LaunchError, Order, Provider};
+use petaflop_providers::{
+    Command, EnrolmentToken, InstanceState, LaunchError, Order, Provider, Work,
+};
 
 fn host(folder: &Path) -> Host {
     Host::new(HostConfig {
@@ -71,7 +73,7 @@ async fn prepared(
         grace_seconds: grace,
     };
     let identity = identity(folder, uid);
-    host.prepare(Order { identity: &identity, offer: &offer(), command: &command })
+    host.prepare(Order { identity: &identity, offer: &offer(), work: Work::Process(&command) })
         .await
         .expect("prepared")
 }
@@ -98,7 +100,7 @@ async fn what_runs_is_found_by_another_process_of_the_same_home_and_ends_when_to
     let first = host(folder);
     let request = prepared(&first, folder, "a", "echo $GREETING; exec sleep 600", 5).await;
     assert_eq!(state(&first, folder, "a").await, None);
-    let id = first.launch(&request).await.expect("launched");
+    let id = first.launch(&request, &EnrolmentToken::unused()).await.expect("launched");
     drop(first);
 
     let second = host(folder);
@@ -122,13 +124,16 @@ async fn the_same_request_twice_is_one_process() {
     let folder = folder.path();
     let host = host(folder);
     let request = prepared(&host, folder, "a", "echo started >> starts; exec sleep 600", 5).await;
-    let (first, second) = (host.launch(&request).await, host.launch(&request).await);
+    let (first, second) = (
+        host.launch(&request, &EnrolmentToken::unused()).await,
+        host.launch(&request, &EnrolmentToken::unused()).await,
+    );
     assert_eq!(first, second);
     let id = first.expect("launched");
     // Neither is it started again after it has ended.
     host.terminate(&id).await.expect("told");
     until(&host, folder, "a", Some(InstanceState::Terminated)).await;
-    assert_eq!(host.launch(&request).await, Ok(id));
+    assert_eq!(host.launch(&request, &EnrolmentToken::unused()).await, Ok(id));
     assert_eq!(state(&host, folder, "a").await, Some(InstanceState::Terminated));
 }
 
@@ -138,7 +143,7 @@ async fn an_instance_without_a_record_is_still_found_and_ended() {
     let folder = folder.path();
     let host = host(folder);
     let request = prepared(&host, folder, "a", "exec sleep 600", 5).await;
-    let id = host.launch(&request).await.expect("launched");
+    let id = host.launch(&request, &EnrolmentToken::unused()).await.expect("launched");
     for record in std::fs::read_dir(folder.join("host/instances")).expect("records") {
         std::fs::remove_file(record.expect("a record").path()).expect("forgotten");
     }
@@ -154,7 +159,7 @@ async fn what_ignores_the_request_to_end_is_killed_after_its_grace() {
     let host = host(folder);
     let script = "trap '' TERM; touch armed; while true; do sleep 0.1; done";
     let request = prepared(&host, folder, "a", script, 1).await;
-    let id = host.launch(&request).await.expect("launched");
+    let id = host.launch(&request, &EnrolmentToken::unused()).await.expect("launched");
     while !folder.join("armed").exists() {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
@@ -174,7 +179,7 @@ async fn a_child_sees_only_the_environment_that_was_frozen() {
     let folder = folder.path();
     let host = host(folder);
     let request = prepared(&host, folder, "a", "env", 5).await;
-    host.launch(&request).await.expect("launched");
+    host.launch(&request, &EnrolmentToken::unused()).await.expect("launched");
     until(&host, folder, "a", Some(InstanceState::Terminated)).await;
     let log = std::fs::read_to_string(folder.join("log")).expect("a log");
     assert!(log.contains("GREETING=hello"), "{log}");
@@ -216,10 +221,10 @@ async fn a_command_that_cannot_start_is_a_definite_refusal() {
     };
     let identity = identity(folder, "a");
     let request = host
-        .prepare(Order { identity: &identity, offer: &offer(), command: &command })
+        .prepare(Order { identity: &identity, offer: &offer(), work: Work::Process(&command) })
         .await
         .expect("prepared");
-    let refused = host.launch(&request).await.expect_err("refused");
+    let refused = host.launch(&request, &EnrolmentToken::unused()).await.expect_err("refused");
     assert!(matches!(refused, LaunchError::Refused { .. }), "{refused}");
     assert_eq!(state(&host, folder, "a").await, None);
 }

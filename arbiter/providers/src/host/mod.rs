@@ -4,15 +4,15 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`price`] | dollars an hour of an owned machine |
 //! | [`process`] | processes by the identity they carry |
 //! | `detect` | what the machine is, from the runtime |
 //! | `record` | what is remembered of an instance after its processes are gone |
 
 mod detect;
-pub mod price;
 pub mod process;
 mod record;
+
+pub use crate::price;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
@@ -32,11 +32,12 @@ use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{LaunchError, ProviderError};
+use crate::machine::EnrolmentToken;
+use crate::price::PowerPrice;
 use crate::provider::{
     Billing, Capabilities, Command, Instance, InstanceId, InstanceState, Listing, Order, Provider,
-    identity_text, parse_identity,
+    Work, identity_text, parse_identity,
 };
-use price::PowerPrice;
 use process::{IDENTITY_VARIABLE, Member};
 use record::Record;
 
@@ -137,6 +138,9 @@ impl Host {
                 started: started(&members),
                 ended: None,
                 offer: None,
+                endpoint: None,
+                exit: None,
+                trouble: None,
             });
         }
         instances.sort_by(|a, b| a.id.cmp(&b.id));
@@ -163,6 +167,9 @@ impl Host {
             started: Some(record.started),
             ended: record.ended,
             offer: record.offer,
+            endpoint: None,
+            exit: None,
+            trouble: None,
         }
     }
 
@@ -277,8 +284,14 @@ impl Provider for Host {
     }
 
     async fn prepare(&self, order: Order<'_>) -> Result<FrozenRequest, LaunchError> {
-        let Order { identity, offer, command } = order;
+        let Order { identity, offer, work } = order;
         let invalid = |detail: String| LaunchError::Refused { kind: Refusal::Invalid, detail };
+        let Work::Process(command) = work else {
+            return Err(invalid(
+                "this host runs commands, not images; take another provider for an image"
+                    .to_owned(),
+            ));
+        };
         if offer.provider != NAME {
             return Err(invalid(format!("offer {} is not of this host", offer.id)));
         }
@@ -301,7 +314,11 @@ impl Provider for Host {
         Ok(FrozenRequest { body })
     }
 
-    async fn launch(&self, request: &FrozenRequest) -> Result<InstanceId, LaunchError> {
+    async fn launch(
+        &self,
+        request: &FrozenRequest,
+        _: &EnrolmentToken,
+    ) -> Result<InstanceId, LaunchError> {
         let body: Body = serde_json::from_str(&request.body).map_err(|error| {
             LaunchError::Refused { kind: Refusal::Invalid, detail: error.to_string() }
         })?;

@@ -1,0 +1,104 @@
+//! Machines with the real agent on them, in this process and on the cloud's
+//! clock. Its tasks are real processes of this host; they die with their machine.
+
+use std::convert::Infallible;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use petaflop_agent::config::ENROL_WITHIN;
+use petaflop_agent::exit::{self, BAD_BOOTSTRAP, BROKEN};
+use petaflop_agent::{Agent, Config};
+use petaflop_providers::host::process;
+use petaflop_providers::machine::env;
+use rustix::process::Signal;
+
+use crate::agent::{AgentEnd, AgentRunner, Boot};
+
+/// Real seconds that an agent stays for an operator that has not seen its task's end.
+const LINGER: Duration = Duration::from_secs(2);
+
+/// The real agent on each machine, with a folder of its own in this one. When its task ends, and
+/// when its lease does, it gives its machine back.
+pub fn real(folder: &Path) -> AgentRunner {
+    let folder = folder.to_owned();
+    Arc::new(move |boot| {
+        let work = folder.join(&boot.instance);
+        Box::pin(run(boot, work))
+    })
+}
+
+async fn run(boot: Boot, work: PathBuf) -> AgentEnd {
+    let Some(config) = config(&boot, work.clone()) else {
+        return AgentEnd::Exited { code: BAD_BOOTSTRAP.into() };
+    };
+    let agent = match Agent::start(config).await {
+        Ok(agent) => agent,
+        Err(error) => {
+            tracing::warn!(%error, ?boot, "the agent does not start");
+            return AgentEnd::Exited { code: BROKEN.into() };
+        }
+    };
+    if let Some(address) = agent.address() {
+        boot.reachable_at(address);
+    }
+    let _tasks = Tasks { identity: boot.identity.clone(), work };
+    let stopper = agent.stopper();
+    let mut notices = boot.notice.clone();
+    let hear = async {
+        if let Ok(told) = notices.wait_for(Option::is_some).await.map(|left| *left) {
+            stopper.notice(told.unwrap_or_default());
+        }
+        std::future::pending::<Infallible>().await
+    };
+    let ended = tokio::select! {
+        ended = agent.run() => ended,
+        never = hear => match never {},
+    };
+    AgentEnd::MachineEnded { code: exit::code(&ended).into() }
+}
+
+/// As the real agent reads its environment; `None` where that is not enough.
+fn config(boot: &Boot, work: PathBuf) -> Option<Config> {
+    let text = |name: &str| boot.env.get(name).map(String::as_str);
+    let endpoint = text(env::ENDPOINT).map(str::to_owned);
+    Some(Config {
+        identity: boot.identity.clone(),
+        operator: text(env::OPERATOR_KEY)?.parse().ok()?,
+        token: text(env::TOKEN)?.parse().ok()?,
+        // All machines are on this host: each takes a port of its own, and says which.
+        listen: endpoint.is_none().then_some(([127, 0, 0, 1], 0).into()),
+        endpoint,
+        work,
+        notice: None,
+        facts: serde_json::Value::Null,
+        clock: boot.clock.clone(),
+        enrol_within: ENROL_WITHIN,
+        linger: LINGER,
+        program: None,
+        alone: false,
+    })
+}
+
+/// The processes of one machine's task. Dropped with the machine, whatever became of the agent.
+struct Tasks {
+    identity: String,
+    work: PathBuf,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        // Two machines may carry one identity; their folders differ.
+        let own = format!("{}={}", env::WORK, self.work.display());
+        let Ok(members) = process::members() else { return };
+        for member in members.iter().filter(|member| member.identity == self.identity) {
+            let environment = fs::read(format!("/proc/{}/environ", member.pid)).unwrap_or_default();
+            if environment.split(|byte| *byte == 0).any(|one| one == own.as_bytes())
+                && let Err(error) = process::signal(member, Signal::KILL)
+            {
+                tracing::warn!(%error, pid = member.pid, "a task outlives its machine");
+            }
+        }
+    }
+}

@@ -3,19 +3,18 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
-use petaflop_arbiter::claim::{Identity, Phase};
+use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::claim::{FrozenRequest, Identity, Phase, Refusal};
 use petaflop_arbiter::launch::{
     LaunchAnswer, Listing, Observation, ReadBack, Step, Wanted, next_step,
 };
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::{
-    Command, Instance, InstanceId, LaunchError, Order, Provider, ProviderError, Retry,
+    EnrolmentToken, Instance, InstanceId, LaunchError, Order, Provider, ProviderError, Retry, Work,
 };
 
-use crate::claims::{Claims, StoredClaim};
-use crate::home::{Home, HomeError};
+use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::ledger::{self, Ledger};
 
 /// Steps of one drive; a claim that needs more is looked at again in the next.
@@ -24,9 +23,9 @@ const MOST_STEPS: u32 = 64;
 /// Why a claim could not be driven on.
 #[derive(Debug, thiserror::Error)]
 pub enum ActError {
-    /// The home refuses.
+    /// The store of claims refuses.
     #[error(transparent)]
-    Home(#[from] HomeError),
+    Claims(#[from] ClaimsError),
     /// The ledger refuses.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
@@ -50,12 +49,22 @@ pub enum Driven {
 
 /// What claims are driven with.
 pub struct Actor<'a> {
-    /// The installation.
-    pub home: &'a Home,
+    /// Uid of the installation, which machines carry.
+    pub installation: &'a str,
+    /// Where claims are stored.
+    pub claims: &'a dyn Claims,
+    /// Where money is booked.
+    pub ledger: &'a Ledger,
     /// Who sells the claim's offer.
     pub provider: &'a dyn Provider,
-    /// What the machine is to do.
-    pub command: &'a Command,
+    /// What the machine is to do; `None` where nobody wants one any more.
+    pub work: Option<Work<'a>>,
+    /// The one secret of a launch: the same for the same claim and attempt.
+    pub token: &'a (dyn Fn(&Identity) -> EnrolmentToken + Send + Sync),
+    /// Whether this process may still act: false once another leads.
+    pub leads: &'a (dyn Fn() -> bool + Send + Sync),
+    /// Tells the time.
+    pub clock: &'a Clock,
 }
 
 impl Actor<'_> {
@@ -65,26 +74,35 @@ impl Actor<'_> {
         mut stored: StoredClaim,
         wanted: Wanted,
     ) -> Result<(Driven, Option<LaunchError>), ActError> {
-        let claims = Claims::of(self.home);
         let safety = self.provider.capabilities().launch_safety;
-        let mut seen = Observation::new(Timestamp::now(), wanted);
+        let mut seen = Observation::new(self.clock.now(), wanted);
         let mut refusal = None;
         if matches!(stored.claim.phase, Phase::Launched { .. }) {
-            seen.listing = self.look(&stored).await;
+            seen.looked(self.look(&stored).await);
         }
         for _ in 0..MOST_STEPS {
             match next_step(&stored.claim, safety, &seen) {
                 Step::ReadBack => {
                     let spec = &stored.claim.spec;
-                    match claims.get(&spec.owner.namespace, &spec.name)? {
-                        Some(now) if now.claim.uid == stored.claim.uid => {
-                            seen.read = ReadBack::Ours;
+                    match self.claims.get(&spec.owner.namespace, &spec.name).await? {
+                        Some(now) if now.claim.uid == stored.claim.uid && (self.leads)() => {
+                            seen.read = match now.deleting {
+                                true => ReadBack::Deleting,
+                                false => ReadBack::Ours,
+                            };
                             stored = now;
                         }
                         _ => seen.read = ReadBack::NotOurs,
                     }
                 }
-                Step::Look => seen.listing = self.look(&stored).await,
+                Step::Look { after_millis } => {
+                    let pause = Duration::from_millis(after_millis.unsigned_abs());
+                    if !pause.is_zero() {
+                        self.clock.sleep(pause).await;
+                    }
+                    seen.now = self.clock.now();
+                    seen.looked(self.look(&stored).await);
+                }
                 Step::WriteAttempt { request } => {
                     let request = match request {
                         Some(request) => request,
@@ -94,31 +112,33 @@ impl Actor<'_> {
                             Err(error) => {
                                 let reason = error.reason();
                                 refusal = Some(error);
-                                let phase = Phase::Ending { instance: None, reason, gone_seen: 0 };
-                                match self
-                                    .write(&claims, &stored, phase, stored.claim.attempt)
-                                    .await?
-                                {
+                                let phase = Phase::Ending { instance: None, reason };
+                                match self.write(&stored, phase, stored.claim.attempt).await? {
                                     Some(written) => stored = written,
                                     None => return Ok((Driven::Gone, refusal)),
                                 }
-                                seen = Observation::new(Timestamp::now(), wanted);
+                                seen = Observation::new(self.clock.now(), wanted);
                                 continue;
                             }
                         },
                     };
-                    let phase = Phase::Attempted { request, at: Timestamp::now() };
-                    let written = self.write(&claims, &stored, phase, stored.claim.attempt).await?;
-                    seen = Observation::new(Timestamp::now(), wanted);
+                    let phase = Phase::Attempted { request, at: self.clock.now() };
+                    let written = self.write(&stored, phase, stored.claim.attempt).await?;
+                    seen = Observation::new(self.clock.now(), wanted);
                     // Another process wrote first: only the winner of the swap may call.
                     if let Some(written) = written {
                         seen.fresh_attempt = true;
                         stored = written;
                     }
                 }
+                // The lease was held when the attempt was written; writing took time.
+                Step::Launch { .. } if !(self.leads)() => return Ok((Driven::Gone, refusal)),
                 Step::Launch { request } => {
-                    let answer = self.provider.launch(&request).await;
-                    seen.now = Timestamp::now();
+                    let answer = self
+                        .provider
+                        .launch(&request, &(self.token)(&self.identity(&stored)))
+                        .await;
+                    seen.now = self.clock.now();
                     seen.answer = Some(match answer {
                         Ok(InstanceId(instance)) => LaunchAnswer::Accepted { instance },
                         Err(error) => {
@@ -133,11 +153,11 @@ impl Actor<'_> {
                     if let Some(reason) = note {
                         tracing::info!(claim = %stored.claim.spec.name, %reason, "{phase:?}");
                     }
-                    match self.write(&claims, &stored, phase, attempt).await? {
+                    match self.write(&stored, phase, attempt).await? {
                         Some(written) => stored = written,
                         None => return Ok((Driven::Gone, refusal)),
                     }
-                    seen = Observation::new(Timestamp::now(), wanted);
+                    seen = Observation::new(self.clock.now(), wanted);
                 }
                 Step::Terminate { instance } => {
                     self.provider.terminate(&InstanceId(instance)).await?;
@@ -145,10 +165,15 @@ impl Actor<'_> {
                 }
                 Step::CloseLedger => {
                     let spent = self.account(&stored, true).await?;
-                    let new = with_spent(&stored, spent);
-                    match claims.replace(&stored, new)? {
-                        Some(written) => stored = written,
-                        None => return Ok((Driven::Gone, refusal)),
+                    // A claim that is being removed need not say what it cost: the ledger does.
+                    if stored.deleting {
+                        stored.claim.spent = spent;
+                    } else {
+                        let new = with_spent(&stored, spent);
+                        match self.claims.replace(&stored, new).await? {
+                            Some(written) => stored = written,
+                            None => return Ok((Driven::Gone, refusal)),
+                        }
                     }
                     seen.ledger_closed = true;
                 }
@@ -159,7 +184,7 @@ impl Actor<'_> {
                 Step::Nothing => return Ok((Driven::Steady(stored), refusal)),
                 Step::Release => {
                     let reason = match &stored.claim.phase {
-                        Phase::Ended { reason } => *reason,
+                        Phase::Ended { reason } | Phase::Ending { reason, .. } => *reason,
                         _ => Reason::Succeeded,
                     };
                     return Ok((Driven::Over(stored, reason), refusal));
@@ -176,7 +201,7 @@ impl Actor<'_> {
             return Ok(stored);
         }
         let new = with_spent(&stored, spent);
-        Ok(Claims::of(self.home).replace(&stored, new)?.unwrap_or(stored))
+        Ok(self.claims.replace(&stored, new).await?.unwrap_or(stored))
     }
 
     /// The claim's instance, as the provider sees it.
@@ -191,7 +216,11 @@ impl Actor<'_> {
     }
 
     async fn account(&self, stored: &StoredClaim, last: bool) -> Result<Usd, ActError> {
-        let instance = self.instance(stored).await?;
+        // A row in between goes to now, whatever the provider would say.
+        let instance = match last || stored.billed_from.is_none() {
+            true => self.instance(stored).await?,
+            false => None,
+        };
         let began = stored.billed_from.or(instance.as_ref().and_then(|i| i.started));
         // No machine ever billed: there is no row to write.
         let Some(began) = began else {
@@ -199,12 +228,11 @@ impl Actor<'_> {
         };
         let until = match instance.and_then(|i| i.ended) {
             Some(ended) => ended,
-            None => Timestamp::now(),
+            None => self.clock.now(),
         };
-        let ledger = Ledger::of(self.home);
         let claim = &stored.claim;
-        let mut rows = ledger.claim(&claim.spec, &claim.uid, began)?;
-        Ok(ledger.bring_up(&mut rows, until, last)?)
+        let mut rows = self.ledger.claim(&claim.spec, &claim.uid, began).await?;
+        Ok(self.ledger.bring_up(&mut rows, until, last).await?)
     }
 
     async fn look(&self, stored: &StoredClaim) -> Listing {
@@ -223,24 +251,23 @@ impl Actor<'_> {
         }
     }
 
-    async fn prepare(
-        &self,
-        stored: &StoredClaim,
-    ) -> Result<petaflop_arbiter::claim::FrozenRequest, LaunchError> {
+    async fn prepare(&self, stored: &StoredClaim) -> Result<FrozenRequest, LaunchError> {
         let identity = self.identity(stored);
-        let order =
-            Order { identity: &identity, offer: &stored.claim.spec.offer, command: self.command };
+        let Some(work) = self.work else {
+            let detail = "whoever wanted it is gone".to_owned();
+            return Err(LaunchError::Refused { kind: Refusal::Invalid, detail });
+        };
+        let order = Order { identity: &identity, offer: &stored.claim.spec.offer, work };
         self.provider.prepare(order).await
     }
 
     fn identity(&self, stored: &StoredClaim) -> Identity {
-        stored.claim.identity(self.home.installation())
+        stored.claim.identity(self.installation)
     }
 
     /// Writes phase and attempt by compare-and-swap; a machine that is there now begins to bill.
     async fn write(
         &self,
-        claims: &Claims,
         stored: &StoredClaim,
         phase: Phase,
         attempt: u32,
@@ -256,7 +283,7 @@ impl Actor<'_> {
         new.billed_from = billed_from;
         new.claim.phase = phase;
         new.claim.attempt = attempt;
-        Ok(claims.replace(stored, new)?)
+        Ok(self.claims.replace(stored, new).await?)
     }
 }
 

@@ -1,140 +1,78 @@
-//! Claims in files: `claims/<namespace>/<name>.json`, each changed only by
-//! compare-and-swap on its version, as the API server does it. The finalizer is
-//! in the create body; a claim is removed only without it.
+//! Claims, wherever they are stored: files of a home outside a cluster, `ComputeClaim`
+//! objects in one. The buying protocol sees only this.
 
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
-
+use async_trait::async_trait;
 use jiff::Timestamp;
-use petaflop_arbiter::claim::{Claim, ClaimSpec, Phase};
-use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::claim::{Claim, ClaimSpec};
 use serde::{Deserialize, Serialize};
-
-use crate::home::{self, Home, HomeError};
 
 /// A claim with what its store knows of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct StoredClaim {
-    /// Rises with every change.
-    pub version: u64,
+    /// Which writing of it was read; opaque, another with every change.
+    pub version: String,
+    /// Somebody has asked for its removal. It stays until its finalizer goes.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub deleting: bool,
     /// When billing began, once that is known.
     pub billed_from: Option<Timestamp>,
+    /// Where its agent is reached, once that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// The key that its agent proved at enrolment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_key: Option<String>,
     /// The claim.
     pub claim: Claim,
 }
 
-/// The claims of one home.
-#[derive(Clone, Debug)]
-pub struct Claims {
-    folder: PathBuf,
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
-impl Claims {
-    /// Of this home.
-    pub fn of(home: &Home) -> Self {
-        Self { folder: home.root().join("claims") }
-    }
+/// Why a claim could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum ClaimsError {
+    /// The store does not answer, or refuses.
+    #[error("claims: {what}: {source}")]
+    Store {
+        /// What was being done.
+        what: String,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// What was read is not a claim.
+    #[error("claim {name} cannot be read: {what}")]
+    Damaged {
+        /// Namespace and name.
+        name: String,
+        /// What is wrong.
+        what: String,
+    },
+}
 
-    /// Creates a claim. Where one of that name exists already it is returned if it
-    /// is the same owner's, for then it is the same intention; else `None`.
-    pub fn create(&self, spec: ClaimSpec) -> Result<Option<StoredClaim>, HomeError> {
-        let path = self.path(&spec.owner.namespace, &spec.name);
-        let folder = path.parent().unwrap_or(&self.folder).to_owned();
-        fs::create_dir_all(&folder).map_err(HomeError::unusable(&folder))?;
-        let owner = spec.owner.uid.clone();
-        let stored = StoredClaim {
-            version: 1,
-            billed_from: None,
-            claim: Claim {
-                spec,
-                uid: home::new_uid().map_err(HomeError::unusable(Path::new("/dev/urandom")))?,
-                phase: Phase::Planned,
-                attempt: 1,
-                spent: Usd::ZERO,
-            },
-        };
-        let text = serde_json::to_vec_pretty(&stored)
-            .map_err(|e| HomeError::Unusable { path: path.clone(), source: e.into() })?;
-        if home::create_new(&path, &text)? {
-            return Ok(Some(stored));
-        }
-        let known: Option<StoredClaim> = home::read_json(&path)?;
-        Ok(known.filter(|known| known.claim.spec.owner.uid == owner))
-    }
+/// Where claims are stored. Every change is a compare-and-swap on what was read.
+#[async_trait]
+pub trait Claims: Send + Sync {
+    /// Creates a claim, its finalizer in the create body. Where one of that name exists already it is
+    /// returned if it is the same owner's, for then it is the same intention; else `None`.
+    async fn create(&self, spec: ClaimSpec) -> Result<Option<StoredClaim>, ClaimsError>;
 
-    /// One claim.
-    pub fn get(&self, namespace: &str, name: &str) -> Result<Option<StoredClaim>, HomeError> {
-        home::read_json(&self.path(namespace, name))
-    }
+    /// One claim, as the store itself has it now: never from a cache.
+    async fn get(&self, namespace: &str, name: &str) -> Result<Option<StoredClaim>, ClaimsError>;
 
-    /// All claims, by namespace and name.
-    pub fn list(&self) -> Result<Vec<StoredClaim>, HomeError> {
-        let mut claims = Vec::new();
-        for path in files_below(&self.folder)? {
-            claims.extend(home::read_json::<StoredClaim>(&path)?);
-        }
-        claims.sort_by(|a, b| {
-            let key =
-                |c: &StoredClaim| (c.claim.spec.owner.namespace.clone(), c.claim.spec.name.clone());
-            key(a).cmp(&key(b))
-        });
-        Ok(claims)
-    }
+    /// All claims as the store itself has them now, by namespace and name.
+    async fn list(&self) -> Result<Vec<StoredClaim>, ClaimsError>;
 
-    /// Writes a claim if nobody else has since it was read. `None`: somebody has.
-    pub fn replace(
+    /// Writes everything but the specification, if nobody else has since it was read. `None`: somebody has,
+    /// or it is gone.
+    async fn replace(
         &self,
         read: &StoredClaim,
         new: StoredClaim,
-    ) -> Result<Option<StoredClaim>, HomeError> {
-        let spec = &read.claim.spec;
-        let _lock = self.lock()?;
-        match self.get(&spec.owner.namespace, &spec.name)? {
-            Some(now) if now.version == read.version && now.claim.uid == read.claim.uid => {}
-            _ => return Ok(None),
-        }
-        let new = StoredClaim { version: read.version + 1, ..new };
-        home::write_json(&self.path(&spec.owner.namespace, &spec.name), &new)?;
-        Ok(Some(new))
-    }
+    ) -> Result<Option<StoredClaim>, ClaimsError>;
 
-    /// Takes the finalizer off: the claim is over and goes.
-    pub fn release(&self, read: &StoredClaim) -> Result<(), HomeError> {
-        let spec = &read.claim.spec;
-        let path = self.path(&spec.owner.namespace, &spec.name);
-        let _lock = self.lock()?;
-        match self.get(&spec.owner.namespace, &spec.name)? {
-            Some(now) if now.claim.uid == read.claim.uid => {
-                fs::remove_file(&path).map_err(HomeError::unusable(&path))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn path(&self, namespace: &str, name: &str) -> PathBuf {
-        self.folder.join(namespace).join(format!("{name}.json"))
-    }
-
-    fn lock(&self) -> Result<File, HomeError> {
-        home::lock(&self.folder.join(".lock"))
-    }
-}
-
-/// The JSON files two levels down, drafts left out.
-fn files_below(folder: &Path) -> Result<Vec<PathBuf>, HomeError> {
-    let mut found = Vec::new();
-    for outer in fs::read_dir(folder).map_err(HomeError::unusable(folder))? {
-        let outer = outer.map_err(HomeError::unusable(folder))?.path();
-        if !outer.is_dir() {
-            continue;
-        }
-        for inner in fs::read_dir(&outer).map_err(HomeError::unusable(&outer))? {
-            let inner = inner.map_err(HomeError::unusable(&outer))?.path();
-            if inner.extension().is_some_and(|e| e == "json") {
-                found.push(inner);
-            }
-        }
-    }
-    Ok(found)
+    /// Takes the finalizer off. One that is being removed is gone then. Repeating it succeeds.
+    async fn release(&self, read: &StoredClaim) -> Result<(), ClaimsError>;
 }

@@ -1,55 +1,85 @@
-//! The ledger in files: `ledger/<claim uid>/<sequence>.json`, one row each, created
-//! and never changed. A row that is written again is the same row.
+//! The ledger: `<claim uid>/<sequence>.json`, one row each, created and never changed,
+//! in a folder or a bucket. A row that is written again is the same row.
 
-use std::fs;
-use std::path::PathBuf;
+use std::sync::Arc;
 
+use futures::{StreamExt, TryStreamExt};
 use jiff::Timestamp;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt, PutMode};
 use petaflop_arbiter::claim::{ClaimSpec, Device, Identity};
 use petaflop_arbiter::ledger::{ClaimLedger, LedgerError, Row};
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
 
-use crate::home::{self, Home, HomeError};
+/// Rows that are fetched at once.
+const AT_ONCE: usize = 32;
 
 /// Why a row could not be written or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The folder refuses.
-    #[error(transparent)]
-    Home(#[from] HomeError),
+    /// The place refuses or does not answer.
+    #[error("the ledger at {place}: {source}; see that it can be reached and written")]
+    Store {
+        /// Folder or URI.
+        place: String,
+        /// What it said.
+        source: object_store::Error,
+    },
+    /// A row is not what we wrote.
+    #[error("the ledger at {place}: {key} is damaged: {what}; keep a copy of it and move it away")]
+    Damaged {
+        /// Folder or URI.
+        place: String,
+        /// The row.
+        key: String,
+        /// What is wrong.
+        what: String,
+    },
+    /// Another row of the same key is there already. Keys hold equal rows, so two installations use one place.
+    #[error(
+        "the ledger at {place}: {key} holds another row; give each installation a ledger of its own"
+    )]
+    Conflict {
+        /// Folder or URI.
+        place: String,
+        /// The row.
+        key: String,
+    },
     /// The rows do not allow it.
     #[error(transparent)]
     Rows(#[from] LedgerError),
 }
 
-/// The rows of one home.
+/// The rows of one installation. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Ledger {
-    folder: PathBuf,
+    objects: Arc<dyn ObjectStore>,
+    place: String,
 }
 
 impl Ledger {
-    /// Of this home.
-    pub fn of(home: &Home) -> Self {
-        Self { folder: home.root().join("ledger") }
+    /// Over any object store; `place` stands for it in messages. A local one must sync what it
+    /// writes (`LocalFileSystem::with_fsync`), or a power cut loses money.
+    pub fn over(objects: Arc<dyn ObjectStore>, place: impl Into<String>) -> Self {
+        Self { objects, place: place.into() }
     }
 
     /// What was written for a claim so far.
-    pub fn claim(
+    pub async fn claim(
         &self,
         spec: &ClaimSpec,
         uid: &str,
         began: Timestamp,
     ) -> Result<ClaimLedger, Error> {
         let mut ledger = ClaimLedger::new(spec.clone(), uid.to_owned(), began);
-        ledger.rows = self.rows_of(uid)?;
+        ledger.rows = self.rows_below(Some(uid)).await?;
         Ok(ledger)
     }
 
     /// Brings a claim's ledger up to a time. Returns what the claim has cost.
-    pub fn bring_up(
+    pub async fn bring_up(
         &self,
         ledger: &mut ClaimLedger,
         until: Timestamp,
@@ -58,7 +88,7 @@ impl Ledger {
         if !ledger.is_closed()
             && let Some(row) = ledger.next_row(until, last)?
         {
-            self.append(&row)?;
+            self.append(&row).await?;
             ledger.rows.push(row);
         }
         Ok(ledger.total()?)
@@ -66,14 +96,14 @@ impl Ledger {
 
     /// Closes the ledger of a machine whose claim is lost: what it cost until it ended. Who it
     /// worked for is known from earlier rows, if there are any. `None`: it is closed already.
-    pub fn close_orphan(
+    pub async fn close_orphan(
         &self,
         identity: &Identity,
         offer: Offer,
         began: Timestamp,
         ended: Timestamp,
     ) -> Result<Option<Row>, Error> {
-        let rows = self.rows_of(&identity.claim_uid)?;
+        let rows = self.rows_below(Some(&identity.claim_uid)).await?;
         let first = rows.first();
         let began = first.map_or(began, |row| row.from);
         let spec = ClaimSpec {
@@ -97,46 +127,68 @@ impl Ledger {
         }
         let row = ledger.orphan_row(ended)?;
         if let Some(row) = &row {
-            self.append(row)?;
+            self.append(row).await?;
         }
         Ok(row)
     }
 
     /// All rows, oldest span first.
-    pub fn rows(&self) -> Result<Vec<Row>, HomeError> {
-        let mut rows = Vec::new();
-        for entry in fs::read_dir(&self.folder).map_err(HomeError::unusable(&self.folder))? {
-            let entry = entry.map_err(HomeError::unusable(&self.folder))?;
-            if let Some(uid) = entry.file_name().to_str() {
-                rows.extend(self.rows_of(uid)?);
-            }
-        }
+    pub async fn rows(&self) -> Result<Vec<Row>, Error> {
+        let mut rows = self.rows_below(None).await?;
         rows.sort_by(|a, b| (a.from, &a.key).cmp(&(b.from, &b.key)));
         Ok(rows)
     }
 
-    fn rows_of(&self, uid: &str) -> Result<Vec<Row>, HomeError> {
-        let folder = self.folder.join(uid);
-        let Ok(entries) = fs::read_dir(&folder) else {
-            return Ok(Vec::new());
-        };
-        let mut rows: Vec<Row> = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(HomeError::unusable(&folder))?.path();
-            if path.extension().is_some_and(|e| e == "json") {
-                rows.extend(home::read_json::<Row>(&path)?);
-            }
-        }
+    /// The rows of a claim, or of all, by key.
+    async fn rows_below(&self, uid: Option<&str>) -> Result<Vec<Row>, Error> {
+        let prefix = uid.map(Path::from);
+        let rows = self
+            .objects
+            .list(prefix.as_ref())
+            .try_filter(|meta| {
+                std::future::ready(meta.location.extension().is_some_and(|end| end == "json"))
+            })
+            .map_err(|error| self.store(error))
+            .map(|meta| async move { self.read(&meta?.location).await })
+            .buffer_unordered(AT_ONCE);
+        let mut rows: Vec<Row> = rows.try_collect().await?;
         rows.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(rows)
     }
 
-    fn append(&self, row: &Row) -> Result<(), HomeError> {
-        let path = self.folder.join(format!("{}.json", row.key));
-        let folder = path.parent().unwrap_or(&self.folder);
-        fs::create_dir_all(folder).map_err(HomeError::unusable(folder))?;
-        let text = serde_json::to_vec_pretty(row)
-            .map_err(|e| HomeError::Unusable { path: path.clone(), source: e.into() })?;
-        home::create_new(&path, &text).map(|_| ())
+    async fn read(&self, location: &Path) -> Result<Row, Error> {
+        let got = self.objects.get(location).await.map_err(|error| self.store(error))?;
+        let bytes = got.bytes().await.map_err(|error| self.store(error))?;
+        serde_json::from_slice(&bytes).map_err(|error| Error::Damaged {
+            place: self.place.clone(),
+            key: location.to_string(),
+            what: error.to_string(),
+        })
+    }
+
+    async fn append(&self, row: &Row) -> Result<(), Error> {
+        let location = Path::from(format!("{}.json", row.key));
+        let text = serde_json::to_vec_pretty(row).map_err(|error| Error::Damaged {
+            place: self.place.clone(),
+            key: row.key.clone(),
+            what: error.to_string(),
+        })?;
+        match self.objects.put_opts(&location, text.into(), PutMode::Create.into()).await {
+            Ok(_) => Ok(()),
+            // Written before a crash: then it is the same row.
+            Err(object_store::Error::AlreadyExists { .. }) => {
+                match self.read(&location).await? == *row {
+                    true => Ok(()),
+                    false => {
+                        Err(Error::Conflict { place: self.place.clone(), key: row.key.clone() })
+                    }
+                }
+            }
+            Err(error) => Err(self.store(error)),
+        }
+    }
+
+    fn store(&self, source: object_store::Error) -> Error {
+        Error::Store { place: self.place.clone(), source }
     }
 }

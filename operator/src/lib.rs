@@ -7,37 +7,21 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | [`observe`] | offers, claims, jobs and their costs as one `World` |
-//! | [`place`] | the placement pass: decides, writes claims |
 //! | [`act`] | one claim through the buying protocol: **the line that buys** is here |
-//! | [`operate`] | the loop of one job or service |
-//! | [`sweep`] | claims nobody works for, instances no claim wants |
-//! | [`command`] | what an instance is told to do |
+//! | [`claims`], [`ledger`] | what is durable: claims wherever they are stored; what they cost |
 //! | [`status`] | what a running job says of itself |
-//! | [`claims`], [`ledger`], [`job`] | what is durable, in files |
-//! | [`home`], [`config`] | the installation |
-//! | [`admit`] | from a manifest to something that can be run: every choice fixed |
-//! | [`work`], [`models`], [`learn`] | how much work there is; published shapes; what past runs taught |
-//! | [`runtime`], [`health`] | the runtime's binary and its servers |
+//! | [`models`] | published shapes, by name |
+//! | [`cluster`] | in a cluster: controllers over objects |
+//! | [`gateway`] | what the clients of a service talk to; balances over its replicas |
+//! | [`embedded`] | without a cluster: `petaflop run` |
 //! | [`cli`] | the commands, one file each |
 
 pub mod act;
-pub mod admit;
 pub mod claims;
 pub mod cli;
-pub mod command;
-pub mod config;
-pub mod health;
-pub mod home;
-pub mod job;
-pub mod learn;
+pub mod cluster;
+pub mod embedded;
+pub mod gateway;
 pub mod ledger;
 pub mod models;
-pub mod observe;
-pub mod operate;
-pub mod place;
-pub mod publish;
-pub mod runtime;
 pub mod status;
-pub mod sweep;
-pub mod work;

@@ -2,7 +2,7 @@
 
 use petaflop_store::report::Progress;
 
-use crate::job::Status;
+use crate::embedded::job::Status;
 
 /// The last thing an instance said, where that was its end.
 #[derive(Clone, Debug, PartialEq)]

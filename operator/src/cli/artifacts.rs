@@ -8,8 +8,8 @@ use petaflop_store::blocking::Store;
 use petaflop_store::{GcOptions, Keep};
 
 use super::{Code, Outcome, print, print_json, say, show};
-use crate::home::Home;
-use crate::job::{Folder, ServedModel, Task};
+use crate::embedded::home::Home;
+use crate::embedded::job::{Folder, ServedModel, Task};
 
 /// What is younger may belong to an upload under way.
 const YOUNG: Duration = Duration::from_secs(600);

@@ -2,8 +2,8 @@
 
 use super::follow::{Followed, follow};
 use super::{Code, Failure, Outcome, print_json, say, target};
-use crate::home::Home;
-use crate::job::Phase;
+use crate::embedded::home::Home;
+use crate::embedded::job::Phase;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -20,7 +20,7 @@ pub(crate) struct Args {
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let folders = target::find(home, args.namespace.as_deref(), &args.name)?;
     let folder = &folders[0];
-    let available = |status: &crate::job::Status| status.phase == Phase::Available;
+    let available = |status: &crate::embedded::job::Status| status.phase == Phase::Available;
     let status = match super::waiting()?.block_on(follow(home, folder, available))? {
         Followed::Ended(status) => status,
         Followed::Left => return Ok(Code::Interrupted),

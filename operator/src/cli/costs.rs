@@ -6,9 +6,8 @@ use jiff::tz::TimeZone;
 use petaflop_arbiter::ledger::{GroupBy, in_period, sums};
 use petaflop_arbiter::money::Usd;
 
-use super::{Code, Failure, Outcome, print, print_json, show};
-use crate::home::Home;
-use crate::ledger::Ledger;
+use super::{Code, Failure, Outcome, print, print_json, show, waiting};
+use crate::embedded::home::Home;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -36,7 +35,7 @@ enum By {
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let from = time(args.from.as_deref(), "--from")?.unwrap_or(Timestamp::MIN);
     let to = time(args.to.as_deref(), "--to")?.unwrap_or(Timestamp::MAX);
-    let rows = Ledger::of(home).rows()?;
+    let rows = waiting()?.block_on(home.ledger()?.rows())?;
     let by = match args.by {
         By::Namespace => GroupBy::Namespace,
         By::Job => GroupBy::Job,

@@ -10,7 +10,7 @@ use petaflop_arbiter::world::World;
 use petaflop_crds::manifest;
 
 use super::{Code, Failure, Outcome, plan, print, print_json, show};
-use crate::home::{Home, HomeError};
+use crate::embedded::home::{Home, HomeError};
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["file", "world"])))]

@@ -15,8 +15,8 @@ use petaflop_plan::training::{TrainingOptions, plan_training};
 use serde::Serialize;
 
 use super::{Code, Failure, Outcome, plan, print, print_json, show};
-use crate::home::Home;
-use crate::job::{DEFAULT_NAMESPACE, Task};
+use crate::embedded::home::Home;
+use crate::embedded::job::{DEFAULT_NAMESPACE, Task};
 use crate::models;
 
 /// Longest context that is planned for when none is named.

@@ -9,9 +9,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::show::{grouped, span};
 use super::{Failure, say};
-use crate::home::Home;
-use crate::job::{Folder, Intent, Phase, Status};
-use crate::operate;
+use crate::embedded::home::Home;
+use crate::embedded::job::{Folder, Intent, Phase, Status};
+use crate::embedded::operate;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);

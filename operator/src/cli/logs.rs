@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Code, Failure, Outcome, target};
-use crate::home::Home;
-use crate::job::Folder;
+use crate::embedded::home::Home;
+use crate::embedded::job::Folder;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

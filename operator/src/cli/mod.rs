@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use crate::home::{Home, HomeError};
+use crate::embedded::home::{Home, HomeError};
 
 mod artifacts;
 mod attach;

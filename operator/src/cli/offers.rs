@@ -4,9 +4,9 @@ use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Capacity, Offer};
 
 use super::{Code, Outcome, print, print_json, say, show};
-use crate::config::Config;
-use crate::home::Home;
-use crate::observe::Providers;
+use crate::embedded::config::Config;
+use crate::embedded::home::Home;
+use crate::embedded::observe::Providers;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -52,7 +52,7 @@ fn has_gpu(offer: &Offer, name: &str) -> bool {
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
-    let runtime = crate::runtime::find()?;
+    let runtime = crate::embedded::runtime::find()?;
     let providers = Providers::of(home, &Config::read(home)?, runtime)?;
     let (mut offers, errors) = super::waiting()?.block_on(providers.offers());
     for error in errors {

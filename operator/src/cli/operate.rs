@@ -4,8 +4,8 @@
 use petaflop_arbiter::workload::OwnerKind;
 
 use super::{Code, Outcome, waiting};
-use crate::home::Home;
-use crate::job::Folder;
+use crate::embedded::home::Home;
+use crate::embedded::job::Folder;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -26,6 +26,6 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         _ => OwnerKind::TrainingJob,
     };
     let folder = Folder::of(home, kind, &args.namespace, &args.name);
-    waiting()?.block_on(crate::operate::operate(home, &folder))?;
+    waiting()?.block_on(crate::embedded::operate::operate(home, &folder))?;
     Ok(Code::Done)
 }

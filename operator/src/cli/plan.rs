@@ -10,12 +10,12 @@ use petaflop_arbiter::world::World;
 use petaflop_crds::{Document, Object, manifest};
 
 use super::{Code, Failure, Outcome, print, print_json, say, show, waiting};
-use crate::admit;
-use crate::config::Config;
-use crate::home::Home;
-use crate::job::{Admission, Compute, Folder, Phase, Status};
-use crate::observe::Providers;
-use crate::place;
+use crate::embedded::admit;
+use crate::embedded::config::Config;
+use crate::embedded::home::Home;
+use crate::embedded::job::{Admission, Compute, Folder, Phase, Status};
+use crate::embedded::observe::Providers;
+use crate::embedded::place;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -81,7 +81,7 @@ pub(super) fn asked(
         Object::TrainingJob(job) => {
             let resolved = admit::resolve(document, &job.spec, &namespace, data)
                 .map_err(Failure::bad_input)?;
-            let runtime = crate::runtime::find()?;
+            let runtime = crate::embedded::runtime::find()?;
             let identity = waiting()?
                 .block_on(admit::identify(home, &runtime, &resolved))
                 .map_err(Failure::bad_input)?;
@@ -129,7 +129,7 @@ pub(super) fn workload_for(home: &Home, admission: &Admission) -> Result<Workloa
 
 /// The world as it is now, with this in it.
 pub(super) fn world_for(home: &Home, workload: Workload, now: Timestamp) -> Result<World, Failure> {
-    let runtime = crate::runtime::find()?;
+    let runtime = crate::embedded::runtime::find()?;
     let providers = Providers::of(home, &Config::read(home)?, runtime)?;
     Ok(waiting()?.block_on(place::look(home, &providers, workload, now))?)
 }

@@ -4,8 +4,8 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use super::{Code, Outcome, print, print_json, say, show};
-use crate::home::Home;
-use crate::job::{Folder, Phase, Status};
+use crate::embedded::home::Home;
+use crate::embedded::job::{Folder, Phase, Status};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -28,10 +28,11 @@ struct Row {
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
-    match crate::runtime::find() {
+    match crate::embedded::runtime::find() {
         Ok(runtime) => {
-            let mass = crate::sweep::Mass::Refused;
-            let swept = super::waiting()?.block_on(crate::sweep::sweep(home, &runtime, mass))?;
+            let mass = crate::embedded::sweep::Mass::Refused;
+            let swept =
+                super::waiting()?.block_on(crate::embedded::sweep::sweep(home, &runtime, mass))?;
             swept.lines().iter().for_each(say);
         }
         Err(error) => say(format_args!("not looked for what crashes left behind: {error}")),
@@ -47,8 +48,8 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         };
         rows.push(Row {
             kind: match admission.task {
-                crate::job::Task::Training(_) => "TrainingJob",
-                crate::job::Task::Serving(_) => "InferenceService",
+                crate::embedded::job::Task::Training(_) => "TrainingJob",
+                crate::embedded::job::Task::Serving(_) => "InferenceService",
             },
             namespace: folder.namespace,
             name: folder.name,
@@ -71,7 +72,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     );
     for Row { kind, namespace, name, created_at, status } in rows {
         let name = match namespace.as_str() {
-            crate::job::DEFAULT_NAMESPACE => name,
+            crate::embedded::job::DEFAULT_NAMESPACE => name,
             _ => format!("{namespace}/{name}"),
         };
         let progress = match status.phase {

@@ -4,7 +4,7 @@ use petaflop_arbiter::decision::Decision;
 use serde::Serialize;
 
 use super::{Failure, show};
-use crate::job::{Folder, Phase, ServedModel, Status};
+use crate::embedded::job::{Folder, Phase, ServedModel, Status};
 
 /// What is printed with `--json`.
 #[derive(Serialize, Default)]

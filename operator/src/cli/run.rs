@@ -11,17 +11,17 @@ use super::follow::{Followed, follow};
 use super::report::{Only, Report, job_report, summary};
 use super::services::{Wanted, admit_service, one_service, unservable};
 use super::{Code, Failure, Outcome, print_json, say, show, waiting};
-use crate::admit::{self, AdmitError, Resolved};
-use crate::claims::Claims;
-use crate::config::Config;
-use crate::home::Home;
-use crate::job::{Admission, Compute, Folder, Intent, Phase, Status, Task};
-use crate::observe::Providers;
-use crate::operate;
-use crate::place::{PlaceError, place};
-use crate::publish;
-use crate::runtime;
-use crate::sweep;
+use crate::embedded::admit::{self, AdmitError, Resolved};
+use crate::embedded::claims::FileClaims;
+use crate::embedded::config::Config;
+use crate::embedded::home::Home;
+use crate::embedded::job::{Admission, Compute, Folder, Intent, Phase, Status, Task};
+use crate::embedded::observe::Providers;
+use crate::embedded::operate;
+use crate::embedded::place::{PlaceError, place};
+use crate::embedded::publish;
+use crate::embedded::runtime;
+use crate::embedded::sweep;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -210,7 +210,8 @@ async fn one_job(
     };
     let key = task.key.clone();
     // A machine of an earlier run: whoever worked for it died, and the sweep starts another.
-    let claimed = Claims::of(home).list()?.iter().any(|c| c.claim.spec.owner.uid == admission.uid);
+    let claimed =
+        FileClaims::of(home).all()?.iter().any(|c| c.claim.spec.owner.uid == admission.uid);
     if claimed || folder.is_operated() {
         let running = folder.admission()?.is_some_and(|known| known.uid == admission.uid);
         if !running {
@@ -349,7 +350,9 @@ pub(super) async fn first_place(
     let placed =
         place(home, providers, folder, admission, status).await.map_err(|error| match error {
             PlaceError::Spec(_) => Failure::bad_input(error),
-            PlaceError::Home(_) | PlaceError::NoOffers(_) => Failure::failed(error),
+            PlaceError::Home(_) | PlaceError::Claims(_) | PlaceError::NoOffers(_) => {
+                Failure::failed(error)
+            }
         })?;
     folder.write_status(status)?;
     say(show::decision(&placed.decision));

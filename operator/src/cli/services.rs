@@ -11,12 +11,12 @@ use super::follow::{Followed, follow};
 use super::report::{Report, service_report};
 use super::run::{Args, bad_input, first_place, fresh_start, known_status};
 use super::{Code, Failure, Outcome, say};
-use crate::admit::{self, Resolved};
-use crate::claims::Claims;
-use crate::home::Home;
-use crate::job::{Admission, Compute, Folder, Intent, Phase, ServedModel, Task};
-use crate::observe::Providers;
-use crate::operate;
+use crate::embedded::admit::{self, Resolved};
+use crate::embedded::claims::FileClaims;
+use crate::embedded::home::Home;
+use crate::embedded::job::{Admission, Compute, Folder, Intent, Phase, ServedModel, Task};
+use crate::embedded::observe::Providers;
+use crate::embedded::operate;
 
 /// First port that is tried for a service that names none.
 const FIRST_PORT: u16 = 8080;
@@ -166,7 +166,7 @@ pub(super) async fn one_service(
         let mut status = fresh_start(known_status(&folder, &admission)?);
         folder.write_status(&status)?;
         let claimed =
-            Claims::of(home).list()?.iter().any(|c| c.claim.spec.owner.uid == admission.uid);
+            FileClaims::of(home).all()?.iter().any(|c| c.claim.spec.owner.uid == admission.uid);
         if !claimed {
             let code = first_place(home, providers, &folder, &admission, &mut status).await?;
             decision = folder.decision()?;

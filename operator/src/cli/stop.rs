@@ -2,12 +2,12 @@
 
 use super::follow::{Followed, follow};
 use super::{Code, Outcome, print_json, say, target};
-use crate::claims::Claims;
-use crate::home::Home;
-use crate::job::{Intent, Phase};
-use crate::operate;
-use crate::runtime;
-use crate::sweep::{Mass, sweep};
+use crate::embedded::claims::FileClaims;
+use crate::embedded::home::Home;
+use crate::embedded::job::{Intent, Phase};
+use crate::embedded::operate;
+use crate::embedded::runtime;
+use crate::embedded::sweep::{Mass, sweep};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -41,8 +41,10 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     for folder in folders {
         let status = folder.status()?;
         let uid = folder.admission()?.map(|admission| admission.uid);
-        let claimed =
-            Claims::of(home).list()?.iter().any(|c| Some(&c.claim.spec.owner.uid) == uid.as_ref());
+        let claimed = FileClaims::of(home)
+            .all()?
+            .iter()
+            .any(|c| Some(&c.claim.spec.owner.uid) == uid.as_ref());
         if status.phase.is_over() && !claimed {
             say(format_args!("{}: is over already ({})", folder.reference(), status.phase));
             continue;

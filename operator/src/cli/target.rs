@@ -4,8 +4,8 @@
 use petaflop_arbiter::workload::OwnerKind;
 
 use super::Failure;
-use crate::home::Home;
-use crate::job::{DEFAULT_NAMESPACE, Folder};
+use crate::embedded::home::Home;
+use crate::embedded::job::{DEFAULT_NAMESPACE, Folder};
 
 /// The objects that a name stands for; a bare name stands for both kinds.
 pub(crate) fn find(

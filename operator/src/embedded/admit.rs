@@ -7,12 +7,12 @@ use jiff::Timestamp;
 use petaflop_crds::{Document, Object};
 use petaflop_plan::recipe::{Input, JobSpec, ResolvedRecipe};
 
-use crate::home::{self, Home, HomeError};
-use crate::job::{
+use crate::embedded::home::{self, Home, HomeError};
+use crate::embedded::job::{
     Admission, Compute, DEFAULT_NAMESPACE, Folder, ServedModel, Serving, Task, Training,
 };
-use crate::runtime::{self, JobIdentity, RuntimeError};
-use crate::work;
+use crate::embedded::runtime::{self, JobIdentity, RuntimeError};
+use crate::embedded::work;
 use petaflop_arbiter::workload::OwnerKind;
 use petaflop_crds::{InferenceServiceSpec, TrainingJobSpec};
 

@@ -6,8 +6,8 @@ use petaflop_arbiter::market::Market;
 use petaflop_arbiter::support::Operation;
 use petaflop_arbiter::workload::TrainingWork;
 
-use crate::home::{self, Home, HomeError};
-use crate::observe;
+use crate::embedded::home::{self, Home, HomeError};
+use crate::embedded::observe;
 
 /// Takes one run into account for later estimates.
 pub fn from_run(

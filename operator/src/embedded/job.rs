@@ -26,7 +26,7 @@ use petaflop_crds::{FieldError, InferenceServiceSpec, TrainingJobSpec};
 use petaflop_plan::recipe::{Input, ResolvedRecipe};
 use serde::{Deserialize, Serialize};
 
-use crate::home::{self, Home, HomeError};
+use crate::embedded::home::{self, Home, HomeError};
 
 /// Outside a cluster a manifest without a namespace is in this one.
 pub const DEFAULT_NAMESPACE: &str = "default";

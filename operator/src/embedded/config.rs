@@ -12,7 +12,7 @@
 use petaflop_providers::host::price::PowerPrice;
 use serde::{Deserialize, Serialize};
 
-use crate::home::{Home, HomeError, read_optional};
+use crate::embedded::home::{Home, HomeError, read_optional};
 
 /// The file's content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn the_documented_defaults_are_the_defaults() {
-        let document = include_str!("../../docs/host.md");
+        let document = include_str!("../../../docs/host.md");
         let (_, rest) = document.split_once("```yaml\n").expect("an example");
         let (example, _) = rest.split_once("```").expect("its end");
         let documented: serde_json::Value =

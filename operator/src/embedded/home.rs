@@ -17,6 +17,11 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use object_store::local::LocalFileSystem;
+
+use crate::ledger::Ledger;
 
 /// Why the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +95,14 @@ impl Home {
     /// The uid that machines of this installation carry.
     pub fn installation(&self) -> &str {
         &self.installation
+    }
+
+    /// The ledger: a file a row, synced before the next step.
+    pub fn ledger(&self) -> Result<Ledger, HomeError> {
+        let path = self.root.join("ledger");
+        let objects = LocalFileSystem::new_with_prefix(&path)
+            .map_err(|error| HomeError::Unusable { path: path.clone(), source: error.into() })?;
+        Ok(Ledger::over(Arc::new(objects.with_fsync(true)), path.display().to_string()))
     }
 
     /// The artifact store's folder.

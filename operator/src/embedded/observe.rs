@@ -13,10 +13,10 @@ use petaflop_arbiter::world::{Assumptions, ProviderState, Switch, Unavailable, W
 use petaflop_providers::host::{self, Host, HostConfig};
 use petaflop_providers::{Provider, ProviderError, snapshot};
 
-use crate::claims::Claims;
-use crate::config::Config;
-use crate::home::{self, Home, HomeError};
-use crate::job::Folder;
+use crate::embedded::claims::FileClaims;
+use crate::embedded::config::Config;
+use crate::embedded::home::{self, Home, HomeError};
+use crate::embedded::job::Folder;
 
 /// The providers of an installation outside a cluster.
 pub struct Providers {
@@ -147,7 +147,7 @@ pub fn world(
         providers: provider_states(),
         unavailable: unavailable(home, now)?,
         workloads,
-        claims: Claims::of(home).list()?.into_iter().map(|stored| stored.claim).collect(),
+        claims: FileClaims::of(home).all()?.into_iter().map(|stored| stored.claim).collect(),
         budgets: Vec::new(),
         corrections: corrections(home)?,
         support: SupportTable::default(),

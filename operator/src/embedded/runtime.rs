@@ -69,7 +69,8 @@ pub async fn key(
     job: &JobSpec,
     scratch: &Path,
 ) -> Result<JobIdentity, RuntimeError> {
-    crate::home::write_json(scratch, job).map_err(|e| RuntimeError::Failed(e.to_string()))?;
+    crate::embedded::home::write_json(scratch, job)
+        .map_err(|e| RuntimeError::Failed(e.to_string()))?;
     let output = tokio::process::Command::new(runtime)
         .args(["key", "--job"])
         .arg(scratch)

@@ -3,7 +3,7 @@
 
 use petaflop_store::{ArtifactHash, Store, StoreError};
 
-use crate::home::{self, Home, HomeError};
+use crate::embedded::home::{self, Home, HomeError};
 
 /// Why an artifact is not where it was wanted.
 #[derive(Debug, thiserror::Error)]

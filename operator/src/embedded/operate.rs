@@ -8,23 +8,26 @@ use std::path::Path;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::OwnerKind;
-use petaflop_providers::InstanceState;
+use petaflop_providers::{EnrolmentToken, InstanceState, Work};
 use petaflop_store::report::ProgressReader;
 
 use crate::act::{ActError, Actor, Driven, left_alone_for};
-use crate::claims::{Claims, StoredClaim};
-use crate::config::Config;
-use crate::home::{Home, HomeError};
-use crate::job::{Admission, End, Folder, Phase, Status, Task};
-use crate::observe::{self, Providers};
-use crate::place::{PlaceError, place};
-use crate::runtime::{self, RuntimeError};
+use crate::claims::{Claims, ClaimsError, StoredClaim};
+use crate::embedded::claims::FileClaims;
+use crate::embedded::config::Config;
+use crate::embedded::home::{Home, HomeError};
+use crate::embedded::job::{Admission, End, Folder, Phase, Status, Task};
+use crate::embedded::observe::{self, Providers};
+use crate::embedded::place::{PlaceError, place};
+use crate::embedded::runtime::{self, RuntimeError};
+use crate::embedded::{command, health, learn, publish};
+use crate::ledger::Ledger;
 use crate::status::{LastWord, take_over};
-use crate::{command, health, learn, publish};
 
 /// Between two looks while something runs.
 const LOOK: Duration = Duration::from_millis(150);
@@ -50,6 +53,12 @@ pub enum OperateError {
     /// The home refuses.
     #[error(transparent)]
     Home(#[from] HomeError),
+    /// The claims refuse.
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
+    /// The ledger refuses.
+    #[error(transparent)]
+    Ledger(#[from] crate::ledger::Error),
     /// A claim could not be driven on.
     #[error(transparent)]
     Act(#[from] ActError),
@@ -79,6 +88,9 @@ pub async fn operate(home: &Home, folder: &Folder) -> Result<(), OperateError> {
     let mut operator = Operator {
         home,
         folder,
+        claims: FileClaims::of(home),
+        ledger: home.ledger()?,
+        clock: Clock::system(),
         status: folder.status()?,
         admission,
         providers,
@@ -86,6 +98,7 @@ pub async fn operate(home: &Home, folder: &Folder) -> Result<(), OperateError> {
         reading: None,
         charged: Timestamp::UNIX_EPOCH,
         placed: Timestamp::UNIX_EPOCH,
+        others: None,
     };
     operator.run().await
 }
@@ -93,6 +106,9 @@ pub async fn operate(home: &Home, folder: &Folder) -> Result<(), OperateError> {
 struct Operator<'a> {
     home: &'a Home,
     folder: &'a Folder,
+    claims: FileClaims,
+    ledger: Ledger,
+    clock: Clock,
     admission: Admission,
     status: Status,
     providers: Providers,
@@ -101,6 +117,8 @@ struct Operator<'a> {
     reading: Option<(String, ProgressReader, LastWord)>,
     charged: Timestamp,
     placed: Timestamp,
+    /// A claim, and what all others have cost.
+    others: Option<(String, petaflop_arbiter::money::Usd)>,
 }
 
 impl Operator<'_> {
@@ -121,8 +139,10 @@ impl Operator<'_> {
     /// One pass. Returns whether there is nothing left to do.
     async fn pass(&mut self) -> Result<bool, OperateError> {
         let suspend = self.folder.intent()?.suspend;
-        let claims: Vec<StoredClaim> = Claims::of(self.home)
-            .list()?
+        let claims: Vec<StoredClaim> = self
+            .claims
+            .list()
+            .await?
             .into_iter()
             .filter(|stored| stored.claim.spec.owner.uid == self.admission.uid)
             .collect();
@@ -150,7 +170,7 @@ impl Operator<'_> {
                 self.status.reason = Some(Reason::InvalidSpec);
                 self.status.message = error.to_string();
             }
-            self.status.completed.get_or_insert_with(Timestamp::now);
+            self.status.completed.get_or_insert_with(|| self.clock.now());
             return Ok(true);
         }
         if suspend {
@@ -160,7 +180,7 @@ impl Operator<'_> {
             self.status.started = None;
             return Ok(true);
         }
-        let now = Timestamp::now();
+        let now = self.clock.now();
         let too_soon = self.status.not_before.is_some_and(|at| now < at)
             || now.duration_since(self.placed) < PLACE_AGAIN;
         if too_soon {
@@ -183,6 +203,7 @@ impl Operator<'_> {
                 }
             }
             Err(PlaceError::Home(error)) => return Err(error.into()),
+            Err(PlaceError::Claims(error)) => return Err(error.into()),
             Err(PlaceError::Spec(message)) => {
                 self.end(Phase::Failed, Reason::InvalidSpec, &message)
             }
@@ -203,13 +224,22 @@ impl Operator<'_> {
         self.read_progress(&name);
         let command = command::of(self.home, self.folder, &self.admission, &self.runtime, &stored)?;
         let provider = self.providers.seller(&stored.claim.spec.offer.provider);
-        let actor = Actor { home: self.home, provider, command: &command };
+        let actor = Actor {
+            installation: self.home.installation(),
+            claims: &self.claims,
+            ledger: &self.ledger,
+            provider,
+            work: Some(Work::Process(&command)),
+            token: &|_| EnrolmentToken::unused(),
+            leads: &|| true,
+            clock: &self.clock,
+        };
         let mut stored = stored;
         if let ClaimPhase::Launched { at, .. } = stored.claim.phase {
             let state = actor.instance(&stored).await?.map(|instance| instance.state);
             match state {
                 Some(InstanceState::Running | InstanceState::Pending) => {
-                    let now = Timestamp::now();
+                    let now = self.clock.now();
                     if now.duration_since(self.charged) >= CHARGE {
                         self.charged = now;
                         stored = actor.charge(stored).await?;
@@ -225,7 +255,16 @@ impl Operator<'_> {
             }
         }
         let provider = self.providers.seller(&stored.claim.spec.offer.provider);
-        let actor = Actor { home: self.home, provider, command: &command };
+        let actor = Actor {
+            installation: self.home.installation(),
+            claims: &self.claims,
+            ledger: &self.ledger,
+            provider,
+            work: Some(Work::Process(&command)),
+            token: &|_| EnrolmentToken::unused(),
+            leads: &|| true,
+            clock: &self.clock,
+        };
         let wanted = self.wanted(&stored, suspend);
         // What was concluded must outlive us before the claim that shows it goes.
         self.folder.write_status(&self.status)?;
@@ -233,12 +272,12 @@ impl Operator<'_> {
         match driven {
             Driven::Steady(_) | Driven::Gone => {}
             Driven::Waiting(_, reason) => self.status.reason = Some(reason),
-            Driven::Over(stored, reason) => self.claim_is_over(&stored, reason)?,
+            Driven::Over(stored, reason) => self.claim_is_over(&stored, reason).await?,
         }
         if let Some(error) = refusal {
             self.status.message = error.to_string();
             if let (Some(wait), Some(place)) = (left_alone_for(&error), &self.status.place) {
-                let until = Timestamp::now() + SignedDuration::try_from(wait).unwrap_or(CHARGE);
+                let until = self.clock.now() + SignedDuration::try_from(wait).unwrap_or(CHARGE);
                 let offer = petaflop_arbiter::offer::OfferId(place.offer.clone());
                 observe::leave_alone(self.home, &offer, until, error.reason())?;
             }
@@ -247,7 +286,11 @@ impl Operator<'_> {
     }
 
     /// Money is booked, what was learned is kept, the finalizer goes.
-    fn claim_is_over(&mut self, stored: &StoredClaim, reason: Reason) -> Result<(), OperateError> {
+    async fn claim_is_over(
+        &mut self,
+        stored: &StoredClaim,
+        reason: Reason,
+    ) -> Result<(), OperateError> {
         let spec = &stored.claim.spec;
         // It may have ended between two looks, or while it was being told to: its last word counts.
         self.read_progress(&spec.name);
@@ -265,7 +308,7 @@ impl Operator<'_> {
                 };
                 self.end(Phase::Failed, reason, &message);
             } else {
-                self.status.not_before = Some(backoff(self.status.refusals));
+                self.status.not_before = Some(backoff(self.clock.now(), self.status.refusals));
             }
         }
         let said = self.status.summary.as_ref();
@@ -273,28 +316,28 @@ impl Operator<'_> {
         if let (Task::Training(task), Some(rate), true) = (&self.admission.task, rate, finished) {
             learn::from_run(self.home, spec, &task.work, rate)?;
         }
-        self.status.cost = self.cost()?;
+        self.status.cost = self.cost().await?;
         // The cost is in the status before the claim goes: crashed here, the sum is made again.
         self.folder.write_status(&self.status)?;
-        Claims::of(self.home).release(stored)?;
+        self.claims.release(stored).await?;
         self.reading = None;
         Ok(())
     }
 
     /// Everything that this job or service has cost, by the ledger.
-    fn cost(&self) -> Result<petaflop_arbiter::money::Usd, OperateError> {
-        let rows = crate::ledger::Ledger::of(self.home).rows()?;
+    async fn cost(&self) -> Result<petaflop_arbiter::money::Usd, OperateError> {
+        let rows = self.ledger.rows().await?;
         Ok(rows.iter().filter(|row| row.job_uid == self.admission.uid).map(|row| row.amount).sum())
     }
 
     /// An instance runs: limits, and whether a server answers.
     async fn runs(&mut self, stored: &StoredClaim, since: Timestamp) {
-        let now = Timestamp::now();
+        let now = self.clock.now();
         self.status.refusals = 0;
         self.status.started.get_or_insert(now);
         let billed = stored.billed_from.unwrap_or(since);
         let millis = now.as_millisecond().saturating_sub(billed.as_millisecond());
-        let others = self.cost_of_others(stored);
+        let others = self.cost_of_others(stored).await;
         let running = stored.claim.spec.offer.price.for_millis(millis);
         self.status.cost = others.saturating_add(running);
         match &self.admission.task {
@@ -337,12 +380,25 @@ impl Operator<'_> {
         }
     }
 
-    fn cost_of_others(&self, stored: &StoredClaim) -> petaflop_arbiter::money::Usd {
-        let rows = crate::ledger::Ledger::of(self.home).rows().unwrap_or_default();
-        rows.iter()
-            .filter(|row| row.job_uid == self.admission.uid && row.claim_uid != stored.claim.uid)
+    /// What all other claims of this job or service have cost. They are closed while this one runs,
+    /// so it is added up once a claim.
+    async fn cost_of_others(&mut self, stored: &StoredClaim) -> petaflop_arbiter::money::Usd {
+        let claim = &stored.claim.uid;
+        if let Some((known, cost)) = &self.others
+            && known == claim
+        {
+            return *cost;
+        }
+        let Ok(rows) = self.ledger.rows().await else {
+            return petaflop_arbiter::money::Usd::ZERO;
+        };
+        let cost = rows
+            .iter()
+            .filter(|row| row.job_uid == self.admission.uid && row.claim_uid != *claim)
             .map(|row| row.amount)
-            .sum()
+            .sum();
+        self.others = Some((claim.clone(), cost));
+        cost
     }
 
     /// An instance ended: what that means, counted once.
@@ -398,7 +454,7 @@ impl Operator<'_> {
                 format!("failed {} times; the last time: {message}", self.status.failures);
             self.end(Phase::Failed, Reason::BackoffLimitExceeded, &message);
         } else {
-            self.status.not_before = Some(backoff(self.status.failures));
+            self.status.not_before = Some(backoff(self.clock.now(), self.status.failures));
         }
     }
 
@@ -438,11 +494,11 @@ impl Operator<'_> {
     }
 }
 
-/// 1, 2, 4, … seconds from now.
-fn backoff(failures: u32) -> Timestamp {
+/// 1, 2, 4, … seconds from `now`.
+fn backoff(now: Timestamp, failures: u32) -> Timestamp {
     let seconds =
         1_i64.checked_shl(failures.saturating_sub(1).min(20)).unwrap_or(LONGEST_BACKOFF_SECONDS);
-    Timestamp::now() + SignedDuration::from_secs(seconds.min(LONGEST_BACKOFF_SECONDS))
+    now + SignedDuration::from_secs(seconds.min(LONGEST_BACKOFF_SECONDS))
 }
 
 fn last_line(log: &Path) -> Option<String> {

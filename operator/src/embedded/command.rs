@@ -7,8 +7,8 @@ use petaflop_plan::recipe::JobSpec;
 use petaflop_providers::Command;
 
 use crate::claims::StoredClaim;
-use crate::home::{Home, HomeError, write_json};
-use crate::job::{Admission, Folder, ServedModel, Task, Training};
+use crate::embedded::home::{Home, HomeError, write_json};
+use crate::embedded::job::{Admission, Folder, ServedModel, Task, Training};
 
 /// What an instance is to do. The same claim gives the same command.
 pub fn of(

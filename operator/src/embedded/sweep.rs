@@ -5,17 +5,19 @@
 use std::path::Path;
 
 use jiff::{SignedDuration, Timestamp};
+use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::money::Usd;
 
-use crate::claims::Claims;
-use crate::config::Config;
-use crate::home::{Home, HomeError};
-use crate::job::Folder;
-use crate::ledger::{self, Ledger};
-use crate::observe::Providers;
-use crate::operate;
-use petaflop_providers::{Provider, ProviderError};
+use crate::claims::{Claims, ClaimsError};
+use crate::embedded::claims::FileClaims;
+use crate::embedded::config::Config;
+use crate::embedded::home::{Home, HomeError};
+use crate::embedded::job::Folder;
+use crate::embedded::observe::Providers;
+use crate::embedded::operate;
+use crate::ledger;
+use petaflop_providers::{EnrolmentToken, Provider, ProviderError};
 
 /// Younger instances may belong to a launch that is being written down.
 const GRACE: SignedDuration = SignedDuration::from_secs(10);
@@ -81,6 +83,9 @@ pub enum SweepError {
     /// The provider does not answer.
     #[error(transparent)]
     Provider(#[from] ProviderError),
+    /// The claims refuse.
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
     /// The ledger refuses.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
@@ -91,8 +96,9 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
     let providers = Providers::of(home, &Config::read(home)?, runtime.to_owned())?;
     let provider: &dyn Provider = &providers.host;
     let listing = provider.list(home.installation()).await?;
-    let claims = Claims::of(home);
-    let ledger = Ledger::of(home);
+    let claims = FileClaims::of(home);
+    let ledger = home.ledger()?;
+    let clock = Clock::system();
     let mut swept = Swept::default();
     let now = Timestamp::now();
     let known = listing.instances.iter().filter(|i| i.state.may_bill()).count();
@@ -101,7 +107,7 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
         let Some(identity) = &instance.identity else {
             continue;
         };
-        let claim = claims.get(&identity.namespace, &identity.claim)?;
+        let claim = claims.get(&identity.namespace, &identity.claim).await?;
         if claim.is_some_and(|stored| stored.claim.uid == identity.claim_uid) {
             continue;
         }
@@ -112,7 +118,7 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
         // Gone, and its claim with it: either its ledger was closed before, or it is now.
         if let (Some(began), Some(ended), Some(offer)) =
             (instance.started, instance.ended, &instance.offer)
-            && let Some(row) = ledger.close_orphan(identity, offer.clone(), began, ended)?
+            && let Some(row) = ledger.close_orphan(identity, offer.clone(), began, ended).await?
         {
             swept.booked.push((instance.id.to_string(), row.amount));
         }
@@ -127,7 +133,7 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
             swept.orphans.push(instance.id.to_string());
         }
     }
-    for stored in claims.list()? {
+    for stored in claims.list().await? {
         let owner = &stored.claim.spec.owner;
         let folder = Folder::of(home, owner.kind, &owner.namespace, &owner.name);
         let known = folder.admission()?.is_some_and(|admission| admission.uid == owner.uid);
@@ -139,23 +145,24 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
             continue;
         }
         // Its object is gone or another: nobody will ever want it.
-        let command = petaflop_providers::Command {
-            argv: Vec::new(),
-            env: Default::default(),
-            dir: String::new(),
-            log: String::new(),
-            memory: 0,
-            grace_seconds: 0,
-        };
         let provider = providers.seller(&stored.claim.spec.offer.provider);
-        let actor = crate::act::Actor { home, provider, command: &command };
+        let actor = crate::act::Actor {
+            installation: home.installation(),
+            claims: &claims,
+            ledger: &ledger,
+            provider,
+            work: None,
+            token: &|_| EnrolmentToken::unused(),
+            leads: &|| true,
+            clock: &clock,
+        };
         let reason = match &stored.claim.phase {
             ClaimPhase::Ending { reason, .. } => *reason,
             _ => petaflop_arbiter::reason::Reason::Suspended,
         };
         let wanted = petaflop_arbiter::launch::Wanted::No(reason);
         match actor.drive(stored, wanted).await {
-            Ok((crate::act::Driven::Over(stored, _), _)) => claims.release(&stored)?,
+            Ok((crate::act::Driven::Over(stored, _), _)) => claims.release(&stored).await?,
             Ok(_) => {}
             Err(error) => tracing::warn!(%error, "a claim without an owner"),
         }

@@ -7,10 +7,11 @@ use petaflop_arbiter::decision::{Action, Decision, Outcome};
 use petaflop_arbiter::workload::Workload;
 use petaflop_arbiter::world::World;
 
-use crate::claims::{Claims, StoredClaim};
-use crate::home::{self, Home, HomeError};
-use crate::job::{Admission, Folder, Place, Status};
-use crate::observe::{self, Providers};
+use crate::claims::{Claims, ClaimsError, StoredClaim};
+use crate::embedded::claims::FileClaims;
+use crate::embedded::home::{self, Home, HomeError};
+use crate::embedded::job::{Admission, Folder, Place, Status};
+use crate::embedded::observe::{self, Providers};
 
 /// What came of a pass for the workload that asked.
 #[derive(Debug)]
@@ -27,6 +28,9 @@ pub enum PlaceError {
     /// The home refuses.
     #[error(transparent)]
     Home(#[from] HomeError),
+    /// The claims refuse.
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
     /// The specification cannot be carried out.
     #[error("{0}")]
     Spec(String),
@@ -96,7 +100,7 @@ pub async fn place(
         if spec.owner.uid != admission.uid {
             continue;
         }
-        if let Some(stored) = Claims::of(home).create(spec)? {
+        if let Some(stored) = FileClaims::of(home).create(spec).await? {
             claims.push(stored);
         }
     }

@@ -1,0 +1,88 @@
+//! Admission in a cluster: the recipe of a job, resolved once, and how much work it is. What was
+//! resolved is kept in the job's status, and from then on it is that which counts.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use kube::ResourceExt;
+use petaflop_arbiter::workload::TrainingWork;
+use petaflop_crds::TrainingJob;
+use petaflop_plan::recipe::{Input, ModelSource, ResolvedRecipe};
+
+/// Size that is assumed for data that the operator cannot see: text inside the runtime, and what
+/// lies behind credentials that only the job has.
+const UNSEEN_BYTES: u64 = 2 << 20;
+
+/// A job's recipe, every choice fixed, and how much work it is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Admitted {
+    /// The recipe.
+    pub recipe: ResolvedRecipe,
+    /// Its inputs.
+    pub inputs: Vec<Input>,
+    /// The recipe as it is kept in the status.
+    pub text: String,
+    /// How much work it is.
+    pub work: TrainingWork,
+}
+
+/// The jobs that were admitted, by uid and generation; or why they cannot be. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Admissions {
+    known: Arc<Mutex<HashMap<String, Known>>>,
+}
+
+/// The generation that was looked at, and what came of it.
+type Known = (Option<i64>, Result<Arc<Admitted>, String>);
+
+impl Admissions {
+    /// A job's admission.
+    ///
+    /// # Errors
+    /// What of its spec cannot be done, in words.
+    pub fn of(&self, job: &TrainingJob) -> Result<Arc<Admitted>, String> {
+        let uid = job.uid().unwrap_or_default();
+        let generation = job.metadata.generation;
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        match known.get(&uid) {
+            Some((seen, admitted)) if *seen == generation => admitted.clone(),
+            _ => {
+                let admitted = admit(job).map(Arc::new);
+                known.insert(uid, (generation, admitted.clone()));
+                admitted
+            }
+        }
+    }
+
+    /// A job is gone.
+    pub fn forget(&self, uid: &str) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
+    }
+}
+
+fn admit(job: &TrainingJob) -> Result<Admitted, String> {
+    let Some(recipe) = &job.spec.recipe else {
+        return Err("spec.container is not built yet: use recipe".to_owned());
+    };
+    let (resolved, inputs) = recipe.resolve(&job.spec.inputs, None).map_err(|errors| {
+        let said: Vec<String> =
+            errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
+        said.join("; ")
+    })?;
+    // A later release may resolve differently; what this job was admitted with stays.
+    let kept = job.status.as_ref().and_then(|status| status.resolved_recipe.as_deref());
+    let recipe = match kept {
+        Some(text) => serde_json::from_str(text)
+            .map_err(|error| format!("status.resolvedRecipe cannot be read: {error}"))?,
+        None => resolved,
+    };
+    let text = serde_json::to_string(&recipe).map_err(|error| error.to_string())?;
+    let ModelSource::Scratch(shape) = &recipe.model else {
+        return Err("spec.recipe.base_model is not built yet in a cluster: give model instead, to train from scratch".to_owned());
+    };
+    let data = UNSEEN_BYTES * recipe.datasets.len() as u64;
+    let interval = u64::from(job.spec.checkpoint.interval_seconds);
+    let work = petaflop_arbiter::work::training(&recipe, shape, data, data, interval)
+        .map_err(|error| error.to_string())?;
+    Ok(Admitted { recipe, inputs, text, work })
+}

@@ -1,0 +1,192 @@
+//! Claims as `ComputeClaim` objects: every change a compare-and-swap on the resourceVersion.
+
+use async_trait::async_trait;
+use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::{Api, Client, ResourceExt};
+use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::claim::{Claim, ClaimSpec};
+use petaflop_crds::compute_claim::{AgentStatus, ComputeClaim};
+use petaflop_crds::scalar::Moment;
+
+use crate::claims::{Claims, ClaimsError, StoredClaim};
+use crate::cluster::error::{is_conflict, is_not_found};
+use crate::cluster::table::ClaimTable;
+use crate::cluster::{claim_status, finalizer, status};
+
+/// How many claims are listed a page.
+const PAGE: u32 = 500;
+
+/// The claims of a cluster. What is written shows in the table at once, before the watch brings it.
+#[derive(Clone)]
+pub struct ObjectClaims {
+    client: Client,
+    namespace: Option<String>,
+    table: ClaimTable,
+    clock: Clock,
+}
+
+impl ObjectClaims {
+    /// Over a cluster, or one namespace of it, with the table that the watch fills.
+    pub fn new(client: Client, namespace: Option<String>, table: ClaimTable, clock: Clock) -> Self {
+        Self { client, namespace, table, clock }
+    }
+
+    /// Asks for the removal of exactly this claim. It stays until its finalizer goes.
+    pub async fn delete(&self, stored: &StoredClaim) -> Result<(), ClaimsError> {
+        let spec = &stored.claim.spec;
+        let only_this =
+            Preconditions { uid: Some(stored.claim.uid.clone()), resource_version: None };
+        let params = DeleteParams { preconditions: Some(only_this), ..DeleteParams::background() };
+        match self.api(&spec.owner.namespace).delete(&spec.name, &params).await {
+            Ok(either) => {
+                if let Some(object) = either.left() {
+                    self.note(&object)?;
+                }
+                Ok(())
+            }
+            // Gone, or another of the same name.
+            Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
+            Err(error) => Err(store("deleting", error)),
+        }
+    }
+
+    fn api(&self, namespace: &str) -> Api<ComputeClaim> {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    fn note(&self, object: &ComputeClaim) -> Result<StoredClaim, ClaimsError> {
+        let stored = read(object)?;
+        self.table.put(object.clone());
+        Ok(stored)
+    }
+}
+
+/// A claim from its object.
+///
+/// # Errors
+/// What in it is no claim of ours.
+pub fn read(object: &ComputeClaim) -> Result<StoredClaim, ClaimsError> {
+    let claim = Claim::try_from(object).map_err(|errors| ClaimsError::Damaged {
+        name: format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any()),
+        what: errors
+            .iter()
+            .map(|e| format!("{}: {}", e.path, e.message))
+            .collect::<Vec<_>>()
+            .join("; "),
+    })?;
+    let status = object.status.as_ref();
+    Ok(StoredClaim {
+        version: object.resource_version().unwrap_or_default(),
+        deleting: object.metadata.deletion_timestamp.is_some(),
+        billed_from: status.and_then(|s| s.billed_from).map(|at| at.0),
+        endpoint: status.and_then(|s| s.endpoint.clone()),
+        agent_key: status.and_then(|s| s.agent.as_ref()).map(|agent| agent.public_key.clone()),
+        claim,
+    })
+}
+
+#[async_trait]
+impl Claims for ObjectClaims {
+    async fn create(&self, spec: ClaimSpec) -> Result<Option<StoredClaim>, ClaimsError> {
+        let object = ComputeClaim::planned(&spec).map_err(|errors| ClaimsError::Damaged {
+            name: spec.name.clone(),
+            what: format!("{errors:?}"),
+        })?;
+        match self.api(&spec.owner.namespace).create(&PostParams::default(), &object).await {
+            Ok(object) => self.note(&object).map(Some),
+            Err(error) if is_conflict(&error) => {
+                let known = self.get(&spec.owner.namespace, &spec.name).await?;
+                Ok(known.filter(|known| known.claim.spec.owner.uid == spec.owner.uid))
+            }
+            Err(error) => Err(store("creating", error)),
+        }
+    }
+
+    async fn get(&self, namespace: &str, name: &str) -> Result<Option<StoredClaim>, ClaimsError> {
+        // Without a resourceVersion the server answers from etcd by quorum.
+        let object = self.api(namespace).get_opt(name).await.map_err(|e| store("reading", e))?;
+        match object {
+            Some(object) => self.note(&object).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<StoredClaim>, ClaimsError> {
+        let api: Api<ComputeClaim> = match &self.namespace {
+            Some(namespace) => self.api(namespace),
+            None => Api::all(self.client.clone()),
+        };
+        let mut params = ListParams::default().limit(PAGE);
+        let mut claims = Vec::new();
+        loop {
+            let page = api.list(&params).await.map_err(|e| store("listing", e))?;
+            for object in &page.items {
+                match read(object) {
+                    Ok(stored) => claims.push(stored),
+                    // One that cannot be read keeps its machine: the sweep asks for its uid alone.
+                    Err(error) => tracing::error!(%error, "left out"),
+                }
+            }
+            match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => params = params.continue_token(&token),
+                None => break,
+            }
+        }
+        Ok(claims)
+    }
+
+    async fn replace(
+        &self,
+        read: &StoredClaim,
+        new: StoredClaim,
+    ) -> Result<Option<StoredClaim>, ClaimsError> {
+        let spec = &read.claim.spec;
+        let api = self.api(&spec.owner.namespace);
+        let Some(mut object) = self.table.object(read) else {
+            return Ok(None);
+        };
+        object.metadata.resource_version = Some(read.version.clone());
+        let mut status = object.status.take().unwrap_or_default();
+        status.record(&new.claim).map_err(|errors| ClaimsError::Damaged {
+            name: spec.name.clone(),
+            what: format!("{errors:?}"),
+        })?;
+        status.billed_from = new.billed_from.map(Moment);
+        status.endpoint.clone_from(&new.endpoint);
+        let now = self.clock.now();
+        // The key of an agent is pinned: once written it never changes.
+        if let (None, Some(key)) = (&status.agent, &new.agent_key) {
+            let enrolled_at = status::time(now);
+            status.agent = Some(AgentStatus { public_key: key.clone(), enrolled_at });
+        }
+        claim_status::summarise(&mut status, &new, object.metadata.generation, now);
+        object.status = Some(status);
+        match api.replace_status(&spec.name, &PostParams::default(), &object).await {
+            Ok(object) => self.note(&object).map(Some),
+            Err(error) if is_conflict(&error) || is_not_found(&error) => Ok(None),
+            Err(error) => Err(store("writing", error)),
+        }
+    }
+
+    async fn release(&self, read: &StoredClaim) -> Result<(), ClaimsError> {
+        let spec = &read.claim.spec;
+        let Some(object) = self.table.object(read) else {
+            return Ok(());
+        };
+        if !finalizer::is_held(&object) {
+            return Ok(());
+        }
+        match finalizer::hold(&self.api(&spec.owner.namespace), &object, false).await {
+            Ok(Some(object)) => self.note(&object).map(drop),
+            Ok(None) => {
+                self.table.remove(&spec.owner.namespace, &spec.name, &read.claim.uid);
+                Ok(())
+            }
+            Err(error) => Err(store("releasing", error)),
+        }
+    }
+}
+
+fn store(what: &str, source: kube::Error) -> ClaimsError {
+    ClaimsError::Store { what: what.to_owned(), source: Box::new(source) }
+}

@@ -1,0 +1,86 @@
+//! What can go wrong in a pass, and the two answers that every error has: when to try again, and
+//! the reason that appears in condition, event and metric.
+
+use petaflop_arbiter::reason::Reason;
+use petaflop_providers::{ProviderError, Retry};
+
+use crate::act::ActError;
+use crate::claims::ClaimsError;
+use crate::cluster::queue::Again;
+use crate::ledger;
+
+/// Why a pass over one object ended early.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refuses or does not answer.
+    #[error("{what}: {source}")]
+    Api {
+        /// What was being done.
+        what: &'static str,
+        /// What it said.
+        source: Box<kube::Error>,
+    },
+    /// A claim could not be driven on.
+    #[error(transparent)]
+    Act(#[from] ActError),
+    /// The claims cannot be read or written.
+    #[error(transparent)]
+    Claims(#[from] ClaimsError),
+    /// The ledger cannot be read or written.
+    #[error(transparent)]
+    Ledger(#[from] ledger::Error),
+    /// Another process leads now.
+    #[error("another process leads")]
+    NotLeading,
+}
+
+impl Error {
+    /// From a request to the API server.
+    pub fn api(what: &'static str) -> impl FnOnce(kube::Error) -> Self {
+        move |source| Self::Api { what, source: Box::new(source) }
+    }
+
+    /// When it is worth another try.
+    pub fn again(&self) -> Again {
+        match self {
+            // Somebody wrote first; their writing comes by the watch, or has come.
+            Self::Api { source, .. } if is_conflict(source) => {
+                Again::After(std::time::Duration::from_millis(20))
+            }
+            Self::Api { .. } | Self::Claims(_) | Self::Ledger(_) => Again::Backoff,
+            Self::Act(ActError::Provider(error)) => provider_again(error),
+            Self::Act(ActError::Claims(_) | ActError::Ledger(_)) => Again::Backoff,
+            Self::NotLeading => Again::OnChange,
+        }
+    }
+
+    /// The reason that appears.
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Act(ActError::Provider(error)) => error.reason(),
+            Self::Act(ActError::Claims(_) | ActError::Ledger(_))
+            | Self::Api { .. }
+            | Self::Claims(_)
+            | Self::Ledger(_)
+            | Self::NotLeading => Reason::Unreachable,
+        }
+    }
+}
+
+fn provider_again(error: &ProviderError) -> Again {
+    match error.retry() {
+        Retry::After(wait) | Retry::ElsewhereFor(wait) => Again::After(wait),
+        // A claim that bills is asked after, whatever was said.
+        Retry::AfterChange => Again::Backoff,
+    }
+}
+
+/// Whether the object was written by somebody else since it was read.
+pub fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+/// Whether the object is not there.
+pub fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}

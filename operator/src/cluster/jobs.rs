@@ -1,0 +1,120 @@
+//! The TrainingJob's controller, the part with a client: what is seen goes into
+//! [`training_job::next`], and what comes out is written, each thing only if it differs.
+
+use std::time::Duration;
+
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::{Api, ResourceExt};
+use petaflop_crds::{TrainingJob, TrainingJobStatus};
+
+use crate::cluster::error::{Error, is_conflict, is_not_found};
+use crate::cluster::queue::Again;
+use crate::cluster::table::Name;
+use crate::cluster::training_job::{self, Next, Seen};
+use crate::cluster::{Operator, finalizer};
+
+/// A job that was only just seen is written to after its first placement pass, which saves a
+/// write; but not later than this.
+const FIRST_WORD: Duration = Duration::from_secs(1);
+
+/// One pass over one job.
+pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error> {
+    let Some(job) = operator.job(&name.0, &name.1) else {
+        return Ok(Again::OnChange);
+    };
+    let uid = job.uid().unwrap_or_default();
+    if !training_job::is_ours(&job) {
+        return Ok(Again::OnChange);
+    }
+    let claims = operator.table.of_owner(&uid);
+    let newest = claims.iter().max_by_key(|c| c.claim.spec.placement);
+    let run = newest
+        .and_then(|stored| operator.agents.run(&(name.0.clone(), stored.claim.spec.name.clone())));
+    let said = operator.placement.said(&uid);
+    let now = operator.clock.now();
+    let exhausted = operator.exhausted(&job, now);
+    let next = training_job::next(&Seen {
+        job: &job,
+        claims: &claims,
+        run: run.as_ref(),
+        spent: operator.book.spent(&uid, &claims, now),
+        waits: said.as_ref().and_then(|said| said.waits.as_ref()),
+        stopped_by_budget: exhausted.as_deref(),
+        now,
+    });
+    let api: Api<TrainingJob> = Api::namespaced(operator.client.clone(), &name.0);
+    let deleting = job.metadata.deletion_timestamp.is_some();
+    let mut job = TrainingJob::clone(&job);
+    if next.finalizer != finalizer::is_held(&job) && (next.finalizer || deleting) {
+        let written = finalizer::hold(&api, &job, next.finalizer).await;
+        match written.map_err(Error::api("writing a job's finalizer"))? {
+            Some(new) => job = new,
+            // Gone with its last finalizer.
+            None => {
+                operator.waiting.remove(&uid);
+                operator.admissions.forget(&uid);
+                return Ok(Again::OnChange);
+            }
+        }
+    }
+    let mut status = next.status.clone();
+    if let (None, Ok(admitted)) = (&status.resolved_recipe, operator.admissions.of(&job)) {
+        status.resolved_recipe = Some(admitted.text.clone());
+    }
+    if next.place {
+        let waited = operator.waiting.since(&uid, operator.clock.boottime(), || {
+            operator.placement.ask();
+        });
+        let nothing_to_say = said.as_ref().is_none_or(|said| said.waits.is_none());
+        if job.status.is_none() && nothing_to_say && waited < FIRST_WORD {
+            return Ok(Again::After(FIRST_WORD - waited));
+        }
+    } else {
+        operator.waiting.remove(&uid);
+    }
+    // What was concluded must be durable before the claim that shows it goes.
+    if !deleting && job.status.as_ref() != Some(&status) {
+        write(&api, job.clone(), status).await?;
+    }
+    end_claims(operator, &claims, &next).await?;
+    if next.delete {
+        let only_this = Preconditions { uid: Some(uid), resource_version: None };
+        let params = DeleteParams { preconditions: Some(only_this), ..DeleteParams::foreground() };
+        match api.delete(&name.1, &params).await {
+            Ok(_) => {}
+            Err(error) if is_not_found(&error) || is_conflict(&error) => {}
+            Err(error) => return Err(Error::api("deleting a finished job")(error)),
+        }
+    }
+    Ok(next.again.map_or(Again::OnChange, Again::After))
+}
+
+async fn end_claims(
+    operator: &Operator,
+    claims: &[crate::claims::StoredClaim],
+    next: &Next,
+) -> Result<(), Error> {
+    for stored in claims {
+        let spec = &stored.claim.spec;
+        if next.unwanted.contains(&spec.name) && !stored.deleting {
+            operator.claims.delete(stored).await?;
+            operator.claim_changed(&(spec.owner.namespace.clone(), spec.name.clone()));
+        }
+    }
+    Ok(())
+}
+
+/// A compare-and-swap: a status is never written over one that we did not see.
+async fn write(
+    api: &Api<TrainingJob>,
+    mut job: TrainingJob,
+    status: TrainingJobStatus,
+) -> Result<(), Error> {
+    let name = job.name_any();
+    job.status = Some(status);
+    match api.replace_status(&name, &PostParams::default(), &job).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_not_found(&error) => Ok(()),
+        Err(error) => Err(Error::api("writing a job's status")(error)),
+    }
+}

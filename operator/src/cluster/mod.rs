@@ -1,0 +1,242 @@
+//! The operator in a cluster: what is asked for stands in objects, and what was decided too.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`settings`] | what it is started with |
+//! | [`installation`], [`leader`] | who it is; whether it may act |
+//! | [`watches`] | what the API server tells: kept in caches, passed to queues |
+//! | [`queue`] | keys in turn; failing ones later and later |
+//! | [`table`], [`claims`], [`claim_status`] | claims: what is known of them, and writing them |
+//! | [`admit`] | a job's recipe, resolved once, and how much work it is |
+//! | [`placement`] | **the serial placement pass** |
+//! | [`training_job`], [`jobs`] | TrainingJob: what follows from what is seen; doing it |
+//! | [`compute_claim`], [`machine`], [`agents`], [`run`] | ComputeClaim: buying, and whoever is there |
+//! | [`providers`], [`compute_provider`] | ComputeProvider: whom to ask, and what they offer |
+//! | [`budgets`] | SpendBudget |
+//! | [`book`] | what was spent, in memory |
+//! | [`sweep`] | machines no claim wants, claims whose machine is gone |
+//! | [`status`], [`finalizer`], [`error`] | conditions; holding objects; what can go wrong and when to try again |
+//! | [`operate`] | starting all of it |
+
+pub mod admit;
+pub mod agents;
+pub mod book;
+pub mod budgets;
+pub mod claim_status;
+pub mod claims;
+pub mod compute_claim;
+pub mod compute_provider;
+pub mod error;
+pub mod finalizer;
+pub mod installation;
+pub mod jobs;
+pub mod leader;
+pub mod machine;
+pub mod operate;
+pub mod placement;
+pub mod providers;
+pub mod queue;
+pub mod run;
+pub mod set;
+pub mod settings;
+pub mod status;
+pub mod sweep;
+pub mod table;
+#[cfg(test)]
+mod testing;
+pub mod training_job;
+pub mod watches;
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use kube::runtime::reflector::{ObjectRef, Store};
+use kube::{Client, ResourceExt};
+use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::claim::Identity;
+use petaflop_arbiter::world::Budget;
+use petaflop_crds::spend_budget::OnExceeded;
+use petaflop_crds::{ComputeProvider, SpendBudget, TrainingJob};
+use petaflop_providers::{EnrolmentToken, Provider, Work};
+
+use crate::act::Actor;
+use crate::ledger::Ledger;
+use admit::Admissions;
+use agents::Agents;
+use book::Book;
+use claims::ObjectClaims;
+use installation::Installation;
+use leader::Leadership;
+use placement::Placement;
+use providers::Registry;
+use queue::Queue;
+use set::{Shared, Waiting};
+use settings::Settings;
+use table::{ClaimTable, Name};
+
+type TokenOf = Box<dyn Fn(&Identity) -> EnrolmentToken + Send + Sync>;
+type Leads = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// Everything that a pass may look at or act through.
+pub struct Operator {
+    /// The API server.
+    pub client: Client,
+    /// Tells the time.
+    pub clock: Clock,
+    /// What it was started with.
+    pub settings: Settings,
+    /// Who it is.
+    pub installation: Arc<Installation>,
+    /// Whether it may act.
+    pub leadership: Leadership,
+    /// Claims, written.
+    pub claims: ObjectClaims,
+    /// Claims, known.
+    pub table: ClaimTable,
+    /// Money, booked.
+    pub ledger: Ledger,
+    /// Money, known.
+    pub book: Book,
+    /// Whom to buy from.
+    pub providers: Registry,
+    /// Agents of claimed machines.
+    pub agents: Agents,
+    /// Jobs that were admitted.
+    pub admissions: Admissions,
+    /// The placement pass.
+    pub placement: Placement,
+    /// Uids of workloads that wait for a machine.
+    pub waiting: Waiting,
+    /// Claims whose machine may be gone.
+    pub suspects: Shared<Name>,
+    jobs: Store<TrainingJob>,
+    budgets: Store<SpendBudget>,
+    provider_objects: Store<ComputeProvider>,
+    handle: Handle,
+    token: TokenOf,
+    leads: Leads,
+}
+
+/// How whoever learns something wakes those whom it concerns. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    jobs: Queue<Name>,
+    claims: Queue<Name>,
+    suspects: Shared<Name>,
+    owners: Arc<std::sync::Mutex<std::collections::HashMap<String, Name>>>,
+}
+
+impl Handle {
+    /// Something is new about a workload, by its uid.
+    pub fn owner_changed(&self, uid: &str) {
+        let owners = self.owners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(name) = owners.get(uid) {
+            self.jobs.add(name.clone());
+        }
+    }
+
+    /// Something is new about a claim.
+    pub fn claim_changed(&self, name: &Name) {
+        self.claims.add(name.clone());
+    }
+
+    /// A claim's machine may be gone.
+    pub fn suspect(&self, name: &Name) {
+        self.suspects.insert(name.clone());
+        self.claims.add(name.clone());
+    }
+
+    fn know_owner(&self, uid: String, name: Name) {
+        self.owners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(uid, name);
+    }
+
+    fn forget_owner(&self, uid: &str) {
+        self.owners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(uid);
+    }
+}
+
+impl Operator {
+    /// How others wake us.
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
+    }
+
+    /// See [`Handle::owner_changed`].
+    pub fn owner_changed(&self, uid: &str) {
+        self.handle.owner_changed(uid);
+    }
+
+    /// See [`Handle::claim_changed`].
+    pub fn claim_changed(&self, name: &Name) {
+        self.handle.claim_changed(name);
+    }
+
+    /// A job, as the watch has it.
+    pub fn job(&self, namespace: &str, name: &str) -> Option<Arc<TrainingJob>> {
+        self.jobs.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// All jobs, as the watch has them.
+    pub fn jobs(&self) -> Vec<Arc<TrainingJob>> {
+        self.jobs.state()
+    }
+
+    /// A ComputeProvider, as the watch has it.
+    pub fn provider_object(&self, name: &str) -> Option<Arc<ComputeProvider>> {
+        self.provider_objects.get(&ObjectRef::new(name))
+    }
+
+    /// Names of all ComputeProviders.
+    pub fn provider_names(&self) -> Vec<String> {
+        self.provider_objects.state().iter().map(|object| object.name_any()).collect()
+    }
+
+    /// The buying protocol's actor for one claim.
+    pub fn actor<'a>(&'a self, provider: &'a dyn Provider, work: Option<Work<'a>>) -> Actor<'a> {
+        Actor {
+            installation: &self.installation.uid,
+            claims: &self.claims,
+            ledger: &self.ledger,
+            provider,
+            work,
+            token: &*self.token,
+            leads: &*self.leads,
+            clock: &self.clock,
+        }
+    }
+
+    /// The budgets, as decisions see them.
+    pub fn budgets(&self, now: Timestamp) -> Vec<Budget> {
+        self.budgets.state().iter().filter_map(|budget| self.budget(budget, now)).collect()
+    }
+
+    /// Name of a budget that asks for this job to be stopped: its limit is reached.
+    pub fn exhausted(&self, job: &TrainingJob, now: Timestamp) -> Option<String> {
+        let uid = job.uid().unwrap_or_default();
+        let namespace = job.namespace().unwrap_or_default();
+        let reached = |object: &SpendBudget| {
+            self.budget(object, now).is_some_and(|budget| {
+                budget.counts(&namespace, &uid)
+                    && budgets::with_running(self, &budget, now) >= budget.limit
+            })
+        };
+        let stops = |object: &SpendBudget| match object.spec.on_exceeded {
+            OnExceeded::Suspend | OnExceeded::Terminate => true,
+            OnExceeded::BlockNew => false,
+        };
+        self.budgets
+            .state()
+            .iter()
+            .filter(|object| object.namespace().as_deref() == Some(namespace.as_str()))
+            .find(|object| stops(object) && reached(object))
+            .map(|object| object.name_any())
+    }
+
+    fn budget(&self, object: &SpendBudget, now: Timestamp) -> Option<Budget> {
+        budgets::of(self, object, now)
+            .inspect_err(|errors| {
+                tracing::error!(budget = %object.name_any(), ?errors, "left out");
+            })
+            .ok()
+    }
+}

@@ -1,0 +1,214 @@
+//! The placement pass: one at a time for the whole cluster, over all workloads that wait, in a
+//! stable order: observe → [`World`] → [`decide`] → claims. It never buys; writing a claim twice is safe.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use petaflop_arbiter::decide::decide;
+use petaflop_arbiter::decision::{Action, Decision, Outcome};
+use petaflop_arbiter::estimate::Corrections;
+use petaflop_arbiter::market::Market;
+use petaflop_arbiter::support::SupportTable;
+use petaflop_arbiter::workload::{Progress, Workload};
+use petaflop_arbiter::world::{Assumptions, Recorded, World};
+use petaflop_crds::TrainingJob;
+use petaflop_crds::spend_budget::Period;
+use petaflop_crds::workload::Observed;
+use tokio::sync::Notify;
+
+use crate::claims::Claims;
+use crate::cluster::Operator;
+use crate::cluster::error::Error;
+use crate::cluster::providers::Registry;
+use crate::cluster::training_job::{self, Waits};
+
+/// What was asked for within this time of the first is decided together.
+const TOGETHER: Duration = Duration::from_millis(20);
+
+/// Claims that are written at once.
+const AT_ONCE: usize = 16;
+
+/// Who asks for passes, and what the last one said. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Placement {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    asked: Notify,
+    last: Mutex<HashMap<String, Arc<Said>>>,
+    /// What the last pass looked at.
+    world: Mutex<Option<Arc<Recorded>>>,
+}
+
+/// What a pass said of a workload.
+#[derive(Clone, Debug)]
+pub struct Said {
+    /// The decision, with reasons.
+    pub decision: Option<Decision>,
+    /// Why there is no machine, where there is none.
+    pub waits: Option<Waits>,
+}
+
+impl Placement {
+    /// Asks for a pass.
+    pub fn ask(&self) {
+        self.inner.asked.notify_one();
+    }
+
+    /// Waits until one is asked for, and a moment more for whoever asks next.
+    pub async fn asked(&self, operator: &Operator) {
+        self.inner.asked.notified().await;
+        operator.clock.sleep(TOGETHER).await;
+    }
+
+    /// What the last pass said of a workload.
+    pub fn said(&self, uid: &str) -> Option<Arc<Said>> {
+        self.inner.last.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    /// What the last pass looked at, for `explain`.
+    pub fn world(&self) -> Option<Arc<Recorded>> {
+        self.inner.world.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// One pass. Returns when to look again though nothing happens.
+pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
+    let now = operator.clock.now();
+    let (world, mut said) = world(operator, now);
+    let plan = decide(&world, now);
+    let mut writes = Vec::new();
+    for action in plan.actions {
+        match action {
+            Action::CreateClaim(spec) => writes.push(spec),
+            // A claim is ended by whoever asked for it: its controller deletes it.
+            Action::EndClaim { .. } => {}
+        }
+    }
+    // Reserved in the order of the plan; written side by side.
+    use futures::{StreamExt, TryStreamExt};
+    let created: Vec<_> = futures::stream::iter(writes)
+        .map(|spec| async {
+            if !operator.leadership.leads() {
+                return Err(Error::NotLeading);
+            }
+            Ok(operator.claims.create(spec).await?)
+        })
+        .buffer_unordered(AT_ONCE)
+        .try_collect()
+        .await?;
+    for stored in created.into_iter().flatten() {
+        let spec = stored.claim.spec;
+        operator.claim_changed(&(spec.owner.namespace, spec.name));
+    }
+    for decision in plan.decisions {
+        let waits = match &decision.outcome {
+            Outcome::Waiting { reason, message } => {
+                Some(Waits { reason: *reason, message: message.clone() })
+            }
+            Outcome::Placed { .. } | Outcome::Settled { .. } => None,
+        };
+        let uid = decision.workload.uid.clone();
+        said.insert(uid, Arc::new(Said { decision: Some(decision), waits }));
+    }
+    let changed: Vec<String> = {
+        let mut last = operator.placement.inner.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let changed = said
+            .iter()
+            .filter(|(uid, now)| last.get(*uid).is_none_or(|before| before.waits != now.waits))
+            .map(|(uid, _)| uid.clone())
+            .collect();
+        *last = said;
+        changed
+    };
+    for uid in changed {
+        operator.owner_changed(&uid);
+    }
+    *operator.placement.inner.world.lock().unwrap_or_else(PoisonError::into_inner) =
+        Some(Arc::new(Recorded { now, world }));
+    Ok(plan.requeue_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default()))
+}
+
+/// The world as it is now, and what is said at once of workloads that cannot even be asked for.
+fn world(operator: &Operator, now: Timestamp) -> (World, HashMap<String, Arc<Said>>) {
+    let mut said = HashMap::new();
+    let mut workloads = Vec::new();
+    for job in operator.jobs() {
+        let over = job.status.as_ref().is_some_and(training_job::is_over);
+        if over || !training_job::is_ours(&job) || job.metadata.deletion_timestamp.is_some() {
+            continue;
+        }
+        match workload(operator, &job, now) {
+            Ok(workload) => workloads.push(workload),
+            Err(message) => {
+                let waits =
+                    Waits { reason: petaflop_arbiter::reason::Reason::InvalidSpec, message };
+                let uid = job.uid().unwrap_or_default();
+                said.insert(uid, Arc::new(Said { decision: None, waits: Some(waits) }));
+            }
+        }
+    }
+    let mut offers = Vec::new();
+    let mut providers = Vec::new();
+    let month = Period::Monthly.around(now);
+    for (name, known) in operator.providers.all() {
+        let spent = operator.book.spent_in(&month, |row| row.provider == name);
+        match known.object.state(&Registry::facts(&known, spent), now) {
+            Ok(state) => {
+                providers.push(state);
+                offers.extend(known.offers.iter().cloned());
+            }
+            Err(errors) => tracing::error!(provider = %name, ?errors, "left out"),
+        }
+    }
+    let budgets = operator.budgets(now);
+    let world = World {
+        installation: operator.installation.uid.clone(),
+        market: Arc::new(Market::new(offers)),
+        providers,
+        unavailable: operator.providers.unavailable(now),
+        workloads,
+        claims: operator.table.all().into_iter().map(|stored| stored.claim).collect(),
+        budgets,
+        corrections: Corrections::default(),
+        support: SupportTable::default(),
+        assumptions: Assumptions::default(),
+    };
+    (world, said)
+}
+
+/// What is asked of the arbiter for a job.
+fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Workload, String> {
+    let admitted = operator.admissions.of(job)?;
+    let status = job.status.clone().unwrap_or_default();
+    let uid = job.uid().unwrap_or_default();
+    let claims = operator.table.of_owner(&uid);
+    let created_at = job.metadata.creation_timestamp.as_ref().map_or(now, |at| at.0);
+    let placement = status.placement.as_ref();
+    let observed = Observed {
+        namespace: job.namespace().unwrap_or_default(),
+        name: job.name_any(),
+        created_at,
+        admitted_at: status.admitted_time.as_ref().map_or(now, |at| at.0),
+        progress: Progress {
+            steps_done: status.progress.as_ref().and_then(|p| p.checkpoint_step).unwrap_or(0),
+            spent: operator.book.spent(&uid, &claims, now),
+            interruptions: status.interruptions,
+            placements: placement.and_then(|p| p.number.max(p.settled)).unwrap_or(0),
+        },
+        uid,
+    };
+    let mut workload = job.spec.workload(&observed, admitted.work.clone()).map_err(|errors| {
+        let said: Vec<String> =
+            errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
+        said.join("; ")
+    })?;
+    // Whoever must wait before the next start wants no machine now.
+    workload.suspended |= claims.is_empty() && !operator.waiting.contains(&observed.uid);
+    Ok(workload)
+}

@@ -1,0 +1,180 @@
+//! The providers of a cluster, one for each ComputeProvider object, and their newest offers.
+//!
+//! A provider whose object is gone stays as long as there are claims on it (its finalizer sees to
+//! that): machines that bill can always be ended.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use jiff::Timestamp;
+use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::offer::{Offer, OfferId};
+use petaflop_arbiter::reason::Reason;
+use petaflop_arbiter::world::Unavailable;
+use petaflop_crds::ComputeProvider;
+use petaflop_crds::compute_provider::ProviderFacts;
+use petaflop_providers::{Provider, ProviderError};
+
+/// Makes providers from their objects. Tests make fakes.
+pub trait MakeProvider: Send + Sync {
+    /// The provider of an object.
+    ///
+    /// # Errors
+    /// Why there can be none: no such Secret, a type that is not built.
+    fn make(&self, object: &ComputeProvider) -> Result<Arc<dyn Provider>, ProviderError>;
+}
+
+/// One provider.
+#[derive(Clone)]
+pub struct Known {
+    /// The object, as last seen.
+    pub object: Arc<ComputeProvider>,
+    /// What it is asked through; `Err`: why it cannot be asked.
+    pub provider: Result<Arc<dyn Provider>, ProviderError>,
+    /// What it offered last.
+    pub offers: Arc<Vec<Offer>>,
+    /// When it did.
+    pub quoted_at: Option<Timestamp>,
+    /// Why it did not, the last time it was asked.
+    pub trouble: Option<ProviderError>,
+}
+
+impl std::fmt::Debug for Known {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Known")
+            .field("offers", &self.offers.len())
+            .field("trouble", &self.trouble)
+            .finish_non_exhaustive()
+    }
+}
+
+/// All of them. Clones are the same registry.
+#[derive(Clone)]
+pub struct Registry {
+    make: Arc<dyn MakeProvider>,
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Default)]
+struct Inner {
+    known: BTreeMap<String, Known>,
+    unavailable: Vec<Unavailable>,
+}
+
+impl Registry {
+    /// An empty one.
+    pub fn new(make: Arc<dyn MakeProvider>) -> Self {
+        Self { make, inner: Arc::default() }
+    }
+
+    /// Takes an object over. A changed spec makes a new provider; what it offered before is void.
+    pub fn put(&self, name: &str, object: Arc<ComputeProvider>) {
+        let mut inner = self.lock();
+        if let Some(known) = inner.known.get_mut(name)
+            && known.object.spec == object.spec
+        {
+            known.object = object;
+            return;
+        }
+        let provider = self.make.make(&object);
+        let known = Known {
+            object,
+            trouble: provider.as_ref().err().cloned(),
+            provider,
+            offers: Arc::default(),
+            quoted_at: None,
+        };
+        inner.known.insert(name.to_owned(), known);
+    }
+
+    /// An object is gone, and no claim needs its provider.
+    pub fn remove(&self, name: &str) {
+        self.lock().known.remove(name);
+    }
+
+    /// One of them.
+    pub fn get(&self, name: &str) -> Option<Known> {
+        self.lock().known.get(name).cloned()
+    }
+
+    /// Their names.
+    pub fn names(&self) -> Vec<String> {
+        self.lock().known.keys().cloned().collect()
+    }
+
+    /// All of them, by name.
+    pub fn all(&self) -> Vec<(String, Known)> {
+        self.lock().known.iter().map(|(name, known)| (name.clone(), known.clone())).collect()
+    }
+
+    /// Asks a provider what it offers. Returns whether that differs from what it offered before in
+    /// more than the time of the quote.
+    pub async fn refresh(&self, name: &str, now: Timestamp) -> bool {
+        let Some(known) = self.get(name) else { return false };
+        let quote = match &known.provider {
+            Ok(provider) => provider.quote().await,
+            Err(error) => Err(error.clone()),
+        };
+        let mut inner = self.lock();
+        let Some(entry) = inner.known.get_mut(name) else { return false };
+        match quote {
+            Ok(mut offers) => {
+                for offer in &mut offers {
+                    offer.price = entry.object.spec.adjusted(offer.price);
+                }
+                let same = entry.trouble.is_none() && same_offers(&entry.offers, &offers);
+                entry.offers = Arc::new(offers);
+                entry.quoted_at = Some(now);
+                entry.trouble = None;
+                !same
+            }
+            // Its last offers stay; they grow too old to buy from by themselves.
+            Err(error) => {
+                let same = entry.trouble.as_ref() == Some(&error);
+                entry.trouble = Some(error);
+                !same
+            }
+        }
+    }
+
+    /// Leaves an offer alone for a while.
+    pub fn leave_alone(&self, offer: &OfferId, until: Timestamp, reason: Reason) {
+        let mut inner = self.lock();
+        inner.unavailable.retain(|entry| entry.offer != *offer);
+        inner.unavailable.push(Unavailable { offer: offer.clone(), until, reason });
+    }
+
+    /// Offers that are left alone now.
+    pub fn unavailable(&self, now: Timestamp) -> Vec<Unavailable> {
+        let mut inner = self.lock();
+        inner.unavailable.retain(|entry| entry.until > now);
+        inner.unavailable.clone()
+    }
+
+    /// What decisions need to know of a provider beside its object.
+    pub fn facts(known: &Known, spent_this_month: Usd) -> ProviderFacts {
+        let startup_seconds = match &known.object.spec.nodes {
+            Some(_) => 15,
+            None => 120,
+        };
+        ProviderFacts {
+            usable: known.provider.is_ok(),
+            spent_this_month,
+            startup_millis: startup_seconds * 1000,
+            fetch_bytes_per_second: Some(100_000_000),
+            egress_usd_per_gb: Usd::ZERO,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn same_offers(old: &[Offer], new: &[Offer]) -> bool {
+    old.len() == new.len()
+        && old.iter().zip(new).all(|(old, new)| {
+            let dated = Offer { quoted_at: old.quoted_at, ..new.clone() };
+            *old == dated
+        })
+}

@@ -1,0 +1,142 @@
+//! What an agent said last of the command that it supervises, folded together. Held in memory: a
+//! new leader asks the agents again.
+
+use petaflop_agent_api::message::{Exit, Why};
+use petaflop_crds::training_job::TrainingProgress;
+use petaflop_store::report::Progress;
+
+/// A claim's command, as its agent reports it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Run {
+    /// The command has been started.
+    pub started: bool,
+    /// A server answers its readiness probe.
+    pub ready: bool,
+    /// Key of the result, once the runtime has said it.
+    pub key: Option<String>,
+    /// How far a job is.
+    pub progress: TrainingProgress,
+    /// What was said to people last.
+    pub message: String,
+    /// What the runtime said last of its end.
+    word: Option<End>,
+    /// How it ended, once the command is over.
+    pub end: Option<End>,
+}
+
+/// How a command ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The job is done.
+    Finished {
+        /// The artifact's hash.
+        artifact: String,
+        /// It was there before.
+        cached: bool,
+    },
+    /// It was asked to stop, and can go on from its checkpoint.
+    Stopped,
+    /// It failed.
+    Failed {
+        /// What went wrong and how to mend it.
+        message: String,
+        /// Whether another try could help.
+        retry: bool,
+    },
+}
+
+impl Run {
+    /// Takes one line of progress over. Lines come in the order they were written; repeating some changes nothing.
+    pub fn take_over(&mut self, line: &Progress) {
+        match line {
+            Progress::Started { key, steps, from_step, .. } => {
+                self.key = Some(key.clone());
+                self.word = None;
+                self.progress.steps = *steps;
+                self.progress.step = self.progress.step.max(*from_step);
+                self.progress.checkpoint_step = Some(*from_step);
+            }
+            Progress::Step { step, loss, learning_rate: _, tokens_per_second } => {
+                self.progress.step = *step;
+                self.progress.loss = Some(*loss);
+                self.progress.tokens_per_second = Some(*tokens_per_second);
+            }
+            Progress::Validation { step: _, loss: _, bits_per_byte } => {
+                self.progress.bits_per_byte = Some(*bits_per_byte);
+            }
+            Progress::Checkpoint { step, path: _, seconds: _ } => {
+                self.progress.checkpoint_step = Some(*step);
+            }
+            Progress::Skipped { message } => self.message.clone_from(message),
+            Progress::Finished { key, artifact, cached, summary: _ } => {
+                self.key = Some(key.clone());
+                self.word = Some(End::Finished { artifact: artifact.clone(), cached: *cached });
+            }
+            Progress::Stopped { step } => {
+                self.progress.step = *step;
+                self.progress.checkpoint_step = Some(*step);
+                self.word = Some(End::Stopped);
+            }
+            Progress::Failed { message, retry } => {
+                self.word = Some(End::Failed { message: message.clone(), retry: *retry });
+            }
+        }
+    }
+
+    /// The command is over. What the runtime said last counts; without a word it depends on why
+    /// the agent ended it.
+    pub fn exited(&mut self, exit: &Exit) {
+        if let Some(report) = &exit.report
+            && let Ok(line) = serde_json::from_value::<Progress>(report.clone())
+        {
+            self.take_over(&line);
+        }
+        self.end = Some(self.word.clone().unwrap_or_else(|| match exit.why {
+            // It may have had no time to say so. Its last checkpoint is what counts.
+            Why::Drained | Why::Notice | Why::Terminated | Why::Orphaned => End::Stopped,
+            Why::Finished | Why::NotStarted => {
+                End::Failed { message: exit.message.clone(), retry: true }
+            }
+        }));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_word_counts_and_silence_is_a_failure_worth_another_try() {
+        let finished = Progress::Finished {
+            key: "k".into(),
+            artifact: "a".into(),
+            cached: false,
+            summary: serde_json::Value::Null,
+        };
+        let mut run = Run::default();
+        run.take_over(&finished);
+        assert_eq!(run.end, None, "the process still runs");
+        run.exited(&exit(Why::Finished, Some(0)));
+        assert_eq!(run.end, Some(End::Finished { artifact: "a".into(), cached: false }));
+
+        let mut killed = Run::default();
+        killed.exited(&exit(Why::Finished, None));
+        assert_eq!(killed.end, Some(End::Failed { message: "said".into(), retry: true }));
+
+        let mut drained = Run::default();
+        drained.exited(&exit(Why::Notice, None));
+        assert_eq!(drained.end, Some(End::Stopped));
+    }
+
+    fn exit(why: Why, code: Option<i32>) -> Exit {
+        Exit {
+            why,
+            code,
+            signal: None,
+            message: "said".into(),
+            started_at: None,
+            ended_at: jiff::Timestamp::UNIX_EPOCH,
+            report: None,
+        }
+    }
+}

@@ -1,0 +1,43 @@
+//! What the operator is started with. The chart's values become these flags.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use petaflop_agent_api::task::Secret;
+
+/// What the operator is started with.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Its namespace.
+    pub namespace: String,
+    /// Name of this replica, for the election: its Pod's.
+    pub replica: String,
+    /// Namespace to work in; `None`: all.
+    pub watch_namespace: Option<String>,
+    /// Labels of the ComputeProviders to work with (`key=value,…`); `None`: all. For several
+    /// installations in one cluster.
+    pub provider_labels: Option<String>,
+    /// Where artifacts, checkpoints and logs are kept.
+    pub store: StoreAt,
+    /// Where the ledger is kept.
+    pub ledger: StoreAt,
+    /// Image that carries `/petaflop-agent`.
+    pub agent_image: String,
+    /// Image of our runtime.
+    pub runtime_image: String,
+    /// The runtime's program in it.
+    pub runtime: String,
+    /// Where `/healthz`, `/readyz`, `/metrics` and the API are served.
+    pub http_address: SocketAddr,
+    /// Whether several replicas elect a leader; else there may be one only.
+    pub leader_elect: bool,
+}
+
+/// A place, and what opens it.
+#[derive(Clone, Debug, Default)]
+pub struct StoreAt {
+    /// Folder or `s3://bucket/prefix`.
+    pub uri: String,
+    /// As the environment would name it (`AWS_ACCESS_KEY_ID`, …).
+    pub credentials: BTreeMap<String, Secret>,
+}

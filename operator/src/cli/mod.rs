@@ -11,18 +11,22 @@ use crate::embedded::home::{Home, HomeError};
 
 mod artifacts;
 mod attach;
+mod audit;
 mod costs;
 mod crds;
 mod explain;
 mod fit;
 mod follow;
+mod guard;
 mod logs;
 mod offers;
 mod operate;
+mod operator;
 mod plan;
 mod ps;
 mod report;
 mod run;
+mod selftest;
 mod services;
 mod show;
 mod stop;
@@ -79,6 +83,14 @@ enum Command {
     Costs(costs::Args),
     /// Look after trained models
     Artifacts(artifacts::Args),
+    /// Work in a cluster: what the chart starts
+    Operator(operator::Args),
+    /// Find machines in a cluster's providers that no claim knows
+    Audit(audit::Args),
+    /// Refuse, or drain, before the operator is uninstalled
+    Guard(guard::Args),
+    /// See whether an operator answers and is ready
+    Selftest(selftest::Args),
     /// Print the CustomResourceDefinitions
     Crds(crds::Args),
     /// Print completions for a shell
@@ -144,13 +156,7 @@ pub(crate) type Outcome = Result<Code, Failure>;
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    tracing_subscriber::fmt()
-        .with_writer(io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("PETAFLOP_LOG")
-                .unwrap_or_else(|_| "warn".into()),
-        )
-        .init();
+    log(&cli.command);
     let home = cli.home;
     let open = move || -> Result<Home, HomeError> {
         match home {
@@ -169,6 +175,19 @@ pub fn main() -> ExitCode {
     ExitCode::from(code)
 }
 
+/// To stderr: for people, or, where nobody sits before it, one JSON object a line.
+fn log(command: &Command) {
+    let service = matches!(command, Command::Operator(_));
+    let default = if service { "info" } else { "warn" };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PETAFLOP_LOG")
+        .unwrap_or_else(|_| default.into());
+    let log = tracing_subscriber::fmt().with_writer(io::stderr).with_env_filter(filter);
+    match service {
+        true => log.json().flatten_event(true).with_span_list(false).init(),
+        false => log.init(),
+    }
+}
+
 fn dispatch(command: Command, open: impl FnOnce() -> Result<Home, HomeError>) -> Outcome {
     match command {
         Command::Run(args) => run::run(&open()?, &args),
@@ -182,6 +201,10 @@ fn dispatch(command: Command, open: impl FnOnce() -> Result<Home, HomeError>) ->
         Command::Fit(args) => fit::run(&open()?, &args),
         Command::Costs(args) => costs::run(&open()?, &args),
         Command::Artifacts(args) => artifacts::run(&open()?, &args),
+        Command::Operator(args) => operator::run(args),
+        Command::Audit(args) => audit::run(&args),
+        Command::Guard(args) => guard::run(&args),
+        Command::Selftest(args) => selftest::run(&args),
         Command::Crds(args) => crds::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "petaflop", &mut io::stdout());

@@ -20,15 +20,15 @@ const PAGE: u32 = 500;
 #[derive(Clone)]
 pub struct ObjectClaims {
     client: Client,
-    namespace: Option<String>,
+    namespaces: Vec<String>,
     table: ClaimTable,
     clock: Clock,
 }
 
 impl ObjectClaims {
-    /// Over a cluster, or one namespace of it, with the table that the watch fills.
-    pub fn new(client: Client, namespace: Option<String>, table: ClaimTable, clock: Clock) -> Self {
-        Self { client, namespace, table, clock }
+    /// Over these namespaces, or, where none are named, all; with the table that the watch fills.
+    pub fn new(client: Client, namespaces: Vec<String>, table: ClaimTable, clock: Clock) -> Self {
+        Self { client, namespaces, table, clock }
     }
 
     /// Asks for the removal of exactly this claim. It stays until its finalizer goes.
@@ -112,24 +112,22 @@ impl Claims for ObjectClaims {
     }
 
     async fn list(&self) -> Result<Vec<StoredClaim>, ClaimsError> {
-        let api: Api<ComputeClaim> = match &self.namespace {
-            Some(namespace) => self.api(namespace),
-            None => Api::all(self.client.clone()),
-        };
-        let mut params = ListParams::default().limit(PAGE);
         let mut claims = Vec::new();
-        loop {
-            let page = api.list(&params).await.map_err(|e| store("listing", e))?;
-            for object in &page.items {
-                match read(object) {
-                    Ok(stored) => claims.push(stored),
-                    // One that cannot be read keeps its machine: the sweep asks for its uid alone.
-                    Err(error) => tracing::error!(%error, "left out"),
+        for api in crate::cluster::within::<ComputeClaim>(&self.client, &self.namespaces) {
+            let mut params = ListParams::default().limit(PAGE);
+            loop {
+                let page = api.list(&params).await.map_err(|e| store("listing", e))?;
+                for object in &page.items {
+                    match read(object) {
+                        Ok(stored) => claims.push(stored),
+                        // One that cannot be read keeps its machine: the sweep asks for its uid alone.
+                        Err(error) => tracing::error!(%error, "left out"),
+                    }
                 }
-            }
-            match page.metadata.continue_.filter(|token| !token.is_empty()) {
-                Some(token) => params = params.continue_token(&token),
-                None => break,
+                match page.metadata.continue_.filter(|token| !token.is_empty()) {
+                    Some(token) => params = params.continue_token(&token),
+                    None => break,
+                }
             }
         }
         Ok(claims)

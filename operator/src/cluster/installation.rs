@@ -48,14 +48,25 @@ pub enum InstallationError {
 }
 
 impl Installation {
-    /// Reads the Secret, or makes it; of two operators that start at once both use the same one.
-    pub async fn of(client: &Client, namespace: &str) -> Result<Self, InstallationError> {
+    /// Reads the Secret; `None`: there is none, so nothing was ever bought from here.
+    ///
+    /// # Errors
+    /// The API server refuses, or the Secret is damaged.
+    pub async fn read(client: &Client, namespace: &str) -> Result<Option<Self>, InstallationError> {
         let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
-        let read =
-            || async { api.get_opt(SECRET).await.map_err(Error::api("reading the installation")) };
-        if let Some(secret) = read().await? {
-            return parse(namespace, &secret);
+        let secret = api.get_opt(SECRET).await.map_err(Error::api("reading the installation"))?;
+        secret.map(|secret| parse(namespace, &secret)).transpose()
+    }
+
+    /// Reads the Secret, or makes it; of two operators that start at once both use the same one.
+    ///
+    /// # Errors
+    /// As [`Installation::read`].
+    pub async fn of(client: &Client, namespace: &str) -> Result<Self, InstallationError> {
+        if let Some(known) = Self::read(client, namespace).await? {
+            return Ok(known);
         }
+        let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
         let made = Secret {
             metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
             immutable: Some(true),
@@ -67,8 +78,8 @@ impl Installation {
         };
         match api.create(&PostParams::default(), &made).await {
             Ok(secret) => parse(namespace, &secret),
-            Err(error) if is_conflict(&error) => match read().await? {
-                Some(secret) => parse(namespace, &secret),
+            Err(error) if is_conflict(&error) => match Self::read(client, namespace).await? {
+                Some(known) => Ok(known),
                 None => Err(InstallationError::Damaged {
                     namespace: namespace.to_owned(),
                     what: "it came and went",

@@ -15,11 +15,15 @@
 //! | [`budgets`] | SpendBudget |
 //! | [`book`] | what was spent, in memory |
 //! | [`sweep`] | machines no claim wants, claims whose machine is gone |
+//! | [`trace`] | which log lines belong together |
 //! | [`status`], [`finalizer`], [`error`] | conditions; holding objects; what can go wrong and when to try again |
-//! | [`operate`] | starting all of it |
+//! | [`probe`], [`make`] | whether the cluster is fit; providers as their objects describe them |
+//! | [`begin`], [`operate`] | from settings to parts; from parts to all of it at work |
 
 pub mod admit;
 pub mod agents;
+pub mod audit;
+pub mod begin;
 pub mod book;
 pub mod budgets;
 pub mod claim_status;
@@ -28,12 +32,15 @@ pub mod compute_claim;
 pub mod compute_provider;
 pub mod error;
 pub mod finalizer;
+pub mod guard;
 pub mod installation;
 pub mod jobs;
 pub mod leader;
 pub mod machine;
+pub mod make;
 pub mod operate;
 pub mod placement;
+pub mod probe;
 pub mod providers;
 pub mod queue;
 pub mod run;
@@ -44,6 +51,7 @@ pub mod sweep;
 pub mod table;
 #[cfg(test)]
 mod testing;
+pub mod trace;
 pub mod training_job;
 pub mod watches;
 
@@ -51,7 +59,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Client, ResourceExt};
+use kube::{Api, Client, ResourceExt};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Identity;
 use petaflop_arbiter::world::Budget;
@@ -76,6 +84,17 @@ use table::{ClaimTable, Name};
 
 type TokenOf = Box<dyn Fn(&Identity) -> EnrolmentToken + Send + Sync>;
 type Leads = Box<dyn Fn() -> bool + Send + Sync>;
+
+/// A kind's objects of each of these namespaces; of the whole cluster, where none are named.
+fn within<K>(client: &Client, namespaces: &[String]) -> Vec<Api<K>>
+where
+    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+{
+    match namespaces {
+        [] => vec![Api::all(client.clone())],
+        names => names.iter().map(|name| Api::namespaced(client.clone(), name)).collect(),
+    }
+}
 
 /// Everything that a pass may look at or act through.
 pub struct Operator {

@@ -7,10 +7,11 @@ use std::time::Duration;
 use futures::FutureExt;
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
-use petaflop_crds::{ComputeClaim, ComputeProvider, SpendBudget, TrainingJob};
+use petaflop_crds::{ComputeProvider, SpendBudget, TrainingJob};
 use petaflop_providers::EnrolmentToken;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tracing::Instrument;
 
 use crate::claims::Claims;
 use crate::cluster::agents::Agents;
@@ -22,7 +23,8 @@ use crate::cluster::providers::{MakeProvider, Registry};
 use crate::cluster::queue::{Again, Queue};
 use crate::cluster::settings::Settings;
 use crate::cluster::table::ClaimTable;
-use crate::cluster::watches::{Watched, follow_claims, on_budget, on_job, on_provider};
+use crate::cluster::trace::{self, Named};
+use crate::cluster::watches::{Part, Watched, follow_claims, on_budget, on_job, on_provider};
 use crate::cluster::{Handle, Operator, compute_claim, compute_provider, jobs, placement, sweep};
 use crate::ledger::Ledger;
 
@@ -31,6 +33,11 @@ const AT_ONCE: usize = 16;
 
 /// Longest time between two placement passes while something waits.
 const PLACE_AGAIN: Duration = Duration::from_secs(30);
+
+/// What a stopping operator gives to passes that are under way; the chart gives it 30 s in all.
+const LAST_TURNS: Duration = Duration::from_secs(15);
+/// What it gives to the API server to take the Lease back.
+const RESIGNATION: Duration = Duration::from_secs(5);
 
 /// What cannot be made by the operator itself, so that tests may give their own.
 pub struct Parts {
@@ -53,16 +60,6 @@ pub enum StartError {
     /// It cannot talk to agents.
     #[error("no HTTP client can be made: {0}")]
     Http(#[from] reqwest::Error),
-    /// The CRDs are not there.
-    #[error(
-        "{kind} cannot be listed: {source}; install the CRDs (helm install petaflop-crds charts/petaflop-crds) and see that the operator's ClusterRole is bound"
-    )]
-    Kinds {
-        /// Which kind.
-        kind: &'static str,
-        /// What the API server said.
-        source: Box<kube::Error>,
-    },
 }
 
 /// A started operator. Dropping it stops everything at once, as a crash would.
@@ -72,6 +69,8 @@ pub struct Running {
     /// The queues, for whoever waits until nothing is left to do.
     pub queues: Queues,
     tasks: JoinSet<()>,
+    /// Who holds the Lease, where there is an election.
+    me: Option<String>,
 }
 
 /// What waits for its turn.
@@ -85,10 +84,43 @@ pub struct Queues {
     pub providers: Queue<String>,
 }
 
+impl Queues {
+    fn close(&self) {
+        self.jobs.close();
+        self.claims.close();
+        self.providers.close();
+    }
+
+    async fn idle(&self, clock: &Clock) {
+        while self.jobs.is_busy() || self.claims.is_busy() || self.providers.is_busy() {
+            clock.sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
 impl Running {
     /// Works until it is dropped, or a task of it ends, which none does by itself.
     pub async fn wait(&mut self) {
         self.tasks.join_next().await;
+    }
+
+    /// Ends in order: nothing new is begun, what is under way is given some seconds, and the Lease
+    /// is given back only when nothing acts any more.
+    pub async fn stop(mut self) {
+        self.queues.close();
+        let clock = &self.operator.clock;
+        if clock.timeout(LAST_TURNS, self.queues.idle(clock)).await.is_none() {
+            tracing::warn!("some passes did not end in time; the next operator takes them up");
+        }
+        self.tasks.shutdown().await;
+        let Some(me) = &self.me else { return };
+        let leases =
+            Api::namespaced(self.operator.client.clone(), &self.operator.settings.namespace);
+        match clock.timeout(RESIGNATION, Election::resign(&leases, me)).await {
+            Some(Ok(())) => tracing::info!("the Lease is given back"),
+            Some(Err(error)) => tracing::warn!(%error, "the Lease runs out by itself"),
+            None => tracing::warn!("the Lease runs out by itself"),
+        }
     }
 }
 
@@ -98,18 +130,18 @@ impl Running {
 /// What is missing in the cluster, in words.
 pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartError> {
     let Parts { client, clock, ledger, make } = parts;
-    probe(&client).await?;
     let installation = Arc::new(Installation::of(&client, &settings.namespace).await?);
     let mut tasks = JoinSet::new();
-    let leadership = match settings.leader_elect {
-        true => {
-            let me = format!("{}-{}", settings.replica, installation_suffix());
+    let me =
+        settings.leader_elect.then(|| format!("{}-{}", settings.replica, installation_suffix()));
+    let leadership = match &me {
+        Some(me) => {
             let (election, leadership) =
-                Election::new(client.clone(), &settings.namespace, me, clock.clone());
+                Election::new(client.clone(), &settings.namespace, me.clone(), clock.clone());
             tasks.spawn(election.run());
             leadership
         }
-        false => Leadership::sole(clock.clone()),
+        None => Leadership::sole(clock.clone()),
     };
     let queues = Queues {
         jobs: Queue::new(clock.clone()),
@@ -131,7 +163,7 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
     let operator = Arc::new(Operator {
         claims: ObjectClaims::new(
             client.clone(),
-            settings.watch_namespace.clone(),
+            settings.watch_namespaces.clone(),
             table.clone(),
             clock.clone(),
         ),
@@ -159,25 +191,25 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
         table: table.clone(),
         ledger,
     });
-    let namespace = operator.settings.watch_namespace.as_deref();
+    let namespaces = &operator.settings.watch_namespaces;
     let (claims_ready, mut claims_seen) = watch::channel(false);
     let ready = [job_watch.ready(), provider_watch.ready(), budget_watch.ready()];
     tasks.spawn(until_over(job_watch.start(
-        within(&client, namespace),
-        None,
+        Part::each(&client, namespaces),
+        |_| {},
         on_job(handle.clone()),
     )));
     tasks.spawn(until_over(provider_watch.start(
-        Api::all(client.clone()),
-        operator.settings.provider_labels.as_deref(),
+        vec![Part::all(&client).labels(operator.settings.provider_labels.as_deref())],
+        |_| {},
         on_provider(queues.providers.clone()),
     )));
     tasks.spawn(until_over(budget_watch.start(
-        within(&client, namespace),
-        None,
+        Part::each(&client, namespaces),
+        |_| {},
         on_budget(operator.placement.clone()),
     )));
-    tasks.spawn(follow_claims(within(&client, namespace), table, handle, claims_ready));
+    tasks.spawn(follow_claims(Part::each(&client, namespaces), table, handle, claims_ready));
     let (leader, shared) = (operator.clone(), queues.clone());
     tasks.spawn(async move {
         for mut watch in ready {
@@ -187,18 +219,7 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
         let _ = claims_seen.wait_for(|ready| *ready).await;
         lead(leader, shared).await;
     });
-    Ok(Running { operator, queues, tasks })
-}
-
-/// All objects of a kind, or those of one namespace.
-fn within<K>(client: &Client, namespace: Option<&str>) -> Api<K>
-where
-    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
-{
-    match namespace {
-        Some(namespace) => Api::namespaced(client.clone(), namespace),
-        None => Api::all(client.clone()),
-    }
+    Ok(Running { operator, queues, tasks, me })
 }
 
 async fn until_over(task: tokio::task::JoinHandle<()>) {
@@ -212,22 +233,6 @@ impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
-}
-
-/// Whether the kinds are there and may be read: said at once, and not by a watch that fails for ever.
-async fn probe(client: &Client) -> Result<(), StartError> {
-    async fn one<K>(client: &Client, kind: &'static str) -> Result<(), StartError>
-    where
-        K: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
-    {
-        let api: Api<K> = Api::all(client.clone());
-        let list = api.list_metadata(&kube::api::ListParams::default().limit(1)).await;
-        list.map(drop).map_err(|source| StartError::Kinds { kind, source: Box::new(source) })
-    }
-    one::<TrainingJob>(client, "TrainingJob").await?;
-    one::<ComputeClaim>(client, "ComputeClaim").await?;
-    one::<ComputeProvider>(client, "ComputeProvider").await?;
-    one::<SpendBudget>(client, "SpendBudget").await
 }
 
 /// Something that no other process has, so that a restarted Pod of the same name is another.
@@ -265,15 +270,13 @@ async fn work(operator: Arc<Operator>, queues: Queues) {
     }
     let Queues { jobs, claims, providers } = queues;
     tokio::join!(
-        turns(
-            &operator,
-            &jobs,
-            |operator, name| async move { jobs::reconcile(&operator, &name).await }
-        ),
-        turns(&operator, &claims, |operator, name| async move {
+        turns("TrainingJob", &operator, &jobs, |operator, name| async move {
+            jobs::reconcile(&operator, &name).await
+        }),
+        turns("ComputeClaim", &operator, &claims, |operator, name| async move {
             compute_claim::reconcile(&operator, &name).await
         }),
-        turns(&operator, &providers, |operator, name| async move {
+        turns("ComputeProvider", &operator, &providers, |operator, name| async move {
             compute_provider::reconcile(&operator, &name).await
         }),
         placements(&operator),
@@ -296,37 +299,38 @@ async fn begin(operator: &Operator) -> Result<(), Error> {
 
 /// Works on keys, a bounded number at once, until it is dropped.
 async fn turns<K, F>(
+    kind: &'static str,
     operator: &Arc<Operator>,
     queue: &Queue<K>,
     reconcile: impl Fn(Arc<Operator>, K) -> F + Copy,
 ) where
-    K: Clone + Eq + Ord + std::hash::Hash + std::fmt::Debug + Send + 'static,
+    K: Named + Clone + Eq + Ord + std::hash::Hash + Send + 'static,
     F: Future<Output = Result<Again, Error>>,
 {
     let one = || async {
         loop {
             let key = queue.next().await;
+            let span = trace::reconcile(kind, &key);
             let turn = std::panic::AssertUnwindSafe(reconcile(operator.clone(), key.clone()));
             // One poisoned object must not take the others with it.
-            let again = match turn.catch_unwind().await {
+            let turn = turn.catch_unwind().instrument(span.clone()).await;
+            let again = span.in_scope(|| match turn {
                 Ok(Ok(again)) => again,
                 Ok(Err(error)) => {
                     let again = error.again();
                     match again {
                         Again::Backoff => {
-                            tracing::warn!(?key, %error, reason = %error.reason(), "again later");
+                            tracing::warn!(%error, reason = %error.reason(), "again later");
                         }
-                        Again::OnChange | Again::After(_) => {
-                            tracing::debug!(?key, %error, "again");
-                        }
+                        Again::OnChange | Again::After(_) => tracing::debug!(%error, "again"),
                     }
                     again
                 }
                 Err(_) => {
-                    tracing::error!(?key, "a pass panicked");
+                    tracing::error!("a pass panicked");
                     Again::Backoff
                 }
-            };
+            });
             queue.done(&key, again);
         }
     };
@@ -340,7 +344,7 @@ async fn placements(operator: &Operator) {
             () = operator.placement.asked(operator) => {}
             () = operator.clock.sleep(again) => {}
         }
-        again = match placement::pass(operator).await {
+        again = match placement::pass(operator).instrument(trace::pass("placement")).await {
             Ok(again) => again.unwrap_or(PLACE_AGAIN).max(Duration::from_millis(100)),
             Err(error) => {
                 tracing::warn!(%error, reason = %error.reason(), "placement");
@@ -358,7 +362,8 @@ async fn sweeps(operator: &Operator) {
         rounds = rounds.saturating_add(1);
         for (name, known) in operator.providers.all() {
             let Ok(provider) = known.provider else { continue };
-            match sweep::round(operator, provider.as_ref()).await {
+            let round = sweep::round(operator, provider.as_ref());
+            match round.instrument(trace::pass("sweep")).await {
                 Ok(swept) if swept != sweep::Swept::default() => {
                     tracing::warn!(provider = %name, ?swept, "swept");
                 }

@@ -50,6 +50,7 @@ struct State<K> {
     later: BTreeSet<(Duration, K)>,
     due: HashMap<K, Duration>,
     failures: HashMap<K, u32>,
+    closed: bool,
 }
 
 impl<K> Clone for Queue<K> {
@@ -68,6 +69,7 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
             later: BTreeSet::new(),
             due: HashMap::new(),
             failures: HashMap::new(),
+            closed: false,
         };
         Self { inner: Arc::new(Inner { clock, state: Mutex::new(state), changed: Notify::new() }) }
     }
@@ -101,6 +103,9 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
     /// The next key. It is not given to anybody else before [`Queue::done`].
     pub async fn next(&self) -> K {
         loop {
+            if self.lock().closed {
+                return std::future::pending().await;
+            }
             let wait = {
                 let mut state = self.lock();
                 let now = self.inner.clock.boottime();
@@ -154,6 +159,17 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
         if let Some(wait) = wait {
             self.add_after(key.clone(), wait);
         }
+    }
+
+    /// No key has a turn any more; those that have one may end it.
+    pub fn close(&self) {
+        self.lock().closed = true;
+        self.inner.changed.notify_waiters();
+    }
+
+    /// Whether some key has its turn.
+    pub fn is_busy(&self) -> bool {
+        !self.lock().busy.is_empty()
     }
 
     /// Keys that wait for their turn now.

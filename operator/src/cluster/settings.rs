@@ -12,8 +12,8 @@ pub struct Settings {
     pub namespace: String,
     /// Name of this replica, for the election: its Pod's.
     pub replica: String,
-    /// Namespace to work in; `None`: all.
-    pub watch_namespace: Option<String>,
+    /// Namespaces to work in; empty: all.
+    pub watch_namespaces: Vec<String>,
     /// Labels of the ComputeProviders to work with (`key=value,…`); `None`: all. For several
     /// installations in one cluster.
     pub provider_labels: Option<String>,
@@ -29,6 +29,14 @@ pub struct Settings {
     pub runtime: String,
     /// Where `/healthz`, `/readyz`, `/metrics` and the API are served.
     pub http_address: SocketAddr,
+    /// Whether everybody may read `/metrics`.
+    pub public_metrics: bool,
+    /// Image of the operator itself, which gateways of InferenceServices run.
+    pub gateway_image: String,
+    /// Its ServiceAccount, for messages that say how to let it read a Secret.
+    pub service_account: String,
+    /// The ClusterRole that would let it, for the same messages.
+    pub secret_reader: String,
     /// Whether several replicas elect a leader; else there may be one only.
     pub leader_elect: bool,
 }

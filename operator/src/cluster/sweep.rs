@@ -7,15 +7,16 @@
 
 use std::time::Duration;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 use petaflop_arbiter::claim::Phase;
 use petaflop_providers::{Instance, Listing, Provider};
 
 use crate::act::ActError;
-use crate::claims::Claims;
+use crate::claims::{Claims, ClaimsError};
 use crate::cluster::Operator;
 use crate::cluster::error::Error;
 use crate::cluster::table::Name;
+use crate::ledger::{self, Ledger};
 
 /// Rounds after the start that come quickly.
 pub const QUICK_ROUNDS: u32 = 20;
@@ -56,39 +57,80 @@ async fn orphans(
     listing: &Listing,
     swept: &mut Swept,
 ) -> Result<(), Error> {
-    let safety = provider.capabilities().launch_safety;
-    let grace = SignedDuration::from_secs(i64::from(safety.settle_seconds) + 30);
-    let now = operator.clock.now();
-    let bills: Vec<&Instance> = listing.instances.iter().filter(|i| i.state.may_bill()).collect();
-    let mut unclaimed = Vec::new();
-    for instance in &bills {
-        let Some(identity) = &instance.identity else { continue };
-        // Lists are not trusted to hold only what was asked for.
-        if identity.installation != operator.installation.uid {
-            continue;
-        }
-        let claim = operator.claims.get(&identity.namespace, &identity.claim).await?;
-        if claim.is_none_or(|stored| stored.claim.uid != identity.claim_uid) {
-            unclaimed.push(*instance);
-        }
-    }
+    let unclaimed = unclaimed(&operator.claims, &operator.installation.uid, listing).await?;
     // The young ones count here too, or the rest could be ended one small sweep at a time.
-    if unclaimed.len() > FEW && unclaimed.len() * 2 > bills.len() {
+    if too_many(&unclaimed, listing) {
         swept.spared = unclaimed.iter().map(|instance| instance.id.to_string()).collect();
         return Ok(());
     }
+    let now = operator.clock.now();
     for instance in unclaimed {
-        let old = instance.started.is_some_and(|at| now.duration_since(at) >= grace);
-        if !old || !operator.leadership.leads() {
+        if !is_old(instance, provider, now) || !operator.leadership.leads() {
             continue;
         }
         provider.terminate(&instance.id).await.map_err(ActError::from)?;
         swept.orphans.push(instance.id.to_string());
-        if let (Some(identity), Some(began), Some(offer)) =
-            (&instance.identity, instance.started, &instance.offer)
-        {
-            operator.ledger.close_orphan(identity, offer.clone(), began, now).await?;
+        book(&operator.ledger, instance, now).await?;
+    }
+    Ok(())
+}
+
+/// Machines of an installation that may bill and that no claim wants: each one's claim is asked
+/// for at the API server itself.
+///
+/// # Errors
+/// The server refuses or does not answer, which proves nothing about any machine.
+pub async fn unclaimed<'a>(
+    claims: &dyn Claims,
+    installation: &str,
+    listing: &'a Listing,
+) -> Result<Vec<&'a Instance>, ClaimsError> {
+    let mut unclaimed = Vec::new();
+    for instance in listing.instances.iter().filter(|instance| instance.state.may_bill()) {
+        let Some(identity) = &instance.identity else { continue };
+        // Lists are not trusted to hold only what was asked for.
+        if identity.installation != installation {
+            continue;
         }
+        let claimed = match claims.get(&identity.namespace, &identity.claim).await {
+            Ok(claim) => claim.is_some_and(|stored| stored.claim.uid == identity.claim_uid),
+            // It is there, whatever it says.
+            Err(ClaimsError::Damaged { .. }) => true,
+            Err(error) => return Err(error),
+        };
+        if !claimed {
+            unclaimed.push(instance);
+        }
+    }
+    Ok(unclaimed)
+}
+
+/// Whether so many are without a claim that rather our view of the claims is wrong.
+pub fn too_many(unclaimed: &[&Instance], listing: &Listing) -> bool {
+    let bills = listing.instances.iter().filter(|instance| instance.state.may_bill()).count();
+    unclaimed.len() > FEW && unclaimed.len() * 2 > bills
+}
+
+/// Whether a machine is older than a list may lag behind.
+pub fn is_old(instance: &Instance, provider: &dyn Provider, now: Timestamp) -> bool {
+    let safety = provider.capabilities().launch_safety;
+    let grace = SignedDuration::from_secs(i64::from(safety.settle_seconds) + 30);
+    instance.started.is_some_and(|at| now.duration_since(at) >= grace)
+}
+
+/// Books what a machine without a claim has cost, where that is known.
+///
+/// # Errors
+/// The ledger refuses.
+pub async fn book(
+    ledger: &Ledger,
+    machine: &Instance,
+    now: Timestamp,
+) -> Result<(), ledger::Error> {
+    if let (Some(identity), Some(began), Some(offer)) =
+        (&machine.identity, machine.started, &machine.offer)
+    {
+        ledger.close_orphan(identity, offer.clone(), began, now).await?;
     }
     Ok(())
 }

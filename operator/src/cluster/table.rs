@@ -70,20 +70,22 @@ impl ClaimTable {
         inner.remove(&name, Some(uid));
     }
 
-    /// A list is complete: what was known before it began and is not in it is gone. What was written
-    /// while it ran is newer than everything in it, and stays.
-    pub fn listed(&self, names: &BTreeSet<Name>, newest: u64) {
+    /// A list of a namespace, or of all, is complete: what was known before it began and is not in
+    /// it is gone. What was written while it ran is newer than everything in it, and stays.
+    pub fn listed(&self, namespace: Option<&str>, names: &BTreeSet<Name>, newest: u64) {
+        let here = |name: &Name| namespace.is_none_or(|namespace| namespace == name.0);
         let mut inner = self.lock();
         let missing: Vec<Name> = inner
             .claims
             .iter()
-            .filter(|(name, object)| !names.contains(*name) && version(object) <= newest)
+            .filter(|(name, _)| here(name) && !names.contains(*name))
+            .filter(|(_, object)| version(object) <= newest)
             .map(|(name, _)| name.clone())
             .collect();
         for name in missing {
             inner.remove(&name, None);
         }
-        inner.removed.clear();
+        inner.removed.retain(|name, _| !here(name));
     }
 
     /// The object of exactly this writing of a claim, if that is still the newest known.
@@ -229,7 +231,8 @@ mod tests {
         table.put(claim("kept", "u2", 4));
         table.put(claim("new", "u3", 12));
         let names = BTreeSet::from([("ns".to_owned(), "kept".to_owned())]);
-        table.listed(&names, 10);
+        table.listed(Some("other"), &BTreeSet::new(), 20);
+        table.listed(Some("ns"), &names, 10);
         let left: Vec<String> =
             table.of_owner("owner").into_iter().map(|c| c.claim.spec.name).collect();
         assert_eq!(left, ["kept", "new"]);

@@ -1,16 +1,17 @@
 //! What the API server tells: one watch a kind, shared by all who look, pruned of what nobody
 //! reads. An object that cannot be read is said and left out; it blocks no other.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::fmt::Debug;
 
 use futures::StreamExt;
-use kube::core::{DeserializeGuard, Resource};
+use futures::stream::{BoxStream, select_all};
+use kube::core::{DeserializeGuard, NamespaceResourceScope, Resource};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
-use kube::runtime::watcher::{Config, Event, watcher};
-use kube::{Api, ResourceExt};
+use kube::runtime::watcher::{Config, Event, Result as WatchResult, watcher};
+use kube::{Api, Client, ResourceExt};
 use petaflop_crds::{ComputeClaim, ComputeProvider, SpendBudget, TrainingJob};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
@@ -21,7 +22,97 @@ use crate::cluster::{Handle, queue::Queue};
 /// Objects a page.
 const PAGE: u32 = 200;
 
-/// One watch: where its objects are kept, and whether the first list is complete.
+/// A part of a kind's objects that is listed and watched by itself.
+pub struct Part<K> {
+    api: Api<DeserializeGuard<K>>,
+    config: Config,
+    /// Only these objects belong to it; `None`: all.
+    namespace: Option<String>,
+    /// Whether they carry this label; `None`: no matter.
+    label: Option<(&'static str, bool)>,
+}
+
+impl<K> Part<K>
+where
+    K: Resource<DynamicType = ()>,
+{
+    /// All objects of the cluster.
+    pub fn all(client: &Client) -> Self {
+        let config = Config::default().page_size(PAGE);
+        Self { api: Api::all(client.clone()), config, namespace: None, label: None }
+    }
+
+    /// The objects of each of these namespaces; of the whole cluster, where none are named.
+    pub fn each(client: &Client, namespaces: &[String]) -> Vec<Self>
+    where
+        K: Resource<Scope = NamespaceResourceScope>,
+    {
+        if namespaces.is_empty() {
+            return vec![Self::all(client)];
+        }
+        let one = |namespace: &String| Self {
+            api: Api::namespaced(client.clone(), namespace),
+            namespace: Some(namespace.clone()),
+            ..Self::all(client)
+        };
+        namespaces.iter().map(one).collect()
+    }
+
+    /// Those with these labels (`key=value,…`), where some are given.
+    #[must_use]
+    pub fn labels(mut self, labels: Option<&str>) -> Self {
+        if let Some(labels) = labels {
+            self.config = self.config.labels(labels);
+        }
+        self
+    }
+
+    /// Those that carry a label, or those that do not, so that two parts share the objects.
+    #[must_use]
+    pub fn labelled(mut self, key: &'static str, carried: bool) -> Self {
+        let selector = if carried { key.to_owned() } else { format!("!{key}") };
+        self.config = self.config.labels(&selector);
+        self.label = Some((key, carried));
+        self
+    }
+
+    /// Those with these fields.
+    #[must_use]
+    pub fn fields(mut self, fields: &str) -> Self {
+        self.config = self.config.fields(fields);
+        self
+    }
+
+    fn holds(&self, object: &K) -> bool {
+        let meta = object.meta();
+        let here = self.namespace.is_none() || self.namespace == meta.namespace;
+        let labels = meta.labels.as_ref();
+        here && self
+            .label
+            .is_none_or(|(key, carried)| labels.is_some_and(|l| l.contains_key(key)) == carried)
+    }
+
+    fn events(&self) -> BoxStream<'static, WatchResult<Event<DeserializeGuard<K>>>>
+    where
+        K: Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+    {
+        watcher(self.api.clone(), self.config.clone()).default_backoff().boxed()
+    }
+}
+
+/// The events of all parts, each with its part's number.
+fn merged<K>(
+    parts: &[Part<K>],
+) -> impl futures::Stream<Item = (usize, WatchResult<Event<DeserializeGuard<K>>>)> + Unpin + use<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    let numbered =
+        |(part, stream): (usize, &Part<K>)| stream.events().map(move |event| (part, event)).boxed();
+    select_all(parts.iter().enumerate().map(numbered).collect::<Vec<_>>())
+}
+
+/// One watch: where its objects are kept, and whether the first lists are complete.
 pub struct Watched<K: Resource<DynamicType = ()> + Clone + 'static> {
     /// The objects.
     pub store: Store<K>,
@@ -43,23 +134,22 @@ impl<K> Watched<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Whether the first list is complete.
+    /// Whether the first lists are complete.
     pub fn ready(&self) -> watch::Receiver<bool> {
         self.ready.subscribe()
     }
 
-    /// Begins to watch; `seen` hears of every object that is new, changed or gone.
+    /// Begins to watch; `prune` takes out of each object what nobody reads; `seen` hears of every
+    /// object that is new, changed or gone.
     pub fn start(
         &mut self,
-        api: Api<DeserializeGuard<K>>,
-        labels: Option<&str>,
+        parts: Vec<Part<K>>,
+        prune: fn(&mut K),
         seen: impl Fn(&K, Seen) + Send + 'static,
     ) -> tokio::task::JoinHandle<()> {
         let writer = self.writer.take().expect("a watch is started once");
         let ready = self.ready.clone();
-        let config = Config::default().page_size(PAGE);
-        let config = labels.map_or(config.clone(), |labels| config.labels(labels));
-        tokio::spawn(follow(api, config, writer, ready, seen))
+        tokio::spawn(follow(parts, writer, ready, prune, seen))
     }
 }
 
@@ -73,17 +163,19 @@ pub enum Seen {
 }
 
 async fn follow<K>(
-    api: Api<DeserializeGuard<K>>,
-    config: Config,
+    parts: Vec<Part<K>>,
     mut writer: Writer<K>,
     ready: watch::Sender<bool>,
+    prune: fn(&mut K),
     seen: impl Fn(&K, Seen),
 ) where
-    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let events = watcher(api, config).default_backoff();
-    let mut events = std::pin::pin!(events);
-    while let Some(event) = events.next().await {
+    let store = writer.as_reader();
+    let mut events = merged(&parts);
+    let mut listed: Vec<HashSet<ObjectRef<K>>> = parts.iter().map(|_| HashSet::new()).collect();
+    let mut unlisted: BTreeSet<usize> = (0..parts.len()).collect();
+    while let Some((part, event)) = events.next().await {
         let event = match event {
             Ok(event) => event,
             Err(error) => {
@@ -91,25 +183,42 @@ async fn follow<K>(
                 continue;
             }
         };
-        let Some(event) = read(event) else { continue };
-        // Who is gone after a new list is known only to the store.
-        let before = matches!(event, Event::InitDone).then(|| writer.as_reader().state());
-        writer.apply_watcher_event(&event);
+        // The store knows one list; what several parts say comes to it object by object.
+        let event = match read(event) {
+            Some(Event::InitApply(mut object)) => {
+                prune(&mut object);
+                listed[part].insert(ObjectRef::from_obj(&object));
+                Event::Apply(object)
+            }
+            Some(Event::Apply(mut object)) => {
+                prune(&mut object);
+                Event::Apply(object)
+            }
+            Some(other) => other,
+            None => continue,
+        };
         match &event {
-            Event::Apply(object) => seen(object, Seen::There),
-            Event::Delete(object) => seen(object, Seen::Gone),
-            Event::Init | Event::InitApply(_) => {}
+            Event::Apply(object) => {
+                writer.apply_watcher_event(&event);
+                seen(object, Seen::There);
+            }
+            Event::Delete(object) => {
+                writer.apply_watcher_event(&event);
+                seen(object, Seen::Gone);
+            }
+            Event::Init | Event::InitApply(_) => listed[part].clear(),
             Event::InitDone => {
-                let store = writer.as_reader();
-                for object in store.state() {
-                    seen(&object, Seen::There);
+                let names = std::mem::take(&mut listed[part]);
+                let missing =
+                    |o: &K| parts[part].holds(o) && !names.contains(&ObjectRef::from_obj(o));
+                for object in store.state_filter(missing) {
+                    writer.apply_watcher_event(&Event::Delete(K::clone(&object)));
+                    seen(&object, Seen::Gone);
                 }
-                for object in before.into_iter().flatten() {
-                    if store.get(&ObjectRef::from_obj(&*object)).is_none() {
-                        seen(&object, Seen::Gone);
-                    }
+                unlisted.remove(&part);
+                if unlisted.is_empty() {
+                    ready.send_replace(true);
                 }
-                ready.send_replace(true);
             }
         }
     }
@@ -139,16 +248,15 @@ fn read<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> Opt
 
 /// The claims' watch: into the table, which knows what is newer.
 pub async fn follow_claims(
-    api: Api<DeserializeGuard<ComputeClaim>>,
+    parts: Vec<Part<ComputeClaim>>,
     table: ClaimTable,
     handle: Handle,
     ready: watch::Sender<bool>,
 ) {
-    let events = watcher(api, Config::default().page_size(PAGE)).default_backoff();
-    let mut events = std::pin::pin!(events);
-    let mut listed: BTreeSet<Name> = BTreeSet::new();
-    let mut newest = 0;
-    while let Some(event) = events.next().await {
+    let mut events = merged(&parts);
+    let mut listed: Vec<(BTreeSet<Name>, u64)> = parts.iter().map(|_| Default::default()).collect();
+    let mut unlisted: BTreeSet<usize> = (0..parts.len()).collect();
+    while let Some((part, event)) = events.next().await {
         let event = match event {
             Ok(event) => event,
             Err(error) => {
@@ -158,35 +266,39 @@ pub async fn follow_claims(
         };
         let Some(event) = read(event) else { continue };
         match event {
-            Event::Init => {
-                listed.clear();
-                newest = 0;
-            }
+            Event::Init => listed[part] = Default::default(),
             Event::InitApply(object) => {
-                listed.insert(name_of(&object));
-                newest = newest.max(version(&object));
-                wake(&handle, &object);
-                table.put(object);
+                let (names, newest) = &mut listed[part];
+                names.insert(name_of(&object));
+                *newest = (*newest).max(version(&object));
+                put(&table, &handle, object);
             }
             Event::InitDone => {
-                table.listed(&listed, newest);
-                ready.send_replace(true);
+                let (names, newest) = std::mem::take(&mut listed[part]);
+                table.listed(parts[part].namespace.as_deref(), &names, newest);
+                unlisted.remove(&part);
+                if unlisted.is_empty() {
+                    ready.send_replace(true);
+                }
             }
             Event::Apply(object) => {
-                wake(&handle, &object);
-                table.put(object);
+                put(&table, &handle, object);
             }
             Event::Delete(object) => {
                 table.gone(&object);
-                wake(&handle, &object);
+                handle.claim_changed(&name_of(&object));
+                handle.owner_changed(&object.spec.owner.uid);
             }
         }
     }
 }
 
-fn wake(handle: &Handle, object: &ComputeClaim) {
-    handle.claim_changed(&name_of(object));
-    handle.owner_changed(&object.spec.owner.uid);
+/// Known first, or whoever is woken looks at what was before.
+fn put(table: &ClaimTable, handle: &Handle, object: ComputeClaim) {
+    let (name, owner) = (name_of(&object), object.spec.owner.uid.clone());
+    table.put(object);
+    handle.claim_changed(&name);
+    handle.owner_changed(&owner);
 }
 
 /// Jobs: into their queue.

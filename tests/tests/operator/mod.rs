@@ -109,7 +109,7 @@ impl Cluster {
         let settings = Settings {
             namespace: self.namespace.clone(),
             replica: "test".into(),
-            watch_namespace: Some(self.namespace.clone()),
+            watch_namespaces: vec![self.namespace.clone()],
             provider_labels: Some(format!("test={}", self.namespace)),
             store: StoreAt { uri: self.store(), credentials: Default::default() },
             ledger: StoreAt { uri: String::new(), credentials: Default::default() },
@@ -117,6 +117,10 @@ impl Cluster {
             runtime_image: "localhost/petaflop-runtime:test".into(),
             runtime: petaflop_tests::binary("petaflop-runtime")?.display().to_string(),
             http_address: ([127, 0, 0, 1], 0).into(),
+            public_metrics: false,
+            gateway_image: "localhost/petaflop:test".into(),
+            service_account: "petaflop".into(),
+            secret_reader: "petaflop-secret-reader".into(),
             leader_elect: false,
         };
         let parts = Parts {
@@ -252,7 +256,7 @@ impl Drop for Cluster {
 }
 
 /// Our kinds, once a server.
-async fn install(client: &Client) -> Result<()> {
+pub(crate) async fn install(client: &Client) -> Result<()> {
     static INSTALLED: OnceCell<()> = OnceCell::const_new();
     INSTALLED
         .get_or_try_init(|| async {

@@ -39,6 +39,7 @@ use kube::api::{Api, DeleteParams, ListParams, Preconditions};
 use kube::runtime::reflector::Store;
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
 use petaflop_arbiter::offer::Offer;
+use tokio::sync::watch;
 
 use crate::error::{LaunchError, ProviderError};
 use crate::machine::EnrolmentToken;
@@ -55,6 +56,8 @@ pub use once::SingleShot;
 const PAGE: u32 = 500;
 /// A call that has not ended after this long has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// How long a quote waits for the first lists.
+const FIRST_LIST: Duration = Duration::from_secs(10);
 
 /// How nodes are offered.
 #[derive(Clone, Debug)]
@@ -84,6 +87,8 @@ pub enum Sight {
         nodes: Store<Node>,
         /// Pods, finished ones may be missing.
         pods: Store<Pod>,
+        /// Whether each holds all that there is; before that, nothing is offered.
+        complete: [watch::Receiver<bool>; 2],
     },
     /// Nowhere: the server is asked each time.
     Server,
@@ -127,6 +132,19 @@ impl Nodes {
             Err(_) => Err(ProviderError::Unreachable {
                 provider: self.config.name.clone(),
                 detail: format!("{what}: no answer within {} s", PATIENCE.as_secs()),
+            }),
+        }
+    }
+
+    /// Waits until a cache is complete. A part of the Pods would make nodes look free.
+    async fn listed(&self, mut complete: watch::Receiver<bool>) -> Result<(), ProviderError> {
+        match tokio::time::timeout(FIRST_LIST, complete.wait_for(|complete| *complete)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(_)) | Err(_) => Err(ProviderError::Unreachable {
+                provider: self.config.name.clone(),
+                detail: "not all nodes and Pods are known yet; if this lasts, see in the log \
+                         whether they may be listed and watched"
+                    .to_owned(),
             }),
         }
     }
@@ -254,7 +272,10 @@ impl Provider for Nodes {
 
     async fn quote(&self) -> Result<Vec<Offer>, ProviderError> {
         match &self.sight {
-            Sight::Stores { nodes, pods } => {
+            Sight::Stores { nodes, pods, complete } => {
+                for list in complete {
+                    self.listed(list.clone()).await?;
+                }
                 let (nodes, pods) = (nodes.state(), pods.state());
                 self.quoted(nodes.iter().map(Arc::as_ref), pods.iter().map(Arc::as_ref))
             }

@@ -1,0 +1,117 @@
+//! `petaflop audit`: machines that carry this installation's identity and that no claim knows. It
+//! needs no running operator.
+
+use petaflop_agent_api::clock::Clock;
+
+use super::{Code, Failure, Outcome, print, print_json, say, show, waiting};
+use crate::cluster::audit::{Audit, Fate, Findings};
+use crate::cluster::begin;
+use crate::cluster::installation::Installation;
+use crate::cluster::make::Make;
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// End them, but for the youngest
+    #[arg(long)]
+    terminate: bool,
+    /// Where the cost of what is ended is booked [default: it is only said]
+    #[arg(long, value_name = "URI", default_value = "", hide_default_value = true)]
+    ledger_uri: String,
+    /// Labels of the ComputeProviders to ask [default: all]
+    #[arg(long, value_name = "KEY=VALUE,…")]
+    provider_labels: Option<String>,
+    /// Namespaces with claims [default: all]
+    #[arg(long, value_name = "NAME,…", env = "PETAFLOP_WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+    /// The operator's namespace [default: that of the Pod or kubeconfig]
+    #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
+    namespace: String,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    let findings = waiting()?.block_on(look(args))?;
+    if args.json {
+        print_json(&findings)?;
+    } else {
+        tell(&findings)?;
+    }
+    Ok(if findings.is_bad() { Code::Failed } else { Code::Done })
+}
+
+async fn look(args: &Args) -> Result<Findings, Failure> {
+    let clock = Clock::system();
+    let (client, namespace) = begin::client(&args.namespace).await?;
+    let Some(Installation { uid, .. }) = Installation::read(&client, &namespace).await? else {
+        return Err(Failure::failed(format!(
+            "no installation in namespace {namespace}: nothing was bought from there; name the operator's namespace with --namespace"
+        )));
+    };
+    let ledger = match args.ledger_uri.as_str() {
+        "" => None,
+        uri => Some(begin::ledger(&super::operator::ledger_at(uri), &clock).await?),
+    };
+    let make = Make::unwatched(client.clone(), clock.clone(), &uid, &args.watch_namespaces);
+    let audit = Audit {
+        client,
+        clock,
+        installation: &uid,
+        make: &make,
+        provider_labels: args.provider_labels.as_deref(),
+        terminate: args.terminate,
+        ledger: ledger.as_ref(),
+    };
+    Ok(audit.run().await?)
+}
+
+fn tell(findings: &Findings) -> Result<(), Failure> {
+    let Findings { machines, unclaimed, unasked } = findings;
+    if !unclaimed.is_empty() {
+        let mut table = show::table(
+            &["PROVIDER", "MACHINE", "FOR CLAIM", "SINCE", "$/H", "COST $", ""],
+            &[4, 5],
+        );
+        let unknown = || "?".to_owned();
+        for machine in unclaimed {
+            table.add_row([
+                machine.provider.clone(),
+                machine.machine.clone(),
+                format!("{}/{}", machine.namespace, machine.claim),
+                machine.started_at.map_or_else(unknown, |at| at.strftime("%FT%TZ").to_string()),
+                machine.hourly_price.map_or_else(unknown, |price| price.to_string()),
+                machine.cost.map_or_else(unknown, |cost| cost.to_string()),
+                fate(machine.fate).to_owned(),
+            ]);
+        }
+        print(show::lines(&table))?;
+    }
+    for provider in unasked {
+        say(format_args!("{}: not known: {}", provider.provider, provider.why));
+    }
+    let goes_on = |fate| unclaimed.iter().filter(|machine| machine.fate == fate).count();
+    say(format_args!(
+        "{machines} machines carry our identity, {} without a claim",
+        unclaimed.len()
+    ));
+    if goes_on(Fate::GoesOn) > 0 {
+        say("`petaflop audit --terminate` ends those without a claim");
+    }
+    if goes_on(Fate::Spared) > 0 {
+        say(
+            "more than half of all are without a claim, so rather the claims are gone: nothing was ended; \
+             look at `kubectl get computeclaims -A`, and end machines by hand if they are not wanted",
+        );
+    }
+    Ok(())
+}
+
+fn fate(fate: Fate) -> &'static str {
+    match fate {
+        Fate::Ended => "ended",
+        Fate::GoesOn => "goes on",
+        Fate::Young => "too young to tell",
+        Fate::Spared => "spared",
+    }
+}

@@ -1,0 +1,85 @@
+//! `petaflop guard`: what Helm runs before it takes the operator away.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use petaflop_agent_api::clock::Clock;
+
+use super::{Code, Failure, Outcome, say, waiting};
+use crate::cluster::begin;
+use crate::cluster::guard::{Guard, Open};
+
+/// Claims that are named one by one.
+const NAMED: usize = 20;
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+#[value(rename_all = "PascalCase")]
+enum OnRunningClaims {
+    /// Refuse, and name them
+    Fail,
+    /// Suspend what they work for, and wait until they have ended
+    Drain,
+}
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// What to do while claims are not over
+    #[arg(long, value_enum, default_value = "Fail")]
+    on_running_claims: OnRunningClaims,
+    /// How long claims may take to end
+    #[arg(long, value_name = "SECONDS", default_value_t = 270)]
+    timeout_seconds: u64,
+    /// Namespaces with claims [default: all]
+    #[arg(long, value_name = "NAME,…", env = "PETAFLOP_WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+}
+
+pub(crate) fn run(args: &Args) -> Outcome {
+    waiting()?.block_on(async {
+        let (client, _) = begin::client("").await?;
+        let namespaces = args.watch_namespaces.clone();
+        let guard = Guard { client, clock: Clock::system(), namespaces };
+        let open = match args.on_running_claims {
+            OnRunningClaims::Fail => guard.open().await?,
+            OnRunningClaims::Drain => {
+                let within = Duration::from_secs(args.timeout_seconds);
+                let waits =
+                    |open: &BTreeSet<Open>| say(format_args!("{} claims to end", open.len()));
+                guard.drain(within, waits).await?
+            }
+        };
+        if !open.is_empty() {
+            return Err(refusal(args.on_running_claims, &open));
+        }
+        guard.release().await?;
+        Ok(Code::Done)
+    })
+}
+
+fn refusal(mode: OnRunningClaims, open: &BTreeSet<Open>) -> Failure {
+    let mut lines: Vec<String> = open
+        .iter()
+        .take(NAMED)
+        .map(|Open { claim, owner, machine }| match machine.as_str() {
+            "" => format!("  {claim} of {owner}"),
+            machine => format!("  {claim} of {owner}, on {machine}"),
+        })
+        .collect();
+    if open.len() > NAMED {
+        lines.push(format!("  and {} more", open.len() - NAMED));
+    }
+    let mend = match mode {
+        OnRunningClaims::Fail => {
+            "suspend or delete the jobs and services they are for (kubectl delete trainingjobs.petaflop.dev,inferenceservices.petaflop.dev \
+             --all --namespace …) and uninstall again, or set uninstall.onRunningClaims=Drain first"
+        }
+        OnRunningClaims::Drain => {
+            "they did not end in time: see the operator's log and their events, and uninstall again with a longer uninstall.timeoutSeconds"
+        }
+    };
+    Failure::failed(format!(
+        "without the operator nobody would end the machines of {} claims:\n{}\n{mend}",
+        open.len(),
+        lines.join("\n")
+    ))
+}

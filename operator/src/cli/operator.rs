@@ -1,0 +1,222 @@
+//! `petaflop operator`: works in a cluster until it is told to end. The chart's values become
+//! these flags and this environment.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+use petaflop_agent_api::task::Secret;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::{Code, Failure, Outcome, waiting};
+use crate::cluster::begin::begin;
+use crate::cluster::settings::{Settings, StoreAt};
+
+/// What of the environment opens a bucket from another machine. Whatever else begins with `AWS_` is
+/// this Pod's own (a token file, a role), and is no one else's business.
+const HANDED_ON: [&str; 8] = [
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
+];
+
+/// Of these the ledger's credentials are named after this.
+const LEDGER: &str = "PETAFLOP_LEDGER_";
+
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    /// Where artifacts, checkpoints and logs go: s3://bucket/prefix, or a folder
+    #[arg(long, value_name = "URI", default_value = "", hide_default_value = true)]
+    store_uri: String,
+    /// Where the record of what every claim cost goes [default: <store-uri>/ledger]
+    #[arg(long, value_name = "URI", default_value = "", hide_default_value = true)]
+    ledger_uri: String,
+    /// Image that carries /petaflop-agent
+    #[arg(long, value_name = "IMAGE", default_value = "petaflop-agent")]
+    agent_image: String,
+    /// Image of the runtime
+    #[arg(long, value_name = "IMAGE", default_value = "petaflop-runtime")]
+    runtime_image: String,
+    /// The runtime's program in its image
+    #[arg(long, value_name = "PATH", default_value = "/petaflop-runtime")]
+    runtime: String,
+    /// Where health, metrics and the API are served
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8080")]
+    http_address: SocketAddr,
+    /// Hold a Lease while at work, so that two operators never buy side by side
+    #[arg(long)]
+    leader_elect: bool,
+    /// Labels of the ComputeProviders to work with [default: all]
+    #[arg(long, value_name = "KEY=VALUE,…")]
+    provider_labels: Option<String>,
+    /// Namespaces whose objects are worked for [default: all]
+    #[arg(long, value_name = "NAME,…", env = "PETAFLOP_WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+    /// Its own namespace [default: that of its Pod or kubeconfig]
+    #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
+    namespace: String,
+    /// Name of this replica
+    #[arg(long, env = "POD_NAME", default_value = "operator")]
+    replica: String,
+    /// Let everybody read /metrics
+    #[arg(long, env = "PETAFLOP_PUBLIC_METRICS", action = clap::ArgAction::Set, num_args = 0..=1,
+          default_value_t = false, default_missing_value = "true")]
+    public_metrics: bool,
+    /// Image of the operator itself, which the gateways of InferenceServices run
+    #[arg(long, value_name = "IMAGE", env = "PETAFLOP_GATEWAY_IMAGE", default_value = "petaflop")]
+    gateway_image: String,
+    /// Its ServiceAccount, for messages
+    #[arg(long, value_name = "NAME", env = "PETAFLOP_SERVICE_ACCOUNT", default_value = "petaflop")]
+    service_account: String,
+    /// The ClusterRole that would let it read Secrets, for messages
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "PETAFLOP_SECRET_READER",
+        default_value = "petaflop-secret-reader"
+    )]
+    secret_reader: String,
+}
+
+pub(crate) fn run(args: Args) -> Outcome {
+    let settings = settings(args, &std::env::vars().collect());
+    waiting()?.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut told = async || {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        let mut running = tokio::select! {
+            running = begin(settings) => running?,
+            () = told() => return Ok(Code::Done),
+        };
+        tokio::select! {
+            () = told() => tracing::info!("told to end"),
+            () = running.wait() => return Err(Failure::failed("a part of the operator ended; the log says which")),
+        }
+        running.stop().await;
+        Ok(Code::Done)
+    })
+}
+
+fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
+    let Args {
+        store_uri,
+        ledger_uri,
+        agent_image,
+        runtime_image,
+        runtime,
+        http_address,
+        leader_elect,
+        provider_labels,
+        watch_namespaces,
+        namespace,
+        replica,
+        public_metrics,
+        gateway_image,
+        service_account,
+        secret_reader,
+    } = args;
+    let (store, ledger) = credentials(environment);
+    Settings {
+        namespace,
+        replica,
+        watch_namespaces: watch_namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
+        provider_labels,
+        store: StoreAt { uri: store_uri.trim_end_matches('/').to_owned(), credentials: store },
+        ledger: StoreAt { uri: ledger_uri, credentials: ledger },
+        agent_image,
+        runtime_image,
+        runtime,
+        http_address,
+        public_metrics,
+        gateway_image,
+        service_account,
+        secret_reader,
+        leader_elect,
+    }
+}
+
+/// A ledger by its URI, opened as the environment says.
+pub(super) fn ledger_at(uri: &str) -> StoreAt {
+    let (_, credentials) = credentials(&std::env::vars().collect());
+    StoreAt { uri: uri.to_owned(), credentials }
+}
+
+type Credentials = BTreeMap<String, Secret>;
+
+/// What opens the store for jobs, and the ledger, where that has something of its own; then region
+/// and endpoint are the store's unless it says otherwise.
+fn credentials(environment: &BTreeMap<String, String>) -> (Credentials, Credentials) {
+    let named = |prefix: &str| -> Credentials {
+        let of = |name: &&str| {
+            let value = environment.get(&format!("{prefix}{name}"))?;
+            Some(((*name).to_owned(), Secret::new(value)))
+        };
+        HANDED_ON.iter().filter_map(of).collect()
+    };
+    let (store, own) = (named(""), named(LEDGER));
+    if own.is_empty() {
+        return (store, own);
+    }
+    let of_place = |name: &str| name.contains("REGION") || name.contains("ENDPOINT");
+    let mut ledger: Credentials = store
+        .iter()
+        .filter(|(name, _)| of_place(name))
+        .map(|(n, v)| (n.clone(), v.clone()))
+        .collect();
+    ledger.extend(own);
+    (store, ledger)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ledger_with_credentials_of_its_own_never_uses_the_stores_and_jobs_never_see_them() {
+        let environment = BTreeMap::from(
+            [
+                ("AWS_ACCESS_KEY_ID", "store"),
+                ("AWS_SECRET_ACCESS_KEY", "s"),
+                ("AWS_ENDPOINT_URL", "http://s3"),
+                ("AWS_WEB_IDENTITY_TOKEN_FILE", "/var/run/token"),
+                ("PETAFLOP_LEDGER_AWS_ACCESS_KEY_ID", "ledger"),
+                ("PETAFLOP_LEDGER_AWS_REGION", "eu"),
+            ]
+            .map(|(name, value)| (name.to_owned(), value.to_owned())),
+        );
+        let (store, ledger) = credentials(&environment);
+        let shown = |map: &Credentials| -> Vec<(String, String)> {
+            map.iter().map(|(name, value)| (name.clone(), value.expose().to_owned())).collect()
+        };
+        let pairs = |pairs: &[(&str, &str)]| -> Vec<(String, String)> {
+            pairs.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect()
+        };
+        assert_eq!(
+            shown(&store),
+            pairs(&[
+                ("AWS_ACCESS_KEY_ID", "store"),
+                ("AWS_ENDPOINT_URL", "http://s3"),
+                ("AWS_SECRET_ACCESS_KEY", "s"),
+            ])
+        );
+        assert_eq!(
+            shown(&ledger),
+            pairs(&[
+                ("AWS_ACCESS_KEY_ID", "ledger"),
+                ("AWS_ENDPOINT_URL", "http://s3"),
+                ("AWS_REGION", "eu"),
+            ])
+        );
+        let plain = credentials(&BTreeMap::from([("AWS_REGION".to_owned(), "eu".to_owned())]));
+        assert!(plain.1.is_empty(), "then the environment counts as it is");
+    }
+}

@@ -1,0 +1,149 @@
+//! From settings to a working operator: the API server, the store and the ledger are opened and
+//! looked at, and what is wrong with them is said in one line before anything else happens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use kube::{Client, Config};
+use object_store::ObjectStore;
+use petaflop_agent_api::clock::Clock;
+use petaflop_store::StoreError;
+use petaflop_store::place::{self, Credentials};
+
+use crate::cluster::installation::{Installation, InstallationError};
+use crate::cluster::make::Make;
+use crate::cluster::operate::{Parts, Running, StartError, start};
+use crate::cluster::probe::{ProbeError, chain, probe};
+use crate::cluster::settings::{Settings, StoreAt};
+use crate::ledger::Ledger;
+
+/// How long a store may take to answer the first question.
+const STORE_PATIENCE: Duration = Duration::from_secs(30);
+/// Silence of a server, watches included: they bring a bookmark each minute.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// Why the operator cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BeginError {
+    /// Not said where things are kept.
+    #[error(
+        "--store-uri is missing: say where artifacts, checkpoints and logs go, such as s3://bucket/prefix (store.uri in the chart)"
+    )]
+    NoStore,
+    /// Neither a kubeconfig nor a Pod's files.
+    #[error("no way to the API server: {0}; run in a Pod with a ServiceAccount, or set KUBECONFIG")]
+    Config(String),
+    /// The cluster is not fit.
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    /// The store or the ledger cannot be opened.
+    #[error("{flag}: {source}")]
+    Open {
+        /// Who named it.
+        flag: &'static str,
+        /// What is wrong.
+        source: StoreError,
+    },
+    /// The store or the ledger cannot be read.
+    #[error(
+        "{flag}: {uri} cannot be read: {said}; see that it exists, and the credentials, region and endpoint in the environment (AWS_…)"
+    )]
+    Read {
+        /// Who named it.
+        flag: &'static str,
+        /// What was named.
+        uri: String,
+        /// What it said.
+        said: String,
+    },
+    /// Who we are cannot be told.
+    #[error("{}", chain(.0))]
+    Installation(#[from] InstallationError),
+    /// The operator itself.
+    #[error(transparent)]
+    Start(#[from] StartError),
+}
+
+/// Begins.
+///
+/// # Errors
+/// What is missing or wrong, in one line.
+pub async fn begin(mut settings: Settings) -> Result<Running, BeginError> {
+    if settings.store.uri.is_empty() {
+        return Err(BeginError::NoStore);
+    }
+    if settings.ledger.uri.is_empty() {
+        settings.ledger.uri = format!("{}/ledger", settings.store.uri.trim_end_matches('/'));
+    }
+    let clock = Clock::system();
+    let config = config().await?;
+    if settings.namespace.is_empty() {
+        settings.namespace.clone_from(&config.default_namespace);
+    }
+    let url = config.cluster_url.to_string();
+    let client = Client::try_from(config).map_err(|error| BeginError::Config(chain(&error)))?;
+    probe(&client, &url, &clock, &settings).await?;
+    // Ours by the environment, so that a Pod's own identity counts too.
+    open("--store-uri", &StoreAt { uri: settings.store.uri.clone(), ..StoreAt::default() }, &clock)
+        .await?;
+    let ledger = ledger(&settings.ledger, &clock).await?;
+    let uid = Installation::of(&client, &settings.namespace).await?.uid;
+    let make = Make::new(client.clone(), clock.clone(), &uid, &settings.watch_namespaces);
+    Ok(start(settings, Parts { client, clock, ledger, make: Arc::new(make) }).await?)
+}
+
+/// The way to the API server: `KUBECONFIG`, else what a Pod finds in its files. No call is
+/// repeated by the client itself: a POST sent twice can be two purchases.
+///
+/// # Errors
+/// There is none.
+pub async fn config() -> Result<Config, BeginError> {
+    let mut config = Config::infer().await.map_err(|error| BeginError::Config(chain(&error)))?;
+    config.default_retry = false;
+    config.read_timeout = Some(SILENCE);
+    config.reset_reader_on_write = true;
+    Ok(config)
+}
+
+/// A client for a command that is not the operator, and the namespace that is meant: the named
+/// one, else that of the Pod or the kubeconfig.
+///
+/// # Errors
+/// As [`config`].
+pub async fn client(namespace: &str) -> Result<(Client, String), BeginError> {
+    let config = config().await?;
+    let namespace = match namespace {
+        "" => config.default_namespace.clone(),
+        named => named.to_owned(),
+    };
+    let client = Client::try_from(config).map_err(|error| BeginError::Config(chain(&error)))?;
+    Ok((client, namespace))
+}
+
+/// Opens a ledger and reads the first name in it.
+///
+/// # Errors
+/// It cannot be opened or read.
+pub async fn ledger(at: &StoreAt, clock: &Clock) -> Result<Ledger, BeginError> {
+    Ok(Ledger::over(open("--ledger-uri", at, clock).await?, &at.uri))
+}
+
+/// Opens a place and reads the first name in it.
+async fn open(
+    flag: &'static str,
+    at: &StoreAt,
+    clock: &Clock,
+) -> Result<Arc<dyn ObjectStore>, BeginError> {
+    let given: Credentials<'_> =
+        at.credentials.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
+    let given = (!given.is_empty()).then_some(&given);
+    let objects =
+        place::objects(&at.uri, given).map_err(|source| BeginError::Open { flag, source })?;
+    let said = match clock.timeout(STORE_PATIENCE, objects.list(None).next()).await {
+        Some(None | Some(Ok(_))) => return Ok(objects),
+        Some(Some(Err(error))) => chain(&error),
+        None => format!("no answer within {} s", STORE_PATIENCE.as_secs()),
+    };
+    Err(BeginError::Read { flag, uri: at.uri.clone(), said })
+}

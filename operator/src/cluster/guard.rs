@@ -1,0 +1,170 @@
+//! Before the operator is taken away: nobody would be left to end the machines that run, nor to
+//! take our finalizer off what is deleted later.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use kube::api::{ListParams, Patch, PatchParams};
+use kube::core::NamespaceResourceScope;
+use kube::{Api, Client, Resource, ResourceExt};
+use petaflop_agent_api::clock::Clock;
+use petaflop_crds::{ComputeClaim, InferenceService, TrainingJob};
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use crate::cluster::error::{Error, is_conflict, is_not_found};
+use crate::cluster::{claims, finalizer, within};
+
+/// Between two looks at claims that end.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What stands in the way of an uninstallation.
+pub struct Guard {
+    /// The API server.
+    pub client: Client,
+    /// Tells the time.
+    pub clock: Clock,
+    /// Namespaces with objects of ours; empty: all.
+    pub namespaces: Vec<String>,
+}
+
+/// A claim that is not over.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Open {
+    /// Its namespace and name.
+    pub claim: String,
+    /// Whose it is, as kubectl takes it: `trainingjob/name`.
+    pub owner: String,
+    /// Its machine, once there is one.
+    pub machine: String,
+}
+
+impl Guard {
+    /// The claims that are not over, at the API server itself.
+    ///
+    /// # Errors
+    /// It refuses or does not answer.
+    pub async fn open(&self) -> Result<BTreeSet<Open>, Error> {
+        let objects = self.all::<ComputeClaim>("listing the claims").await?;
+        let unfinished = |object: &&ComputeClaim| {
+            let over = claims::read(object).is_ok_and(|stored| !stored.claim.is_unfinished());
+            finalizer::is_held(*object) || !over
+        };
+        Ok(objects.iter().filter(unfinished).map(open).collect())
+    }
+
+    /// Suspends every job and service, and waits until no claim is left. The operator does the rest:
+    /// checkpoint, end, ledger. `said` hears whenever fewer are left.
+    ///
+    /// # Errors
+    /// The API server refuses or does not answer.
+    pub async fn drain(
+        &self,
+        within: Duration,
+        said: impl Fn(&BTreeSet<Open>),
+    ) -> Result<BTreeSet<Open>, Error> {
+        for job in self.all::<TrainingJob>("listing the jobs").await? {
+            if !job.spec.suspend {
+                self.suspend(&job).await?;
+            }
+        }
+        for service in self.all::<InferenceService>("listing the services").await? {
+            if !service.spec.suspend {
+                self.suspend(&service).await?;
+            }
+        }
+        let until = self.clock.boottime().saturating_add(within);
+        let mut before = usize::MAX;
+        loop {
+            let open = self.open().await?;
+            if open.is_empty() || self.clock.boottime() >= until {
+                return Ok(open);
+            }
+            if open.len() < before {
+                before = open.len();
+                said(&open);
+            }
+            self.clock.sleep(AGAIN).await;
+        }
+    }
+
+    /// Takes our finalizer off jobs and services, of which none has a claim: without an operator
+    /// they could not be deleted.
+    ///
+    /// # Errors
+    /// The API server refuses or does not answer.
+    pub async fn release(&self) -> Result<(), Error> {
+        for job in self.all::<TrainingJob>("listing the jobs").await? {
+            self.free(&job).await?;
+        }
+        for service in self.all::<InferenceService>("listing the services").await? {
+            self.free(&service).await?;
+        }
+        Ok(())
+    }
+
+    async fn all<K>(&self, what: &'static str) -> Result<Vec<K>, Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let mut all = Vec::new();
+        for api in within::<K>(&self.client, &self.namespaces) {
+            all.extend(api.list(&ListParams::default()).await.map_err(Error::api(what))?);
+        }
+        Ok(all)
+    }
+
+    async fn suspend<K>(&self, object: &K) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        let patch = Patch::Merge(json!({ "spec": { "suspend": true } }));
+        let api = self.api::<K>(object);
+        match api.patch(&object.name_any(), &PatchParams::default(), &patch).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_not_found(&error) => Ok(()),
+            Err(error) => Err(Error::api("suspending a job or service")(error)),
+        }
+    }
+
+    async fn free<K>(&self, object: &K) -> Result<(), Error>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+            + Clone
+            + std::fmt::Debug
+            + DeserializeOwned,
+    {
+        if !finalizer::is_held(object) {
+            return Ok(());
+        }
+        match finalizer::hold(&self.api::<K>(object), object, false).await {
+            Ok(_) => Ok(()),
+            // The operator wrote to it meanwhile, so it is still there to look after it.
+            Err(error) if is_conflict(&error) => Ok(()),
+            Err(error) => Err(Error::api("taking our finalizer off a job or service")(error)),
+        }
+    }
+
+    fn api<K>(&self, object: &K) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default())
+    }
+}
+
+fn open(object: &ComputeClaim) -> Open {
+    let owner = &object.spec.owner;
+    let machine = object.status.as_ref().and_then(|status| status.provider_id.clone());
+    Open {
+        claim: format!("{}/{}", object.namespace().unwrap_or_default(), object.name_any()),
+        owner: format!("{}/{}", owner.kind.as_str().to_lowercase(), owner.name),
+        machine: machine.unwrap_or_default(),
+    }
+}

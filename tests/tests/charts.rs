@@ -521,7 +521,8 @@ async fn people_and_operator_may_do_what_their_roles_say() -> Result<()> {
         (audit, "list", "petaflop.dev/computeclaims", "default", true),
         (audit, "delete", "petaflop.dev/computeclaims", "default", false),
         (guard, "list", "petaflop.dev/computeclaims", "default", true),
-        (guard, "patch", "petaflop.dev/trainingjobs", "default", false),
+        (guard, "patch", "petaflop.dev/trainingjobs", "default", true),
+        (guard, "delete", "petaflop.dev/trainingjobs", "default", false),
     ] {
         let found = may(user, verb, resource, namespace).await?;
         ensure!(found == expected, "{user} may {verb} {resource} in {namespace:?}: {found}");

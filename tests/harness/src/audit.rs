@@ -19,12 +19,14 @@ use crate::eventually;
 /// In the state folder.
 pub(crate) const LOG: &str = "audit.jsonl";
 
-/// Every request that writes, once, when it is answered.
+/// Every request that writes, once, when it is answered. Of ServiceAccounts those that read too:
+/// programs under test run as such, and what they are refused is counted.
 pub(crate) const POLICY: &str = r#"{
   "apiVersion": "audit.k8s.io/v1",
   "kind": "Policy",
   "omitStages": ["RequestReceived", "ResponseStarted"],
   "rules": [
+    { "level": "Metadata", "userGroups": ["system:serviceaccounts"], "omitManagedFields": true },
     { "level": "None", "verbs": ["get", "list", "watch"] },
     { "level": "Metadata", "omitManagedFields": true }
   ]
@@ -112,6 +114,22 @@ impl Writes {
     /// # Errors
     /// The API server does not answer, or the log cannot be read.
     pub async fn all(&self) -> Result<Vec<Write>> {
+        let mut all = self.requests().await?;
+        all.retain(|write| !matches!(write.verb.as_str(), "get" | "list" | "watch"));
+        Ok(all)
+    }
+
+    /// What was refused for want of rights since this was made, reads of ServiceAccounts included.
+    ///
+    /// # Errors
+    /// As [`Self::all`].
+    pub async fn refused(&self) -> Result<Vec<Write>> {
+        let mut all = self.requests().await?;
+        all.retain(|write| write.code == 403);
+        Ok(all)
+    }
+
+    async fn requests(&self) -> Result<Vec<Write>> {
         self.catch_up().await?;
         let lines = self.lines_since(self.from)?;
         let mut all: Vec<Write> = Vec::new();

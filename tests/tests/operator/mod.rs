@@ -18,7 +18,7 @@ use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, OfferId, Sale};
 use petaflop_crds::{ComputeClaim, ComputeProvider, TrainingJob};
 use petaflop_fake_provider::cloud::Setup;
 use petaflop_fake_provider::{Cloud, FakeProvider, Manners};
-use petaflop_harness::{ControlPlane, Namespace, eventually};
+use petaflop_harness::{Access, ControlPlane, Namespace, eventually};
 use petaflop_operator::cluster::operate::{Parts, Running, start};
 use petaflop_operator::cluster::providers::MakeProvider;
 use petaflop_operator::cluster::settings::{Settings, StoreAt};
@@ -103,8 +103,13 @@ impl Cluster {
 
     /// The operator, in this process.
     pub(crate) async fn operator(&self) -> Result<Running> {
+        self.operator_as(self.plane.admin()).await
+    }
+
+    /// The operator with somebody's rights.
+    pub(crate) async fn operator_as(&self, access: &Access) -> Result<Running> {
         let ledger = self.ledger()?;
-        let mut config = self.plane.admin().config().await?;
+        let mut config = access.config().await?;
         config.default_retry = false;
         let settings = Settings {
             namespace: self.namespace.clone(),

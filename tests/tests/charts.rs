@@ -17,16 +17,12 @@ use kube::Api;
 use kube::api::{Patch, PatchParams, PostParams};
 use petaflop_harness::{ControlPlane, Options, tools};
 use serde_json::{Value, json};
-use support::{documents, helm, root};
+use support::{chart, documents, helm, root};
 
 const SETS: [&str; 3] = ["default", "production", "namespaced"];
 
-fn chart(name: &str) -> PathBuf {
-    root().join("charts").join(name)
-}
-
 fn values(set: &str) -> PathBuf {
-    chart("petaflop").join(format!("ci/{set}-values.yaml"))
+    root().join("charts/petaflop").join(format!("ci/{set}-values.yaml"))
 }
 
 /// A chart, rendered as Argo CD does it: without a cluster.

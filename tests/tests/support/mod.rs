@@ -2,8 +2,10 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
@@ -11,6 +13,17 @@ use serde_json::{Map, Value, json};
 /// The repository.
 pub(crate) fn root() -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// A chart of ours, with what it depends on in its `charts/` folder, as anybody puts it there.
+pub(crate) fn chart(name: &str) -> PathBuf {
+    static BUILT: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    let path = root().join("charts").join(name);
+    let mut built = BUILT.lock().unwrap_or_else(PoisonError::into_inner);
+    if built.insert(name.to_owned()) {
+        helm(["dependency", "build"], |helm| helm.arg(&path)).expect("the chart's dependencies");
+    }
+    path
 }
 
 /// Every document of a YAML text that is not empty.

@@ -303,10 +303,8 @@ impl<'a> Pass<'a> {
         sink: &mut impl Sink,
     ) -> bool {
         let (namespace, uid) = (&workload.id.namespace, &workload.id.uid);
-        for (budget, &taken) in self.world.budgets.iter().zip(&self.taken.budgets) {
-            if !budget.counts(namespace, uid) {
-                continue;
-            }
+        for (index, budget) in self.budgets_of(namespace, uid) {
+            let taken = self.taken.budgets[index];
             let left = budget.limit.saturating_sub(budget.spent).saturating_sub(taken);
             let needs = self.cost_until(course, offer.price, total, budget.period_ends_at);
             if needs > left

@@ -16,7 +16,7 @@ use crate::pass::Pass;
 use crate::place::Verdict;
 use crate::reason::Reason;
 use crate::workload::{InterruptionPolicy, Work, Workload, WorkloadId};
-use crate::world::World;
+use crate::world::{Switch, World};
 
 /// A workload that waits is looked at again after this long at the latest.
 const LOOK_AGAIN: SignedDuration = SignedDuration::from_secs(30);
@@ -64,8 +64,7 @@ fn decide_one<'a>(
     actions: &mut Vec<Action>,
 ) -> Decision {
     let world = pass.world;
-    let own: Vec<&Claim> =
-        world.claims.iter().filter(|claim| claim.spec.owner.uid == workload.id.uid).collect();
+    let own = pass.claims_of(&workload.id.uid).to_vec();
     let working: Vec<&Claim> = own.iter().copied().filter(|claim| claim.is_working()).collect();
     let wanted = workload.machines_wanted();
     let have = working.len() as u32;
@@ -106,7 +105,7 @@ fn decide_one<'a>(
     };
     let misses = if claims.is_empty() { pass.misses(workload) } else { Vec::new() };
     let outcome = if claims.is_empty() {
-        waiting(world.market.len(), &misses)
+        waiting(world, workload, &misses)
     } else {
         Outcome::Placed { claims, lacking }
     };
@@ -194,13 +193,14 @@ fn without_search(workload: &Workload, outcome: Outcome) -> Decision {
 }
 
 /// Why nothing was found, from the nearest miss.
-fn waiting(offers: usize, misses: &[crate::decision::Miss]) -> Outcome {
+fn waiting(world: &World, workload: &Workload, misses: &[crate::decision::Miss]) -> Outcome {
+    if let Some(message) = no_such_provider(world, workload) {
+        return Outcome::Waiting { reason: Reason::ProviderNotFound, message };
+    }
     let Some(nearest) = misses.first() else {
-        return Outcome::Waiting {
-            reason: Reason::NoMatchingOffer,
-            message: "there are no offers".to_owned(),
-        };
+        return no_offers(world, workload);
     };
+    let offers = world.market.len();
     let reason = match nearest.obstacles.as_slice() {
         [only] => only.reason(),
         _ => Reason::NoMatchingOffer,
@@ -209,10 +209,52 @@ fn waiting(offers: usize, misses: &[crate::decision::Miss]) -> Outcome {
     Outcome::Waiting {
         reason,
         message: format!(
-            "none of {offers} offers will do; nearest is {}: {}",
+            "none of {offers} offers will do; nearest is {}: {}{}",
             nearest.offer.id,
-            obstacles.join("; ")
+            obstacles.join("; "),
+            mend(&nearest.obstacles)
         ),
+    }
+}
+
+/// What somebody would have to change to have an offer, as the end of a sentence.
+fn mend(obstacles: &[Obstacle]) -> String {
+    let gives: Option<Vec<String>> = obstacles.iter().map(Obstacle::would_have_to_give).collect();
+    gives.map(|gives| format!("; would do with {}", gives.join(", "))).unwrap_or_default()
+}
+
+/// Where `placement.providers` names some, and none of them is there.
+fn no_such_provider(world: &World, workload: &Workload) -> Option<String> {
+    let listed = &workload.placement.providers;
+    let known = |name: &String| world.providers.iter().any(|state| state.name == *name);
+    if listed.is_empty() || listed.iter().any(known) {
+        return None;
+    }
+    let mut names: Vec<&str> = world.providers.iter().map(|state| state.name.as_str()).collect();
+    names.sort_unstable();
+    let there = match names.as_slice() {
+        [] => "there is none at all".to_owned(),
+        names => format!("there are {}", names.join(", ")),
+    };
+    let listed = listed.join(", ");
+    Some(format!("placement.providers names {listed}, which no ComputeProvider is; {there}"))
+}
+
+/// Why there is nothing to choose from: providers that are silent come back by themselves.
+fn no_offers(world: &World, workload: &Workload) -> Outcome {
+    let namespace = &workload.id.namespace;
+    let mut serving = world.providers.iter().filter(|state| {
+        state.allowed_namespaces.as_ref().is_none_or(|allowed| allowed.contains(namespace))
+    });
+    match serving.find(|state| state.state == Switch::Disabled) {
+        Some(state) => Outcome::Waiting {
+            reason: Reason::ProviderUnavailable,
+            message: format!("there are no offers; {} is not to be asked", state.name),
+        },
+        None => Outcome::Waiting {
+            reason: Reason::NoMatchingOffer,
+            message: "there are no offers".to_owned(),
+        },
     }
 }
 

@@ -54,6 +54,10 @@ pub struct Row {
     pub rate: UsdPerHour,
     /// What the span cost; negative only in a correction.
     pub amount: Usd,
+    /// Names of the budgets of its namespace that it counted under when it was written. None in rows
+    /// that are older than this field.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub budgets: Vec<String>,
 }
 
 /// The ledger of one claim: what was written so far.
@@ -68,6 +72,10 @@ pub struct ClaimLedger {
     pub began: Timestamp,
     /// Rows written so far, in order.
     pub rows: Vec<Row>,
+    /// Names of the budgets that the next row counts under; `None`: those of the row before it,
+    /// where nobody knows the owner any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub budgets: Option<Vec<String>>,
 }
 
 /// A ledger that cannot be continued.
@@ -96,7 +104,7 @@ pub enum LedgerError {
 impl ClaimLedger {
     /// The ledger of a claim whose billing begins.
     pub fn new(spec: ClaimSpec, claim_uid: String, began: Timestamp) -> ClaimLedger {
-        ClaimLedger { spec, claim_uid, began, rows: Vec::new() }
+        ClaimLedger { spec, claim_uid, began, rows: Vec::new(), budgets: None }
     }
 
     /// Sum of the rows.
@@ -186,6 +194,11 @@ impl ClaimLedger {
             to,
             rate: offer.price,
             amount,
+            budgets: match (&self.budgets, self.rows.last()) {
+                (Some(names), _) => names.clone(),
+                (None, Some(before)) => before.budgets.clone(),
+                (None, None) => Vec::new(),
+            },
         }
     }
 
@@ -203,6 +216,23 @@ pub enum GroupBy {
     Job,
     /// The provider.
     Provider,
+    /// `namespace/budget`. A row counts under each of its budgets, so these sums may add up to more
+    /// than was spent; rows without one are left out.
+    Budget,
+}
+
+impl GroupBy {
+    /// The groups that a row counts in.
+    fn groups(self, row: &Row) -> Vec<String> {
+        match self {
+            GroupBy::Namespace => vec![row.namespace.clone()],
+            GroupBy::Job => vec![format!("{}/{}", row.namespace, row.job)],
+            GroupBy::Provider => vec![row.provider.clone()],
+            GroupBy::Budget => {
+                row.budgets.iter().map(|name| format!("{}/{name}", row.namespace)).collect()
+            }
+        }
+    }
 }
 
 /// Sums the rows of a period (see [`in_period`]). Groups come sorted.
@@ -216,13 +246,10 @@ pub fn sums<'a>(
 ) -> Result<std::collections::BTreeMap<String, Usd>, SumError> {
     let mut sums = std::collections::BTreeMap::new();
     for row in rows.into_iter().filter(|row| in_period(row, &period)) {
-        let group = match by {
-            GroupBy::Namespace => row.namespace.clone(),
-            GroupBy::Job => format!("{}/{}", row.namespace, row.job),
-            GroupBy::Provider => row.provider.clone(),
-        };
-        let sum = sums.entry(group.clone()).or_insert(Usd::ZERO);
-        *sum = sum.checked_add(row.amount).ok_or(SumError { group })?;
+        for group in by.groups(row) {
+            let sum = sums.entry(group.clone()).or_insert(Usd::ZERO);
+            *sum = sum.checked_add(row.amount).ok_or(SumError { group })?;
+        }
     }
     Ok(sums)
 }

@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use crate::claim::Claim;
 use crate::money::{Usd, UsdPerHour};
 use crate::offer::{Offer, OfferId};
-use crate::world::{ProviderState, Unavailable, World};
+use crate::world::{Budget, ProviderState, Unavailable, World};
 
 /// One pass over a world at a time: the world, indexed, and what is taken so far.
 pub(crate) struct Pass<'a> {
@@ -15,6 +15,10 @@ pub(crate) struct Pass<'a> {
     pub(crate) now: Timestamp,
     pub(crate) now_millis: i64,
     pub(crate) providers: HashMap<&'a str, usize>,
+    /// Indices of the budgets of a namespace.
+    budgets: HashMap<&'a str, Vec<usize>>,
+    /// Claims by the uid of their owner.
+    claims: HashMap<&'a str, Vec<&'a Claim>>,
     pub(crate) unavailable: HashMap<&'a OfferId, &'a Unavailable>,
     pub(crate) taken: Taken<'a>,
 }
@@ -59,6 +63,8 @@ impl<'a> Pass<'a> {
                 workloads: HashMap::new(),
             },
             providers,
+            budgets: HashMap::new(),
+            claims: HashMap::with_capacity(world.claims.len()),
             unavailable: HashMap::with_capacity(world.unavailable.len()),
         };
         // Of several entries for one offer the longest counts.
@@ -68,8 +74,12 @@ impl<'a> Pass<'a> {
                 *longest = entry;
             }
         }
+        for (index, budget) in world.budgets.iter().enumerate() {
+            pass.budgets.entry(budget.namespace.as_str()).or_default().push(index);
+        }
         for claim in &world.claims {
             let spec = &claim.spec;
+            pass.claims.entry(spec.owner.uid.as_str()).or_default().push(claim);
             if claim.is_unfinished() && except != Some(spec.owner.uid.as_str()) {
                 pass.reserve(
                     &spec.offer,
@@ -82,19 +92,45 @@ impl<'a> Pass<'a> {
         pass
     }
 
+    /// The claims of a workload.
+    pub(crate) fn claims_of(&self, uid: &str) -> &[&'a Claim] {
+        self.claims.get(uid).map_or(&[], Vec::as_slice)
+    }
+
+    /// The budgets that count a workload, with their indices.
+    pub(crate) fn budgets_of<'b>(
+        &'b self,
+        namespace: &'b str,
+        uid: &'b str,
+    ) -> impl Iterator<Item = (usize, &'a Budget)> + use<'a, 'b> {
+        let indices = self.budgets.get(namespace).map_or(&[][..], Vec::as_slice);
+        let all = indices.iter().map(|index| (*index, &self.world.budgets[*index]));
+        all.filter(|(_, budget)| budget.counts(namespace, uid))
+    }
+
+    /// Of what a machine may still cost, the part that falls before a period's end.
+    fn before(&self, end: Timestamp, price: UsdPerHour, cost: Usd) -> Usd {
+        let millis = end.as_millisecond().saturating_sub(self.now_millis);
+        price.for_millis(millis).min(cost)
+    }
+
     /// Takes an offer's slot and money.
     pub(crate) fn reserve(&mut self, offer: &'a Offer, namespace: &str, uid: &'a str, cost: Usd) {
+        let counted: Vec<(usize, Usd)> = self
+            .budgets_of(namespace, uid)
+            .map(|(index, budget)| (index, self.before(budget.period_ends_at, offer.price, cost)))
+            .collect();
+        let month = self.provider(&offer.provider).and_then(|state| state.monthly.as_ref());
+        let this_month = month.map_or(cost, |month| self.before(month.ends_at, offer.price, cost));
         let taken = &mut self.taken;
         *taken.slots.entry(&offer.id).or_default() += 1;
         if let Some(&provider) = self.providers.get(offer.provider.as_str()) {
             taken.hourly[provider] = taken.hourly[provider].saturating_add(offer.price);
             taken.machines[provider] = taken.machines[provider].saturating_add(1);
-            taken.outstanding[provider] = taken.outstanding[provider].saturating_add(cost);
+            taken.outstanding[provider] = taken.outstanding[provider].saturating_add(this_month);
         }
-        for (budget, taken) in self.world.budgets.iter().zip(&mut taken.budgets) {
-            if budget.counts(namespace, uid) {
-                *taken = taken.saturating_add(cost);
-            }
+        for (index, cost) in counted {
+            taken.budgets[index] = taken.budgets[index].saturating_add(cost);
         }
         let own = taken.workloads.entry(uid).or_default();
         *own = own.saturating_add(cost);

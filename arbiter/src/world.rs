@@ -1,5 +1,6 @@
 //! Everything a decision may depend on, in one value that can be written down and replayed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use jiff::Timestamp;
@@ -125,20 +126,19 @@ pub struct Budget {
     pub name: String,
     /// Dollars for the period.
     pub limit: Usd,
-    /// Spent in the period, by the ledger.
+    /// Spent in the period.
     pub spent: Usd,
     /// When the period ends (exclusive).
     pub period_ends_at: Timestamp,
     /// Uids of the workloads it counts; `None`: all of the namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub workloads: Option<Vec<String>>,
+    pub workloads: Option<BTreeSet<String>>,
 }
 
 impl Budget {
     /// Whether it counts a workload.
     pub fn counts(&self, namespace: &str, uid: &str) -> bool {
-        self.namespace == namespace
-            && self.workloads.as_ref().is_none_or(|uids| uids.iter().any(|known| known == uid))
+        self.namespace == namespace && self.workloads.as_ref().is_none_or(|uids| uids.contains(uid))
     }
 }
 

@@ -145,7 +145,7 @@ pub struct SpendBudgetStatus {
     /// When it ends (exclusive).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period_end: Option<Time>,
-    /// Dollars spent in the period, by the ledger.
+    /// Dollars spent in the period, booked and run up since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub spent: Option<Money>,
     /// Dollars that running claims may still cost.
@@ -157,6 +157,9 @@ pub struct SpendBudgetStatus {
     /// Dollars spent at the period's end if all goes on as it does now.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub projected: Option<Money>,
+    /// When these figures were taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub as_of: Option<Time>,
     /// The highest of `warnAtPercent` that was passed in this period: each warns once.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub warned_at_percent: Option<u32>,

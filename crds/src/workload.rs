@@ -108,6 +108,11 @@ impl TrainingJobSpec {
         errors.or(workload)
     }
 
+    /// When it should be done; `None` where nobody said, or what was said cannot be read.
+    pub fn finish_by(&self, admitted_at: Timestamp) -> Option<Timestamp> {
+        finish_by(self.deadline.as_ref()?, admitted_at, &mut Errors::default())
+    }
+
     /// Paths of the fields that are set and mean something only in a cluster.
     pub fn ignored_outside_cluster(&self) -> Vec<String> {
         let TrainingJobSpec {

@@ -107,7 +107,7 @@ fn decisions_see_what_is_left_of_the_running_period() {
         "period": "Hourly", "limit": "1", "selector": { "matchLabels": { "a": "b" } }
     }));
     let seen = some.budget(Usd::ZERO, ["u1".to_owned()], now).expect("a budget");
-    assert_eq!(seen.workloads, Some(vec!["u1".to_owned()]));
+    assert_eq!(seen.workloads, Some(["u1".to_owned()].into()));
     let nobody = some.budget(Usd::ZERO, [], now).expect("a budget");
     assert!(!nobody.counts("team-a", "u1"), "a selector that selects nothing counts nothing");
 }

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::{FrozenRequest, Identity, Phase, Refusal};
 use petaflop_arbiter::launch::{
@@ -55,6 +56,8 @@ pub struct Actor<'a> {
     pub claims: &'a dyn Claims,
     /// Where money is booked.
     pub ledger: &'a Ledger,
+    /// Names of the budgets that it counts under; `None` where its owner is not known any more.
+    pub budgets: Option<Vec<String>>,
     /// Who sells the claim's offer.
     pub provider: &'a dyn Provider,
     /// What the machine is to do; `None` where nobody wants one any more.
@@ -164,7 +167,7 @@ impl Actor<'_> {
                     seen.terminate_sent = true;
                 }
                 Step::CloseLedger => {
-                    let spent = self.account(&stored, true).await?;
+                    let spent = self.account(&stored, None, true).await?;
                     // A claim that is being removed need not say what it cost: the ledger does.
                     if stored.deleting {
                         stored.claim.spent = spent;
@@ -196,12 +199,18 @@ impl Actor<'_> {
 
     /// Brings the claim's ledger up to now, and writes the sum into the claim.
     pub async fn charge(&self, stored: StoredClaim) -> Result<StoredClaim, ActError> {
-        let spent = self.account(&stored, false).await?;
+        let spent = self.account(&stored, None, false).await?;
         if spent == stored.claim.spent {
             return Ok(stored);
         }
         let new = with_spent(&stored, spent);
         Ok(self.claims.replace(&stored, new).await?.unwrap_or(stored))
+    }
+
+    /// Brings the ledger of a claim that bills up to a time: a row ends there. The claim is not
+    /// written.
+    pub async fn book_until(&self, stored: &StoredClaim, until: Timestamp) -> Result<(), ActError> {
+        self.account(stored, Some(until), false).await.map(drop)
     }
 
     /// The claim's instance, as the provider sees it.
@@ -215,9 +224,14 @@ impl Actor<'_> {
         Ok(self.provider.get(&id).await?)
     }
 
-    async fn account(&self, stored: &StoredClaim, last: bool) -> Result<Usd, ActError> {
+    async fn account(
+        &self,
+        stored: &StoredClaim,
+        until: Option<Timestamp>,
+        last: bool,
+    ) -> Result<Usd, ActError> {
         // A row in between goes to now, whatever the provider would say.
-        let instance = match last || stored.billed_from.is_none() {
+        let instance = match until.is_none() && (last || stored.billed_from.is_none()) {
             true => self.instance(stored).await?,
             false => None,
         };
@@ -226,12 +240,11 @@ impl Actor<'_> {
         let Some(began) = began else {
             return Ok(stored.claim.spent);
         };
-        let until = match instance.and_then(|i| i.ended) {
-            Some(ended) => ended,
-            None => self.clock.now(),
-        };
+        let ended = instance.and_then(|i| i.ended);
+        let until = until.or(ended).unwrap_or_else(|| self.clock.now());
         let claim = &stored.claim;
         let mut rows = self.ledger.claim(&claim.spec, &claim.uid, began).await?;
+        rows.budgets.clone_from(&self.budgets);
         Ok(self.ledger.bring_up(&mut rows, until, last).await?)
     }
 

@@ -121,7 +121,8 @@ impl Ledger {
             reserved: Usd::ZERO,
             decided_at: began,
         };
-        let ledger = ClaimLedger { spec, claim_uid: identity.claim_uid.clone(), began, rows };
+        let claim_uid = identity.claim_uid.clone();
+        let ledger = ClaimLedger { spec, claim_uid, began, rows, budgets: None };
         if ledger.is_closed() {
             return Ok(None);
         }

@@ -129,6 +129,6 @@ fn a_budget_exactly_spent_takes_nothing_but_what_is_free() {
         workloads: None,
     }];
     assert!(taken(&decide(&world, now())).is_empty());
-    world.budgets[0].workloads = Some(vec!["another".into()]);
+    world.budgets[0].workloads = Some(["another".into()].into());
     assert_eq!(taken(&decide(&world, now())).len(), 1, "it does not count this one");
 }

@@ -60,6 +60,26 @@ fn sums_are_by_namespace_job_and_provider_over_half_open_periods() {
     assert!(by(GroupBy::Provider, 30, 90).is_empty());
 }
 
+#[test]
+fn rows_remember_their_budgets_and_older_ones_are_read_without() {
+    let mut ledger = ledger(crate::worlds::rate("3.6"));
+    add(&mut ledger, after(10), false);
+    ledger.budgets = Some(vec!["team".into(), "all".into()]);
+    add(&mut ledger, after(20), false);
+    // Nobody knows the owner any more.
+    ledger.budgets = None;
+    let last = add(&mut ledger, after(30), true).expect("the last row");
+    assert_eq!(last.budgets, ["team", "all"]);
+    let by = sums(&ledger.rows, GroupBy::Budget, Timestamp::MIN..Timestamp::MAX).expect("fits");
+    assert_eq!((by["default/team"], by["default/all"]), (usd("0.02"), usd("0.02")));
+    let texts: Vec<String> =
+        ledger.rows.iter().map(|row| serde_json::to_string(row).expect("text")).collect();
+    assert!(!texts[0].contains("budgets") && texts[1].contains(r#""budgets":["team","all"]"#));
+    let read: Vec<Row> =
+        texts.iter().map(|text| serde_json::from_str(text).expect("a row")).collect();
+    assert_eq!(read, ledger.rows);
+}
+
 proptest! {
     #[test]
     fn no_micro_dollar_is_lost_however_time_is_cut(

@@ -30,6 +30,7 @@ enum By {
     Namespace,
     Job,
     Provider,
+    Budget,
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
@@ -40,6 +41,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         By::Namespace => GroupBy::Namespace,
         By::Job => GroupBy::Job,
         By::Provider => GroupBy::Provider,
+        By::Budget => GroupBy::Budget,
     };
     let period = from..to;
     let sums = sums(&rows, by, period.clone())?;
@@ -53,6 +55,7 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         By::Namespace => "NAMESPACE",
         By::Job => "JOB",
         By::Provider => "PROVIDER",
+        By::Budget => "BUDGET",
     };
     let mut table = show::table(&[heading, "COST $"], &[1]);
     for (group, sum) in &sums {

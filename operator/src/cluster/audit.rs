@@ -14,6 +14,7 @@ use serde::Serialize;
 use crate::act::ActError;
 use crate::cluster::claims::ObjectClaims;
 use crate::cluster::error::Error;
+use crate::cluster::events::Events;
 use crate::cluster::providers::MakeProvider;
 use crate::cluster::sweep;
 use crate::cluster::table::ClaimTable;
@@ -151,6 +152,7 @@ impl Audit<'_> {
             Vec::new(),
             ClaimTable::default(),
             self.clock.clone(),
+            Events::silent(),
         );
         let unclaimed = sweep::unclaimed(&claims, self.installation, &listing).await?;
         findings.machines += listing.instances.iter().filter(|i| i.state.may_bill()).count();

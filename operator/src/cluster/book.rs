@@ -1,94 +1,323 @@
-//! What claims have cost, kept in memory so that the ledger need not be read for every look.
-//! Read from the ledger at start, and again for a claim whenever a row of it was written.
+//! What claims have cost, kept in memory so that the ledger need not be read for every look: added
+//! up by claim, workload, provider, namespace and budget, in buckets of an hour, for every period
+//! begins with one. Read from the ledger at start; each row is added once, whenever it was written.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use petaflop_arbiter::claim::{Claim, Phase};
-use petaflop_arbiter::ledger::Row;
+use petaflop_arbiter::ledger::{Row, RowKind};
 use petaflop_arbiter::money::Usd;
 
 use crate::claims::StoredClaim;
 use crate::ledger::{self, Ledger};
 
-/// The rows, by claim. Clones are the same book.
+const HOUR_SECONDS: i64 = 3600;
+
+/// The sums. Clones are the same book.
 #[derive(Clone, Debug, Default)]
 pub struct Book {
-    rows: Arc<Mutex<HashMap<String, Vec<Row>>>>,
+    sums: Arc<Mutex<Sums>>,
+}
+
+/// Sums by the hour in which a row's span begins, in hours since 1970.
+type Hours = BTreeMap<i64, Usd>;
+
+#[derive(Debug, Default)]
+struct Sums {
+    /// By uid.
+    claims: HashMap<String, ClaimSum>,
+    /// By uid of the owner.
+    workloads: HashMap<String, WorkloadSum>,
+    /// By name.
+    providers: HashMap<String, Hours>,
+    /// By name.
+    namespaces: HashMap<String, Hours>,
+    /// By namespace and name.
+    budgets: HashMap<(String, String), Hours>,
+}
+
+/// What is booked for a claim.
+#[derive(Debug)]
+struct ClaimSum {
+    /// Rows that are added up here: the next one has this number.
+    rows: u64,
+    amount: Usd,
+    until: Timestamp,
+    closed: bool,
+}
+
+#[derive(Debug, Default)]
+struct WorkloadSum {
+    amount: Usd,
+    /// By hour and the budgets that it counted under then.
+    parts: BTreeMap<(i64, Arc<[String]>), Usd>,
 }
 
 impl Book {
     /// Reads everything.
     pub async fn read(&self, ledger: &Ledger) -> Result<(), ledger::Error> {
-        let mut by_claim: HashMap<String, Vec<Row>> = HashMap::new();
+        let mut sums = Sums::default();
         for row in ledger.rows().await? {
-            by_claim.entry(row.claim_uid.clone()).or_default().push(row);
+            sums.add(&row);
         }
-        *self.lock() = by_claim;
+        *self.lock() = sums;
         Ok(())
     }
 
-    /// Reads a claim's rows again.
+    /// Takes over what was written for a claim since.
     pub async fn refresh(&self, ledger: &Ledger, claim: &Claim) -> Result<(), ledger::Error> {
         let rows = ledger.claim(&claim.spec, &claim.uid, Timestamp::UNIX_EPOCH).await?.rows;
-        self.lock().insert(claim.uid.clone(), rows);
+        rows.iter().for_each(|row| self.add(row));
         Ok(())
+    }
+
+    /// Adds a row, unless it was added before.
+    pub fn add(&self, row: &Row) {
+        self.lock().add(row);
     }
 
     /// Until when a claim's cost is booked.
     pub fn charged_until(&self, claim_uid: &str) -> Option<Timestamp> {
-        self.lock().get(claim_uid)?.last().map(|row| row.to)
+        self.lock().claims.get(claim_uid).map(|sum| sum.until)
     }
 
-    /// What a job has cost: its rows, and for machines that run what ran up since the last one.
-    pub fn spent(&self, job_uid: &str, claims: &[StoredClaim], now: Timestamp) -> Usd {
-        let rows = self.lock();
-        let booked: Usd = rows
-            .values()
-            .flatten()
-            .filter(|row| row.job_uid == job_uid)
-            .map(|row| row.amount)
-            .sum();
-        claims.iter().map(|stored| running(stored, &rows, now)).fold(booked, Usd::saturating_add)
+    /// What a workload has cost: its rows, and for machines that run what ran up since the last one.
+    pub fn spent(&self, uid: &str, claims: &[StoredClaim], now: Timestamp) -> Usd {
+        let sums = self.lock();
+        let booked = sums.workloads.get(uid).map_or(Usd::ZERO, |sum| sum.amount);
+        let running = claims.iter().map(|stored| sums.running(stored, Timestamp::MIN, now));
+        running.fold(booked, Usd::saturating_add)
     }
 
-    /// What these claims' machines have cost since their last rows.
-    pub fn running(&self, claims: &[StoredClaim], now: Timestamp) -> Usd {
-        let rows = self.lock();
-        claims.iter().map(|stored| running(stored, &rows, now)).sum()
+    /// What a claim has cost by now.
+    pub fn of_claim(&self, stored: &StoredClaim, now: Timestamp) -> Usd {
+        let sums = self.lock();
+        let booked = sums.claims.get(&stored.claim.uid).map_or(Usd::ZERO, |sum| sum.amount);
+        booked.saturating_add(sums.running(stored, Timestamp::MIN, now))
     }
 
-    /// What was spent in a period, by the begin of each row, on what `counts`.
-    pub fn spent_in(
+    /// What claims' machines have cost since their last rows, and since a time.
+    pub fn running<'a>(
         &self,
-        period: &std::ops::Range<Timestamp>,
-        counts: impl Fn(&Row) -> bool,
+        claims: impl IntoIterator<Item = &'a StoredClaim>,
+        since: Timestamp,
+        now: Timestamp,
     ) -> Usd {
-        let rows = self.lock();
-        let in_period = |row: &&Row| petaflop_arbiter::ledger::in_period(row, period);
-        rows.values().flatten().filter(in_period).filter(|row| counts(row)).map(|r| r.amount).sum()
+        let sums = self.lock();
+        claims.into_iter().map(|stored| sums.running(stored, since, now)).sum()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Vec<Row>>> {
-        self.rows.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What is booked for a provider in a period.
+    pub fn of_provider(&self, name: &str, period: &Range<Timestamp>) -> Usd {
+        within(self.lock().providers.get(name), period)
+    }
+
+    /// What is booked for a namespace in a period.
+    pub fn of_namespace(&self, name: &str, period: &Range<Timestamp>) -> Usd {
+        within(self.lock().namespaces.get(name), period)
+    }
+
+    /// What is booked in a period for a budget that does not count all: whatever counted under its
+    /// name when it was written, and everything of the workloads that it counts now.
+    pub fn of_budget<'a>(
+        &self,
+        namespace: &str,
+        name: &str,
+        counted: impl IntoIterator<Item = &'a String>,
+        period: &Range<Timestamp>,
+    ) -> Usd {
+        let sums = self.lock();
+        let named = within(sums.budgets.get(&(namespace.to_owned(), name.to_owned())), period);
+        let hours = hours(period);
+        counted
+            .into_iter()
+            .filter_map(|uid| sums.workloads.get(uid))
+            .flat_map(|sum| &sum.parts)
+            .filter(|((hour, names), _)| {
+                hours.contains(hour) && !names.iter().any(|known| known == name)
+            })
+            .map(|(_, amount)| *amount)
+            .fold(named, Usd::saturating_add)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Sums> {
+        self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What a machine has cost since its last row.
-fn running(stored: &StoredClaim, rows: &HashMap<String, Vec<Row>>, now: Timestamp) -> Usd {
-    let claim = &stored.claim;
-    let bills = matches!(claim.phase, Phase::Launched { .. } | Phase::Ending { .. });
-    let (Some(began), true) = (stored.billed_from, bills) else {
-        return Usd::ZERO;
-    };
-    let rows = rows.get(&claim.uid).map_or(&[][..], Vec::as_slice);
-    let closed = rows.iter().any(|row| row.kind != petaflop_arbiter::ledger::RowKind::Running);
-    if closed {
-        return Usd::ZERO;
+impl Sums {
+    fn add(&mut self, row: &Row) {
+        let number = row.key.rsplit('/').next().and_then(|number| number.parse().ok()).unwrap_or(0);
+        let claim = self.claims.entry(row.claim_uid.clone()).or_insert(ClaimSum {
+            rows: 0,
+            amount: Usd::ZERO,
+            until: row.to,
+            closed: false,
+        });
+        if number < claim.rows {
+            return;
+        }
+        claim.rows = number + 1;
+        claim.until = row.to;
+        claim.closed |= row.kind != RowKind::Running;
+        let hour = row.from.as_second().div_euclid(HOUR_SECONDS);
+        let plus = |sum: &mut Usd| *sum = sum.saturating_add(row.amount);
+        plus(&mut claim.amount);
+        let workload = self.workloads.entry(row.job_uid.clone()).or_default();
+        plus(&mut workload.amount);
+        plus(workload.parts.entry((hour, row.budgets.clone().into())).or_default());
+        for hours in [
+            self.providers.entry(row.provider.clone()).or_default(),
+            self.namespaces.entry(row.namespace.clone()).or_default(),
+        ] {
+            plus(hours.entry(hour).or_default());
+        }
+        for name in &row.budgets {
+            let budget = self.budgets.entry((row.namespace.clone(), name.clone())).or_default();
+            plus(budget.entry(hour).or_default());
+        }
     }
-    let booked: Usd = rows.iter().map(|row| row.amount).sum();
-    let millis = now.as_millisecond().saturating_sub(began.as_millisecond()).max(0);
-    let total = claim.spec.offer.price.for_millis(millis);
-    total.checked_sub(booked).filter(|left| *left > Usd::ZERO).unwrap_or(Usd::ZERO)
+
+    /// What a machine has cost since its last row, and since a time.
+    fn running(&self, stored: &StoredClaim, since: Timestamp, now: Timestamp) -> Usd {
+        let claim = &stored.claim;
+        let bills = matches!(claim.phase, Phase::Launched { .. } | Phase::Ending { .. });
+        let (Some(began), true) = (stored.billed_from, bills) else {
+            return Usd::ZERO;
+        };
+        let booked = match self.claims.get(&claim.uid) {
+            Some(sum) if sum.closed => return Usd::ZERO,
+            Some(sum) => sum.amount,
+            None => Usd::ZERO,
+        };
+        let until = |at: Timestamp| {
+            let millis = at.as_millisecond().saturating_sub(began.as_millisecond());
+            claim.spec.offer.price.for_millis(millis)
+        };
+        until(now).saturating_sub(booked.max(until(since))).max(Usd::ZERO)
+    }
+}
+
+/// The hours of a period, which begins and ends with one.
+fn hours(period: &Range<Timestamp>) -> Range<i64> {
+    let hour = |at: Timestamp| at.as_second().div_euclid(HOUR_SECONDS);
+    hour(period.start)..hour(period.end)
+}
+
+fn within(sums: Option<&Hours>, period: &Range<Timestamp>) -> Usd {
+    sums.map_or(Usd::ZERO, |sums| sums.range(hours(period)).map(|(_, amount)| *amount).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use petaflop_arbiter::claim::{ClaimSpec, Device};
+    use petaflop_arbiter::ledger::ClaimLedger;
+    use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
+    use petaflop_crds::spend_budget::Period;
+
+    use super::*;
+    use crate::cluster::testing::offer;
+
+    fn at(text: &str) -> Timestamp {
+        text.parse().expect("a point in time")
+    }
+
+    fn usd(text: &str) -> Usd {
+        text.parse().expect("an amount")
+    }
+
+    /// A claim at 3.6 $/h, 0.001 $ a second, that began to bill at a time.
+    fn claim(uid: &str, began: Timestamp) -> StoredClaim {
+        let owner = WorkloadId {
+            kind: OwnerKind::TrainingJob,
+            namespace: "ns".into(),
+            name: "job".into(),
+            uid: format!("job-{uid}"),
+        };
+        let spec = ClaimSpec {
+            name: uid.to_owned(),
+            owner,
+            placement: 1,
+            index: 0,
+            offer: offer("m", "3.6"),
+            device: Device::Cpu,
+            reserved: Usd::ZERO,
+            decided_at: began,
+        };
+        StoredClaim {
+            version: String::new(),
+            deleting: false,
+            billed_from: Some(began),
+            endpoint: None,
+            agent_key: None,
+            claim: Claim {
+                spec,
+                uid: uid.to_owned(),
+                phase: Phase::Launched { instance: "i".into(), at: began },
+                attempt: 1,
+                spent: Usd::ZERO,
+            },
+        }
+    }
+
+    fn rows(stored: &StoredClaim, until: &[&str], budgets: &[&str]) -> Vec<Row> {
+        let claim = &stored.claim;
+        let began = stored.billed_from.expect("it bills");
+        let mut ledger = ClaimLedger::new(claim.spec.clone(), claim.uid.clone(), began);
+        ledger.budgets = Some(budgets.iter().map(|name| (*name).to_owned()).collect());
+        for until in until {
+            let row = ledger.next_row(at(until), false).expect("open").expect("time has passed");
+            ledger.rows.push(row);
+        }
+        ledger.rows
+    }
+
+    #[test]
+    fn a_row_is_added_once_however_often_it_is_read() {
+        let (book, stored) = (Book::default(), claim("c", at("2026-11-21T10:50:00Z")));
+        let rows = rows(&stored, &["2026-11-21T11:00:00Z", "2026-11-21T11:10:00Z"], &[]);
+        book.add(&rows[0]);
+        rows.iter().chain(&rows).for_each(|row| book.add(row));
+        let now = at("2026-11-21T11:20:00Z");
+        assert_eq!(book.spent("job-c", std::slice::from_ref(&stored), now), usd("1.8"));
+        assert_eq!(book.spent("job-c", &[], now), usd("1.2"), "what is booked");
+        assert_eq!(book.charged_until("c"), Some(at("2026-11-21T11:10:00Z")));
+        let hour = Period::Hourly.around(now);
+        assert_eq!(book.of_namespace("ns", &hour), usd("0.6"), "by the begin of each row");
+        assert_eq!(book.of_provider("fake", &Period::Monthly.around(now)), usd("1.2"));
+        assert_eq!(book.of_provider("other", &hour), Usd::ZERO);
+    }
+
+    #[test]
+    fn what_runs_over_the_end_of_a_period_counts_in_both_each_its_part() {
+        let (book, stored) = (Book::default(), claim("c", at("2026-11-21T10:50:00Z")));
+        let claims = std::slice::from_ref(&stored);
+        let (full, now) = (at("2026-11-21T11:00:00Z"), at("2026-11-21T11:05:00Z"));
+        // Before the row that ends the hour is written, and after.
+        assert_eq!(book.running(claims, full, now), usd("0.3"));
+        rows(&stored, &["2026-11-21T11:00:00Z"], &[]).iter().for_each(|row| book.add(row));
+        assert_eq!(book.running(claims, full, now), usd("0.3"));
+        assert_eq!(book.of_claim(&stored, now), usd("0.9"));
+    }
+
+    #[test]
+    fn a_budget_keeps_what_counted_under_its_name_and_takes_what_it_counts_now() {
+        let book = Book::default();
+        let began = at("2026-11-21T10:00:00Z");
+        let until = ["2026-11-21T10:10:00Z"];
+        // One is deleted, one was relabelled, one is counted only now, one never was.
+        for (uid, names) in [("a", vec!["team"]), ("b", vec!["team"]), ("c", vec![]), ("d", vec![])]
+        {
+            rows(&claim(uid, began), &until, &names).iter().for_each(|row| book.add(row));
+        }
+        let counted = ["job-b".to_owned(), "job-c".to_owned()];
+        let day = Period::Daily.around(began);
+        assert_eq!(book.of_budget("ns", "team", &counted, &day), usd("1.8"));
+        assert_eq!(book.of_budget("other", "team", &[], &day), Usd::ZERO);
+        let next = Period::Daily.around(day.end);
+        assert_eq!(book.of_budget("ns", "team", &counted, &next), Usd::ZERO);
+    }
 }

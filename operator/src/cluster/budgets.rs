@@ -1,52 +1,359 @@
-//! SpendBudgets: what their workloads have cost in the running period, booked and running.
+//! SpendBudgets: what their workloads have cost in the running period, booked and running; and
+//! their controller, the part with a client (what follows from the sums is in [`spend_budget`]).
+//!
+//! Which limits are reached is kept in memory for whoever must stop: known before anything is
+//! decided, and brought up whenever a budget is looked at.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use kube::ResourceExt;
-use petaflop_arbiter::money::Usd;
+use kube::api::PostParams;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt};
+use petaflop_arbiter::claim::Phase;
+use petaflop_arbiter::money::{Usd, UsdPerHour};
+use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
 use petaflop_arbiter::world::Budget;
-use petaflop_crds::{FieldError, SpendBudget};
+use petaflop_crds::shared::NameRef;
+use petaflop_crds::spend_budget::OnExceeded;
+use petaflop_crds::{FieldError, SpendBudget, SpendBudgetStatus, TrainingJob};
 
-use crate::cluster::Operator;
+use crate::claims::StoredClaim;
+use crate::cluster::error::{Error, is_not_found};
+use crate::cluster::queue::Again;
+use crate::cluster::spend_budget::{self, Price, Seen, Sums};
+use crate::cluster::table::Name;
+use crate::cluster::{Operator, events};
 
-/// A budget as decisions see it: what is booked in the period. Reservations and running rates are
-/// in the claims, which the arbiter adds itself.
-pub fn of(
-    operator: &Operator,
-    object: &SpendBudget,
-    now: Timestamp,
-) -> Result<Budget, Vec<FieldError>> {
-    let uids = counted(operator, object);
-    let period = object.spec.period.around(now);
-    let namespace = object.namespace().unwrap_or_default();
-    let all = object.spec.counts_all();
-    let spent = operator.book.spent_in(&period, |row| {
-        row.namespace == namespace && (all || uids.contains(&row.job_uid))
-    });
-    object.budget(spent, uids, now)
+/// What budgets look at in a workload of whatever kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counted {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its uid.
+    pub uid: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// The budget that it names itself.
+    pub budget_ref: Option<NameRef>,
 }
 
-/// What is booked in the period, and what ran up since the last rows.
-pub fn with_running(operator: &Operator, budget: &Budget, now: Timestamp) -> Usd {
-    let claims: Vec<_> = operator
-        .table
-        .all()
-        .into_iter()
-        .filter(|stored| {
+impl Counted {
+    /// A job.
+    pub fn job(job: &TrainingJob) -> Self {
+        Self {
+            namespace: job.namespace().unwrap_or_default(),
+            uid: job.uid().unwrap_or_default(),
+            labels: job.labels().clone(),
+            budget_ref: job.spec.budget_ref.clone(),
+        }
+    }
+
+    fn counts_under(&self, budget: &SpendBudget) -> bool {
+        budget.namespace().as_deref() == Some(self.namespace.as_str())
+            && budget.spec.counts(&budget.name_any(), &self.labels, self.budget_ref.as_ref())
+    }
+}
+
+/// A budget asks for what runs under it to be stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stop {
+    /// Its name.
+    pub budget: String,
+    /// Suspended or ended; never that only new ones are blocked.
+    pub how: Stopped,
+}
+
+/// How a budget stops what runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Saved, and goes on when there is money again.
+    Suspended,
+    /// Ended at once, for good.
+    Terminated,
+}
+
+/// Budgets whose limit is reached, by namespace. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Exhausted(Arc<Mutex<HashMap<String, BTreeSet<String>>>>);
+
+impl Exhausted {
+    /// Takes over whether a budget's limit is reached. Returns whether it was otherwise before.
+    fn put(&self, (namespace, name): &Name, is: bool) -> bool {
+        let mut all = self.lock();
+        if is {
+            return all.entry(namespace.clone()).or_default().insert(name.clone());
+        }
+        let Some(names) = all.get_mut(namespace) else { return false };
+        let was = names.remove(name);
+        if names.is_empty() {
+            all.remove(namespace);
+        }
+        was
+    }
+
+    fn within(&self, namespace: &str) -> BTreeSet<String> {
+        self.lock().get(namespace).cloned().unwrap_or_default()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, BTreeSet<String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The workloads and claims of one namespace, looked at once for all its budgets.
+#[derive(Debug, Default)]
+struct View {
+    workloads: Vec<Counted>,
+    claims: Vec<StoredClaim>,
+}
+
+impl View {
+    fn of(operator: &Operator, namespace: &str) -> Self {
+        let mut workloads = operator.workloads();
+        workloads.retain(|workload| workload.namespace == namespace);
+        Self { workloads, claims: operator.table.of_namespace(namespace) }
+    }
+
+    /// Uids of the workloads that a budget counts.
+    fn counted(&self, object: &SpendBudget) -> BTreeSet<String> {
+        let counted = self.workloads.iter().filter(|workload| workload.counts_under(object));
+        counted.map(|workload| workload.uid.clone()).collect()
+    }
+
+    /// The budget, with everything that was spent in the period by now.
+    fn budget(
+        &self,
+        operator: &Operator,
+        object: &SpendBudget,
+        now: Timestamp,
+    ) -> Result<Budget, Vec<FieldError>> {
+        let (namespace, name) = (object.namespace().unwrap_or_default(), object.name_any());
+        let period = object.spec.period.around(now);
+        let uids = self.counted(object);
+        let booked = match object.spec.counts_all() {
+            true => operator.book.of_namespace(&namespace, &period),
+            false => operator.book.of_budget(&namespace, &name, &uids, &period),
+        };
+        let budget = object.budget(Usd::ZERO, uids, now)?;
+        let running = operator.book.running(self.claims_of(&budget), period.start, now);
+        Ok(Budget { spent: booked.saturating_add(running), ..budget })
+    }
+
+    fn claims_of<'a>(&'a self, budget: &'a Budget) -> impl Iterator<Item = &'a StoredClaim> {
+        self.claims.iter().filter(|stored| {
             let owner = &stored.claim.spec.owner;
             budget.counts(&owner.namespace, &owner.uid)
         })
-        .collect();
-    budget.spent.saturating_add(operator.book.running(&claims, now))
+    }
+
+    fn sums(&self, operator: &Operator, budget: &Budget, now: Timestamp) -> Sums {
+        let mut sums = Sums { spent: budget.spent, ..Sums::default() };
+        let left = budget.period_ends_at.as_millisecond().saturating_sub(now.as_millisecond());
+        for stored in self.claims_of(budget).filter(|stored| stored.claim.is_unfinished()) {
+            let (claim, price) = (&stored.claim, stored.claim.spec.offer.price);
+            let reserved = claim.spec.reserved.saturating_sub(operator.book.of_claim(stored, now));
+            let reserved = reserved.max(Usd::ZERO).min(price.for_millis(left));
+            sums.reserved = sums.reserved.saturating_add(reserved);
+            if matches!(claim.phase, Phase::Launched { .. } | Phase::Ending { .. }) {
+                sums.rate = sums.rate.saturating_add(price);
+            }
+        }
+        sums
+    }
 }
 
-/// Uids of the workloads that a budget counts.
-fn counted(operator: &Operator, object: &SpendBudget) -> Vec<String> {
-    let name = object.name_any();
-    operator
-        .jobs()
-        .iter()
-        .filter(|job| job.namespace() == object.namespace())
-        .filter(|job| object.spec.counts(&name, job.labels(), job.spec.budget_ref.as_ref()))
-        .filter_map(|job| job.uid())
-        .collect()
+impl Operator {
+    /// All that budgets may count.
+    pub fn workloads(&self) -> Vec<Counted> {
+        self.jobs().iter().map(|job| Counted::job(job)).collect()
+    }
+
+    /// What budgets look at in the owner of a claim; `None` where it is not known any more.
+    pub fn workload(&self, owner: &WorkloadId) -> Option<Counted> {
+        let found = match owner.kind {
+            OwnerKind::TrainingJob => {
+                self.job(&owner.namespace, &owner.name).map(|job| Counted::job(&job))
+            }
+            OwnerKind::InferenceService => None,
+        };
+        found.filter(|workload| workload.uid == owner.uid)
+    }
+
+    /// The budgets, as decisions see them.
+    pub fn budgets(&self, now: Timestamp) -> Vec<Budget> {
+        let objects = self.budgets.state();
+        let mut views: HashMap<String, View> = objects
+            .iter()
+            .map(|object| (object.namespace().unwrap_or_default(), View::default()))
+            .collect();
+        if views.is_empty() {
+            return Vec::new();
+        }
+        for workload in self.workloads() {
+            if let Some(view) = views.get_mut(&workload.namespace) {
+                view.workloads.push(workload);
+            }
+        }
+        for stored in self.table.all() {
+            if let Some(view) = views.get_mut(&stored.claim.spec.owner.namespace) {
+                view.claims.push(stored);
+            }
+        }
+        let budget = |object: &Arc<SpendBudget>| {
+            let view = views.get(&object.namespace().unwrap_or_default())?;
+            view.budget(self, object, now).inspect_err(|errors| left_out(object, errors)).ok()
+        };
+        objects.iter().filter_map(budget).collect()
+    }
+
+    /// Names of the budgets that a workload counts under.
+    pub fn budgets_of(&self, workload: &Counted) -> Vec<String> {
+        let mut names: Vec<String> = self
+            .budgets
+            .state()
+            .iter()
+            .filter(|object| workload.counts_under(object))
+            .map(|object| object.name_any())
+            .collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The budget that asks for a workload to be stopped, its limit being reached; of several the
+    /// one that ends it.
+    pub fn stop_of(&self, workload: &Counted) -> Option<Stop> {
+        let mut found = None;
+        for name in self.exhausted.within(&workload.namespace) {
+            let at = ObjectRef::new(&name).within(&workload.namespace);
+            let Some(object) = self.budgets.get(&at).filter(|o| workload.counts_under(o)) else {
+                continue;
+            };
+            let how = match object.spec.on_exceeded {
+                OnExceeded::BlockNew => continue,
+                OnExceeded::Suspend => Stopped::Suspended,
+                OnExceeded::Terminate => Stopped::Terminated,
+            };
+            let stop = Stop { budget: name, how };
+            match how {
+                Stopped::Terminated => return Some(stop),
+                Stopped::Suspended => found = found.or(Some(stop)),
+            }
+        }
+        found
+    }
+
+    /// Why a workload cannot be placed whatever the offers: the budget that it names is not there.
+    pub fn no_such_budget(&self, workload: &Counted) -> Option<String> {
+        let name = &workload.budget_ref.as_ref()?.name;
+        let namespace = &workload.namespace;
+        match self.budgets.get(&ObjectRef::new(name).within(namespace)) {
+            Some(_) => None,
+            None => Some(format!(
+                "spec.budgetRef: there is no SpendBudget {name} in namespace {namespace}; create it, or name another"
+            )),
+        }
+    }
+
+    /// Learns which limits are reached, before anybody is told to stop or to go on.
+    pub(crate) fn know_exhausted(&self) {
+        let now = self.clock.now();
+        for budget in self.budgets(now) {
+            let name = (budget.namespace.clone(), budget.name.clone());
+            self.exhausted.put(&name, spend_budget::is_exhausted(budget.limit, budget.spent));
+        }
+    }
+
+    /// The cheapest that a namespace could buy.
+    fn cheapest(&self, namespace: &str) -> Option<Price> {
+        self.providers
+            .all()
+            .into_iter()
+            .filter(|(_, known)| {
+                let allowed = &known.object.spec.allowed_namespaces;
+                allowed.iter().any(|name| name == "*" || name == namespace)
+            })
+            .filter_map(|(_, known)| known.cheapest)
+            .min_by(|(a, x), (b, y)| (x, a).cmp(&(y, b)))
+    }
+}
+
+fn left_out(object: &SpendBudget, errors: &[FieldError]) {
+    tracing::error!(budget = %object.name_any(), ?errors, "left out");
+}
+
+/// One pass over one budget.
+pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error> {
+    let Some(object) = operator.budgets.get(&ObjectRef::new(&name.1).within(&name.0)) else {
+        if operator.exhausted.put(name, false) {
+            wake(operator, &View::of(operator, &name.0).workloads);
+        }
+        return Ok(Again::OnChange);
+    };
+    if object.metadata.deletion_timestamp.is_some() {
+        return Ok(Again::OnChange);
+    }
+    let now = operator.clock.now();
+    let view = View::of(operator, &name.0);
+    let cheapest = operator.cheapest(&name.0);
+    let sums = match view.budget(operator, &object, now) {
+        Ok(budget) => {
+            let is = spend_budget::is_exhausted(budget.limit, budget.spent);
+            if operator.exhausted.put(name, is) {
+                tracing::info!(budget = %name.1, namespace = %name.0, exhausted = is, "a limit");
+                let counted =
+                    view.workloads.iter().filter(|workload| workload.counts_under(&object));
+                wake(operator, counted);
+            }
+            view.sums(operator, &budget, now)
+        }
+        // What is wrong is said in its status.
+        Err(errors) => {
+            left_out(&object, &errors);
+            Sums::default()
+        }
+    };
+    let seen = Seen { object: &object, sums, cheapest: cheapest.as_ref(), now };
+    let next = spend_budget::next(&seen);
+    if object.status.as_ref() != Some(&next.status) {
+        write(operator, &object, next.status).await?;
+    }
+    Ok(next.again.map_or(Again::OnChange, Again::After))
+}
+
+/// Whoever was stopped, or may have to be.
+fn wake<'a>(operator: &Operator, workloads: impl IntoIterator<Item = &'a Counted>) {
+    for workload in workloads {
+        operator.owner_changed(&workload.uid);
+    }
+    operator.placement.ask();
+}
+
+/// A compare-and-swap: a status is never written over one that we did not see.
+async fn write(
+    operator: &Operator,
+    object: &SpendBudget,
+    status: SpendBudgetStatus,
+) -> Result<(), Error> {
+    let namespace = object.namespace().unwrap_or_default();
+    let api: Api<SpendBudget> = Api::namespaced(operator.client.clone(), &namespace);
+    let told = events::of_budget(object.status.as_ref(), &status);
+    let mut new = object.clone();
+    new.status = Some(status);
+    match api.replace_status(&object.name_any(), &PostParams::default(), &new).await {
+        Ok(_) => {
+            operator.events.tell(&new, told);
+            Ok(())
+        }
+        Err(error) if is_not_found(&error) => Ok(()),
+        Err(error) => Err(Error::api("writing a budget's status")(error)),
+    }
+}
+
+/// The cheapest of some offers.
+pub fn cheapest(offers: &[petaflop_arbiter::offer::Offer]) -> Option<Price> {
+    let price = |offer: &&petaflop_arbiter::offer::Offer| (offer.price, offer.id.clone());
+    let least: Option<(UsdPerHour, _)> = offers.iter().map(|offer| price(&offer)).min();
+    least.map(|(price, id)| (id.0, price))
 }

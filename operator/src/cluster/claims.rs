@@ -5,11 +5,14 @@ use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
 use kube::{Api, Client, ResourceExt};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::{Claim, ClaimSpec};
-use petaflop_crds::compute_claim::{AgentStatus, ComputeClaim};
+use petaflop_arbiter::reason::Reason;
+use petaflop_crds::compute_claim::{AgentStatus, ComputeClaim, ComputeClaimStatus};
 use petaflop_crds::scalar::Moment;
 
 use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::cluster::error::{is_conflict, is_not_found};
+use crate::cluster::events::{self, Events};
+use crate::cluster::status::{Conditions, Is};
 use crate::cluster::table::ClaimTable;
 use crate::cluster::{claim_status, finalizer, status};
 
@@ -23,12 +26,19 @@ pub struct ObjectClaims {
     namespaces: Vec<String>,
     table: ClaimTable,
     clock: Clock,
+    events: Events,
 }
 
 impl ObjectClaims {
     /// Over these namespaces, or, where none are named, all; with the table that the watch fills.
-    pub fn new(client: Client, namespaces: Vec<String>, table: ClaimTable, clock: Clock) -> Self {
-        Self { client, namespaces, table, clock }
+    pub fn new(
+        client: Client,
+        namespaces: Vec<String>,
+        table: ClaimTable,
+        clock: Clock,
+        events: Events,
+    ) -> Self {
+        Self { client, namespaces, table, clock, events }
     }
 
     /// Asks for the removal of exactly this claim. It stays until its finalizer goes.
@@ -47,6 +57,51 @@ impl ObjectClaims {
             // Gone, or another of the same name.
             Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
             Err(error) => Err(store("deleting", error)),
+        }
+    }
+
+    /// Sets one condition of a claim, if it is not so already and nobody else wrote meanwhile.
+    pub async fn say(
+        &self,
+        read: &StoredClaim,
+        type_: &str,
+        is: Is,
+        reason: Reason,
+        message: &str,
+    ) -> Result<(), ClaimsError> {
+        let Some(mut object) = self.table.object(read) else { return Ok(()) };
+        let mut status = object.status.clone().unwrap_or_default();
+        let (generation, now) = (object.metadata.generation, self.clock.now());
+        let mut conditions = Conditions::of(&mut status.conditions, generation, now);
+        conditions.set(type_, is, reason, message);
+        let old = object.status.replace(status);
+        if old == object.status {
+            return Ok(());
+        }
+        self.write_status(&object, old.as_ref()).await.map(drop)
+    }
+
+    /// By compare-and-swap; `None`: somebody else wrote first, or it is gone.
+    async fn write_status(
+        &self,
+        object: &ComputeClaim,
+        old: Option<&ComputeClaimStatus>,
+    ) -> Result<Option<StoredClaim>, ClaimsError> {
+        let api = self.api(&object.namespace().unwrap_or_default());
+        match api.replace_status(&object.name_any(), &PostParams::default(), object).await {
+            Ok(written) => {
+                if let Some(new) = &object.status {
+                    let offer = &object.spec.offer;
+                    let offer = format!(
+                        "{} at {}, {} $/h",
+                        offer.instance_type, object.spec.provider, offer.price.0
+                    );
+                    self.events.tell(object, events::of_claim(&offer, old, new));
+                }
+                self.note(&written).map(Some)
+            }
+            Err(error) if is_conflict(&error) || is_not_found(&error) => Ok(None),
+            Err(error) => Err(store("writing", error)),
         }
     }
 
@@ -139,12 +194,12 @@ impl Claims for ObjectClaims {
         new: StoredClaim,
     ) -> Result<Option<StoredClaim>, ClaimsError> {
         let spec = &read.claim.spec;
-        let api = self.api(&spec.owner.namespace);
         let Some(mut object) = self.table.object(read) else {
             return Ok(None);
         };
         object.metadata.resource_version = Some(read.version.clone());
-        let mut status = object.status.take().unwrap_or_default();
+        let old = object.status.take();
+        let mut status = old.clone().unwrap_or_default();
         status.record(&new.claim).map_err(|errors| ClaimsError::Damaged {
             name: spec.name.clone(),
             what: format!("{errors:?}"),
@@ -159,11 +214,7 @@ impl Claims for ObjectClaims {
         }
         claim_status::summarise(&mut status, &new, object.metadata.generation, now);
         object.status = Some(status);
-        match api.replace_status(&spec.name, &PostParams::default(), &object).await {
-            Ok(object) => self.note(&object).map(Some),
-            Err(error) if is_conflict(&error) || is_not_found(&error) => Ok(None),
-            Err(error) => Err(store("writing", error)),
-        }
+        self.write_status(&object, old.as_ref()).await
     }
 
     async fn release(&self, read: &StoredClaim) -> Result<(), ClaimsError> {

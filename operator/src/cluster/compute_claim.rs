@@ -1,6 +1,7 @@
 //! The ComputeClaim's controller: whether the claim is wanted, and then one drive of the buying
 //! protocol, [`crate::act`].
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -8,21 +9,28 @@ use kube::{Api, ResourceExt};
 use petaflop_arbiter::claim::Phase;
 use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
-use petaflop_crds::TrainingJob;
+use petaflop_crds::spend_budget::Period;
+use petaflop_crds::{ComputeClaim, TrainingJob};
 use petaflop_providers::{Instance, InstanceId, Provider, Work};
 
 use crate::act::{ActError, Driven, left_alone_for};
 use crate::claims::{Claims, StoredClaim};
+use crate::cluster::budgets::{Counted, Stopped};
 use crate::cluster::error::Error;
+use crate::cluster::events::{Event, Happened};
 use crate::cluster::queue::Again;
+use crate::cluster::status::Is;
 use crate::cluster::table::Name;
-use crate::cluster::{Operator, claims, machine, training_job};
+use crate::cluster::{Operator, abandon, claims, finalizer, machine, training_job};
 
 /// A ledger row at least this often while a machine runs.
 const CHARGE: SignedDuration = SignedDuration::from_secs(300);
 
 /// Between two looks at something that takes time.
-const SOON: Duration = Duration::from_secs(2);
+const SOON: SignedDuration = SignedDuration::from_secs(2);
+
+/// A machine that is to be ended is usually gone after this long.
+const PATIENCE: SignedDuration = SignedDuration::from_secs(120);
 
 /// One pass over one claim.
 pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error> {
@@ -31,10 +39,14 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         return Ok(Again::OnChange);
     };
     let stored = claims::read(&object)?;
+    if abandon::act(operator, &object, &stored).await? {
+        return Ok(Again::OnChange);
+    }
     let seller = &stored.claim.spec.offer.provider;
     let Some(provider) = operator.providers.get(seller).and_then(|known| known.provider.ok())
     else {
         tracing::warn!(claim = %name.1, provider = %seller, "its provider cannot be asked");
+        not_gone_yet(operator, &object, &stored).await?;
         return Ok(Again::Backoff);
     };
     let owner = owner(operator, &stored).await?;
@@ -45,9 +57,47 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
             let instance = InstanceId(instance.clone());
             pass.runs(stored, &instance).await
         }
-        (Phase::Launched { .. }, Wanted::No(_)) if pass.drains() => Ok(Again::After(SOON)),
-        _ => pass.drive(stored, wanted).await,
+        (Phase::Launched { .. }, Wanted::No(reason)) if pass.drains(reason) => {
+            Ok(Again::After(SOON.unsigned_abs()))
+        }
+        _ => {
+            let driven = pass.drive(stored.clone(), wanted).await;
+            match &driven {
+                Ok(Again::OnChange) => {}
+                Ok(_) | Err(_) => not_gone_yet(operator, &object, &stored).await?,
+            }
+            driven
+        }
     }
+}
+
+/// Says of a machine that should be gone for a while already that its provider does not say so.
+async fn not_gone_yet(
+    operator: &Operator,
+    object: &ComputeClaim,
+    stored: &StoredClaim,
+) -> Result<(), Error> {
+    let instance = match &stored.claim.phase {
+        Phase::Ending { instance: Some(instance), .. } | Phase::Launched { instance, .. } => {
+            instance
+        }
+        _ => return Ok(()),
+    };
+    let conditions = object.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let ending = conditions.iter().find(|c| c.type_ == "Terminating" && c.status == "True");
+    let since = ending.map(|c| c.last_transition_time.0);
+    let since = since.or(object.metadata.deletion_timestamp.as_ref().map(|at| at.0));
+    if since.is_none_or(|at| operator.clock.now().duration_since(at) < PATIENCE) {
+        return Ok(());
+    }
+    let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
+    let message = format!(
+        "{} has not said yet that {instance} is gone; ending it is tried again and again. If you made sure          of it yourself: kubectl annotate computeclaim -n {namespace} {name} {}={instance}",
+        stored.claim.spec.offer.provider,
+        abandon::ANNOTATION
+    );
+    let reason = Reason::TerminateRetrying;
+    Ok(operator.claims.say(stored, "Terminating", Is::True, reason, &message).await?)
 }
 
 /// Whoever asked for a claim, as the API server has it now if it is about to be bought for.
@@ -93,7 +143,12 @@ impl Pass<'_> {
     }
 
     /// Whether the command is still being given time to save what it has.
-    fn drains(&self) -> bool {
+    fn drains(&self, why: Reason) -> bool {
+        // A budget that terminates gives no time: it is spent.
+        let ended = self.owner.and_then(|job| self.operator.stop_of(&Counted::job(job)));
+        if why == Reason::BudgetExceeded || ended.is_some_and(|s| s.how == Stopped::Terminated) {
+            return false;
+        }
         let grace = self.owner.map_or(0, |job| job.spec.checkpoint.grace_seconds);
         self.operator.agents.drains(self.name, Duration::from_secs(u64::from(grace)))
     }
@@ -119,7 +174,7 @@ impl Pass<'_> {
             }
         };
         let Some(endpoint) = endpoint else {
-            return Ok(Again::After(SOON));
+            return Ok(Again::After(SOON.unsigned_abs()));
         };
         if let Some(job) = self.owner {
             operator.agents.meet(operator, self.name, &stored, endpoint, || {
@@ -129,12 +184,22 @@ impl Pass<'_> {
         let enrolled = stored.agent_key.is_some();
         let charged = operator.book.charged_until(&stored.claim.uid).or(stored.billed_from);
         let now = operator.clock.now();
+        let hour = Period::Hourly.around(now);
+        // Every period begins with an hour: a row ends there, so that each period has its own.
+        if charged.is_some_and(|at| at < hour.start) {
+            let actor = operator.actor(&stored.claim.spec.owner, self.provider, None);
+            actor.book_until(&stored, hour.start).await?;
+            operator.book.refresh(&operator.ledger, &stored.claim).await?;
+            operator.handle().money_moved(&stored.claim.spec.owner.namespace);
+        }
+        let charged = operator.book.charged_until(&stored.claim.uid).or(stored.billed_from);
         if charged.is_none_or(|at| now.duration_since(at) >= CHARGE) {
-            let stored = operator.actor(self.provider, None).charge(stored).await?;
+            let owner = stored.claim.spec.owner.clone();
+            let stored = operator.actor(&owner, self.provider, None).charge(stored).await?;
             operator.book.refresh(&operator.ledger, &stored.claim).await?;
         }
-        let wait = if enrolled { Duration::from_secs(CHARGE.as_secs() as u64) } else { SOON };
-        Ok(Again::After(wait))
+        let wait = if enrolled { CHARGE.min(hour.end.duration_since(now)) } else { SOON };
+        Ok(Again::After(Duration::try_from(wait).unwrap_or(Duration::ZERO)))
     }
 
     /// Why a machine that does not come up never will, once it had its time. Its offer is left alone.
@@ -158,13 +223,24 @@ impl Pass<'_> {
         Some(trouble.reason)
     }
 
+    /// What there is to tell of a claim that is let go now: once, for it has a finalizer only once.
+    fn last_words(&self, stored: &StoredClaim) -> Option<(Arc<ComputeClaim>, Event)> {
+        let object = self.operator.table.get(&self.name.0, &self.name.1)?;
+        let instance = object.status.as_ref()?.provider_id.clone()?;
+        let spent = self.operator.book.of_claim(stored, self.operator.clock.now());
+        let note = format!("{instance} is gone; it cost {spent} $");
+        let event = Event::happened(Happened::InstanceTerminated, note);
+        finalizer::is_held(&*object).then_some((object, event))
+    }
+
     async fn drive(&self, stored: StoredClaim, wanted: Wanted) -> Result<Again, Error> {
         let operator = self.operator;
         let machine = self.owner.map(|job| machine::of(operator, job, &stored));
         let work = machine.as_ref().map(Work::Machine);
-        let owner_uid = stored.claim.spec.owner.uid.clone();
+        let owner = stored.claim.spec.owner.clone();
         let offer = stored.claim.spec.offer.id.clone();
-        let (driven, refusal) = operator.actor(self.provider, work).drive(stored, wanted).await?;
+        let (driven, refusal) =
+            operator.actor(&owner, self.provider, work).drive(stored, wanted).await?;
         if let Some(error) = refusal
             && let Some(wait) = left_alone_for(&error)
         {
@@ -172,15 +248,19 @@ impl Pass<'_> {
             let until = operator.clock.now().saturating_add(wait).unwrap_or(jiff::Timestamp::MAX);
             operator.providers.leave_alone(&offer, until, error.reason());
         }
-        operator.owner_changed(&owner_uid);
+        operator.owner_changed(&owner.uid);
         match driven {
-            Driven::Steady(_) | Driven::Waiting(..) => Ok(Again::After(SOON)),
+            Driven::Steady(_) | Driven::Waiting(..) => Ok(Again::After(SOON.unsigned_abs())),
             Driven::Gone => Ok(Again::OnChange),
             Driven::Over(stored, _) => {
                 operator.book.refresh(&operator.ledger, &stored.claim).await?;
+                let told = self.last_words(&stored);
                 operator.claims.release(&stored).await?;
+                if let Some((object, event)) = told {
+                    operator.events.tell(&*object, [event]);
+                }
                 operator.agents.forget(self.name);
-                operator.owner_changed(&owner_uid);
+                operator.owner_changed(&owner.uid);
                 // Its slot, quota and reservation are free.
                 operator.placement.ask();
                 Ok(Again::OnChange)

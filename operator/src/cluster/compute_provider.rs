@@ -14,7 +14,7 @@ use petaflop_providers::ProviderError;
 use crate::cluster::error::{Error, is_not_found};
 use crate::cluster::queue::Again;
 use crate::cluster::status::{Conditions, Is};
-use crate::cluster::{Operator, finalizer};
+use crate::cluster::{Operator, events, finalizer};
 
 /// Between two quotes.
 const QUOTE: Duration = Duration::from_secs(30);
@@ -22,7 +22,7 @@ const QUOTE: Duration = Duration::from_secs(30);
 /// One pass over one provider.
 pub async fn reconcile(operator: &Operator, name: &str) -> Result<Again, Error> {
     let api: Api<ComputeProvider> = Api::all(operator.client.clone());
-    let in_use = operator.table.all().iter().any(|c| c.claim.spec.offer.provider == name);
+    let in_use = operator.table.needs_provider(name);
     let Some(object) = operator.provider_object(name) else {
         // A claim that was written while it went needs it to the end.
         if in_use {
@@ -44,6 +44,7 @@ pub async fn reconcile(operator: &Operator, name: &str) -> Result<Again, Error> 
     let now = operator.clock.now();
     if operator.providers.refresh(name, now).await {
         operator.placement.ask();
+        operator.handle().offers_changed();
     }
     write(operator, &api, &object).await?;
     Ok(Again::After(QUOTE))
@@ -60,12 +61,8 @@ async fn write(
     let generation = object.metadata.generation;
     status.observed_generation = generation;
     status.type_ = object.spec.type_();
-    let claims: Vec<_> = operator
-        .table
-        .all()
-        .into_iter()
-        .filter(|c| c.claim.spec.offer.provider == name && c.claim.is_unfinished())
-        .collect();
+    let mut claims = operator.table.of_provider(&name);
+    claims.retain(|stored| stored.claim.is_unfinished());
     status.machines = claims.len() as u32;
     let hourly = claims.iter().map(|c| c.claim.spec.offer.price.micros()).sum();
     status.hourly_price =
@@ -98,10 +95,14 @@ async fn write(
     if object.status.as_ref() == Some(&status) {
         return Ok(());
     }
+    let told = events::of_provider(object.status.as_ref(), &status);
     let mut new = ComputeProvider::clone(object);
     new.status = Some(status);
     match api.replace_status(&name, &PostParams::default(), &new).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            operator.events.tell(&new, told);
+            Ok(())
+        }
         Err(error) if is_not_found(&error) => Ok(()),
         Err(error) => Err(Error::api("writing a provider's status")(error)),
     }

@@ -7,11 +7,12 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use petaflop_crds::{TrainingJob, TrainingJobStatus};
 
+use crate::cluster::budgets::Counted;
 use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
-use crate::cluster::{Operator, finalizer};
+use crate::cluster::{Operator, events, finalizer};
 
 /// A job that was only just seen is written to after its first placement pass, which saves a
 /// write; but not later than this.
@@ -32,14 +33,15 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         .and_then(|stored| operator.agents.run(&(name.0.clone(), stored.claim.spec.name.clone())));
     let said = operator.placement.said(&uid);
     let now = operator.clock.now();
-    let exhausted = operator.exhausted(&job, now);
+    let stop = operator.stop_of(&Counted::job(&job));
     let next = training_job::next(&Seen {
         job: &job,
         claims: &claims,
         run: run.as_ref(),
         spent: operator.book.spent(&uid, &claims, now),
         waits: said.as_ref().and_then(|said| said.waits.as_ref()),
-        stopped_by_budget: exhausted.as_deref(),
+        at_risk: said.as_ref().is_some_and(|said| said.at_risk),
+        stop: stop.as_ref(),
         now,
     });
     let api: Api<TrainingJob> = Api::namespaced(operator.client.clone(), &name.0);
@@ -74,7 +76,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     }
     // What was concluded must be durable before the claim that shows it goes.
     if !deleting && job.status.as_ref() != Some(&status) {
-        write(&api, job.clone(), status).await?;
+        write(operator, &api, job.clone(), status).await?;
     }
     end_claims(operator, &claims, &next).await?;
     if next.delete {
@@ -106,14 +108,19 @@ async fn end_claims(
 
 /// A compare-and-swap: a status is never written over one that we did not see.
 async fn write(
+    operator: &Operator,
     api: &Api<TrainingJob>,
     mut job: TrainingJob,
     status: TrainingJobStatus,
 ) -> Result<(), Error> {
     let name = job.name_any();
+    let told = events::of_job(job.status.as_ref(), &status);
     job.status = Some(status);
     match api.replace_status(&name, &PostParams::default(), &job).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            operator.events.tell(&job, told);
+            Ok(())
+        }
         Err(error) if is_not_found(&error) => Ok(()),
         Err(error) => Err(Error::api("writing a job's status")(error)),
     }

@@ -12,14 +12,17 @@
 //! | [`training_job`], [`jobs`] | TrainingJob: what follows from what is seen; doing it |
 //! | [`compute_claim`], [`machine`], [`agents`], [`run`] | ComputeClaim: buying, and whoever is there |
 //! | [`providers`], [`compute_provider`] | ComputeProvider: whom to ask, and what they offer |
-//! | [`budgets`] | SpendBudget |
+//! | [`spend_budget`], [`budgets`] | SpendBudget: what follows from its sums; the sums, and doing it |
 //! | [`book`] | what was spent, in memory |
 //! | [`sweep`] | machines no claim wants, claims whose machine is gone |
 //! | [`trace`] | which log lines belong together |
 //! | [`status`], [`finalizer`], [`error`] | conditions; holding objects; what can go wrong and when to try again |
+//! | [`events`], [`counters`] | what people are told when something changes; what metrics are told |
+//! | [`abandon`] | giving a machine up by hand |
 //! | [`probe`], [`make`] | whether the cluster is fit; providers as their objects describe them |
 //! | [`begin`], [`operate`] | from settings to parts; from parts to all of it at work |
 
+pub mod abandon;
 pub mod admit;
 pub mod agents;
 pub mod audit;
@@ -30,7 +33,9 @@ pub mod claim_status;
 pub mod claims;
 pub mod compute_claim;
 pub mod compute_provider;
+pub mod counters;
 pub mod error;
+pub mod events;
 pub mod finalizer;
 pub mod guard;
 pub mod installation;
@@ -46,6 +51,7 @@ pub mod queue;
 pub mod run;
 pub mod set;
 pub mod settings;
+pub mod spend_budget;
 pub mod status;
 pub mod sweep;
 pub mod table;
@@ -55,15 +61,15 @@ pub mod trace;
 pub mod training_job;
 pub mod watches;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
-use jiff::Timestamp;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Identity;
-use petaflop_arbiter::world::Budget;
-use petaflop_crds::spend_budget::OnExceeded;
+use petaflop_arbiter::workload::WorkloadId;
 use petaflop_crds::{ComputeProvider, SpendBudget, TrainingJob};
 use petaflop_providers::{EnrolmentToken, Provider, Work};
 
@@ -81,6 +87,9 @@ use queue::Queue;
 use set::{Shared, Waiting};
 use settings::Settings;
 use table::{ClaimTable, Name};
+
+/// Changes of what is spent within this time are looked at together.
+const MONEY_TOGETHER: Duration = Duration::from_secs(1);
 
 type TokenOf = Box<dyn Fn(&Identity) -> EnrolmentToken + Send + Sync>;
 type Leads = Box<dyn Fn() -> bool + Send + Sync>;
@@ -126,10 +135,15 @@ pub struct Operator {
     pub placement: Placement,
     /// Uids of workloads that wait for a machine.
     pub waiting: Waiting,
+    /// What people are told.
+    pub events: events::Events,
+    /// What is counted.
+    pub counters: counters::Counters,
     /// Claims whose machine may be gone.
     pub suspects: Shared<Name>,
     jobs: Store<TrainingJob>,
     budgets: Store<SpendBudget>,
+    exhausted: budgets::Exhausted,
     provider_objects: Store<ComputeProvider>,
     handle: Handle,
     token: TokenOf,
@@ -141,8 +155,11 @@ pub struct Operator {
 pub struct Handle {
     jobs: Queue<Name>,
     claims: Queue<Name>,
+    budgets: Queue<Name>,
     suspects: Shared<Name>,
     owners: Arc<std::sync::Mutex<std::collections::HashMap<String, Name>>>,
+    /// Names of the budgets of a namespace.
+    budget_names: Arc<std::sync::Mutex<BTreeMap<String, BTreeSet<String>>>>,
 }
 
 impl Handle {
@@ -163,6 +180,36 @@ impl Handle {
     pub fn suspect(&self, name: &Name) {
         self.suspects.insert(name.clone());
         self.claims.add(name.clone());
+    }
+
+    /// Something costs more or less in a namespace: its budgets are looked at soon, all changes together.
+    pub fn money_moved(&self, namespace: &str) {
+        let known = self.budget_names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for name in known.get(namespace).into_iter().flatten() {
+            self.budgets.add_after((namespace.to_owned(), name.clone()), MONEY_TOGETHER);
+        }
+    }
+
+    /// What is offered is other than it was: every budget may buy more or less for its money.
+    pub fn offers_changed(&self) {
+        let known = self.budget_names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (namespace, names) in known.iter() {
+            for name in names {
+                self.budgets.add_after((namespace.clone(), name.clone()), MONEY_TOGETHER);
+            }
+        }
+    }
+
+    fn know_budget(&self, (namespace, name): &Name, there: bool) {
+        let mut known = self.budget_names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let names = known.entry(namespace.clone()).or_default();
+        match there {
+            true => names.insert(name.clone()),
+            false => names.remove(name),
+        };
+        if names.is_empty() {
+            known.remove(namespace);
+        }
     }
 
     fn know_owner(&self, uid: String, name: Name) {
@@ -210,52 +257,23 @@ impl Operator {
         self.provider_objects.state().iter().map(|object| object.name_any()).collect()
     }
 
-    /// The buying protocol's actor for one claim.
-    pub fn actor<'a>(&'a self, provider: &'a dyn Provider, work: Option<Work<'a>>) -> Actor<'a> {
+    /// The buying protocol's actor for one claim of an owner.
+    pub fn actor<'a>(
+        &'a self,
+        owner: &WorkloadId,
+        provider: &'a dyn Provider,
+        work: Option<Work<'a>>,
+    ) -> Actor<'a> {
         Actor {
             installation: &self.installation.uid,
             claims: &self.claims,
             ledger: &self.ledger,
+            budgets: self.workload(owner).map(|workload| self.budgets_of(&workload)),
             provider,
             work,
             token: &*self.token,
             leads: &*self.leads,
             clock: &self.clock,
         }
-    }
-
-    /// The budgets, as decisions see them.
-    pub fn budgets(&self, now: Timestamp) -> Vec<Budget> {
-        self.budgets.state().iter().filter_map(|budget| self.budget(budget, now)).collect()
-    }
-
-    /// Name of a budget that asks for this job to be stopped: its limit is reached.
-    pub fn exhausted(&self, job: &TrainingJob, now: Timestamp) -> Option<String> {
-        let uid = job.uid().unwrap_or_default();
-        let namespace = job.namespace().unwrap_or_default();
-        let reached = |object: &SpendBudget| {
-            self.budget(object, now).is_some_and(|budget| {
-                budget.counts(&namespace, &uid)
-                    && budgets::with_running(self, &budget, now) >= budget.limit
-            })
-        };
-        let stops = |object: &SpendBudget| match object.spec.on_exceeded {
-            OnExceeded::Suspend | OnExceeded::Terminate => true,
-            OnExceeded::BlockNew => false,
-        };
-        self.budgets
-            .state()
-            .iter()
-            .filter(|object| object.namespace().as_deref() == Some(namespace.as_str()))
-            .find(|object| stops(object) && reached(object))
-            .map(|object| object.name_any())
-    }
-
-    fn budget(&self, object: &SpendBudget, now: Timestamp) -> Option<Budget> {
-        budgets::of(self, object, now)
-            .inspect_err(|errors| {
-                tracing::error!(budget = %object.name_any(), ?errors, "left out");
-            })
-            .ok()
     }
 }

@@ -17,6 +17,7 @@ use crate::claims::Claims;
 use crate::cluster::agents::Agents;
 use crate::cluster::claims::ObjectClaims;
 use crate::cluster::error::Error;
+use crate::cluster::events::Events;
 use crate::cluster::installation::Installation;
 use crate::cluster::leader::{Election, Leadership};
 use crate::cluster::providers::{MakeProvider, Registry};
@@ -25,7 +26,9 @@ use crate::cluster::settings::Settings;
 use crate::cluster::table::ClaimTable;
 use crate::cluster::trace::{self, Named};
 use crate::cluster::watches::{Part, Watched, follow_claims, on_budget, on_job, on_provider};
-use crate::cluster::{Handle, Operator, compute_claim, compute_provider, jobs, placement, sweep};
+use crate::cluster::{
+    Handle, Operator, budgets, compute_claim, compute_provider, jobs, placement, sweep,
+};
 use crate::ledger::Ledger;
 
 /// Objects of one kind that are worked on at once.
@@ -82,6 +85,8 @@ pub struct Queues {
     pub claims: Queue<crate::cluster::table::Name>,
     /// Providers.
     pub providers: Queue<String>,
+    /// Budgets.
+    pub budgets: Queue<crate::cluster::table::Name>,
 }
 
 impl Queues {
@@ -89,10 +94,17 @@ impl Queues {
         self.jobs.close();
         self.claims.close();
         self.providers.close();
+        self.budgets.close();
     }
 
     async fn idle(&self, clock: &Clock) {
-        while self.jobs.is_busy() || self.claims.is_busy() || self.providers.is_busy() {
+        let busy = || {
+            self.jobs.is_busy()
+                || self.claims.is_busy()
+                || self.providers.is_busy()
+                || self.budgets.is_busy()
+        };
+        while busy() {
             clock.sleep(Duration::from_millis(50)).await;
         }
     }
@@ -147,6 +159,7 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
         jobs: Queue::new(clock.clone()),
         claims: Queue::new(clock.clone()),
         providers: Queue::new(clock.clone()),
+        budgets: Queue::new(clock.clone()),
     };
     let table = ClaimTable::default();
     let mut job_watch = Watched::<TrainingJob>::default();
@@ -155,9 +168,13 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
     let handle = Handle {
         jobs: queues.jobs.clone(),
         claims: queues.claims.clone(),
+        budgets: queues.budgets.clone(),
         suspects: Default::default(),
         owners: Arc::default(),
+        budget_names: Arc::default(),
     };
+    let (events, sending) = Events::new(client.clone(), &settings.replica);
+    tasks.spawn(sending);
     let root = installation.clone();
     let leads = leadership.clone();
     let operator = Arc::new(Operator {
@@ -166,7 +183,10 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
             settings.watch_namespaces.clone(),
             table.clone(),
             clock.clone(),
+            events.clone(),
         ),
+        events,
+        counters: Default::default(),
         agents: Agents::new(clock.clone())?,
         providers: Registry::new(make),
         book: Default::default(),
@@ -176,6 +196,7 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
         suspects: handle.suspects.clone(),
         jobs: job_watch.store.clone(),
         budgets: budget_watch.store.clone(),
+        exhausted: Default::default(),
         provider_objects: provider_watch.store.clone(),
         handle: handle.clone(),
         token: Box::new(move |identity| {
@@ -207,7 +228,7 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
     tasks.spawn(until_over(budget_watch.start(
         Part::each(&client, namespaces),
         |_| {},
-        on_budget(operator.placement.clone()),
+        on_budget(handle.clone(), operator.placement.clone()),
     )));
     tasks.spawn(follow_claims(Part::each(&client, namespaces), table, handle, claims_ready));
     let (leader, shared) = (operator.clone(), queues.clone());
@@ -268,7 +289,11 @@ async fn work(operator: Arc<Operator>, queues: Queues) {
         let spec = stored.claim.spec;
         queues.claims.add((spec.owner.namespace, spec.name));
     }
-    let Queues { jobs, claims, providers } = queues;
+    for object in operator.budgets.state() {
+        use kube::ResourceExt;
+        queues.budgets.add((object.namespace().unwrap_or_default(), object.name_any()));
+    }
+    let Queues { jobs, claims, providers, budgets } = queues;
     tokio::join!(
         turns("TrainingJob", &operator, &jobs, |operator, name| async move {
             jobs::reconcile(&operator, &name).await
@@ -278,6 +303,9 @@ async fn work(operator: Arc<Operator>, queues: Queues) {
         }),
         turns("ComputeProvider", &operator, &providers, |operator, name| async move {
             compute_provider::reconcile(&operator, &name).await
+        }),
+        turns("SpendBudget", &operator, &budgets, |operator, name| async move {
+            budgets::reconcile(&operator, &name).await
         }),
         placements(&operator),
         sweeps(&operator),
@@ -294,6 +322,7 @@ async fn begin(operator: &Operator) -> Result<(), Error> {
             operator.providers.refresh(&name, operator.clock.now()).await;
         }
     }
+    operator.know_exhausted();
     Ok(())
 }
 

@@ -5,12 +5,14 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
+use petaflop_arbiter::claim::Claim;
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Decision, Outcome};
 use petaflop_arbiter::estimate::Corrections;
 use petaflop_arbiter::market::Market;
+use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::support::SupportTable;
 use petaflop_arbiter::workload::{Progress, Workload};
 use petaflop_arbiter::world::{Assumptions, Recorded, World};
@@ -19,14 +21,18 @@ use petaflop_crds::spend_budget::Period;
 use petaflop_crds::workload::Observed;
 use tokio::sync::Notify;
 
-use crate::claims::Claims;
+use crate::claims::{Claims, StoredClaim};
 use crate::cluster::Operator;
+use crate::cluster::budgets::Counted;
 use crate::cluster::error::Error;
 use crate::cluster::providers::Registry;
 use crate::cluster::training_job::{self, Waits};
 
 /// What was asked for within this time of the first is decided together.
 const TOGETHER: Duration = Duration::from_millis(20);
+
+/// What is said of a workload that waits is kept this long while only its numbers move.
+const SAID_FOR: SignedDuration = SignedDuration::from_secs(300);
 
 /// Claims that are written at once.
 const AT_ONCE: usize = 16;
@@ -52,6 +58,34 @@ pub struct Said {
     pub decision: Option<Decision>,
     /// Why there is no machine, where there is none.
     pub waits: Option<Waits>,
+    /// Wherever it was placed last, its deadline may be missed.
+    pub at_risk: bool,
+    /// Generation of the workload that this was said of.
+    generation: Option<i64>,
+    at: Timestamp,
+}
+
+impl Said {
+    /// The words of before, where only their numbers moved: a status is not written for those.
+    fn or_before(mut self, before: Option<&Said>) -> Said {
+        // Once it has its machine nothing more is said of it.
+        let settled = self
+            .decision
+            .as_ref()
+            .is_some_and(|decision| matches!(decision.outcome, Outcome::Settled { machines: 1.. }));
+        self.at_risk |= settled && before.is_some_and(|before| before.at_risk);
+        let reason = |said: &Said| said.waits.as_ref().map(|waits| waits.reason);
+        match before {
+            Some(before)
+                if reason(before) == reason(&self)
+                    && before.generation == self.generation
+                    && self.at.duration_since(before.at) < SAID_FOR =>
+            {
+                Said { waits: before.waits.clone(), at: before.at, ..self }
+            }
+            _ => self,
+        }
+    }
 }
 
 impl Placement {
@@ -80,7 +114,7 @@ impl Placement {
 /// One pass. Returns when to look again though nothing happens.
 pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     let now = operator.clock.now();
-    let (world, mut said) = world(operator, now);
+    let Looked { world, mut said, generations } = world(operator, now);
     let plan = decide(&world, now);
     let mut writes = Vec::new();
     for action in plan.actions {
@@ -114,10 +148,20 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
             Outcome::Placed { .. } | Outcome::Settled { .. } => None,
         };
         let uid = decision.workload.uid.clone();
-        said.insert(uid, Arc::new(Said { decision: Some(decision), waits }));
+        let generation = generations.get(&uid).copied().flatten();
+        let at_risk = decision.warning == Some(Reason::DeadlineAtRisk);
+        said.insert(uid, Said { decision: Some(decision), waits, at_risk, generation, at: now });
     }
     let changed: Vec<String> = {
         let mut last = operator.placement.inner.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let said: HashMap<String, Arc<Said>> = said
+            .into_iter()
+            .map(|(uid, now)| {
+                let before = last.get(&uid).map(|said| &**said);
+                let now = Arc::new(now.or_before(before));
+                (uid, now)
+            })
+            .collect();
         let changed = said
             .iter()
             .filter(|(uid, now)| last.get(*uid).is_none_or(|before| before.waits != now.waits))
@@ -134,22 +178,38 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     Ok(plan.requeue_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default()))
 }
 
-/// The world as it is now, and what is said at once of workloads that cannot even be asked for.
-fn world(operator: &Operator, now: Timestamp) -> (World, HashMap<String, Arc<Said>>) {
+/// What a pass looks at.
+struct Looked {
+    /// The world as it is now.
+    world: World,
+    /// What is said at once of workloads that cannot even be asked for.
+    said: HashMap<String, Said>,
+    /// By uid of the workload.
+    generations: HashMap<String, Option<i64>>,
+}
+
+fn world(operator: &Operator, now: Timestamp) -> Looked {
     let mut said = HashMap::new();
+    let mut generations = HashMap::new();
     let mut workloads = Vec::new();
     for job in operator.jobs() {
         let over = job.status.as_ref().is_some_and(training_job::is_over);
         if over || !training_job::is_ours(&job) || job.metadata.deletion_timestamp.is_some() {
             continue;
         }
+        let uid = job.uid().unwrap_or_default();
+        let generation = job.metadata.generation;
         match workload(operator, &job, now) {
-            Ok(workload) => workloads.push(workload),
+            Ok(workload) => {
+                generations.insert(uid, generation);
+                workloads.push(workload);
+            }
             Err(message) => {
-                let waits =
-                    Waits { reason: petaflop_arbiter::reason::Reason::InvalidSpec, message };
-                let uid = job.uid().unwrap_or_default();
-                said.insert(uid, Arc::new(Said { decision: None, waits: Some(waits) }));
+                let waits = Some(Waits { reason: Reason::InvalidSpec, message });
+                said.insert(
+                    uid,
+                    Said { decision: None, waits, at_risk: false, generation, at: now },
+                );
             }
         }
     }
@@ -157,7 +217,9 @@ fn world(operator: &Operator, now: Timestamp) -> (World, HashMap<String, Arc<Sai
     let mut providers = Vec::new();
     let month = Period::Monthly.around(now);
     for (name, known) in operator.providers.all() {
-        let spent = operator.book.spent_in(&month, |row| row.provider == name);
+        let claims = operator.table.of_provider(&name);
+        let running = operator.book.running(&claims, month.start, now);
+        let spent = operator.book.of_provider(&name, &month).saturating_add(running);
         match known.object.state(&Registry::facts(&known, spent), now) {
             Ok(state) => {
                 providers.push(state);
@@ -173,13 +235,24 @@ fn world(operator: &Operator, now: Timestamp) -> (World, HashMap<String, Arc<Sai
         providers,
         unavailable: operator.providers.unavailable(now),
         workloads,
-        claims: operator.table.all().into_iter().map(|stored| stored.claim).collect(),
+        claims: operator
+            .table
+            .all()
+            .into_iter()
+            .map(|stored| spent_by_now(operator, stored, now))
+            .collect(),
         budgets,
         corrections: Corrections::default(),
         support: SupportTable::default(),
         assumptions: Assumptions::default(),
     };
-    (world, said)
+    Looked { world, said, generations }
+}
+
+/// A claim with what its machine has cost by now: the rest of its reservation is what is held.
+fn spent_by_now(operator: &Operator, stored: StoredClaim, now: Timestamp) -> Claim {
+    let spent = operator.book.of_claim(&stored, now);
+    Claim { spent, ..stored.claim }
 }
 
 /// What is asked of the arbiter for a job.
@@ -208,6 +281,11 @@ fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Wo
             errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
         said.join("; ")
     })?;
+    // What runs goes on, also when its budget was taken away.
+    if let (Some(message), true) = (operator.no_such_budget(&Counted::job(job)), claims.is_empty())
+    {
+        return Err(message);
+    }
     // Whoever must wait before the next start wants no machine now.
     workload.suspended |= claims.is_empty() && !operator.waiting.contains(&observed.uid);
     Ok(workload)

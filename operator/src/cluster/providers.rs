@@ -33,6 +33,8 @@ pub struct Known {
     pub provider: Result<Arc<dyn Provider>, ProviderError>,
     /// What it offered last.
     pub offers: Arc<Vec<Offer>>,
+    /// The cheapest of them.
+    pub cheapest: Option<crate::cluster::spend_budget::Price>,
     /// When it did.
     pub quoted_at: Option<Timestamp>,
     /// Why it did not, the last time it was asked.
@@ -82,6 +84,7 @@ impl Registry {
             trouble: provider.as_ref().err().cloned(),
             provider,
             offers: Arc::default(),
+            cheapest: None,
             quoted_at: None,
         };
         inner.known.insert(name.to_owned(), known);
@@ -123,6 +126,7 @@ impl Registry {
                     offer.price = entry.object.spec.adjusted(offer.price);
                 }
                 let same = entry.trouble.is_none() && same_offers(&entry.offers, &offers);
+                entry.cheapest = crate::cluster::budgets::cheapest(&offers);
                 entry.offers = Arc::new(offers);
                 entry.quoted_at = Some(now);
                 entry.trouble = None;
@@ -158,7 +162,8 @@ impl Registry {
             None => 120,
         };
         ProviderFacts {
-            usable: known.provider.is_ok(),
+            // One that never said anything sells nothing for now.
+            usable: known.provider.is_ok() && known.quoted_at.is_some(),
             spent_this_month,
             startup_millis: startup_seconds * 1000,
             fetch_bytes_per_second: Some(100_000_000),

@@ -73,6 +73,11 @@ impl<'a> Conditions<'a> {
         }
     }
 
+    /// A condition, as it is now.
+    pub fn get(&self, type_: &str) -> Option<&Condition> {
+        self.list.iter().find(|known| known.type_ == type_)
+    }
+
     /// Takes a condition away that says nothing any more.
     pub fn clear(&mut self, type_: &str) {
         self.list.retain(|known| known.type_ != type_);

@@ -5,16 +5,20 @@
 //! that its claim does not exist or is another; an error, a refusal or a partial list proves
 //! nothing. Young machines are left alone for longer than a list may lag behind.
 
+use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use petaflop_arbiter::claim::Phase;
+use petaflop_arbiter::claim::{Identity, Phase};
+use petaflop_arbiter::ledger::Row;
 use petaflop_providers::{Instance, Listing, Provider};
 
 use crate::act::ActError;
 use crate::claims::{Claims, ClaimsError};
 use crate::cluster::Operator;
 use crate::cluster::error::Error;
+use crate::cluster::events::{Event, Happened};
 use crate::cluster::table::Name;
 use crate::ledger::{self, Ledger};
 
@@ -70,7 +74,16 @@ async fn orphans(
         }
         provider.terminate(&instance.id).await.map_err(ActError::from)?;
         swept.orphans.push(instance.id.to_string());
-        book(&operator.ledger, instance, now).await?;
+        let row = book(&operator.ledger, instance, now).await?;
+        row.iter().for_each(|row| operator.book.add(row));
+        operator.counters.orphans.fetch_add(1, Ordering::Relaxed);
+        if let (Some(identity), Some(object)) =
+            (&instance.identity, operator.provider_object(provider.name()))
+        {
+            let Identity { namespace, claim, .. } = identity;
+            let note = format!("{} of claim {namespace}/{claim}, which is gone", instance.id);
+            operator.events.tell(&*object, [Event::happened(Happened::OrphanTerminated, note)]);
+        }
     }
     Ok(())
 }
@@ -126,28 +139,32 @@ pub async fn book(
     ledger: &Ledger,
     machine: &Instance,
     now: Timestamp,
-) -> Result<(), ledger::Error> {
+) -> Result<Option<Row>, ledger::Error> {
     if let (Some(identity), Some(began), Some(offer)) =
         (&machine.identity, machine.started, &machine.offer)
     {
-        ledger.close_orphan(identity, offer.clone(), began, now).await?;
+        return ledger.close_orphan(identity, offer.clone(), began, now).await;
     }
-    Ok(())
+    Ok(None)
 }
 
 fn missing(operator: &Operator, provider: &dyn Provider, listing: &Listing, swept: &mut Swept) {
     let settle = provider.capabilities().launch_safety.settle_seconds;
     let grace = SignedDuration::from_secs(i64::from(settle));
     let now = operator.clock.now();
-    for stored in operator.table.all() {
+    let there: HashSet<&str> = listing
+        .instances
+        .iter()
+        .filter(|seen| seen.state.may_bill())
+        .map(|seen| seen.id.0.as_str())
+        .collect();
+    for stored in operator.table.of_provider(provider.name()) {
         let spec = &stored.claim.spec;
         let Phase::Launched { instance, at } = &stored.claim.phase else { continue };
-        if spec.offer.provider != provider.name() || now.duration_since(*at) < grace {
+        if now.duration_since(*at) < grace {
             continue;
         }
-        let there =
-            listing.instances.iter().any(|seen| seen.id.0 == *instance && seen.state.may_bill());
-        if !there {
+        if !there.contains(instance.as_str()) {
             let name = (spec.owner.namespace.clone(), spec.name.clone());
             operator.suspects.insert(name.clone());
             operator.claim_changed(&name);

@@ -1,4 +1,4 @@
-//! All claims that are known, by name and by owner: what the watch brought, and what we wrote
+//! All claims that are known, by name, by owner and by provider: what the watch brought, and what we wrote
 //! ourselves since. Of two writings of one object the newer counts, so that nothing is ever decided
 //! from a cache that is behind our own last write.
 
@@ -24,6 +24,7 @@ pub struct ClaimTable {
 struct Inner {
     claims: HashMap<Name, Arc<ComputeClaim>>,
     by_owner: HashMap<String, BTreeSet<Name>>,
+    by_provider: HashMap<String, BTreeSet<Name>>,
     /// Removed objects, until the watch has seen it: uid by name.
     removed: HashMap<Name, String>,
 }
@@ -46,11 +47,12 @@ impl ClaimTable {
         {
             return false;
         }
-        let owner = object.spec.owner.uid.clone();
-        if let Some(old) = inner.claims.insert(name.clone(), Arc::new(object)) {
-            inner.forget_owner(&old.spec.owner.uid, &name);
+        let object = Arc::new(object);
+        if let Some(old) = inner.claims.insert(name.clone(), object.clone()) {
+            inner.forget(&old, &name);
         }
-        inner.by_owner.entry(owner).or_default().insert(name);
+        inner.by_owner.entry(object.spec.owner.uid.clone()).or_default().insert(name.clone());
+        inner.by_provider.entry(object.spec.provider.clone()).or_default().insert(name);
         true
     }
 
@@ -105,10 +107,33 @@ impl ClaimTable {
 
     /// The claims of an owner, by name. One that cannot be read is left out, and said.
     pub fn of_owner(&self, uid: &str) -> Vec<StoredClaim> {
+        let objects = {
+            let inner = self.lock();
+            inner.named(inner.by_owner.get(uid))
+        };
+        objects.iter().filter_map(|object| readable(object)).collect()
+    }
+
+    /// The claims on a provider's machines.
+    pub fn of_provider(&self, name: &str) -> Vec<StoredClaim> {
+        let objects = {
+            let inner = self.lock();
+            inner.named(inner.by_provider.get(name))
+        };
+        objects.iter().filter_map(|object| readable(object)).collect()
+    }
+
+    /// Whether there are claims on a provider's machines.
+    pub fn needs_provider(&self, name: &str) -> bool {
+        self.lock().by_provider.contains_key(name)
+    }
+
+    /// The claims of a namespace.
+    pub fn of_namespace(&self, namespace: &str) -> Vec<StoredClaim> {
         let objects: Vec<Arc<ComputeClaim>> = {
             let inner = self.lock();
-            let names = inner.by_owner.get(uid).into_iter().flatten();
-            names.filter_map(|name| inner.claims.get(name).cloned()).collect()
+            let all = inner.claims.iter().filter(|((known, _), _)| known == namespace);
+            all.map(|(_, object)| object.clone()).collect()
         };
         objects.iter().filter_map(|object| readable(object)).collect()
     }
@@ -142,16 +167,25 @@ impl Inner {
         if self.claims.get(name).is_some_and(meant)
             && let Some(old) = self.claims.remove(name)
         {
-            self.forget_owner(&old.spec.owner.uid, name);
+            self.forget(&old, name);
         }
     }
 
-    fn forget_owner(&mut self, owner: &str, name: &Name) {
-        if let Some(names) = self.by_owner.get_mut(owner) {
-            names.remove(name);
-            if names.is_empty() {
-                self.by_owner.remove(owner);
-            }
+    fn named(&self, names: Option<&BTreeSet<Name>>) -> Vec<Arc<ComputeClaim>> {
+        names.into_iter().flatten().filter_map(|name| self.claims.get(name).cloned()).collect()
+    }
+
+    fn forget(&mut self, object: &ComputeClaim, name: &Name) {
+        take_out(&mut self.by_owner, &object.spec.owner.uid, name);
+        take_out(&mut self.by_provider, &object.spec.provider, name);
+    }
+}
+
+fn take_out(index: &mut HashMap<String, BTreeSet<Name>>, key: &str, name: &Name) {
+    if let Some(names) = index.get_mut(key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(key);
         }
     }
 }
@@ -220,8 +254,10 @@ mod tests {
         assert!(!table.put(claim("a", "u", 8)), "the watch is behind");
         assert!(table.is_empty());
         table.gone(&claim("a", "u", 9));
+        assert!(!table.needs_provider("fake"));
         assert!(table.put(claim("a", "v", 10)), "another object of the same name");
         assert_eq!(table.of_owner("owner").len(), 1);
+        assert_eq!(table.of_provider("fake").len(), 1);
     }
 
     #[test]

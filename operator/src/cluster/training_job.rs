@@ -7,6 +7,7 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::ResourceExt;
 use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::money::Usd;
@@ -17,11 +18,15 @@ use petaflop_crds::training_job::TrainingJobPhase as Phase;
 use petaflop_crds::{MANAGED_BY, TrainingJob, TrainingJobStatus};
 
 use crate::claims::StoredClaim;
+use crate::cluster::budgets::{Stop, Stopped};
 use crate::cluster::run::{End, Run};
 use crate::cluster::status::{Conditions, Is, is_true, time};
 
 /// Cost and progress are written at most this often while something runs.
 pub const REFRESH: SignedDuration = SignedDuration::from_secs(300);
+
+/// A job's speed is believed after this long.
+const ENOUGH_TO_TELL: SignedDuration = SignedDuration::from_secs(60);
 
 /// Restarts after failures wait 1, 2, 4, … seconds, at most this long.
 const LONGEST_BACKOFF_SECONDS: i64 = 300;
@@ -39,8 +44,10 @@ pub struct Seen<'a> {
     pub spent: Usd,
     /// Why the last placement pass found no machine for it.
     pub waits: Option<&'a Waits>,
-    /// A budget whose limit is reached asks that it be stopped.
-    pub stopped_by_budget: Option<&'a str>,
+    /// Wherever it can be placed, its deadline may be missed.
+    pub at_risk: bool,
+    /// A budget whose limit is reached asks that what runs be stopped.
+    pub stop: Option<&'a Stop>,
     /// Now.
     pub now: Timestamp,
 }
@@ -120,7 +127,7 @@ pub fn next(seen: &Seen) -> Next {
     let (done, live): (Vec<&StoredClaim>, Vec<&StoredClaim>) =
         seen.claims.iter().partition(|c| c.claim.spec.placement <= settled);
     next.unwanted = done.iter().map(|c| c.claim.spec.name.clone()).collect();
-    if seen.job.spec.suspend || seen.stopped_by_budget.is_some() {
+    if seen.job.spec.suspend || budget_stops(seen, &old) {
         next.unwanted = names(seen.claims);
         suspended(seen, &mut next);
         return next;
@@ -131,6 +138,15 @@ pub fn next(seen: &Seen) -> Next {
         None => waits(seen, &mut next),
     }
     next
+}
+
+/// Whether a reached limit suspends it: if it has a machine, or had one until the limit. What only
+/// waits is not stopped; nothing is bought for it anyway.
+fn budget_stops(seen: &Seen, old: &TrainingJobStatus) -> bool {
+    let stopped = |c: &Condition| {
+        c.type_ == "Running" && c.status == "False" && c.reason == Reason::BudgetExceeded.as_str()
+    };
+    seen.stop.is_some() && (!seen.claims.is_empty() || old.conditions.iter().any(stopped))
 }
 
 /// Counts how placements ended that were not counted yet.
@@ -151,7 +167,7 @@ fn settle(seen: &Seen, next: &mut Next) {
         take_progress(seen.run, &mut next.status);
         next.status.placement.get_or_insert_with(|| placement_of(stored)).settled =
             Some(spec.placement);
-        count(seen, &end, next);
+        count(seen, stored, &end, next);
     }
 }
 
@@ -163,8 +179,8 @@ enum Ended<'a> {
     Lost(Reason),
 }
 
-fn count(seen: &Seen, end: &Ended, next: &mut Next) {
-    let spec = &seen.job.spec;
+fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
+    let unwanted = seen.job.spec.suspend || seen.stop.is_some() || stored.deleting;
     let status = &mut next.status;
     match end {
         Ended::Said(End::Finished { artifact, cached }) => {
@@ -177,7 +193,7 @@ fn count(seen: &Seen, end: &Ended, next: &mut Next) {
         }
         Ended::Said(End::Failed { message, retry: true }) => failed(seen, next, message),
         // Drained because we no longer wanted it there: the job goes on, nothing failed.
-        Ended::Said(End::Stopped) if spec.suspend => {}
+        Ended::Said(End::Stopped) if unwanted => {}
         Ended::Said(End::Stopped) => interrupted(seen, next, Reason::SpotInterrupted),
         Ended::Lost(reason) => match reason {
             Reason::SpotInterrupted | Reason::HeartbeatLost => interrupted(seen, next, *reason),
@@ -256,6 +272,15 @@ fn finish(seen: &Seen, next: &mut Next, phase: Phase, reason: Reason, message: &
 /// Hard stops: money and time.
 fn limits(seen: &Seen, next: &mut Next) {
     let spec = &seen.job.spec;
+    if let (Some(Stop { budget, how: Stopped::Terminated }), false) =
+        (seen.stop, seen.claims.is_empty())
+    {
+        let message = format!(
+            "the limit of SpendBudget {budget} is reached, and its onExceeded is Terminate"
+        );
+        finish(seen, next, Phase::Failed, Reason::BudgetExceeded, &message);
+        return;
+    }
     let limit = spec.max_total_cost.as_ref().and_then(|m| m.micro_dollars().ok());
     if let Some(limit) = limit.map(Usd::from_micros).filter(|limit| seen.spent >= *limit) {
         let message = format!("has cost {} $; maxTotalCost is {limit} $", seen.spent);
@@ -292,9 +317,13 @@ fn over(seen: &Seen, next: &mut Next) {
 }
 
 fn suspended(seen: &Seen, next: &mut Next) {
-    let (reason, why) = match seen.stopped_by_budget {
-        Some(budget) => (Reason::BudgetExceeded, format!("SpendBudget {budget} is exhausted")),
-        None => (Reason::Suspended, String::new()),
+    let (reason, why) = match seen.stop {
+        Some(Stop { budget, how: _ }) if !seen.job.spec.suspend => {
+            let goes_on = "goes on when its period ends or its limit is raised";
+            let why = format!("the limit of SpendBudget {budget} is reached; {goes_on}");
+            (Reason::BudgetExceeded, why)
+        }
+        _ => (Reason::Suspended, String::new()),
     };
     let gone = seen.claims.is_empty();
     let status = &mut next.status;
@@ -307,8 +336,12 @@ fn suspended(seen: &Seen, next: &mut Next) {
     }
     conditions.set("Suspended", Is::True, reason, &why);
     conditions.clear("Interrupted");
-    // kstatus: what was asked for has been done.
-    conditions.ready(reason, &why);
+    match reason {
+        // It goes on by itself.
+        Reason::BudgetExceeded => conditions.progressing(reason, &why),
+        // kstatus: what was asked for has been done.
+        _ => conditions.ready(reason, &why),
+    }
     status.phase = Some(Phase::Suspended);
     status.start_time = None;
     cost(seen, status);
@@ -338,7 +371,11 @@ fn works(seen: &Seen, stored: &StoredClaim, next: &mut Next) {
     let running = stored.agent_key.is_some() && seen.run.is_some_and(|run| run.started);
     let generation = seen.job.metadata.generation;
     let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-    conditions.set("OfferSelected", Is::True, Reason::Ok, &stored.claim.spec.offer.id.0);
+    let chosen = match seen.at_risk || (!moved && is_at_risk(conditions.get("OfferSelected"))) {
+        true => Reason::DeadlineAtRisk,
+        false => Reason::Ok,
+    };
+    conditions.set("OfferSelected", Is::True, chosen, &stored.claim.spec.offer.id.0);
     if !running {
         let reason = match stored.claim.phase {
             ClaimPhase::Ambiguous { .. } => Reason::LaunchAmbiguous,
@@ -352,10 +389,7 @@ fn works(seen: &Seen, stored: &StoredClaim, next: &mut Next) {
         }
         return;
     }
-    conditions.set("ComputeReady", Is::True, Reason::Ok, "");
-    conditions.set("Running", Is::True, Reason::Ok, "");
-    conditions.clear("Interrupted");
-    conditions.ready(Reason::Ok, "");
+    let known_risk = conditions.get("Running").filter(|c| is_at_risk(Some(c))).cloned();
     let fresh = status.phase != Some(Phase::Running);
     status.phase = Some(Phase::Running);
     status.start_time.get_or_insert_with(|| time(seen.now));
@@ -365,7 +399,57 @@ fn works(seen: &Seen, stored: &StoredClaim, next: &mut Next) {
         take_progress(seen.run, status);
         cost(seen, status);
     }
-    look_again(next, REFRESH);
+    let (risk, passes) = deadline(seen, status);
+    // What is expected moves with every step; it is thought over when progress is written.
+    let risk = match (risk, known_risk) {
+        (Late::Passed(message), _) => Some(message),
+        (Late::Expected(message), _) if fresh || stale => Some(message),
+        (Late::No, _) if fresh || stale => None,
+        (_, known) => known.map(|condition| condition.message),
+    };
+    let (reason, message) = match &risk {
+        Some(message) => (Reason::DeadlineAtRisk, message.as_str()),
+        None => (Reason::Ok, ""),
+    };
+    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
+    conditions.set("ComputeReady", Is::True, Reason::Ok, "");
+    conditions.set("Running", Is::True, reason, message);
+    conditions.clear("Interrupted");
+    conditions.ready(reason, message);
+    look_again(next, passes.map_or(REFRESH, |left| left.min(REFRESH)));
+}
+
+/// How a job that runs stands to its deadline.
+enum Late {
+    No,
+    /// If it goes on as fast as it did so far.
+    Expected(String),
+    Passed(String),
+}
+
+/// And how long it is until the deadline passes.
+fn deadline(seen: &Seen, status: &TrainingJobStatus) -> (Late, Option<SignedDuration>) {
+    let admitted = status.admitted_time.as_ref().map_or(seen.now, |at| at.0);
+    let Some(finish_by) = seen.job.spec.finish_by(admitted) else { return (Late::No, None) };
+    let left = finish_by.duration_since(seen.now);
+    if left <= SignedDuration::ZERO {
+        return (Late::Passed(format!("its deadline, {finish_by}, has passed; it goes on")), None);
+    }
+    let started = status.start_time.as_ref().map_or(seen.now, |at| at.0);
+    let ran = seen.now.duration_since(started);
+    let late = status.progress.as_ref().is_some_and(|progress| {
+        let (done, steps) = (i128::from(progress.step), i128::from(progress.steps));
+        let to_do = (steps - done).max(0);
+        done > 0 && ran >= ENOUGH_TO_TELL && ran.as_millis() * to_do > left.as_millis() * done
+    });
+    match late {
+        true => (Late::Expected(format!("may end after its deadline, {finish_by}")), Some(left)),
+        false => (Late::No, Some(left)),
+    }
+}
+
+fn is_at_risk(condition: Option<&Condition>) -> bool {
+    condition.is_some_and(|c| c.status == "True" && c.reason == Reason::DeadlineAtRisk.as_str())
 }
 
 /// It has none, and wants one.

@@ -288,6 +288,7 @@ pub async fn follow_claims(
                 table.gone(&object);
                 handle.claim_changed(&name_of(&object));
                 handle.owner_changed(&object.spec.owner.uid);
+                handle.money_moved(&object.namespace().unwrap_or_default());
             }
         }
     }
@@ -299,6 +300,7 @@ fn put(table: &ClaimTable, handle: &Handle, object: ComputeClaim) {
     table.put(object);
     handle.claim_changed(&name);
     handle.owner_changed(&owner);
+    handle.money_moved(&name.0);
 }
 
 /// Jobs: into their queue.
@@ -319,7 +321,15 @@ pub fn on_provider(queue: Queue<String>) -> impl Fn(&ComputeProvider, Seen) {
     move |provider, _| queue.add(provider.name_any())
 }
 
-/// Budgets: whatever they say, everybody is decided anew.
-pub fn on_budget(placement: crate::cluster::placement::Placement) -> impl Fn(&SpendBudget, Seen) {
-    move |_, _| placement.ask()
+/// Budgets: into their queue; and whatever their specs say, everybody is decided anew.
+pub fn on_budget(
+    handle: Handle,
+    placement: crate::cluster::placement::Placement,
+) -> impl Fn(&SpendBudget, Seen) {
+    move |budget, seen| {
+        let name = (budget.namespace().unwrap_or_default(), budget.name_any());
+        handle.know_budget(&name, seen == Seen::There);
+        handle.budgets.add(name);
+        placement.ask();
+    }
 }

@@ -150,6 +150,7 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
             installation: home.installation(),
             claims: &claims,
             ledger: &ledger,
+            budgets: None,
             provider,
             work: None,
             token: &|_| EnrolmentToken::unused(),

@@ -78,7 +78,8 @@ fn look<'a>(job: &'a TrainingJob, claims: &'a [StoredClaim], run: Option<&'a Run
         run,
         spent: Usd::from_micros(1_000),
         waits: None,
-        stopped_by_budget: None,
+        at_risk: false,
+        stop: None,
         now: at(0),
     }
 }
@@ -262,4 +263,105 @@ fn a_job_that_runs_is_written_at_most_every_five_minutes() {
     let spent = Usd::from_micros(2_000);
     let next = next(&Seen { now: at(300), spent, ..look(&started, &claims, Some(&running)) });
     assert_ne!(Some(next.status), started.status);
+}
+
+fn by(budget: &str, how: Stopped) -> Stop {
+    Stop { budget: budget.into(), how }
+}
+
+#[test]
+fn a_budget_that_suspends_counts_no_interruption_and_lets_go_on_when_there_is_money() {
+    let first = job(serde_json::json!({"placement": {"interruption": {"policy": "Fail"}}}));
+    let claims = [claim(1, launched(), true)];
+    let running = run(None);
+    let ran = then(&first, next(&look(&first, &claims, Some(&running))));
+    let stop = by("team", Stopped::Suspended);
+    let one = next(&Seen { stop: Some(&stop), ..look(&ran, &claims, Some(&running)) });
+    assert_eq!(one.unwanted.len(), 1);
+    assert_eq!(condition(&one.status, "Running"), ("False".into(), "BudgetExceeded".into()));
+    // It saved what it had and stopped.
+    let stopping = then(&ran, one);
+    let stopped = run(Some(End::Stopped));
+    let two = next(&Seen { stop: Some(&stop), ..look(&stopping, &claims, Some(&stopped)) });
+    assert_eq!((two.status.interruptions, two.status.failures), (0, 0));
+    let gone = then(&stopping, two);
+    let three = next(&Seen { stop: Some(&stop), ..look(&gone, &[], None) });
+    assert_eq!(condition(&three.status, "Suspended"), ("True".into(), "BudgetExceeded".into()));
+    assert_eq!(condition(&three.status, "Reconciling").0, "True", "it goes on by itself");
+    assert!(!three.place);
+    let suspended = then(&gone, three);
+    let again = next(&Seen { stop: Some(&stop), ..look(&suspended, &[], None) });
+    assert_eq!(Some(&again.status), suspended.status.as_ref(), "nothing more is written");
+    let goes_on = next(&look(&suspended, &[], None));
+    assert_eq!(condition(&goes_on.status, "Suspended"), ("False".into(), "Resumed".into()));
+    assert!(goes_on.place);
+}
+
+#[test]
+fn a_budget_that_terminates_ends_what_runs_for_good_and_leaves_what_waits() {
+    let first = job(serde_json::json!({}));
+    let stop = by("team", Stopped::Terminated);
+    let claims = [claim(1, launched(), true)];
+    let one = next(&Seen { stop: Some(&stop), ..look(&first, &claims, Some(&run(None))) });
+    assert_eq!(condition(&one.status, "Failed"), ("True".into(), "BudgetExceeded".into()));
+    assert_eq!(one.unwanted.len(), 1);
+    let ended = then(&first, one);
+    assert_eq!(unwanted_because(Some(&ended), &claims[0]), Reason::BudgetExceeded);
+    for how in [Stopped::Terminated, Stopped::Suspended] {
+        let stop = by("team", how);
+        let waits = next(&Seen { stop: Some(&stop), ..look(&first, &[], None) });
+        assert!(waits.place, "nothing is bought for it, but it may wait: {how:?}");
+        assert_eq!(waits.status.phase, Some(Phase::Pending));
+    }
+}
+
+#[test]
+fn a_machine_that_we_let_go_is_no_interruption_though_its_job_goes_on() {
+    let job = job(serde_json::json!({"placement": {"interruption": {"policy": "Fail"}}}));
+    let claims = [StoredClaim { deleting: true, ..claim(1, launched(), true) }];
+    let stopped = run(Some(End::Stopped));
+    let next = next(&look(&job, &claims, Some(&stopped)));
+    assert_eq!(next.status.interruptions, 0);
+    assert_eq!(condition(&next.status, "Failed").0, "");
+}
+
+#[test]
+fn a_deadline_that_may_be_missed_is_said_when_it_is_placed_while_it_runs_and_when_it_passes() {
+    let risky = (String::from("True"), String::from("DeadlineAtRisk"));
+    let first = job(serde_json::json!({"deadline": {"within": "1h"}}));
+    let planned = [claim(1, ClaimPhase::Planned, false)];
+    let one = next(&Seen { at_risk: true, ..look(&first, &planned, None) });
+    assert_eq!(condition(&one.status, "OfferSelected"), risky);
+    // The next placement pass says nothing of it any more.
+    let placed = then(&first, one);
+    let two = next(&look(&placed, &planned, None));
+    assert_eq!(condition(&two.status, "OfferSelected"), risky);
+
+    let claims = [claim(1, launched(), true)];
+    let mut running = run(None);
+    let started = then(&first, next(&look(&first, &claims, Some(&running))));
+    (running.progress.step, running.progress.steps) = (10, 100);
+    let spent = Usd::from_micros(2_000);
+    let at_half = |step: u64| {
+        let mut running = running.clone();
+        running.progress.step = step;
+        let now = at(1800);
+        next(&Seen { now, spent, ..look(&started, &claims, Some(&running)) })
+    };
+    assert_eq!(condition(&at_half(51).status, "Running").1, "Ok");
+    let late = at_half(49);
+    assert_eq!(condition(&late.status, "Running"), risky);
+    assert_eq!(condition(&late.status, "Ready"), risky, "a promise, not a kill");
+    let late = then(&started, late);
+    // Between two refreshes nothing is thought over anew, and nothing written.
+    running.progress.step = 99;
+    let soon = next(&Seen { now: at(1860), spent, ..look(&late, &claims, Some(&running)) });
+    assert_eq!(Some(&soon.status), late.status.as_ref());
+    let better = next(&Seen { now: at(2100), spent, ..look(&late, &claims, Some(&running)) });
+    assert_eq!(condition(&better.status, "Running").1, "Ok");
+    let near = next(&Seen { now: at(3500), ..look(&started, &claims, Some(&running)) });
+    assert_eq!(near.again, Some(Duration::from_secs(100)), "it is looked at when it passes");
+    let over = next(&Seen { now: at(3600), ..look(&started, &claims, Some(&running)) });
+    assert_eq!(condition(&over.status, "Running"), risky);
+    assert_eq!(condition(&over.status, "Failed").0, "");
 }

@@ -4,7 +4,6 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use mlua::{Lua, LuaOptions, LuaSerdeExt, StdLib, Table};
@@ -12,7 +11,7 @@ use petaflop_arbiter::reason::Reason;
 use petaflop_crds::manifest;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
-use support::{documents, helm, root, typed, with_spec};
+use support::{chart, documents, helm, root, typed, with_spec};
 
 /// One object in one phase.
 #[derive(Debug, Deserialize)]
@@ -245,9 +244,9 @@ fn the_charts_take_the_values_that_the_examples_give() -> Result<()> {
         let file = tempfile::NamedTempFile::new()?;
         let values = if values.is_null() { json!({}) } else { values };
         std::fs::write(file.path(), values.to_string())?;
-        let chart: &Path = &root().join(&path);
+        let name = path.strip_prefix("charts/").context("a chart of ours")?;
         let rendered =
-            helm(["template", "petaflop"], |helm| helm.arg(chart).arg("-f").arg(file.path()))
+            helm(["template", "petaflop"], |helm| helm.arg(chart(name)).arg("-f").arg(file.path()))
                 .with_context(|| format!("{path} with {values}"))?;
         ensure!(!documents(&rendered)?.is_empty(), "{path}");
     }

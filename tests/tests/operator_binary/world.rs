@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tokio::sync::OnceCell;
 
 use crate::operator::{install, tiny};
-use crate::support::{documents, helm, root};
+use crate::support::{chart, documents, helm};
 
 /// How long anything may take on a busy machine.
 pub(crate) const SOON: Duration = Duration::from_secs(90);
@@ -51,7 +51,7 @@ pub(crate) fn roles(
     watched: &[String],
 ) -> Result<()> {
     let text = helm(["template", namespace, "--namespace", namespace], |helm| {
-        helm.arg(root().join("charts/petaflop")).args([
+        helm.arg(chart("petaflop")).args([
             "--set",
             &format!("fullnameOverride={fullname},store.uri=s3://b/p"),
             "--set",

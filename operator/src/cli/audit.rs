@@ -20,9 +20,8 @@ pub(crate) struct Args {
     /// Labels of the ComputeProviders to ask [default: all]
     #[arg(long, value_name = "KEY=VALUE,…")]
     provider_labels: Option<String>,
-    /// Namespaces with claims [default: all]
-    #[arg(long, value_name = "NAME,…", env = "PETAFLOP_WATCH_NAMESPACES", value_delimiter = ',')]
-    watch_namespaces: Vec<String>,
+    #[command(flatten)]
+    watched: super::operator::Watched,
     /// The operator's namespace [default: that of the Pod or kubeconfig]
     #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
     namespace: String,
@@ -53,7 +52,7 @@ async fn look(args: &Args) -> Result<Findings, Failure> {
         "" => None,
         uri => Some(begin::ledger(&super::operator::ledger_at(uri), &clock).await?),
     };
-    let make = Make::unwatched(client.clone(), clock.clone(), &uid, &args.watch_namespaces);
+    let make = Make::unwatched(client.clone(), clock.clone(), &uid, &args.watched.namespaces());
     let audit = Audit {
         client,
         clock,

@@ -29,16 +29,14 @@ pub(crate) struct Args {
     /// How long claims may take to end
     #[arg(long, value_name = "SECONDS", default_value_t = 270)]
     timeout_seconds: u64,
-    /// Namespaces with claims [default: all]
-    #[arg(long, value_name = "NAME,…", env = "PETAFLOP_WATCH_NAMESPACES", value_delimiter = ',')]
-    watch_namespaces: Vec<String>,
+    #[command(flatten)]
+    watched: super::operator::Watched,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
     waiting()?.block_on(async {
         let (client, _) = begin::client("").await?;
-        let namespaces = args.watch_namespaces.clone();
-        let guard = Guard { client, clock: Clock::system(), namespaces };
+        let guard = Guard { client, clock: Clock::system(), namespaces: args.watched.namespaces() };
         let open = match args.on_running_claims {
             OnRunningClaims::Fail => guard.open().await?,
             OnRunningClaims::Drain => {

@@ -53,9 +53,8 @@ pub(crate) struct Args {
     /// Labels of the ComputeProviders to work with [default: all]
     #[arg(long, value_name = "KEY=VALUE,…")]
     provider_labels: Option<String>,
-    /// Namespaces whose objects are worked for [default: all]
-    #[arg(long, value_name = "NAME,…", env = "PETAFLOP_WATCH_NAMESPACES", value_delimiter = ',')]
-    watch_namespaces: Vec<String>,
+    #[command(flatten)]
+    watched: Watched,
     /// Its own namespace [default: that of its Pod or kubeconfig]
     #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
     namespace: String,
@@ -80,6 +79,22 @@ pub(crate) struct Args {
         default_value = "petaflop-secret-reader"
     )]
     secret_reader: String,
+}
+
+/// What an installation works for.
+#[derive(clap::Args)]
+pub(super) struct Watched {
+    /// Namespaces with jobs and services [default: all]
+    #[arg(long, value_name = "NAME,…", env = "PETAFLOP_WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+}
+
+impl Watched {
+    /// Their names; none: all.
+    pub(super) fn namespaces(&self) -> Vec<String> {
+        // An empty variable is one empty name.
+        self.watch_namespaces.iter().filter(|name| !name.is_empty()).cloned().collect()
+    }
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
@@ -116,7 +131,7 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         http_address,
         leader_elect,
         provider_labels,
-        watch_namespaces,
+        watched,
         namespace,
         replica,
         public_metrics,
@@ -128,7 +143,7 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
     Settings {
         namespace,
         replica,
-        watch_namespaces: watch_namespaces.into_iter().filter(|name| !name.is_empty()).collect(),
+        watch_namespaces: watched.namespaces(),
         provider_labels,
         store: StoreAt { uri: store_uri.trim_end_matches('/').to_owned(), credentials: store },
         ledger: StoreAt { uri: ledger_uri, credentials: ledger },

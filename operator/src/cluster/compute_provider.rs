@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt};
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::ComputeProvider;
 use petaflop_crds::scalar::Money;
-use petaflop_providers::ProviderError;
+use petaflop_providers::{ProviderError, Retry};
 
 use crate::cluster::error::{Error, is_not_found};
 use crate::cluster::queue::Again;
@@ -47,7 +47,11 @@ pub async fn reconcile(operator: &Operator, name: &str) -> Result<Again, Error> 
         operator.handle().offers_changed();
     }
     write(operator, &api, &object).await?;
-    Ok(Again::After(QUOTE))
+    let trouble = operator.providers.get(name).and_then(|known| known.trouble);
+    Ok(Again::After(match trouble.map(|error| error.retry()) {
+        Some(Retry::After(wait)) => wait.min(QUOTE),
+        Some(Retry::AfterChange | Retry::ElsewhereFor(_)) | None => QUOTE,
+    }))
 }
 
 async fn write(
@@ -84,9 +88,8 @@ async fn write(
                 conditions.set("CredentialsValid", Is::False, reason, &message);
             }
             match error.retry() {
-                petaflop_providers::Retry::AfterChange => conditions.stalled(reason, &message),
-                petaflop_providers::Retry::After(_)
-                | petaflop_providers::Retry::ElsewhereFor(_) => {
+                Retry::AfterChange => conditions.stalled(reason, &message),
+                Retry::After(_) | Retry::ElsewhereFor(_) => {
                     conditions.progressing(reason, &message);
                 }
             }

@@ -19,7 +19,8 @@
 //! | [`status`], [`finalizer`], [`error`] | conditions; holding objects; what can go wrong and when to try again |
 //! | [`events`], [`counters`] | what people are told when something changes; what metrics are told |
 //! | [`abandon`] | giving a machine up by hand |
-//! | [`probe`], [`make`] | whether the cluster is fit; providers as their objects describe them |
+//! | [`probe`], [`schema`] | whether the cluster is fit |
+//! | [`make`] | providers as their objects describe them |
 //! | [`begin`], [`operate`] | from settings to parts; from parts to all of it at work |
 
 pub mod abandon;
@@ -49,6 +50,7 @@ pub mod probe;
 pub mod providers;
 pub mod queue;
 pub mod run;
+pub mod schema;
 pub mod set;
 pub mod settings;
 pub mod spend_budget;

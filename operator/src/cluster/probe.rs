@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use http::Request;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::{Api, Client, Resource};
@@ -11,6 +12,7 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_crds::{ComputeClaim, ComputeProvider, InferenceService, SpendBudget, TrainingJob};
 
 use crate::cluster::leader::LEASE;
+use crate::cluster::schema;
 use crate::cluster::settings::Settings;
 use crate::cluster::within;
 
@@ -63,6 +65,14 @@ pub enum ProbeError {
     Version {
         /// The versions that are served.
         served: String,
+    },
+    /// They are older than we are.
+    #[error(
+        "the cluster's CRDs do not know {field}, which this operator writes; helm upgrade petaflop-crds charts/petaflop-crds"
+    )]
+    Old {
+        /// Which field.
+        field: String,
     },
     /// We may not do what we must.
     #[error(
@@ -121,6 +131,17 @@ pub async fn probe(
     if !missing.is_empty() {
         let kinds = missing.iter().map(|kind| kind.as_ref()).collect::<Vec<&str>>().join(", ");
         return Err(ProbeError::Missing { kinds });
+    }
+    let path = format!("/openapi/v3/apis/{ours}");
+    let document = ask.of("our kinds' schemas", async || {
+        let request = Request::get(&path).body(Vec::new()).map_err(kube::Error::HttpError)?;
+        client.request::<serde_json::Value>(request).await
+    });
+    let all = petaflop_crds::crds::all();
+    if let Some(document) = document.await?
+        && let Some(field) = schema::unknown_field(&all, VERSION, &document)
+    {
+        return Err(ProbeError::Old { field });
     }
     let namespaces = &settings.watch_namespaces;
     ask.list("TrainingJobs", within::<TrainingJob>(client, namespaces)).await?;

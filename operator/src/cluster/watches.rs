@@ -4,8 +4,8 @@
 use std::collections::{BTreeSet, HashSet};
 use std::fmt::Debug;
 
-use futures::StreamExt;
 use futures::stream::{BoxStream, select_all};
+use futures::{Stream, StreamExt};
 use kube::core::{DeserializeGuard, NamespaceResourceScope, Resource};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::store::Writer;
@@ -26,10 +26,26 @@ const PAGE: u32 = 200;
 pub struct Part<K> {
     api: Api<DeserializeGuard<K>>,
     config: Config,
-    /// Only these objects belong to it; `None`: all.
+    scope: Scope,
+}
+
+/// Which objects belong to a part.
+#[derive(Clone, Debug, Default)]
+struct Scope {
+    /// Their namespace; `None`: any.
     namespace: Option<String>,
     /// Whether they carry this label; `None`: no matter.
     label: Option<(&'static str, bool)>,
+}
+
+impl Scope {
+    fn holds(&self, object: &impl Resource) -> bool {
+        let meta = object.meta();
+        let here = self.namespace.is_none() || self.namespace == meta.namespace;
+        let carries =
+            |key: &str| meta.labels.as_ref().is_some_and(|labels| labels.contains_key(key));
+        here && self.label.is_none_or(|(key, carried)| carries(key) == carried)
+    }
 }
 
 impl<K> Part<K>
@@ -39,7 +55,7 @@ where
     /// All objects of the cluster.
     pub fn all(client: &Client) -> Self {
         let config = Config::default().page_size(PAGE);
-        Self { api: Api::all(client.clone()), config, namespace: None, label: None }
+        Self { api: Api::all(client.clone()), config, scope: Scope::default() }
     }
 
     /// The objects of each of these namespaces; of the whole cluster, where none are named.
@@ -52,7 +68,7 @@ where
         }
         let one = |namespace: &String| Self {
             api: Api::namespaced(client.clone(), namespace),
-            namespace: Some(namespace.clone()),
+            scope: Scope { namespace: Some(namespace.clone()), label: None },
             ..Self::all(client)
         };
         namespaces.iter().map(one).collect()
@@ -72,7 +88,7 @@ where
     pub fn labelled(mut self, key: &'static str, carried: bool) -> Self {
         let selector = if carried { key.to_owned() } else { format!("!{key}") };
         self.config = self.config.labels(&selector);
-        self.label = Some((key, carried));
+        self.scope.label = Some((key, carried));
         self
     }
 
@@ -83,16 +99,7 @@ where
         self
     }
 
-    fn holds(&self, object: &K) -> bool {
-        let meta = object.meta();
-        let here = self.namespace.is_none() || self.namespace == meta.namespace;
-        let labels = meta.labels.as_ref();
-        here && self
-            .label
-            .is_none_or(|(key, carried)| labels.is_some_and(|l| l.contains_key(key)) == carried)
-    }
-
-    fn events(&self) -> BoxStream<'static, WatchResult<Event<DeserializeGuard<K>>>>
+    fn events(&self) -> BoxStream<'static, Told<K>>
     where
         K: Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     {
@@ -100,10 +107,11 @@ where
     }
 }
 
+/// What a watch says.
+type Told<K> = WatchResult<Event<DeserializeGuard<K>>>;
+
 /// The events of all parts, each with its part's number.
-fn merged<K>(
-    parts: &[Part<K>],
-) -> impl futures::Stream<Item = (usize, WatchResult<Event<DeserializeGuard<K>>>)> + Unpin + use<K>
+fn merged<K>(parts: &[Part<K>]) -> impl Stream<Item = (usize, Told<K>)> + Unpin + use<K>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
@@ -149,7 +157,8 @@ where
     ) -> tokio::task::JoinHandle<()> {
         let writer = self.writer.take().expect("a watch is started once");
         let ready = self.ready.clone();
-        tokio::spawn(follow(parts, writer, ready, prune, seen))
+        let scopes = parts.iter().map(|part| part.scope.clone()).collect();
+        tokio::spawn(follow(scopes, merged(&parts), writer, ready, prune, seen))
     }
 }
 
@@ -163,7 +172,8 @@ pub enum Seen {
 }
 
 async fn follow<K>(
-    parts: Vec<Part<K>>,
+    scopes: Vec<Scope>,
+    mut events: impl Stream<Item = (usize, Told<K>)> + Unpin,
     mut writer: Writer<K>,
     ready: watch::Sender<bool>,
     prune: fn(&mut K),
@@ -172,9 +182,8 @@ async fn follow<K>(
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
     let store = writer.as_reader();
-    let mut events = merged(&parts);
-    let mut listed: Vec<HashSet<ObjectRef<K>>> = parts.iter().map(|_| HashSet::new()).collect();
-    let mut unlisted: BTreeSet<usize> = (0..parts.len()).collect();
+    let mut listed: Vec<HashSet<ObjectRef<K>>> = scopes.iter().map(|_| HashSet::new()).collect();
+    let mut unlisted: BTreeSet<usize> = (0..scopes.len()).collect();
     while let Some((part, event)) = events.next().await {
         let event = match event {
             Ok(event) => event,
@@ -210,7 +219,7 @@ async fn follow<K>(
             Event::InitDone => {
                 let names = std::mem::take(&mut listed[part]);
                 let missing =
-                    |o: &K| parts[part].holds(o) && !names.contains(&ObjectRef::from_obj(o));
+                    |o: &K| scopes[part].holds(o) && !names.contains(&ObjectRef::from_obj(o));
                 for object in store.state_filter(missing) {
                     writer.apply_watcher_event(&Event::Delete(K::clone(&object)));
                     seen(&object, Seen::Gone);
@@ -275,7 +284,7 @@ pub async fn follow_claims(
             }
             Event::InitDone => {
                 let (names, newest) = std::mem::take(&mut listed[part]);
-                table.listed(parts[part].namespace.as_deref(), &names, newest);
+                table.listed(parts[part].scope.namespace.as_deref(), &names, newest);
                 unlisted.remove(&part);
                 if unlisted.is_empty() {
                     ready.send_replace(true);
@@ -331,5 +340,72 @@ pub fn on_budget(
         handle.know_budget(&name, seen == Seen::There);
         handle.budgets.add(name);
         placement.ask();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use k8s_openapi::api::core::v1::ConfigMap;
+
+    use super::*;
+
+    fn map(namespace: &str, name: &str) -> DeserializeGuard<ConfigMap> {
+        let mut object = ConfigMap::default();
+        object.metadata.namespace = Some(namespace.to_owned());
+        object.metadata.name = Some(name.to_owned());
+        DeserializeGuard(Ok(object))
+    }
+
+    #[tokio::test]
+    async fn a_new_list_of_one_namespace_takes_nothing_from_the_others() {
+        let scopes =
+            ["a", "b"].map(|name| Scope { namespace: Some(name.to_owned()), label: None }).to_vec();
+        let mut watched = Watched::<ConfigMap>::default();
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let notes = seen.clone();
+        let note = move |object: &ConfigMap, what| {
+            notes.lock().expect("notes").push((object.name_any(), what));
+        };
+        let events = [
+            (0, Event::Init),
+            (0, Event::InitApply(map("a", "stays"))),
+            (0, Event::InitApply(map("a", "goes"))),
+            (0, Event::InitDone),
+            (1, Event::Init),
+            (1, Event::InitApply(map("b", "other"))),
+            (1, Event::InitDone),
+            (0, Event::Init),
+            (0, Event::InitApply(map("a", "stays"))),
+            (0, Event::InitDone),
+        ];
+        let events = futures::stream::iter(events.map(|(part, event)| (part, Ok(event))));
+        let writer = watched.writer.take().expect("a writer");
+        let ready = watched.ready();
+        follow(scopes, events, writer, watched.ready.clone(), |_| {}, note).await;
+        assert!(*ready.borrow());
+        let mut left: Vec<String> = watched.store.state().iter().map(|o| o.name_any()).collect();
+        left.sort();
+        assert_eq!(left, ["other", "stays"]);
+        let gone: Vec<_> = seen
+            .lock()
+            .expect("notes")
+            .iter()
+            .filter(|(_, what)| *what == Seen::Gone)
+            .map(|(name, _)| name.clone())
+            .collect();
+        assert_eq!(gone, ["goes"]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_complete_before_every_part_is() {
+        let mut watched = Watched::<ConfigMap>::default();
+        let ready = watched.ready();
+        let scopes = vec![Scope::default(), Scope::default()];
+        let events = futures::stream::iter([(0, Ok(Event::Init)), (0, Ok(Event::InitDone))]);
+        let writer = watched.writer.take().expect("a writer");
+        follow(scopes, events, writer, watched.ready.clone(), |_| {}, |_, _| {}).await;
+        assert!(!*ready.borrow());
     }
 }

@@ -107,6 +107,31 @@ async fn what_is_missing_at_the_start_is_one_line_and_a_failure() -> Result<()> 
     })
     .await?;
 
+    // One of them is older than the operator.
+    let known = definitions.get("trainingjobs.petaflop.dev").await?;
+    let mut older = serde_json::to_value(&known)?;
+    let status =
+        &mut older["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"];
+    status["properties"].as_object_mut().context("a status")?.remove("artifact");
+    let older = serde_json::from_value(older)?;
+    definitions.replace("trainingjobs.petaflop.dev", &PostParams::default(), &older).await?;
+    eventually("the older schema is published", SOON, || async {
+        let text = said(&attempt.with_store("/proc/no/such").run().map_err(|e| e.to_string())?);
+        if text.contains("TrainingJob.status.artifact") { Ok(()) } else { Err(text) }
+    })
+    .await?;
+    attempt.fails(&["do not know TrainingJob.status.artifact", "helm upgrade petaflop-crds"])?;
+    let current = all.iter().find(|definition| definition.metadata.name == known.metadata.name);
+    let mut current = current.context("the kind")?.clone();
+    let now = definitions.get("trainingjobs.petaflop.dev").await?;
+    current.metadata.resource_version = now.metadata.resource_version;
+    definitions.replace("trainingjobs.petaflop.dev", &PostParams::default(), &current).await?;
+    eventually("the newer schema is published", SOON, || async {
+        let text = said(&attempt.with_store("/proc/no/such").run().map_err(|e| e.to_string())?);
+        if text.contains("--store-uri") { Ok(()) } else { Err(text) }
+    })
+    .await?;
+
     // Somebody without rights, and somebody whom the server does not know.
     let nobody = plane.user("nobody", &[])?;
     attempt.with(nobody.kubeconfig()).fails(&[

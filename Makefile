@@ -11,12 +11,16 @@ export PETAFLOP_CACHE
 CARGO ?= cargo
 # The two binaries and the tests share one profile, so nothing is built twice.
 PROFILE := --release --locked
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 # Folder with the peers' benchmark scripts; `make bench PEERS=…`.
 PEERS ?=
+# What builds images, on which base: a Debian whose glibc is not older than this machine's.
+BUILDER ?= $(firstword $(foreach program,docker podman buildah,$(shell command -v $(program))))
+BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo test lint fmt generate bench toolchain cargo-deny python go cluster
+.PHONY: help demo test lint fmt generate bench images toolchain musl cargo-deny python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,8 +29,9 @@ demo: toolchain ## price the world, train a model here, serve it, ask it (DATA=f
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
 	@DATA="$(DATA)" examples/demo.sh
 
-test: toolchain python cluster ## every test of the workspace, on a real Kubernetes where one is needed
+test: toolchain musl python cluster ## every test of the workspace, on a real Kubernetes where one is needed
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) --bin petaflop-agent --target $(MUSL)
 	@PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) --workspace
 
 lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
@@ -44,6 +49,27 @@ bench: toolchain python ## figures beside their baselines, with machine, version
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
 	@python3 bench/bench.py --runtime "$$($(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/release/petaflop-runtime" $(if $(PEERS),--peers "$(PEERS)")
 	@$(CARGO) bench --locked -p petaflop-arbiter
+
+images: toolchain musl ## the three container images, of programs compiled here (BUILDER=docker|podman|buildah, BASE=image)
+	@test -n "$(BUILDER)" || { echo "None of docker, podman and buildah is here: install one, or name it with BUILDER=." >&2; exit 1; }
+	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) --bin petaflop-agent --target $(MUSL)
+	@folder=$$(mktemp -d); trap 'rm -r "$$folder"' EXIT; mkdir "$$folder/bin"; \
+	target=$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'); \
+	cp "$$target"/release/petaflop "$$target"/release/petaflop-runtime "$$target"/$(MUSL)/release/petaflop-agent "$$folder/bin"; \
+	build() { $(BUILDER) build --build-arg BINARIES=given --build-arg BASE=$(BASE) "$$@" "$$folder"; }; \
+	build --tag petaflop:$(VERSION) --file operator/Containerfile; \
+	build --tag petaflop-runtime:$(VERSION) --file runtime-image/Containerfile --target cpu; \
+	build --tag petaflop-agent:$(VERSION) --file runtime-image/Containerfile --target agent
+
+# The agent is static, so that it enters any image.
+MUSL := $(shell uname -m)-unknown-linux-musl
+export CC_$(subst -,_,$(MUSL)) := musl-gcc
+musl: toolchain
+	@! command -v rustup >/dev/null || rustup target add --toolchain "$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)" $(MUSL) 2>/dev/null
+	@command -v musl-gcc >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && apt-get install -qy musl-tools >/dev/null; \
+	  else echo "musl-gcc is missing: sudo apt-get install musl-tools" >&2; exit 1; fi; }
 
 toolchain:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing. Install Rust with rustup, then run this again: rust-toolchain.toml names the version." >&2; exit 1; }

@@ -13,23 +13,43 @@ use anyhow::{Context, Result, ensure};
 /// # Errors
 /// Why it could not be built.
 pub fn binary(name: &str) -> Result<PathBuf> {
+    built(name, None)
+}
+
+/// Path of a binary that needs nothing of the system it runs on, built against musl.
+///
+/// # Errors
+/// Why it could not be built: rustup's target or `musl-gcc` may be missing.
+pub fn static_binary(name: &str) -> Result<PathBuf> {
+    let triple = format!("{}-unknown-linux-musl", std::env::consts::ARCH);
+    built(name, Some(triple)).context("`make musl` installs what a static binary is built with")
+}
+
+fn built(name: &str, triple: Option<String>) -> Result<PathBuf> {
     // Cargo puts tests into `<target>/<profile>/deps`, binaries one above.
     let test = std::env::current_exe().context("where this test lies")?;
     let profile = test
         .ancestors()
         .nth(2)
         .with_context(|| format!("{}: expected a path below a target folder", test.display()))?;
-    let path = profile.join(name);
+    let target =
+        profile.parent().with_context(|| format!("{}: has no parent", profile.display()))?;
+    let path = match &triple {
+        Some(triple) => target.join(triple).join("release").join(name),
+        None => profile.join(name),
+    };
 
     // Tests run side by side; one of them builds.
     static BUILDING: Mutex<()> = Mutex::new(());
     let _one = BUILDING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     if !path.exists() {
-        let target =
-            profile.parent().with_context(|| format!("{}: has no parent", profile.display()))?;
-        let built = Command::new(env!("CARGO"))
-            .args(["build", "--release", "--bin", name, "--target-dir"])
-            .arg(target)
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--release", "--bin", name, "--target-dir"]).arg(target);
+        if let Some(triple) = &triple {
+            cargo.args(["--target", triple]);
+            cargo.env(format!("CC_{}", triple.replace('-', "_")), "musl-gcc");
+        }
+        let built = cargo
             .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
             .status()
             .context("starting cargo")?;

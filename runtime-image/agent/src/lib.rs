@@ -11,6 +11,7 @@
 //! | `output` | its output: kept on a bounded piece of disk, read by offset |
 //! | `ship` | output and exit report to the store |
 //! | `watch` | its progress file, its readiness, the provider's notice |
+//! | [`trust`] | whom TLS trusts, in an image that does not say |
 //! | [`exit`] | exit codes |
 //!
 //! It ends the task when it is told to, when it gets SIGTERM, when the provider gives
@@ -26,6 +27,7 @@ mod output;
 mod server;
 mod session;
 mod ship;
+pub mod trust;
 mod watch;
 
 pub use agent::{Agent, AgentError, Stopper};

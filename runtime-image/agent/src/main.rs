@@ -8,13 +8,14 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use petaflop_agent::{Agent, Config, config, exit};
+use petaflop_agent::{Agent, Config, config, exit, trust};
 use tokio::signal::unix::{SignalKind, signal};
 
 const HELP: &str = "\
 Runs one task on a claimed machine, reports how it goes, and ends when nobody wants it.
 
-Usage: petaflop-agent install <DIR>    copy this program to <DIR>/petaflop-agent
+Usage: petaflop-agent install <DIR>    copy this program to <DIR>/petaflop-agent,
+                                       and the certificates that its image trusts
        petaflop-agent supervise        be the machine's main process
 
 supervise is told by the environment:
@@ -59,9 +60,12 @@ fn fail(code: u8, message: &str) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Copies this program; whoever sees it there sees all of it.
+/// Copies this program; whoever sees it there sees all of it, and the certificates that its image has.
 fn install(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
+    if Path::new(trust::OURS).exists() {
+        fs::copy(trust::OURS, folder.join(trust::BROUGHT))?;
+    }
     let target = folder.join("petaflop-agent");
     let partial = folder.join(".petaflop-agent.partial");
     fs::copy("/proc/self/exe", &partial)?;
@@ -145,6 +149,9 @@ fn token() -> io::Result<String> {
     drop(writer);
     let mut again = Command::new("/proc/self/exe");
     again.args(env::args_os().skip(1)).env_remove(config::TOKEN).stdin(Stdio::from(reader));
+    if let Some(file) = env::current_exe()?.parent().and_then(trust::brought) {
+        again.env(trust::VARIABLE, file);
+    }
     Err(again.exec())
 }
 

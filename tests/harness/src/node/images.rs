@@ -22,12 +22,13 @@ pub struct Image<'a> {
     containerfile: Option<&'a Path>,
     target: Option<&'a str>,
     base: Option<&'a Path>,
+    arguments: Vec<(&'a str, &'a str)>,
 }
 
 impl<'a> Image<'a> {
     /// The image `tag` of the folder's `Containerfile`.
     pub fn new(folder: &'a Path, tag: &'a str) -> Self {
-        Self { folder, tag, containerfile: None, target: None, base: None }
+        Self { folder, tag, containerfile: None, target: None, base: None, arguments: Vec::new() }
     }
 
     /// By this Containerfile.
@@ -46,6 +47,13 @@ impl<'a> Image<'a> {
     #[must_use]
     pub fn on(self, archive: &'a Path) -> Self {
         Self { base: Some(archive), ..self }
+    }
+
+    /// With a value for one of its `ARG`s.
+    #[must_use]
+    pub fn argument(mut self, name: &'a str, value: &'a str) -> Self {
+        self.arguments.push((name, value));
+        self
     }
 
     /// Builds it, pulling nothing, and writes it as a docker archive to a file
@@ -79,6 +87,9 @@ impl<'a> Image<'a> {
         if let Some(stage) = self.target {
             build.args(["--target", stage]);
         }
+        for (name, value) in &self.arguments {
+            build.args(["--build-arg", &format!("{name}={value}")]);
+        }
         run(build.arg(self.folder))?;
         run(buildah("push").arg(self.tag).arg(format!("{}:{}", in_file(archive), self.tag)))
             .map(drop)
@@ -89,18 +100,19 @@ impl<'a> Image<'a> {
 pub const DEBIAN: &str = "docker.io/library/debian:bookworm-slim";
 
 /// An archive of the image [`DEBIAN`], made once by debootstrap from Debian's
-/// packages: a base with glibc for tests, where no registry can be reached.
+/// packages: a base for tests, where no registry can be reached, with glibc and
+/// all that our images would install.
 ///
 /// # Errors
 /// We are not root, or Debian's mirror cannot be reached.
 pub fn debian_base() -> Result<PathBuf> {
     let what = "making a Debian base image (about a minute)";
-    let folder = cache::once("debian-bookworm", what, |into| {
+    let folder = cache::once("debian-bookworm-ca-certificates-libvulkan1", what, |into| {
         let debootstrap = by_debian("debootstrap", &["debootstrap"])?;
         let build = into.join("build");
         std::fs::create_dir(&build).map_err(Error::io(build.display().to_string()))?;
         let root = build.join("root");
-        let packages = ["--variant=minbase", "--include=ca-certificates", "bookworm"];
+        let packages = ["--variant=minbase", "--include=ca-certificates,libvulkan1", "bookworm"];
         run(Command::new(debootstrap).args(packages).arg(&root))?;
         let lists = root.join("var/cache/apt/archives");
         std::fs::remove_dir_all(&lists).map_err(Error::io(lists.display().to_string()))?;

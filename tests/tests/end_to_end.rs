@@ -1,0 +1,241 @@
+//! A user's day with petaflop, on a real node with real containers, by helm and kubectl alone: install,
+//! train, serve, ask, scale, lose a Pod, leave. What is trained in a Pod is what `petaflop run` gives.
+
+mod node;
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use node::{SECRET_KEY, Site, at_root};
+use petaflop_tests::binary;
+use serde_json::Value;
+
+/// The quickstart takes minutes; this much of it takes seconds.
+const STEPS: u32 = 60;
+/// Long enough to be killed in the middle.
+const LONG_STEPS: u32 = 240;
+
+const LONG: Duration = Duration::from_secs(300);
+
+/// The example, as it is but for its length.
+fn quickstart() -> Result<String> {
+    let text = std::fs::read_to_string(at_root("examples/quickstart.yaml"))?;
+    let short = text.replace("max_steps: 3000 ", &format!("max_steps: {STEPS} "));
+    ensure!(short != text, "examples/quickstart.yaml has another length");
+    Ok(short)
+}
+
+/// Its job alone, longer, with checkpoints as often as they can be had.
+fn interrupted(quickstart: &str) -> Result<String> {
+    let (job, _) = quickstart.split_once("\n---\n").context("two objects")?;
+    let text = job
+        .replace("name: quickstart", "name: interrupted")
+        .replace(&format!("max_steps: {STEPS} "), &format!("max_steps: {LONG_STEPS} "))
+        .replace("intervalSeconds: 30", "intervalSeconds: 1");
+    ensure!(text.contains("intervalSeconds: 1\n"), "the example asks for other checkpoints");
+    Ok(text)
+}
+
+/// What the first job of a manifest gives without a cluster.
+fn artifact_on_this_host(manifest: &str) -> Result<String> {
+    let folder = tempfile::tempdir()?;
+    let file = folder.path().join("job.yaml");
+    let job = manifest.split("\n---\n").next().context("a job")?;
+    std::fs::write(&file, job)?;
+    let output = Command::new(binary("petaflop")?)
+        .env("PETAFLOP_HOME", folder.path().join("home"))
+        .args(["run", "--json", "-f"])
+        .arg(&file)
+        .output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout)?;
+    Ok(report["artifact"].as_str().context("an artifact")?.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_trained_served_moved_and_paid_for_and_helm_takes_it_all_away() -> Result<()> {
+    let Some(site) = node::start().await? else { return Ok(()) };
+    let quickstart = quickstart()?;
+    let interrupted = interrupted(&quickstart)?;
+    install(&site).await?;
+    let outcome = async {
+        train(&site, &quickstart).await?;
+        serve(&site).await?;
+        lose_a_pod(&site, &interrupted).await?;
+        leave(&site).await
+    }
+    .await;
+    if outcome.is_err() {
+        tell(&site);
+    }
+    outcome
+}
+
+async fn install(site: &Site) -> Result<()> {
+    let endpoint = site.bucket().await?;
+    site.restricted_namespace("petaflop-system")?;
+    site.kubectl(&format!(
+        "create secret generic petaflop-store --namespace petaflop-system \
+         --from-literal=AWS_ACCESS_KEY_ID=access --from-literal=AWS_SECRET_ACCESS_KEY={SECRET_KEY}"
+    ))?;
+    site.helm("install petaflop-crds charts/petaflop-crds --wait")?;
+    let installed = site.helm(&format!(
+        "install petaflop charts/petaflop --namespace petaflop-system --wait --timeout 120s \
+         --set store.uri=s3://petaflop/store --set store.endpoint={endpoint} \
+         --set store.region=us-east-1 --set store.credentialsSecret=petaflop-store"
+    ));
+    if installed.is_err() {
+        tell(site);
+    }
+    installed?;
+    site.helm("test petaflop --namespace petaflop-system --timeout 60s")?;
+    Ok(())
+}
+
+async fn train(site: &Site, manifest: &str) -> Result<()> {
+    site.restricted_namespace("team")?;
+    site.apply("team", manifest)?;
+    site.kubectl(
+        "wait --namespace team trainingjobs.petaflop.dev/quickstart --for=condition=Complete --timeout=300s",
+    )?;
+    let status = status(site, "trainingjobs.petaflop.dev/quickstart")?;
+    let expected = artifact_on_this_host(manifest)?;
+    ensure!(status["artifact"] == expected.as_str(), "{expected} on this host, in a Pod {status}");
+    let cost = "get --namespace team trainingjobs.petaflop.dev/quickstart --output jsonpath={.status.cost.total}";
+    let dollars = |text: &str| text.parse::<f64>().unwrap_or_default();
+    site.until("a cost", LONG, cost, |said| dollars(said) > 0.0).await?;
+    Ok(())
+}
+
+async fn serve(site: &Site) -> Result<()> {
+    site.kubectl(
+        "wait --namespace team inferenceservices.petaflop.dev/quickstart --for=condition=Ready --timeout=300s",
+    )?;
+    let address: SocketAddr = site
+        .kubectl(
+            "get --namespace team service/quickstart \
+             --output jsonpath={.spec.clusterIP}:{.spec.ports[0].port}",
+        )?
+        .parse()?;
+    ask(address)?;
+
+    let available = "get --namespace team inferenceservices.petaflop.dev/quickstart \
+                     --output jsonpath={.status.replicas},{.status.availableReplicas}";
+    for replicas in ["2", "0"] {
+        site.kubectl(&format!(
+            "scale --namespace team inferenceservices.petaflop.dev/quickstart --replicas={replicas}"
+        ))?;
+        let both = format!("{replicas},{replicas}");
+        site.until(&format!("{replicas} replicas"), LONG, available, |said| said == both).await?;
+        if replicas != "0" {
+            ask(address)?;
+        }
+    }
+    Ok(())
+}
+
+/// One chat request by the Service's address.
+fn ask(address: SocketAddr) -> Result<()> {
+    let body = r#"{"model": "quickstart", "messages": [{"role": "user", "content": "pub fn"}], "max_tokens": 8}"#;
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+    write!(
+        stream,
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| answer.clone())?;
+    ensure!(head.starts_with("HTTP/1.1 200"), "{answer}");
+    // The body may come in chunks; what is JSON begins and ends with a brace.
+    let json = body.find('{').zip(body.rfind('}')).map(|(first, last)| &body[first..=last]);
+    let completion: Value = serde_json::from_str(json.with_context(|| answer.clone())?)
+        .with_context(|| answer.clone())?;
+    ensure!(completion["choices"][0]["message"]["content"].is_string(), "{answer}");
+    ensure!(completion["usage"]["completion_tokens"].as_u64() > Some(0), "{answer}");
+    Ok(())
+}
+
+/// Killed in the middle, a job goes on from its checkpoint in another Pod, to the same result.
+async fn lose_a_pod(site: &Site, manifest: &str) -> Result<()> {
+    site.apply("team", manifest)?;
+    let claims = "get computeclaims --all-namespaces --output name";
+    site.until("a Pod of the job", LONG, PODS, |said| said.lines().count() == 1).await?;
+    let first = site.kubectl(PODS)?;
+    // What is said in its Pod: the job's status is refreshed less often.
+    let log = |pod: &str| format!("logs --namespace team {}", pod.trim());
+    site.until("a checkpoint", LONG, &log(&first), |said| said.contains("checkpoint of step"))
+        .await?;
+
+    // Who leaves while machines are paid for is told so.
+    ensure!(!site.kubectl(claims)?.is_empty());
+    let refused = site.helm("uninstall petaflop --namespace petaflop-system --timeout 60s");
+    ensure!(refused.is_err(), "uninstalled under a running job");
+
+    site.kubectl(&format!("delete --namespace team {} --grace-period=0 --force", first.trim()))?;
+    let another = |said: &str| said.lines().count() == 1 && said.trim() != first.trim();
+    let second = site.until("another Pod", LONG, PODS, another).await?;
+    let goes_on = |said: &str| said.contains("going on after step");
+    site.until("a Pod that goes on", LONG, &log(&second), goes_on).await?;
+    site.kubectl(
+        "wait --namespace team trainingjobs.petaflop.dev/interrupted --for=condition=Complete --timeout=300s",
+    )?;
+    let status = status(site, "trainingjobs.petaflop.dev/interrupted")?;
+    let expected = artifact_on_this_host(manifest)?;
+    ensure!(status["artifact"] == expected.as_str(), "{expected} on this host, in Pods {status}");
+    ensure!(status["interruptions"] == 1, "{status}");
+    Ok(())
+}
+
+/// Pods of the second job, by name.
+const PODS: &str =
+    "get pods --namespace team --selector petaflop.dev/owner=interrupted --output name";
+
+async fn leave(site: &Site) -> Result<()> {
+    // What was seen of the operator so far holds no secret, and no right was missing.
+    let log = site.kubectl("logs --namespace petaflop-system deployment/petaflop")?;
+    ensure!(!log.contains("forbidden"), "{log}");
+    let everything = site.kubectl(
+        "get pods,services,deployments,jobs,events,trainingjobs.petaflop.dev,inferenceservices.petaflop.dev,\
+         computeclaims,computeproviders --all-namespaces --output yaml --selector petaflop.dev/installation",
+    )?;
+    ensure!(!log.contains(SECRET_KEY) && !everything.contains(SECRET_KEY), "a secret is shown");
+
+    site.kubectl("delete namespace team --timeout=120s")?;
+    let claims = site.kubectl("get computeclaims --all-namespaces --output name")?;
+    ensure!(claims.is_empty(), "{claims}");
+    site.helm("uninstall petaflop --namespace petaflop-system --wait --timeout 120s")?;
+    let left = site
+        .kubectl("get computeproviders,deployments,jobs,cronjobs --all-namespaces --output name")?;
+    ensure!(left.is_empty(), "{left}");
+    let crds = site.kubectl("get customresourcedefinitions --output name")?;
+    ensure!(crds.contains("trainingjobs.petaflop.dev"), "what people wrote is gone: {crds}");
+    Ok(())
+}
+
+fn status(site: &Site, object: &str) -> Result<Value> {
+    let text = site.kubectl(&format!("get --namespace team {object} --output json"))?;
+    let object: Value = serde_json::from_str(&text)?;
+    Ok(object["status"].clone())
+}
+
+/// Everything that helps whoever reads a failure.
+fn tell(site: &Site) {
+    for arguments in [
+        "get pods,jobs,computeclaims,computeproviders,trainingjobs.petaflop.dev,inferenceservices.petaflop.dev -A -o wide",
+        "get events -A",
+        "describe pods -A",
+        "logs --namespace petaflop-system deployment/petaflop --tail 200",
+        "get computeclaims,trainingjobs.petaflop.dev,inferenceservices.petaflop.dev -A -o yaml",
+    ] {
+        match site.kubectl(arguments) {
+            Ok(said) => eprintln!("$ kubectl {arguments}\n{said}"),
+            Err(error) => eprintln!("$ kubectl {arguments}\n{error:#}"),
+        }
+    }
+}

@@ -269,6 +269,19 @@ mod tests {
         assert_eq!(waiting.await.expect("not cancelled"), "a");
     }
 
+    #[tokio::test]
+    async fn a_closed_queue_gives_no_turn_and_knows_when_the_last_one_is_over() {
+        let (_, queue) = manual();
+        queue.add("a");
+        queue.add("b");
+        assert_eq!(queue.next().await, "a");
+        queue.close();
+        assert!(queue.is_busy());
+        queue.done(&"a", Again::Backoff);
+        assert!(!queue.is_busy());
+        assert!(futures::poll!(std::pin::pin!(queue.next())).is_pending(), "b had a turn");
+    }
+
     #[test]
     fn failures_wait_longer_and_longer_but_not_for_ever() {
         let mut last = Duration::ZERO;

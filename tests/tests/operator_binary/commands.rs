@@ -66,10 +66,12 @@ async fn audit_finds_and_ends_what_no_claim_knows_without_an_operator() -> Resul
     ensure!(machine["claim"] == "trj-nobody-00000000-1-0", "{found}");
     ensure!(machine["hourlyPrice"].is_string() && machine["cost"].is_string(), "{found}");
 
-    let ended = world
-        .command("-audit", &["audit", "--terminate", "--provider-labels=test=audited"])
-        .await?;
+    let ledger = format!("--ledger-uri={}", world.uri("store/ledger"));
+    let terminate = ["audit", "--terminate", "--provider-labels=test=audited", &ledger];
+    let ended = world.command("-audit", &terminate).await?;
     ensure!(ended.status.success() && said(&ended).contains("ended"), "{}", said(&ended));
+    let orphan = |row: &Value| row["kind"] == "orphan" && row["claim"] == "trj-nobody-00000000-1-0";
+    ensure!(world.ledger()?.iter().any(orphan), "{:#?}", world.ledger()?);
     eventually("it is gone, and the claimed one is not", SOON, || async {
         let names: Vec<String> =
             world.all::<Pod>().await?.iter().map(ResourceExt::name_any).collect();

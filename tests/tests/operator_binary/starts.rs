@@ -6,9 +6,10 @@ use anyhow::{Context, Result, ensure};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
 use kube::api::{DeleteParams, PostParams};
-use petaflop_harness::{ControlPlane, Launch, Link, Options, eventually};
+use petaflop_harness::{ControlPlane, Launch, Link, Options, eventually, tools};
 use serde_json::Value;
 
+use crate::operator::install;
 use crate::world::{SOON, said};
 
 struct Attempt {
@@ -151,6 +152,68 @@ async fn what_is_missing_at_the_start_is_one_line_and_a_failure() -> Result<()> 
     std::fs::write(&file, "")?;
     attempt.with_store(&format!("file://{}/store", file.display())).fails(&["--store-uri"])?;
     attempt.with_store("ftp://host/x").fails(&["--store-uri", "ftp", "s3://bucket/prefix"])?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_refuses_is_said_and_one_that_opens_is_used() -> Result<()> {
+    let plane = ControlPlane::shared().await;
+    install(&plane.client().await?).await?;
+    let namespace = plane.namespace("bucket").await?;
+    let folder = tempfile::tempdir()?;
+    for bucket in ["models", "ledger"] {
+        std::fs::create_dir(folder.path().join(bucket))?;
+    }
+    let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+    let server = Launch::new(tools::versitygw()?)
+        .arguments(["--access", "access", "--secret", "secret-canary", "--port"])
+        .arguments([address.to_string(), "posix".to_owned()])
+        .argument(folder.path().display().to_string());
+    let server = plane.run("versitygw", server)?;
+    eventually("the bucket answers", SOON, || async {
+        server.must_be_up().map_err(|error| error.to_string())?;
+        std::net::TcpStream::connect(address).map(drop).map_err(|error| error.to_string())
+    })
+    .await?;
+    let launch = |secret: &str, ledger: &str| -> Result<Launch> {
+        Ok(Launch::new(petaflop_tests::binary("petaflop")?)
+            .arguments(["operator", "--leader-elect", "--http-address=127.0.0.1:0"])
+            .arguments(["--store-uri=s3://models/here", "--ledger-uri=s3://ledger"])
+            .environment("KUBECONFIG", plane.admin().kubeconfig().display().to_string())
+            .environment("POD_NAMESPACE", namespace.name())
+            .environment("PETAFLOP_WATCH_NAMESPACES", namespace.name())
+            .environment("PETAFLOP_LOG", "info")
+            .environment("AWS_ENDPOINT_URL", format!("http://{address}"))
+            .environment("AWS_REGION", "us-east-1")
+            .environment("AWS_ACCESS_KEY_ID", "access")
+            .environment("AWS_SECRET_ACCESS_KEY", secret)
+            .environment("PETAFLOP_LEDGER_AWS_ACCESS_KEY_ID", "access")
+            .environment("PETAFLOP_LEDGER_AWS_SECRET_ACCESS_KEY", ledger))
+    };
+    for (name, store, ledger, flag) in [
+        ("store-refuses", "wrong-canary", "secret-canary", "--store-uri: s3://models/here"),
+        ("ledger-refuses", "secret-canary", "wrong-canary", "--ledger-uri: s3://ledger"),
+    ] {
+        let program = plane.run(name, launch(store, ledger)?)?;
+        let log = eventually("it ends", SOON, || async {
+            match program.is_up() {
+                false => Ok(program.log_tail()),
+                true => Err(program.log_tail()),
+            }
+        })
+        .await?;
+        let errors: Vec<&str> = log.lines().filter(|line| line.starts_with("error:")).collect();
+        ensure!(errors.len() == 1 && log.lines().count() == 1, "{log}");
+        ensure!(errors[0].contains(flag) && errors[0].contains("AWS_"), "{log}");
+        ensure!(!log.contains("canary"), "a secret is in the log: {log}");
+    }
+    let program = plane.run("bucket-opens", launch("secret-canary", "secret-canary")?)?;
+    eventually("it leads", SOON, || async {
+        program.must_be_up().map_err(|error| error.to_string())?;
+        let log = program.log_tail();
+        if log.contains("\"leading\"") { Ok(()) } else { Err(log) }
+    })
+    .await?;
     Ok(())
 }
 

@@ -153,7 +153,8 @@ impl World {
         Ok(())
     }
 
-    fn uri(&self, name: &str) -> String {
+    /// A folder of this test.
+    pub(crate) fn uri(&self, name: &str) -> String {
         format!("file://{}", self.folder.path().join(name).display())
     }
 

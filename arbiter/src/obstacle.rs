@@ -391,8 +391,10 @@ impl Obstacle {
             Obstacle::ProviderMachines { limit } => {
                 format!("the provider's machine limit: {}", u64::from(*limit) + 1)
             }
+            Obstacle::NamespaceNotAllowed { provider, namespace } => {
+                format!("allowedNamespaces of {provider}: add {namespace}")
+            }
             Obstacle::ProviderUnknown { .. }
-            | Obstacle::NamespaceNotAllowed { .. }
             | Obstacle::ProviderOff { .. }
             | Obstacle::ComputeCapability { has: None, .. }
             | Obstacle::Vcpus { has: None, .. }

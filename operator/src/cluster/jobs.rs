@@ -67,6 +67,10 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         let waited = operator.waiting.since(&uid, operator.clock.boottime(), || {
             operator.placement.ask();
         });
+        // Somebody may have mended it: it is not left to wait for its turn.
+        if job.status.as_ref().is_some_and(|s| s.observed_generation != job.metadata.generation) {
+            operator.placement.ask();
+        }
         let nothing_to_say = said.as_ref().is_none_or(|said| said.waits.is_none());
         if job.status.is_none() && nothing_to_say && waited < FIRST_WORD {
             return Ok(Again::After(FIRST_WORD - waited));

@@ -74,10 +74,13 @@ impl Said {
             .as_ref()
             .is_some_and(|decision| matches!(decision.outcome, Outcome::Settled { machines: 1.. }));
         self.at_risk |= settled && before.is_some_and(|before| before.at_risk);
-        let reason = |said: &Said| said.waits.as_ref().map(|waits| waits.reason);
+        let words = |said: &Said| {
+            let but_digits = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
+            said.waits.as_ref().map(|waits| (waits.reason, but_digits(&waits.message)))
+        };
         match before {
             Some(before)
-                if reason(before) == reason(&self)
+                if words(before) == words(&self)
                     && before.generation == self.generation
                     && self.at.duration_since(before.at) < SAID_FOR =>
             {

@@ -8,14 +8,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, ListParams, PostParams};
 use kube::{Api, Client, ResourceExt};
 use object_store::local::LocalFileSystem;
 use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::ledger::Row;
 use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, OfferId, Sale};
 use petaflop_crds::{ComputeClaim, ComputeProvider, TrainingJob};
+use petaflop_fake_provider::agent::AgentRunner;
 use petaflop_fake_provider::cloud::Setup;
 use petaflop_fake_provider::{Cloud, FakeProvider, Manners};
 use petaflop_harness::{Access, ControlPlane, Namespace, eventually};
@@ -68,18 +71,28 @@ impl MakeProvider for Make {
 impl Cluster {
     /// A fresh one on the machine's own clock. `name` is the test's.
     pub(crate) async fn start(name: &str) -> Result<Self> {
+        Self::start_with(name, Clock::system(), None).await
+    }
+
+    /// One on another clock, or with other agents on its machines than the real ones.
+    pub(crate) async fn start_with(
+        name: &str,
+        clock: Clock,
+        agent: Option<AgentRunner>,
+    ) -> Result<Self> {
         let plane = ControlPlane::shared().await;
         let client = plane.client().await?;
         install(&client).await?;
         let namespace = plane.namespace(name).await?;
         let folder = tempfile::tempdir()?;
-        let clock = Clock::system();
         let manners = Manners { boot: Duration::from_millis(300), ..Manners::aws() };
         let cloud = Cloud::start(Setup {
             manners,
             clock: clock.clone(),
             offers: vec![offer(&format!("cloud-{}", namespace.name()), "0.40")],
-            agent: petaflop_fake_provider::real::real(&folder.path().join("machines")),
+            agent: agent.unwrap_or_else(|| {
+                petaflop_fake_provider::real::real(&folder.path().join("machines"))
+            }),
             bill: folder.path().join("bill"),
         })?;
         let cluster = Self {
@@ -147,6 +160,24 @@ impl Cluster {
         std::fs::create_dir_all(&folder)?;
         let objects = LocalFileSystem::new_with_prefix(&folder)?.with_fsync(true);
         Ok(Ledger::over(Arc::new(objects), folder.display().to_string()))
+    }
+
+    /// The rows of the ledger.
+    pub(crate) async fn rows(&self) -> Result<Vec<Row>> {
+        Ok(self.ledger()?.rows().await?)
+    }
+
+    /// Reasons of the events about objects of this name, and what they say, oldest first.
+    pub(crate) async fn events(&self, name: &str) -> Result<Vec<(String, String)>> {
+        let api: Api<Event> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut events = api.list(&ListParams::default()).await?.items;
+        events.retain(|event| {
+            event.regarding.as_ref().is_some_and(|object| object.name.as_deref() == Some(name))
+        });
+        events.sort_by_key(|event| event.event_time.as_ref().map(|at| at.0));
+        let said =
+            |event: Event| (event.reason.unwrap_or_default(), event.note.unwrap_or_default());
+        Ok(events.into_iter().map(said).collect())
     }
 
     /// Micro-dollars in the ledger.

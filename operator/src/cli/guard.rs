@@ -29,13 +29,16 @@ pub(crate) struct Args {
     /// How long claims may take to end
     #[arg(long, value_name = "SECONDS", default_value_t = 270)]
     timeout_seconds: u64,
+    /// The operator's namespace [default: that of the Pod or kubeconfig]
+    #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
+    namespace: String,
     #[command(flatten)]
     watched: super::operator::Watched,
 }
 
 pub(crate) fn run(args: &Args) -> Outcome {
     waiting()?.block_on(async {
-        let (client, _) = begin::client("").await?;
+        let (client, own) = begin::client(&args.namespace).await?;
         let guard = Guard { client, clock: Clock::system(), namespaces: args.watched.namespaces() };
         let open = match args.on_running_claims {
             OnRunningClaims::Fail => guard.open().await?,
@@ -47,6 +50,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
             }
         };
         if !open.is_empty() {
+            return Err(refusal(args.on_running_claims, &open));
+        }
+        // What waits could get a machine between this look and the operator's end.
+        guard.rest(&own).await?;
+        let open = guard.open().await?;
+        if !open.is_empty() {
+            guard.wake(&own).await?;
             return Err(refusal(args.on_running_claims, &open));
         }
         guard.release().await?;

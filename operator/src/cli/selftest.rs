@@ -20,7 +20,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let url = args.url.trim_end_matches('/');
         for path in ["/healthz", "/readyz"] {
             let answer = client.get(format!("{url}{path}")).send().await.map_err(|error| {
-                let said = crate::cluster::probe::chain(&error);
+                let said = crate::cluster::error::chain(&error);
                 Failure::failed(format!(
                     "{said}; see that the operator runs and its Service has endpoints"
                 ))

@@ -11,10 +11,11 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_store::StoreError;
 use petaflop_store::place::{self, Credentials};
 
+use crate::cluster::error::chain;
 use crate::cluster::installation::{Installation, InstallationError};
 use crate::cluster::make::Make;
 use crate::cluster::operate::{Parts, Running, StartError, start};
-use crate::cluster::probe::{ProbeError, chain, probe};
+use crate::cluster::probe::{ProbeError, probe};
 use crate::cluster::settings::{Settings, StoreAt};
 use crate::ledger::Ledger;
 
@@ -58,7 +59,7 @@ pub enum BeginError {
         said: String,
     },
     /// Who we are cannot be told.
-    #[error("{}", chain(.0))]
+    #[error(transparent)]
     Installation(#[from] InstallationError),
     /// The operator itself.
     #[error(transparent)]

@@ -13,7 +13,7 @@ use crate::ledger;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refuses or does not answer.
-    #[error("{what}: {source}")]
+    #[error("{what}: {}", words(source))]
     Api {
         /// What was being done.
         what: &'static str,
@@ -73,6 +73,30 @@ fn provider_again(error: &ProviderError) -> Again {
         // A claim that bills is asked after, whatever was said.
         Retry::AfterChange => Again::Backoff,
     }
+}
+
+/// What the API server said, in its own words and in one line; of other errors their causes too,
+/// which kube leaves out.
+pub fn words(error: &kube::Error) -> String {
+    let said = match error {
+        kube::Error::Api(status) => status.message.clone(),
+        other => chain(other),
+    };
+    said.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// An error with its causes, in one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut words = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_words = cause.to_string();
+        if !words.contains(&cause_words) {
+            words = format!("{words}: {cause_words}");
+        }
+        next = cause.source();
+    }
+    words.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whether the object was written by somebody else since it was read.

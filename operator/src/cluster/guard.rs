@@ -13,7 +13,14 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use crate::cluster::error::{Error, is_conflict, is_not_found};
+use crate::cluster::leader::Election;
 use crate::cluster::{claims, finalizer, within};
+
+/// As whom it holds the Lease.
+const ME: &str = "uninstallation";
+
+/// How long the operator rests: until its Deployment is gone, with some to spare.
+pub const REST: Duration = Duration::from_secs(60);
 
 /// Between two looks at claims that end.
 const AGAIN: Duration = Duration::from_secs(2);
@@ -86,6 +93,29 @@ impl Guard {
             }
             self.clock.sleep(AGAIN).await;
         }
+    }
+
+    /// Has the operator of a namespace rest, so that it takes no machine while it is taken away. It
+    /// goes on by itself after [`REST`], and at once after [`Guard::wake`].
+    ///
+    /// # Errors
+    /// The API server refuses or does not answer.
+    pub async fn rest(&self, namespace: &str) -> Result<(), Error> {
+        let leases = Api::namespaced(self.client.clone(), namespace);
+        let led = Election::seize(&leases, ME, REST, self.clock.now()).await?;
+        if let Some(still) = led {
+            self.clock.sleep(still).await;
+        }
+        Ok(())
+    }
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// The API server refuses or does not answer.
+    pub async fn wake(&self, namespace: &str) -> Result<(), Error> {
+        let leases = Api::namespaced(self.client.clone(), namespace);
+        Election::resign(&leases, ME).await
     }
 
     /// Takes our finalizer off jobs and services, of which none has a claim: without an operator

@@ -8,6 +8,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use kube::api::{ObjectMeta, PostParams};
@@ -142,6 +143,31 @@ impl Election {
             .map_err(Error::api("resigning"))
     }
 
+    /// Takes the Lease from whoever has it, for this long: nobody leads, until it runs out or is given
+    /// back. Returns how long the one who led may still think so; `None`: nobody ever led.
+    pub async fn seize(
+        api: &Api<Lease>,
+        me: &str,
+        hold: Duration,
+        now: Timestamp,
+    ) -> Result<Option<Duration>, Error> {
+        loop {
+            let read = api.get_opt(LEASE).await.map_err(Error::api("taking the Lease"))?;
+            let Some(mut lease) = read else { return Ok(None) };
+            let spec = lease.spec.get_or_insert_default();
+            spec.holder_identity = Some(me.to_owned());
+            spec.lease_duration_seconds = i32::try_from(hold.as_secs()).ok();
+            spec.renew_time = Some(MicroTime(now));
+            spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0) + 1);
+            match api.replace(LEASE, &PostParams::default(), &lease).await {
+                Ok(_) => return Ok(Some(DURATION - MARGIN)),
+                // It was renewed meanwhile.
+                Err(error) if is_conflict(&error) => {}
+                Err(error) => return Err(Error::api("taking the Lease")(error)),
+            }
+        }
+    }
+
     /// One round: renews ours, takes a free one, or waits. Returns until when we lead.
     async fn attempt(&mut self) -> Result<Option<Duration>, Error> {
         let began = self.clock.boottime();
@@ -170,7 +196,12 @@ impl Election {
         let holder = spec.holder_identity.as_deref().unwrap_or("");
         let transitions = spec.lease_transitions.unwrap_or(0);
         let ours = holder == self.me;
-        if !ours && !holder.is_empty() && began.saturating_sub(since) < DURATION {
+        let holds = spec
+            .lease_duration_seconds
+            .map(|s| Duration::from_secs(s.max(0).unsigned_abs().into()));
+        // Whoever holds it may ask for longer than we do; never for less.
+        let holds = holds.unwrap_or_default().max(DURATION);
+        if !ours && !holder.is_empty() && began.saturating_sub(since) < holds {
             return Ok(None);
         }
         lease.spec = Some(self.held(if ours { transitions } else { transitions + 1 }));

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use http::Request;
 use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ListParams, PartialObjectMeta};
 use kube::{Api, Client, Resource};
 use petaflop_agent_api::clock::Clock;
 use petaflop_crds::{ComputeClaim, ComputeProvider, InferenceService, SpendBudget, TrainingJob};
 
+use crate::cluster::error::chain;
+use crate::cluster::installation::SECRET;
 use crate::cluster::leader::LEASE;
 use crate::cluster::schema;
 use crate::cluster::settings::Settings;
@@ -149,6 +152,8 @@ pub async fn probe(
     ask.list("ComputeClaims", within::<ComputeClaim>(client, namespaces)).await?;
     ask.list("SpendBudgets", within::<SpendBudget>(client, namespaces)).await?;
     ask.list("ComputeProviders", vec![Api::<ComputeProvider>::all(client.clone())]).await?;
+    let own: Api<Secret> = Api::namespaced(client.clone(), &settings.namespace);
+    ask.of("the installation", async || own.get(SECRET).await).await?;
     if settings.leader_elect {
         let leases: Api<Lease> = Api::namespaced(client.clone(), &settings.namespace);
         ask.of("the Lease", async || leases.get(LEASE).await).await?;
@@ -212,18 +217,4 @@ impl Ask<'_> {
         }
         Ok(())
     }
-}
-
-/// An error with its causes, in one line: kube's own text leaves the last of them out.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut words = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_words = cause.to_string();
-        if !words.contains(&cause_words) {
-            words = format!("{words}: {cause_words}");
-        }
-        next = cause.source();
-    }
-    words.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -3,11 +3,12 @@
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use kube::Api;
 use kube::api::{DeleteParams, PostParams};
+use kube::{Api, Client};
 use petaflop_harness::{ControlPlane, Launch, Link, Options, eventually, tools};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::operator::install;
 use crate::world::{SOON, said};
@@ -140,8 +141,12 @@ async fn what_is_missing_at_the_start_is_one_line_and_a_failure() -> Result<()> 
         "User \"nobody\" cannot list resource \"trainingjobs\"",
         "rbac.create=true",
     ])?;
+    // One who may read our kinds, but not who this installation is.
+    let half = plane.user("half", &[])?;
+    grant(&client, "half").await?;
+    attempt.with(half.kubeconfig()).fails(&["forbids", "secrets \"petaflop-installation\""])?;
     let mut config: Value = serde_json::from_slice(&std::fs::read(&attempt.kubeconfig)?)?;
-    config["users"][0]["user"] = serde_json::json!({ "token": "not-a-token" });
+    config["users"][0]["user"] = json!({ "token": "not-a-token" });
     let stranger = folder.path().join("stranger.kubeconfig");
     std::fs::write(&stranger, config.to_string())?;
     attempt.with(&stranger).fails(&["does not accept our credentials"])?;
@@ -152,6 +157,24 @@ async fn what_is_missing_at_the_start_is_one_line_and_a_failure() -> Result<()> 
     std::fs::write(&file, "")?;
     attempt.with_store(&format!("file://{}/store", file.display())).fails(&["--store-uri"])?;
     attempt.with_store("ftp://host/x").fails(&["--store-uri", "ftp", "s3://bucket/prefix"])?;
+    Ok(())
+}
+
+/// Lets somebody read our kinds everywhere.
+async fn grant(client: &Client, user: &str) -> Result<()> {
+    let role = json!({
+        "metadata": { "name": user },
+        "rules": [{ "apiGroups": ["petaflop.dev"], "resources": ["*"], "verbs": ["get", "list"] }],
+    });
+    let roles: Api<ClusterRole> = Api::all(client.clone());
+    roles.create(&PostParams::default(), &serde_json::from_value(role)?).await?;
+    let binding = json!({
+        "metadata": { "name": user },
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": user },
+        "subjects": [{ "kind": "User", "apiGroup": "rbac.authorization.k8s.io", "name": user }],
+    });
+    let bindings: Api<ClusterRoleBinding> = Api::all(client.clone());
+    bindings.create(&PostParams::default(), &serde_json::from_value(binding)?).await?;
     Ok(())
 }
 

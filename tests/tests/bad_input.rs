@@ -137,6 +137,13 @@ fn table() -> Vec<Row> {
             json!({ "placement": { "maxHourlyPrice": null } }),
         ),
         row(
+            "no-such-secret",
+            json!({ "secrets": [{ "name": "absent", "env": true }] }),
+            "CredentialsMissing",
+            "there is no Secret absent",
+            json!({ "secrets": null }),
+        ),
+        row(
             "too-poor",
             json!({ "maxTotalCost": "0.000001" }),
             "CostLimitExceeded",

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
-use kube::api::PostParams;
+use kube::api::{ListParams, PostParams};
 use kube::runtime::reflector::ObjectRef;
 use kube::{Api, ResourceExt};
 use petaflop_arbiter::claim::Phase;
@@ -25,6 +25,9 @@ use crate::cluster::queue::Again;
 use crate::cluster::spend_budget::{self, Price, Seen, Sums};
 use crate::cluster::table::Name;
 use crate::cluster::{Operator, events};
+
+/// Budgets a page.
+const PAGE: u32 = 500;
 
 /// What budgets look at in a workload of whatever kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -320,6 +323,46 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         write(operator, &object, next.status).await?;
     }
     Ok(next.again.map_or(Again::OnChange, Again::After))
+}
+
+/// Of these namespaces, those with a budget that the API server has and the watch has not brought
+/// yet as it is now: nothing is bought there before.
+pub async fn unknown<'a>(
+    operator: &Operator,
+    namespaces: impl Iterator<Item = &'a str>,
+) -> Result<BTreeSet<String>, Error> {
+    let asked: BTreeSet<&str> = namespaces.collect();
+    if asked.is_empty() {
+        return Ok(BTreeSet::new());
+    }
+    let apis: Vec<Api<SpendBudget>> = match operator.settings.watch_namespaces.as_slice() {
+        [] => vec![Api::all(operator.client.clone())],
+        _ => asked.iter().map(|name| Api::namespaced(operator.client.clone(), name)).collect(),
+    };
+    let mut unknown = BTreeSet::new();
+    for api in apis {
+        let mut page = ListParams::default().limit(PAGE);
+        loop {
+            let list = api.list_metadata(&page).await;
+            let list = list.map_err(Error::api("listing the budgets"))?;
+            for found in &list.items {
+                let namespace = found.namespace().unwrap_or_default();
+                let at = ObjectRef::new(&found.name_any()).within(&namespace);
+                let known = operator.budgets.get(&at).is_some_and(|known| {
+                    known.uid() == found.uid()
+                        && known.metadata.generation >= found.metadata.generation
+                });
+                if !known && asked.contains(namespace.as_str()) {
+                    unknown.insert(namespace);
+                }
+            }
+            match list.metadata.continue_.filter(|token| !token.is_empty()) {
+                Some(token) => page = page.continue_token(&token),
+                None => break,
+            }
+        }
+    }
+    Ok(unknown)
 }
 
 /// Whoever was stopped, or may have to be.

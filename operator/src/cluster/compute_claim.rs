@@ -91,10 +91,13 @@ async fn not_gone_yet(
         return Ok(());
     }
     let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
-    let message = format!(
-        "{} has not said yet that {instance} is gone; ending it is tried again and again. If you made sure          of it yourself: kubectl annotate computeclaim -n {namespace} {name} {}={instance}",
-        stored.claim.spec.offer.provider,
+    let by_hand = format!(
+        "kubectl annotate computeclaim -n {namespace} {name} {}={instance}",
         abandon::ANNOTATION
+    );
+    let message = format!(
+        "{} has not said yet that {instance} is gone; it is ended again and again. If you made sure of it yourself: {by_hand}",
+        stored.claim.spec.offer.provider
     );
     let reason = Reason::TerminateRetrying;
     Ok(operator.claims.say(stored, "Terminating", Is::True, reason, &message).await?)

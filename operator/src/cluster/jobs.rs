@@ -7,16 +7,20 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use petaflop_crds::{TrainingJob, TrainingJobStatus};
 
+use crate::claims::StoredClaim;
 use crate::cluster::budgets::Counted;
 use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
-use crate::cluster::{Operator, events, finalizer};
+use crate::cluster::{Operator, events, finalizer, secrets};
 
 /// A job that was only just seen is written to after its first placement pass, which saves a
 /// write; but not later than this.
 const FIRST_WORD: Duration = Duration::from_secs(1);
+
+/// Between two looks for a Secret that is not there.
+const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// One pass over one job.
 pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error> {
@@ -34,16 +38,25 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     let said = operator.placement.said(&uid);
     let now = operator.clock.now();
     let stop = operator.stop_of(&Counted::job(&job));
-    let next = training_job::next(&Seen {
+    let missing = match wants_secrets(&job, &claims, operator.secrets.of(&uid).is_some()) {
+        true => secrets::learn(operator, (&name.0, &uid), &job.spec.secrets).await?,
+        false => None,
+    };
+    let mut next = training_job::next(&Seen {
         job: &job,
         claims: &claims,
         run: run.as_ref(),
         spent: operator.book.spent(&uid, &claims, now),
-        waits: said.as_ref().and_then(|said| said.waits.as_ref()),
+        waits: missing.as_ref().or(said.as_ref().and_then(|said| said.waits.as_ref())),
         at_risk: said.as_ref().is_some_and(|said| said.at_risk),
         stop: stop.as_ref(),
         now,
     });
+    // Nothing is bought for a job that lacks a Secret. Secrets are not watched: they are asked for.
+    if missing.is_some() && claims.is_empty() {
+        next.place = false;
+        next.again = Some(next.again.map_or(ASK_AGAIN, |known| known.min(ASK_AGAIN)));
+    }
     let api: Api<TrainingJob> = Api::namespaced(operator.client.clone(), &name.0);
     let deleting = job.metadata.deletion_timestamp.is_some();
     let mut job = TrainingJob::clone(&job);
@@ -55,6 +68,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
             None => {
                 operator.waiting.remove(&uid);
                 operator.admissions.forget(&uid);
+                operator.secrets.forget(&uid);
                 return Ok(Again::OnChange);
             }
         }
@@ -95,11 +109,14 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     Ok(next.again.map_or(Again::OnChange, Again::After))
 }
 
-async fn end_claims(
-    operator: &Operator,
-    claims: &[crate::claims::StoredClaim],
-    next: &Next,
-) -> Result<(), Error> {
+/// Whether its Secrets are to be read: anew for each machine, and by each process once.
+fn wants_secrets(job: &TrainingJob, claims: &[StoredClaim], known: bool) -> bool {
+    let over = job.status.as_ref().is_some_and(training_job::is_over);
+    let wanted = !over && !job.spec.suspend && job.metadata.deletion_timestamp.is_none();
+    wanted && !job.spec.secrets.is_empty() && (claims.is_empty() || !known)
+}
+
+async fn end_claims(operator: &Operator, claims: &[StoredClaim], next: &Next) -> Result<(), Error> {
     for stored in claims {
         let spec = &stored.claim.spec;
         if next.unwanted.contains(&spec.name) && !stored.deleting {

@@ -49,6 +49,16 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
 /// status says.
 pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Option<Task> {
     let admitted = operator.admissions.of(job).ok()?;
+    let mut secrets = operator.settings.store.credentials.clone();
+    if !job.spec.secrets.is_empty() {
+        match operator.secrets.of(job.metadata.uid.as_deref()?) {
+            Some(own) => secrets.extend(own),
+            // It has its task already; only its agent is met again.
+            None if stored.agent_key.is_some() => {}
+            // Not read yet by this process: its controller does that first.
+            None => return None,
+        }
+    }
     let spec = &job.spec;
     let settings = &operator.settings;
     let owner = &stored.claim.spec.owner;
@@ -74,7 +84,7 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
     Some(Task {
         argv,
         env: BTreeMap::new(),
-        secrets: settings.store.credentials.clone(),
+        secrets,
         files: vec![TaskFile { path: "job.json".to_owned(), bytes: job_file }],
         dir: None,
         progress: PROGRESS_FILE.to_owned(),

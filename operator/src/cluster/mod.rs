@@ -8,6 +8,7 @@
 //! | [`queue`] | keys in turn; failing ones later and later |
 //! | [`table`], [`claims`], [`claim_status`] | claims: what is known of them, and writing them |
 //! | [`admit`] | a job's recipe, resolved once, and how much work it is |
+//! | [`secrets`] | the Secrets that a job names |
 //! | [`placement`] | **the serial placement pass** |
 //! | [`training_job`], [`jobs`] | TrainingJob: what follows from what is seen; doing it |
 //! | [`compute_claim`], [`machine`], [`agents`], [`run`] | ComputeClaim: buying, and whoever is there |
@@ -51,6 +52,7 @@ pub mod providers;
 pub mod queue;
 pub mod run;
 pub mod schema;
+pub mod secrets;
 pub mod set;
 pub mod settings;
 pub mod spend_budget;
@@ -133,6 +135,8 @@ pub struct Operator {
     pub agents: Agents,
     /// Jobs that were admitted.
     pub admissions: Admissions,
+    /// Secrets of jobs.
+    pub secrets: secrets::Secrets,
     /// The placement pass.
     pub placement: Placement,
     /// Uids of workloads that wait for a machine.

@@ -191,6 +191,7 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
         providers: Registry::new(make),
         book: Default::default(),
         admissions: Default::default(),
+        secrets: Default::default(),
         placement: Default::default(),
         waiting: Default::default(),
         suspects: handle.suspects.clone(),

@@ -23,7 +23,7 @@ use tokio::sync::Notify;
 
 use crate::claims::{Claims, StoredClaim};
 use crate::cluster::Operator;
-use crate::cluster::budgets::Counted;
+use crate::cluster::budgets::{self, Counted};
 use crate::cluster::error::Error;
 use crate::cluster::providers::Registry;
 use crate::cluster::training_job::{self, Waits};
@@ -33,6 +33,9 @@ const TOGETHER: Duration = Duration::from_millis(20);
 
 /// What is said of a workload that waits is kept this long while only its numbers move.
 const SAID_FOR: SignedDuration = SignedDuration::from_secs(300);
+
+/// Until a watch has caught up.
+const SOON: Duration = Duration::from_millis(200);
 
 /// Claims that are written at once.
 const AT_ONCE: usize = 16;
@@ -127,6 +130,10 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
             Action::EndClaim { .. } => {}
         }
     }
+    // Accident: a job comes by its watch before the budget that was there first comes by its own.
+    let unknown =
+        budgets::unknown(operator, writes.iter().map(|spec| &*spec.owner.namespace)).await?;
+    writes.retain(|spec| !unknown.contains(&spec.owner.namespace));
     // Reserved in the order of the plan; written side by side.
     use futures::{StreamExt, TryStreamExt};
     let created: Vec<_> = futures::stream::iter(writes)
@@ -178,6 +185,9 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     }
     *operator.placement.inner.world.lock().unwrap_or_else(PoisonError::into_inner) =
         Some(Arc::new(Recorded { now, world }));
+    if !unknown.is_empty() {
+        return Ok(Some(SOON));
+    }
     Ok(plan.requeue_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default()))
 }
 

@@ -329,6 +329,17 @@ async fn a_providers_limits_hold_for_everyone() -> Result<()> {
             if said { Ok(()) } else { Err(format!("{conditions:#?}")) }
         })
         .await?;
+    money
+        .until("the month's sum and what is offered are shown", async || {
+            let object = providers.get(&money.cluster.provider).await;
+            let status = object.map_err(|error| error.to_string())?.status.unwrap_or_default();
+            let count = status.offers.as_ref().map_or(0, |offers| offers.count);
+            match micros(&status.spent_this_month) > 0 && count == 1 {
+                true => Ok(()),
+                false => Err(format!("{status:#?}")),
+            }
+        })
+        .await?;
     limit(json!({ "monthly": null })).await?;
     money
         .until("both have had a machine", async || match money.cluster.cloud.created() {

@@ -10,8 +10,8 @@ use petaflop_arbiter::workload::{Alternative, DeviceRequest, Work, Workload};
 use petaflop_arbiter::world::{Budget, MonthlyLimit, Switch, Unavailable, World};
 
 use crate::worlds::{
-    GIB, after, dated, explained, machine, now, only, placed, rate, taken, training, usd, waits,
-    with_devices, world,
+    GIB, after, container, dated, explained, machine, now, only, placed, rate, taken, training,
+    usd, waits, with_devices, world, written,
 };
 
 type Change = fn(&mut World);
@@ -271,4 +271,78 @@ fn giving_what_a_miss_asks_for_is_enough() {
     let exact = world.workloads[0].max_total_cost.expect("set");
     world.workloads[0].max_total_cost = exact.checked_sub(Usd::from_micros(1));
     assert_eq!(taken(&decide(&world, now())).len(), 0);
+}
+
+#[test]
+fn a_long_reservation_holds_of_a_short_period_only_what_falls_into_it() {
+    let mut world = world(vec![machine("m", "1")], vec![training("long"), container("next")]);
+    // Until the hour ends each can cost at most half a dollar, however long it will run.
+    world.budgets = vec![Budget {
+        namespace: "default".into(),
+        name: "hourly".into(),
+        limit: usd("1"),
+        spent: Usd::ZERO,
+        period_ends_at: after(1800),
+        workloads: None,
+    }];
+    let plan = decide(&world, now());
+    let mut claims = written(&plan);
+    assert_eq!(claims.len(), 2, "{plan:#?}");
+    // What was thought to cost a thousand dollars in all costs half a dollar in this half hour.
+    claims.truncate(1);
+    claims[0].spec.reserved = usd("1000");
+    world.claims = claims;
+    assert_eq!(written(&decide(&world, now())).len(), 1);
+    world.budgets[0].limit = usd("0.9");
+    assert_eq!(written(&decide(&world, now())).len(), 0);
+}
+
+#[test]
+fn providers_that_are_not_there_are_named_and_silent_ones_are_waited_for() {
+    let mut nowhere = training("job");
+    nowhere.placement.providers = vec!["moon-base".into()];
+    let (reason, said) = {
+        let plan = decide(&world(vec![machine("m", "1")], vec![nowhere.clone()]), now());
+        let (reason, said) = waits(only(&plan));
+        (reason, said.to_owned())
+    };
+    assert_eq!(reason, "ProviderNotFound");
+    assert!(said.contains("moon-base") && said.contains("there are cloud, host, other"), "{said}");
+    // One of two is there.
+    nowhere.placement.providers.push("cloud".into());
+    let plan = decide(&world(vec![machine("m", "1")], vec![nowhere]), now());
+    assert_eq!(taken(&plan).len(), 1);
+
+    let mut silent = world(Vec::new(), vec![training("job")]);
+    silent.providers[1].state = Switch::Disabled;
+    let plan = decide(&silent, now());
+    assert_eq!(waits(only(&plan)).0, "ProviderUnavailable");
+}
+
+#[test]
+fn ten_thousand_jobs_with_their_machines_in_two_thousand_namespaces_are_settled_in_one_pass() {
+    let job = |n: usize| {
+        let mut job = container(&format!("job-{n}"));
+        job.id.namespace = format!("ns-{}", n % 2000);
+        job
+    };
+    let mut world = world(vec![machine("m", "1")], (0..10_000).map(job).collect());
+    world.budgets = (0..2000)
+        .map(|n| Budget {
+            namespace: format!("ns-{n}"),
+            name: "team".into(),
+            limit: usd("1000"),
+            spent: Usd::ZERO,
+            period_ends_at: after(3600),
+            // One of them counts by uid.
+            workloads: (n == 0)
+                .then(|| world.workloads.iter().map(|job| job.id.uid.clone()).collect()),
+        })
+        .collect();
+    let first = decide(&world, now());
+    world.claims = written(&first);
+    assert_eq!(world.claims.len(), 10_000);
+    let began = std::time::Instant::now();
+    assert_eq!(decide(&world, now()).actions, []);
+    eprintln!("10,000 settled jobs, 2,000 budgets: {:?}", began.elapsed());
 }

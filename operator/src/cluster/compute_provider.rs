@@ -4,17 +4,25 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
 use kube::api::PostParams;
 use kube::{Api, ResourceExt};
+use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::ComputeProvider;
+use petaflop_crds::compute_provider::{OfferSummary, OffersStatus};
 use petaflop_crds::scalar::Money;
+use petaflop_crds::spend_budget::Period;
 use petaflop_providers::{ProviderError, Retry};
 
 use crate::cluster::error::{Error, is_not_found};
 use crate::cluster::queue::Again;
-use crate::cluster::status::{Conditions, Is};
+use crate::cluster::status::{Conditions, Is, time};
 use crate::cluster::{Operator, events, finalizer};
+
+/// Offers that its status shows.
+const SHOWN: usize = 10;
 
 /// Between two quotes.
 const QUOTE: Duration = Duration::from_secs(30);
@@ -95,6 +103,16 @@ async fn write(
             }
         }
     }
+    let news = object.status.as_ref() != Some(&status);
+    // Prices and sums move all the time: written with the rest, or every five minutes.
+    if news || operator.providers.figures_are_due(&name, now) {
+        let month = Period::Monthly.around(now);
+        let booked = operator.book.of_provider(&name, &month);
+        let running = operator.book.running(&claims, month.start, now);
+        let spent = booked.saturating_add(running).max(Usd::ZERO);
+        status.spent_this_month = Some(Money::from(spent));
+        status.offers = Some(offered(&known.offers, status.offers.take(), now));
+    }
     if object.status.as_ref() == Some(&status) {
         return Ok(());
     }
@@ -103,10 +121,56 @@ async fn write(
     new.status = Some(status);
     match api.replace_status(&name, &PostParams::default(), &new).await {
         Ok(_) => {
+            operator.providers.figures_written(&name, now);
             operator.events.tell(&new, told);
             Ok(())
         }
         Err(error) if is_not_found(&error) => Ok(()),
         Err(error) => Err(Error::api("writing a provider's status")(error)),
+    }
+}
+
+/// The offers in short. When they changed last is kept while they are the same.
+fn offered(offers: &[Offer], old: Option<OffersStatus>, now: Timestamp) -> OffersStatus {
+    let mut cheapest: Vec<&Offer> = offers.iter().collect();
+    cheapest.sort_by(|a, b| (a.price, &a.id).cmp(&(b.price, &b.id)));
+    let summary = |offer: &Offer| {
+        let place = if offer.zone.is_empty() { &offer.region } else { &offer.zone };
+        OfferSummary {
+            instance_type: offer.instance_type.clone(),
+            zone: (!place.is_empty()).then(|| place.clone()),
+            accelerator: offer.accelerators.as_ref().map(|a| format!("{}x {}", a.count, a.model)),
+            hourly_price: Money::from(offer.price),
+        }
+    };
+    let new = OffersStatus {
+        count: u32::try_from(offers.len()).unwrap_or(u32::MAX),
+        cheapest: cheapest.into_iter().take(SHOWN).map(summary).collect(),
+        changed_at: Some(time(now)),
+    };
+    match old {
+        Some(old) if (old.count, &old.cheapest) == (new.count, &new.cheapest) => old,
+        _ => new,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::testing::offer;
+
+    #[test]
+    fn the_cheapest_are_shown_and_keep_their_date_while_they_are_the_same() {
+        let at = |second| Timestamp::from_second(second).expect("a small time");
+        let mut offers: Vec<Offer> =
+            (0..12).map(|n| offer(&format!("o{n}"), &format!("0.{}", 50 - n))).collect();
+        let one = offered(&offers, None, at(10));
+        assert_eq!((one.count, one.cheapest.len()), (12, SHOWN));
+        assert_eq!(one.cheapest[0].hourly_price, Money("0.39".into()));
+        let same = offered(&offers, Some(one.clone()), at(20));
+        assert_eq!(same, one);
+        offers.pop();
+        let fewer = offered(&offers, Some(one), at(30));
+        assert_eq!((fewer.count, fewer.changed_at), (11, Some(time(at(30)))));
     }
 }

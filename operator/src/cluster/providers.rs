@@ -60,6 +60,8 @@ pub struct Registry {
 #[derive(Default)]
 struct Inner {
     known: BTreeMap<String, Known>,
+    /// When sums and prices of a provider were written last.
+    figures: BTreeMap<String, Timestamp>,
     unavailable: Vec<Unavailable>,
 }
 
@@ -139,6 +141,17 @@ impl Registry {
                 !same
             }
         }
+    }
+
+    /// Whether sums and prices may be written to its status for their own sake.
+    pub fn figures_are_due(&self, name: &str, now: Timestamp) -> bool {
+        let written = self.lock().figures.get(name).copied();
+        written.is_none_or(|at| now.duration_since(at) >= crate::cluster::spend_budget::REFRESH)
+    }
+
+    /// They were.
+    pub fn figures_written(&self, name: &str, now: Timestamp) {
+        self.lock().figures.insert(name.to_owned(), now);
     }
 
     /// Leaves an offer alone for a while.

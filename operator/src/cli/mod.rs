@@ -155,6 +155,8 @@ pub(crate) type Outcome = Result<Code, Failure>;
 
 /// Parses the command line and runs the command.
 pub fn main() -> ExitCode {
+    // TLS needs to know whose arithmetic to use, before anything makes a client.
+    let _ = rustls::crypto::ring::default_provider().install_default();
     let cli = Cli::parse();
     log(&cli.command);
     let home = cli.home;

@@ -325,7 +325,11 @@ pub struct InferenceServiceStatus {
     /// Machines lost.
     #[serde(default)]
     pub interruptions: u32,
-    /// Hash of the artifact that answers (hex).
+    /// Claims that ended and were counted, until they are gone.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2048), inner(length(min = 1, max = 253)))]
+    pub counted: Vec<String>,
+    /// Hash of the artifact that answers, or is being brought up (hex).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact: Option<String>,
     /// Where replicas run; `hourlyPrice` is the sum over all of them.
@@ -345,7 +349,7 @@ pub enum InferenceServicePhase {
     Launching,
     /// Answers.
     Available,
-    /// Idle at zero replicas; wakes with the next request.
+    /// At zero replicas. One that nobody asked for a while wakes with the next request.
     Idle,
     /// Stopped on request.
     Suspended,

@@ -56,6 +56,8 @@ pub fn take_over(status: &mut Status, last: &mut LastWord, line: &Progress) {
         }
         Progress::Checkpoint { step, path: _, seconds: _ } => status.checkpoint_step = *step,
         Progress::Skipped { message } => status.message.clone_from(message),
+        // Without a cluster a server's port is known before it starts.
+        Progress::Serving { port: _, model: _ } => {}
         Progress::Finished { key: _, artifact, cached, summary } => {
             status.artifact = Some(artifact.clone());
             status.cached = *cached;

@@ -49,6 +49,8 @@ pub struct Capabilities {
     pub billing: Billing,
     /// Whether [`Provider::launch`] can ever succeed.
     pub sells: bool,
+    /// Whether each machine has an address of its own, so that every port is free on it.
+    pub own_address: bool,
 }
 
 /// How time becomes money.

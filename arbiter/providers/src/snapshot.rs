@@ -197,6 +197,7 @@ impl Provider for Snapshot {
             termination_timeout: Duration::ZERO,
             billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::ZERO },
             sells: false,
+            own_address: false,
         }
     }
 

@@ -17,6 +17,7 @@ mod crds;
 mod explain;
 mod fit;
 mod follow;
+mod gateway;
 mod guard;
 mod logs;
 mod offers;
@@ -93,6 +94,8 @@ enum Command {
     Selftest(selftest::Args),
     /// Print the CustomResourceDefinitions
     Crds(crds::Args),
+    /// Balance requests over a service's replicas (started by the operator)
+    Gateway(gateway::Args),
     /// Print completions for a shell
     Completions {
         /// The shell
@@ -208,6 +211,7 @@ fn dispatch(command: Command, open: impl FnOnce() -> Result<Home, HomeError>) ->
         Command::Guard(args) => guard::run(&args),
         Command::Selftest(args) => selftest::run(&args),
         Command::Crds(args) => crds::run(&args),
+        Command::Gateway(args) => gateway::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "petaflop", &mut io::stdout());
             Ok(Code::Done)

@@ -260,11 +260,13 @@ impl Talk {
         let before = session.run.clone();
         let run = &mut session.run;
         // A recipe has begun when the runtime says what it is.
-        run.started |= report.progress.contains_key("started");
+        run.started |= ["started", "serving"].iter().any(|e| report.progress.contains_key(*e));
+        run.heard = true;
         run.ready = matches!(report.state, State::Ready);
         // In the order in which a run says them.
         for event in [
             "started",
+            "serving",
             "checkpoint",
             "step",
             "validation",
@@ -284,7 +286,8 @@ impl Talk {
         }
         let over = run.end.is_some();
         let matters = (before.started, before.ready, &before.key, before.end.is_some())
-            != (run.started, run.ready, &run.key, over);
+            != (run.started, run.ready, &run.key, over)
+            || (before.heard, &before.serving) != (run.heard, &run.serving);
         drop(sessions);
         if matters {
             self.operator.owner_changed(&self.owner);

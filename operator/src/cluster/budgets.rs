@@ -17,7 +17,7 @@ use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
 use petaflop_arbiter::world::Budget;
 use petaflop_crds::shared::NameRef;
 use petaflop_crds::spend_budget::OnExceeded;
-use petaflop_crds::{FieldError, SpendBudget, SpendBudgetStatus, TrainingJob};
+use petaflop_crds::{FieldError, InferenceService, SpendBudget, SpendBudgetStatus, TrainingJob};
 
 use crate::claims::StoredClaim;
 use crate::cluster::error::{Error, is_not_found};
@@ -50,6 +50,16 @@ impl Counted {
             uid: job.uid().unwrap_or_default(),
             labels: job.labels().clone(),
             budget_ref: job.spec.budget_ref.clone(),
+        }
+    }
+
+    /// A service.
+    pub fn service(service: &InferenceService) -> Self {
+        Self {
+            namespace: service.namespace().unwrap_or_default(),
+            uid: service.uid().unwrap_or_default(),
+            labels: service.labels().clone(),
+            budget_ref: service.spec.budget_ref.clone(),
         }
     }
 
@@ -170,7 +180,9 @@ impl View {
 impl Operator {
     /// All that budgets may count.
     pub fn workloads(&self) -> Vec<Counted> {
-        self.jobs().iter().map(|job| Counted::job(job)).collect()
+        let jobs = self.jobs().into_iter().map(|job| Counted::job(&job));
+        let services = self.services().into_iter().map(|service| Counted::service(&service));
+        jobs.chain(services).collect()
     }
 
     /// What budgets look at in the owner of a claim; `None` where it is not known any more.
@@ -179,7 +191,9 @@ impl Operator {
             OwnerKind::TrainingJob => {
                 self.job(&owner.namespace, &owner.name).map(|job| Counted::job(&job))
             }
-            OwnerKind::InferenceService => None,
+            OwnerKind::InferenceService => self
+                .service(&owner.namespace, &owner.name)
+                .map(|service| Counted::service(&service)),
         };
         found.filter(|workload| workload.uid == owner.uid)
     }

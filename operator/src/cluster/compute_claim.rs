@@ -5,23 +5,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use kube::{Api, ResourceExt};
 use petaflop_arbiter::claim::Phase;
 use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
+use petaflop_crds::ComputeClaim;
 use petaflop_crds::spend_budget::Period;
-use petaflop_crds::{ComputeClaim, TrainingJob};
 use petaflop_providers::{Instance, InstanceId, Provider, Work};
 
 use crate::act::{ActError, Driven, left_alone_for};
 use crate::claims::{Claims, StoredClaim};
-use crate::cluster::budgets::{Counted, Stopped};
+use crate::cluster::budgets::Stopped;
 use crate::cluster::error::Error;
 use crate::cluster::events::{Event, Happened};
+use crate::cluster::owner::Owner;
 use crate::cluster::queue::Again;
 use crate::cluster::status::Is;
 use crate::cluster::table::Name;
-use crate::cluster::{Operator, abandon, claims, finalizer, machine, training_job};
+use crate::cluster::{Operator, abandon, claims, finalizer};
 
 /// A ledger row at least this often while a machine runs.
 const CHARGE: SignedDuration = SignedDuration::from_secs(300);
@@ -104,34 +104,29 @@ async fn not_gone_yet(
 }
 
 /// Whoever asked for a claim, as the API server has it now if it is about to be bought for.
-async fn owner(operator: &Operator, stored: &StoredClaim) -> Result<Option<TrainingJob>, Error> {
-    let id = &stored.claim.spec.owner;
-    let same = |job: &TrainingJob| job.uid().as_deref() == Some(id.uid.as_str());
-    let bought = matches!(stored.claim.phase, Phase::Launched { .. });
-    let known = operator.job(&id.namespace, &id.name).filter(|job| same(job));
-    if let (Some(known), true) = (&known, bought) {
-        return Ok(Some(TrainingJob::clone(known)));
+async fn owner(operator: &Operator, stored: &StoredClaim) -> Result<Option<Owner>, Error> {
+    if matches!(stored.claim.phase, Phase::Launched { .. })
+        && let Some(known) = Owner::known(operator, stored)
+    {
+        return Ok(Some(known));
     }
     // Money is not spent on what a cache says; nor is a machine ended because a watch is behind.
-    let api: Api<TrainingJob> = Api::namespaced(operator.client.clone(), &id.namespace);
-    let job = api.get_opt(&id.name).await.map_err(Error::api("reading a claim's owner"))?;
-    Ok(job.filter(same))
+    Owner::read(operator, stored).await
 }
 
 /// What one pass over one claim looks at.
 struct Pass<'a> {
     operator: &'a Operator,
     provider: &'a dyn Provider,
-    owner: Option<&'a TrainingJob>,
+    owner: Option<&'a Owner>,
     name: &'a Name,
 }
 
 impl Pass<'_> {
     fn wanted(&self, stored: &StoredClaim) -> Wanted {
-        let no = || Wanted::No(training_job::unwanted_because(self.owner, stored));
-        let Some(job) = self.owner else { return no() };
-        if stored.deleting || !training_job::wants(job, stored) {
-            return no();
+        let Some(owner) = self.owner else { return Wanted::No(Reason::Suspended) };
+        if stored.deleting || !owner.wants(stored) {
+            return Wanted::No(owner.unwanted_because(stored));
         }
         let Phase::Launched { at, .. } = &stored.claim.phase else {
             return Wanted::Yes;
@@ -148,12 +143,12 @@ impl Pass<'_> {
     /// Whether the command is still being given time to save what it has.
     fn drains(&self, why: Reason) -> bool {
         // A budget that terminates gives no time: it is spent.
-        let ended = self.owner.and_then(|job| self.operator.stop_of(&Counted::job(job)));
+        let ended = self.owner.and_then(|owner| self.operator.stop_of(&owner.counted()));
         if why == Reason::BudgetExceeded || ended.is_some_and(|s| s.how == Stopped::Terminated) {
             return false;
         }
-        let grace = self.owner.map_or(0, |job| job.spec.checkpoint.grace_seconds);
-        self.operator.agents.drains(self.name, Duration::from_secs(u64::from(grace)))
+        let grace = self.owner.map_or(Duration::ZERO, Owner::grace);
+        self.operator.agents.drains(self.name, grace)
     }
 
     /// A machine that is wanted and there: its agent is met, its cost booked.
@@ -179,9 +174,9 @@ impl Pass<'_> {
         let Some(endpoint) = endpoint else {
             return Ok(Again::After(SOON.unsigned_abs()));
         };
-        if let Some(job) = self.owner {
+        if let Some(owner) = self.owner {
             operator.agents.meet(operator, self.name, &stored, endpoint, || {
-                machine::task(operator, job, &stored)
+                owner.task(operator, self.provider, &stored)
             });
         }
         let enrolled = stored.agent_key.is_some();
@@ -238,7 +233,7 @@ impl Pass<'_> {
 
     async fn drive(&self, stored: StoredClaim, wanted: Wanted) -> Result<Again, Error> {
         let operator = self.operator;
-        let machine = self.owner.map(|job| machine::of(operator, job, &stored));
+        let machine = self.owner.map(|owner| owner.machine(operator, &stored));
         let work = machine.as_ref().map(Work::Machine);
         let owner = stored.claim.spec.owner.clone();
         let offer = stored.claim.spec.offer.id.clone();

@@ -3,16 +3,17 @@
 
 use std::collections::BTreeMap;
 
+use kube::ResourceExt;
 use petaflop_agent_api::task::{LogSink, PROGRESS_FILE, Task, TaskFile};
-use petaflop_crds::TrainingJob;
 use petaflop_crds::compute_claim::{OWNER_KIND_LABEL, OWNER_LABEL};
 use petaflop_crds::training_job::Cache;
+use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_plan::recipe::JobSpec;
 use petaflop_providers::Machine;
 use petaflop_providers::machine::{AgentSource, Bootstrap};
 
 use crate::claims::StoredClaim;
-use crate::cluster::Operator;
+use crate::cluster::{Operator, inference_service};
 
 /// Where an agent listens.
 pub const AGENT_PORT: u16 = 7443;
@@ -23,8 +24,18 @@ const MEMORY: u64 = 1 << 30;
 
 /// The machine of a claim. An offer of an owned machine is a slice: all of it is asked for.
 pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machine {
-    let offer = &stored.claim.spec.offer;
     let spec = &job.spec;
+    Machine {
+        service_account: spec.service_account_name.clone(),
+        image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
+        grace_seconds: u64::from(spec.checkpoint.grace_seconds),
+        ..bare(operator, stored)
+    }
+}
+
+/// What all machines have in common.
+fn bare(operator: &Operator, stored: &StoredClaim) -> Machine {
+    let offer = &stored.claim.spec.offer;
     Machine {
         image: operator.settings.runtime_image.clone(),
         agent: AgentSource::Image(operator.settings.agent_image.clone()),
@@ -37,10 +48,10 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
         memory: offer.memory.unwrap_or(MEMORY),
         ephemeral: None,
         ports: Vec::new(),
-        service_account: spec.service_account_name.clone(),
-        image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
+        service_account: None,
+        image_pull_secrets: Vec::new(),
         volumes: Vec::new(),
-        grace_seconds: u64::from(spec.checkpoint.grace_seconds),
+        grace_seconds: 0,
         labels: stored_labels(stored),
     }
 }
@@ -80,7 +91,6 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
     if spec.cache == Cache::Never {
         argv.push("--fresh".to_owned());
     }
-    let prefix = format!("logs/{}/{}/{}", owner.namespace, owner.name, stored.claim.spec.name);
     Some(Task {
         argv,
         env: BTreeMap::new(),
@@ -88,14 +98,72 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
         files: vec![TaskFile { path: "job.json".to_owned(), bytes: job_file }],
         dir: None,
         progress: PROGRESS_FILE.to_owned(),
-        log_sink: Some(LogSink {
-            uri: settings.store.uri.clone(),
-            prefix,
-            credentials: settings.store.credentials.clone(),
-        }),
+        log_sink: Some(log_sink(operator, stored)),
         grace_seconds: u64::from(spec.checkpoint.grace_seconds),
         ready: None,
     })
+}
+
+/// The machine of a service's replica.
+pub fn replica(operator: &Operator, service: &InferenceService, stored: &StoredClaim) -> Machine {
+    let spec = &service.spec;
+    Machine {
+        ports: vec![inference_service::PORT],
+        service_account: spec.service_account_name.clone(),
+        image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
+        grace_seconds: inference_service::GRACE_SECONDS,
+        ..bare(operator, stored)
+    }
+}
+
+/// What a replica's agent is told to run: our server, on this port of all addresses of the machine;
+/// 0: any that is free. `None` while nobody knows what the service is to serve.
+pub fn serve(
+    operator: &Operator,
+    service: &InferenceService,
+    stored: &StoredClaim,
+    port: u16,
+) -> Option<Task> {
+    let settings = &operator.settings;
+    let (_, served) = operator.memories.wants(&stored.claim.spec.owner.uid)?;
+    let port = port.to_string();
+    let argv = [
+        settings.runtime.as_str(),
+        "serve",
+        "--artifact",
+        &served.artifact,
+        "--store",
+        &settings.store.uri,
+        "--name",
+        &service.name_any(),
+        "--host",
+        "0.0.0.0",
+        "--port",
+        &port,
+        "--progress",
+        PROGRESS_FILE,
+    ];
+    Some(Task {
+        argv: argv.map(str::to_owned).into(),
+        env: BTreeMap::new(),
+        secrets: settings.store.credentials.clone(),
+        files: Vec::new(),
+        dir: None,
+        progress: PROGRESS_FILE.to_owned(),
+        log_sink: Some(log_sink(operator, stored)),
+        grace_seconds: inference_service::GRACE_SECONDS,
+        ready: None,
+    })
+}
+
+fn log_sink(operator: &Operator, stored: &StoredClaim) -> LogSink {
+    let store = &operator.settings.store;
+    let owner = &stored.claim.spec.owner;
+    LogSink {
+        uri: store.uri.clone(),
+        prefix: format!("logs/{}/{}/{}", owner.namespace, owner.name, stored.claim.spec.name),
+        credentials: store.credentials.clone(),
+    }
 }
 
 fn stored_labels(stored: &StoredClaim) -> BTreeMap<String, String> {

@@ -11,6 +11,10 @@
 //! | [`secrets`] | the Secrets that a job names |
 //! | [`placement`] | **the serial placement pass** |
 //! | [`training_job`], [`jobs`] | TrainingJob: what follows from what is seen; doing it |
+//! | [`inference_service`], [`services`] | InferenceService: what follows from what is seen; doing it |
+//! | [`served`] | the models that services serve |
+//! | [`gateways`], [`gateway_objects`] | talking to gateways; their Deployment and Service |
+//! | [`owner`] | whoever asked for a claim |
 //! | [`compute_claim`], [`machine`], [`agents`], [`run`] | ComputeClaim: buying, and whoever is there |
 //! | [`providers`], [`compute_provider`] | ComputeProvider: whom to ask, and what they offer |
 //! | [`spend_budget`], [`budgets`] | SpendBudget: what follows from its sums; the sums, and doing it |
@@ -39,13 +43,17 @@ pub mod counters;
 pub mod error;
 pub mod events;
 pub mod finalizer;
+pub mod gateway_objects;
+pub mod gateways;
 pub mod guard;
+pub mod inference_service;
 pub mod installation;
 pub mod jobs;
 pub mod leader;
 pub mod machine;
 pub mod make;
 pub mod operate;
+pub mod owner;
 pub mod placement;
 pub mod probe;
 pub mod providers;
@@ -53,6 +61,8 @@ pub mod queue;
 pub mod run;
 pub mod schema;
 pub mod secrets;
+pub mod served;
+pub mod services;
 pub mod set;
 pub mod settings;
 pub mod spend_budget;
@@ -69,12 +79,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::Service;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Client, ResourceExt};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Identity;
-use petaflop_arbiter::workload::WorkloadId;
-use petaflop_crds::{ComputeProvider, SpendBudget, TrainingJob};
+use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
+use petaflop_crds::{ComputeProvider, InferenceService, SpendBudget, TrainingJob};
 use petaflop_providers::{EnrolmentToken, Provider, Work};
 
 use crate::act::Actor;
@@ -137,6 +149,12 @@ pub struct Operator {
     pub admissions: Admissions,
     /// Secrets of jobs.
     pub secrets: secrets::Secrets,
+    /// The models that services serve.
+    pub models: served::Models,
+    /// What passes over services remember.
+    pub memories: services::Memories,
+    /// Gateways of services.
+    pub gateways: gateways::Gateways,
     /// The placement pass.
     pub placement: Placement,
     /// Uids of workloads that wait for a machine.
@@ -148,6 +166,9 @@ pub struct Operator {
     /// Claims whose machine may be gone.
     pub suspects: Shared<Name>,
     jobs: Store<TrainingJob>,
+    services: Store<InferenceService>,
+    deployments: Store<Deployment>,
+    cluster_services: Store<Service>,
     budgets: Store<SpendBudget>,
     exhausted: budgets::Exhausted,
     provider_objects: Store<ComputeProvider>,
@@ -160,10 +181,11 @@ pub struct Operator {
 #[derive(Clone, Debug)]
 pub struct Handle {
     jobs: Queue<Name>,
+    services: Queue<Name>,
     claims: Queue<Name>,
     budgets: Queue<Name>,
     suspects: Shared<Name>,
-    owners: Arc<std::sync::Mutex<std::collections::HashMap<String, Name>>>,
+    owners: Arc<std::sync::Mutex<std::collections::HashMap<String, (OwnerKind, Name)>>>,
     /// Names of the budgets of a namespace.
     budget_names: Arc<std::sync::Mutex<BTreeMap<String, BTreeSet<String>>>>,
 }
@@ -172,9 +194,16 @@ impl Handle {
     /// Something is new about a workload, by its uid.
     pub fn owner_changed(&self, uid: &str) {
         let owners = self.owners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(name) = owners.get(uid) {
-            self.jobs.add(name.clone());
+        match owners.get(uid) {
+            Some((OwnerKind::TrainingJob, name)) => self.jobs.add(name.clone()),
+            Some((OwnerKind::InferenceService, name)) => self.services.add(name.clone()),
+            None => {}
         }
+    }
+
+    /// Something is new about a service.
+    pub fn service_changed(&self, name: &Name) {
+        self.services.add(name.clone());
     }
 
     /// Something is new about a claim.
@@ -218,8 +247,9 @@ impl Handle {
         }
     }
 
-    fn know_owner(&self, uid: String, name: Name) {
-        self.owners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).insert(uid, name);
+    fn know_owner(&self, uid: String, kind: OwnerKind, name: Name) {
+        let mut owners = self.owners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        owners.insert(uid, (kind, name));
     }
 
     fn forget_owner(&self, uid: &str) {
@@ -251,6 +281,16 @@ impl Operator {
     /// All jobs, as the watch has them.
     pub fn jobs(&self) -> Vec<Arc<TrainingJob>> {
         self.jobs.state()
+    }
+
+    /// A service, as the watch has it.
+    pub fn service(&self, namespace: &str, name: &str) -> Option<Arc<InferenceService>> {
+        self.services.get(&ObjectRef::new(name).within(namespace))
+    }
+
+    /// All services, as the watch has them.
+    pub fn services(&self) -> Vec<Arc<InferenceService>> {
+        self.services.state()
     }
 
     /// A ComputeProvider, as the watch has it.

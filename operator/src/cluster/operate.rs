@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use k8s_openapi::api::apps::v1::Deployment;
+use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
-use petaflop_crds::{ComputeProvider, SpendBudget, TrainingJob};
+use petaflop_crds::{ComputeProvider, InferenceService, SpendBudget, TrainingJob};
 use petaflop_providers::EnrolmentToken;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -18,6 +20,8 @@ use crate::cluster::agents::Agents;
 use crate::cluster::claims::ObjectClaims;
 use crate::cluster::error::Error;
 use crate::cluster::events::Events;
+use crate::cluster::gateway_objects::GATEWAY_LABEL;
+use crate::cluster::gateways::Gateways;
 use crate::cluster::installation::Installation;
 use crate::cluster::leader::{Election, Leadership};
 use crate::cluster::providers::{MakeProvider, Registry};
@@ -25,9 +29,11 @@ use crate::cluster::queue::{Again, Queue};
 use crate::cluster::settings::Settings;
 use crate::cluster::table::ClaimTable;
 use crate::cluster::trace::{self, Named};
-use crate::cluster::watches::{Part, Watched, follow_claims, on_budget, on_job, on_provider};
+use crate::cluster::watches::{
+    Part, Watched, follow_claims, on_budget, on_gateway_object, on_job, on_provider, on_service,
+};
 use crate::cluster::{
-    Handle, Operator, budgets, compute_claim, compute_provider, jobs, placement, sweep,
+    Handle, Operator, budgets, compute_claim, compute_provider, jobs, placement, services, sweep,
 };
 use crate::ledger::Ledger;
 
@@ -81,6 +87,8 @@ pub struct Running {
 pub struct Queues {
     /// Jobs.
     pub jobs: Queue<crate::cluster::table::Name>,
+    /// Services.
+    pub services: Queue<crate::cluster::table::Name>,
     /// Claims.
     pub claims: Queue<crate::cluster::table::Name>,
     /// Providers.
@@ -92,6 +100,7 @@ pub struct Queues {
 impl Queues {
     fn close(&self) {
         self.jobs.close();
+        self.services.close();
         self.claims.close();
         self.providers.close();
         self.budgets.close();
@@ -100,6 +109,7 @@ impl Queues {
     async fn idle(&self, clock: &Clock) {
         let busy = || {
             self.jobs.is_busy()
+                || self.services.is_busy()
                 || self.claims.is_busy()
                 || self.providers.is_busy()
                 || self.budgets.is_busy()
@@ -157,16 +167,22 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
     };
     let queues = Queues {
         jobs: Queue::new(clock.clone()),
+        services: Queue::new(clock.clone()),
         claims: Queue::new(clock.clone()),
         providers: Queue::new(clock.clone()),
         budgets: Queue::new(clock.clone()),
     };
     let table = ClaimTable::default();
     let mut job_watch = Watched::<TrainingJob>::default();
+    let mut service_watch = Watched::<InferenceService>::default();
+    let mut deployment_watch = Watched::<Deployment>::default();
+    let mut cluster_service_watch = Watched::<Service>::default();
+    let mut pod_watch = Watched::<Pod>::default();
     let mut provider_watch = Watched::<ComputeProvider>::default();
     let mut budget_watch = Watched::<SpendBudget>::default();
     let handle = Handle {
         jobs: queues.jobs.clone(),
+        services: queues.services.clone(),
         claims: queues.claims.clone(),
         budgets: queues.budgets.clone(),
         suspects: Default::default(),
@@ -192,10 +208,16 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
         book: Default::default(),
         admissions: Default::default(),
         secrets: Default::default(),
+        models: Default::default(),
+        memories: Default::default(),
+        gateways: Gateways::new(clock.clone(), installation.clone())?,
         placement: Default::default(),
         waiting: Default::default(),
         suspects: handle.suspects.clone(),
         jobs: job_watch.store.clone(),
+        services: service_watch.store.clone(),
+        deployments: deployment_watch.store.clone(),
+        cluster_services: cluster_service_watch.store.clone(),
         budgets: budget_watch.store.clone(),
         exhausted: Default::default(),
         provider_objects: provider_watch.store.clone(),
@@ -215,11 +237,39 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
     });
     let namespaces = &operator.settings.watch_namespaces;
     let (claims_ready, mut claims_seen) = watch::channel(false);
-    let ready = [job_watch.ready(), provider_watch.ready(), budget_watch.ready()];
+    let ready = [
+        job_watch.ready(),
+        service_watch.ready(),
+        deployment_watch.ready(),
+        cluster_service_watch.ready(),
+        pod_watch.ready(),
+        provider_watch.ready(),
+        budget_watch.ready(),
+    ];
     tasks.spawn(until_over(job_watch.start(
         Part::each(&client, namespaces),
         |_| {},
-        on_job(handle.clone()),
+        on_job(handle.clone(), operator.models.clone()),
+    )));
+    tasks.spawn(until_over(service_watch.start(
+        Part::each(&client, namespaces),
+        |_| {},
+        on_service(handle.clone()),
+    )));
+    tasks.spawn(until_over(deployment_watch.start(
+        of_gateways(&client, namespaces),
+        |_| {},
+        on_gateway_object(handle.clone()),
+    )));
+    tasks.spawn(until_over(cluster_service_watch.start(
+        of_gateways(&client, namespaces),
+        |_| {},
+        on_gateway_object(handle.clone()),
+    )));
+    tasks.spawn(until_over(pod_watch.start(
+        of_gateways(&client, namespaces),
+        |pod| pod.spec = None,
+        operator.gateways.on_pod(handle.clone()),
     )));
     tasks.spawn(until_over(provider_watch.start(
         vec![Part::all(&client).labels(operator.settings.provider_labels.as_deref())],
@@ -242,6 +292,15 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
         lead(leader, shared).await;
     });
     Ok(Running { operator, queues, tasks, me })
+}
+
+/// What belongs to gateways, of a kind.
+fn of_gateways<K>(client: &Client, namespaces: &[String]) -> Vec<Part<K>>
+where
+    K: kube::Resource<DynamicType = (), Scope = kube::core::NamespaceResourceScope>,
+{
+    let parts = Part::each(client, namespaces).into_iter();
+    parts.map(|part| part.labelled(GATEWAY_LABEL, true)).collect()
 }
 
 async fn until_over(task: tokio::task::JoinHandle<()>) {
@@ -272,6 +331,8 @@ async fn lead(operator: Arc<Operator>, queues: Queues) {
             () = operator.leadership.lost() => tracing::warn!("no longer leading"),
         }
         operator.agents.forget_all();
+        operator.gateways.forget_all();
+        operator.memories.clear();
         operator.waiting.clear();
     }
 }
@@ -286,6 +347,10 @@ async fn work(operator: Arc<Operator>, queues: Queues) {
         use kube::ResourceExt;
         queues.jobs.add((job.namespace().unwrap_or_default(), job.name_any()));
     }
+    for service in operator.services() {
+        use kube::ResourceExt;
+        queues.services.add((service.namespace().unwrap_or_default(), service.name_any()));
+    }
     for stored in operator.table.all() {
         let spec = stored.claim.spec;
         queues.claims.add((spec.owner.namespace, spec.name));
@@ -294,10 +359,13 @@ async fn work(operator: Arc<Operator>, queues: Queues) {
         use kube::ResourceExt;
         queues.budgets.add((object.namespace().unwrap_or_default(), object.name_any()));
     }
-    let Queues { jobs, claims, providers, budgets } = queues;
+    let Queues { jobs, services, claims, providers, budgets } = queues;
     tokio::join!(
         turns("TrainingJob", &operator, &jobs, |operator, name| async move {
             jobs::reconcile(&operator, &name).await
+        }),
+        turns("InferenceService", &operator, &services, |operator, name| async move {
+            services::reconcile(&operator, &name).await
         }),
         turns("ComputeClaim", &operator, &claims, |operator, name| async move {
             compute_claim::reconcile(&operator, &name).await

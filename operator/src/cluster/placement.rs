@@ -16,15 +16,17 @@ use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::support::SupportTable;
 use petaflop_arbiter::workload::{Progress, Workload};
 use petaflop_arbiter::world::{Assumptions, Recorded, World};
-use petaflop_crds::TrainingJob;
+use petaflop_crds::inference_service::InferenceServiceSpec;
 use petaflop_crds::spend_budget::Period;
 use petaflop_crds::workload::Observed;
+use petaflop_crds::{InferenceService, TrainingJob};
 use tokio::sync::Notify;
 
 use crate::claims::{Claims, StoredClaim};
 use crate::cluster::Operator;
 use crate::cluster::budgets::{self, Counted};
 use crate::cluster::error::Error;
+use crate::cluster::inference_service;
 use crate::cluster::providers::Registry;
 use crate::cluster::training_job::{self, Waits};
 
@@ -226,6 +228,24 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
             }
         }
     }
+    // One look at the claims for all: what is counted for a service is what is decided by.
+    let claims: Vec<StoredClaim> = operator.table.all();
+    for service in operator.services() {
+        let uid = service.uid().unwrap_or_default();
+        let generation = service.metadata.generation;
+        match service_workload(operator, &service, &claims, now) {
+            Ok(None) => {}
+            Ok(Some(workload)) => {
+                generations.insert(uid, generation);
+                workloads.push(workload);
+            }
+            Err(message) => {
+                let waits = Some(Waits { reason: Reason::InvalidSpec, message });
+                let nothing = Said { decision: None, waits, at_risk: false, generation, at: now };
+                said.insert(uid, nothing);
+            }
+        }
+    }
     let mut offers = Vec::new();
     let mut providers = Vec::new();
     let month = Period::Monthly.around(now);
@@ -248,12 +268,7 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
         providers,
         unavailable: operator.providers.unavailable(now),
         workloads,
-        claims: operator
-            .table
-            .all()
-            .into_iter()
-            .map(|stored| spent_by_now(operator, stored, now))
-            .collect(),
+        claims: claims.into_iter().map(|stored| spent_by_now(operator, stored, now)).collect(),
         budgets,
         corrections: Corrections::default(),
         support: SupportTable::default(),
@@ -302,4 +317,57 @@ fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Wo
     // Whoever must wait before the next start wants no machine now.
     workload.suspended |= claims.is_empty() && !operator.waiting.contains(&observed.uid);
     Ok(workload)
+}
+
+/// What is asked of the arbiter for a service; nothing, before the first pass over it.
+fn service_workload(
+    operator: &Operator,
+    service: &InferenceService,
+    claims: &[StoredClaim],
+    now: Timestamp,
+) -> Result<Option<Workload>, String> {
+    let uid = service.uid().unwrap_or_default();
+    let Some((wants, served)) = operator.memories.wants(&uid) else { return Ok(None) };
+    if !inference_service::is_ours(service) || service.metadata.deletion_timestamp.is_some() {
+        return Ok(None);
+    }
+    let own: Vec<StoredClaim> =
+        claims.iter().filter(|stored| stored.claim.spec.owner.uid == uid).cloned().collect();
+    let status = service.status.as_ref();
+    let created_at = service.metadata.creation_timestamp.as_ref().map_or(now, |at| at.0);
+    let observed = Observed {
+        namespace: service.namespace().unwrap_or_default(),
+        name: service.name_any(),
+        created_at,
+        admitted_at: created_at,
+        progress: Progress {
+            steps_done: 0,
+            spent: operator.book.spent(&uid, &own, now),
+            // A service goes on, however often a machine of its was lost.
+            interruptions: 0,
+            placements: status.and_then(|s| s.placement.as_ref()?.number).unwrap_or(0),
+        },
+        uid,
+    };
+    // What runs goes on, also when its budget was taken away.
+    if let (Some(message), true) =
+        (operator.no_such_budget(&Counted::service(service)), own.is_empty())
+    {
+        return Err(message);
+    }
+    // Those that are on their way out work as long as they are there, and are not counted on.
+    let others = own.iter().filter(|stored| {
+        stored.claim.is_working()
+            && (stored.deleting || wants.others.contains(&stored.claim.spec.name))
+    });
+    let others = u32::try_from(others.count()).unwrap_or(u32::MAX);
+    let spec = InferenceServiceSpec {
+        replicas: wants.count.saturating_add(others),
+        ..service.spec.clone()
+    };
+    spec.workload(&observed, served.work.clone()).map(Some).map_err(|errors| {
+        let said: Vec<String> =
+            errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
+        said.join("; ")
+    })
 }

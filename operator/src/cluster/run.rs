@@ -12,6 +12,10 @@ pub struct Run {
     pub started: bool,
     /// A server answers its readiness probe.
     pub ready: bool,
+    /// It has said how it is, since we began to ask.
+    pub heard: bool,
+    /// What a server of ours answers with, and where.
+    pub serving: Option<Serving>,
     /// Key of the result, once the runtime has said it.
     pub key: Option<String>,
     /// How far a job is.
@@ -22,6 +26,15 @@ pub struct Run {
     word: Option<End>,
     /// How it ended, once the command is over.
     pub end: Option<End>,
+}
+
+/// What a server answers with, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serving {
+    /// Its port on the machine.
+    pub port: u16,
+    /// Hash of the artifact.
+    pub model: String,
 }
 
 /// How a command ended.
@@ -66,6 +79,9 @@ impl Run {
             }
             Progress::Checkpoint { step, path: _, seconds: _ } => {
                 self.progress.checkpoint_step = Some(*step);
+            }
+            Progress::Serving { port, model } => {
+                self.serving = Some(Serving { port: *port, model: model.clone() });
             }
             Progress::Skipped { message } => self.message.clone_from(message),
             Progress::Finished { key, artifact, cached, summary: _ } => {

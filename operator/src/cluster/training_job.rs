@@ -499,7 +499,7 @@ fn backoff_until(status: &TrainingJobStatus) -> Option<Timestamp> {
 }
 
 /// Whether waiting will not help: somebody has to change the job, a provider or a budget.
-fn needs_a_change(reason: Reason) -> bool {
+pub fn needs_a_change(reason: Reason) -> bool {
     match reason {
         Reason::NoMatchingOffer
         | Reason::PriceAboveLimit
@@ -537,7 +537,8 @@ fn cost(seen: &Seen, status: &mut TrainingJobStatus) {
     }
 }
 
-fn placement_of(stored: &StoredClaim) -> PlacementStatus {
+/// Where a claim is, for people.
+pub fn placement_of(stored: &StoredClaim) -> PlacementStatus {
     let spec = &stored.claim.spec;
     let offer = &spec.offer;
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());

@@ -12,11 +12,15 @@ use kube::runtime::reflector::store::Writer;
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{Config, Event, Result as WatchResult, watcher};
 use kube::{Api, Client, ResourceExt};
-use petaflop_crds::{ComputeClaim, ComputeProvider, SpendBudget, TrainingJob};
+use petaflop_arbiter::workload::OwnerKind;
+use petaflop_crds::{ComputeClaim, ComputeProvider, InferenceService, SpendBudget, TrainingJob};
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
+use crate::cluster::gateway_objects::GATEWAY_LABEL;
+use crate::cluster::served::Models;
 use crate::cluster::table::{ClaimTable, Name, name_of, version};
+use crate::cluster::training_job::is_over;
 use crate::cluster::{Handle, queue::Queue};
 
 /// Objects a page.
@@ -312,16 +316,41 @@ fn put(table: &ClaimTable, handle: &Handle, object: ComputeClaim) {
     handle.money_moved(&name.0);
 }
 
-/// Jobs: into their queue.
-pub fn on_job(handle: Handle) -> impl Fn(&TrainingJob, Seen) {
+/// Jobs: into their queue; and the services that serve what they make into theirs.
+pub fn on_job(handle: Handle, models: Models) -> impl Fn(&TrainingJob, Seen) {
     move |job, seen| {
         let name = (job.namespace().unwrap_or_default(), job.name_any());
         let uid = job.uid().unwrap_or_default();
         match seen {
-            Seen::There => handle.know_owner(uid, name.clone()),
+            Seen::There => handle.know_owner(uid, OwnerKind::TrainingJob, name.clone()),
             Seen::Gone => handle.forget_owner(&uid),
         }
+        if seen == Seen::Gone || job.status.as_ref().is_some_and(is_over) {
+            models.services_of(&name).iter().for_each(|service| handle.service_changed(service));
+        }
         handle.jobs.add(name);
+    }
+}
+
+/// Services: into their queue.
+pub fn on_service(handle: Handle) -> impl Fn(&InferenceService, Seen) {
+    move |service, seen| {
+        let name = (service.namespace().unwrap_or_default(), service.name_any());
+        let uid = service.uid().unwrap_or_default();
+        match seen {
+            Seen::There => handle.know_owner(uid, OwnerKind::InferenceService, name.clone()),
+            Seen::Gone => handle.forget_owner(&uid),
+        }
+        handle.services.add(name);
+    }
+}
+
+/// What belongs to gateways: into the queue of their service.
+pub fn on_gateway_object<K: Resource<DynamicType = ()>>(handle: Handle) -> impl Fn(&K, Seen) {
+    move |object, _| {
+        if let Some(service) = object.labels().get(GATEWAY_LABEL) {
+            handle.service_changed(&(object.namespace().unwrap_or_default(), service.clone()));
+        }
     }
 }
 

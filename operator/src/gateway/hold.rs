@@ -51,9 +51,14 @@ impl Hold {
         })
     }
 
-    /// So many replicas are ready now.
-    pub(super) fn ready(&self, ready: usize) {
-        self.wish.send_if_modified(|wish| std::mem::replace(&mut wish.ready, ready) != ready);
+    /// So many replicas are ready now. Returns how many were before.
+    pub(super) fn ready(&self, ready: usize) -> usize {
+        let mut before = ready;
+        self.wish.send_if_modified(|wish| {
+            before = std::mem::replace(&mut wish.ready, ready);
+            before != ready
+        });
+        before
     }
 
     /// What is wished, now and from now on.
@@ -111,7 +116,8 @@ impl Activity {
         self.clock.boottime().saturating_sub(last)
     }
 
-    fn touch(&self) {
+    /// From now on it could be of use.
+    pub(super) fn touch(&self) {
         let now = u64::try_from(self.clock.boottime().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
     }

@@ -19,6 +19,7 @@
 //! | [`headers`] | what passes from one side to the other |
 //! | [`refusal`] | what the gateway itself answers, as OpenAI's error object |
 //! | [`metrics`] | `petaflop_gateway_…` |
+//! | [`control`] | what the operator tells of replicas, and what it is told |
 //! | [`serve`] | sockets, health, drain |
 //!
 //! Promises: a request is repeated only while no byte of an answer was passed on, so a
@@ -27,6 +28,7 @@
 
 mod balance;
 mod config;
+mod control;
 mod headers;
 mod hold;
 mod metrics;
@@ -39,10 +41,11 @@ mod serve;
 mod upstream;
 
 pub use config::Config;
+pub use control::{Control, ControlError};
 pub use hold::Wish;
 pub use proxy::Gateway;
 pub use replicas::{Replica, State};
-pub use serve::{listen, serve};
+pub use serve::{listen, serve, serve_controlled};
 pub use upstream::{Connect, Io, Tcp};
 
 /// What a body may fail with, as hyper takes it.

@@ -31,6 +31,7 @@ pub struct Gateway {
     replicas: Arc<Replicas>,
     said: watch::Receiver<Vec<Replica>>,
     hold: Hold,
+    may_hold: AtomicBool,
     activity: Arc<Activity>,
     /// Bytes left for bodies that are kept.
     room: Arc<Semaphore>,
@@ -73,6 +74,7 @@ impl Gateway {
                 metrics.clone(),
             ),
             hold: Hold::new(config.hold_requests, metrics.held.clone()),
+            may_hold: AtomicBool::new(true),
             activity: Arc::new(Activity::new(clock.clone())),
             room: Arc::new(Semaphore::new(config.replay_bytes_in_all.min(Semaphore::MAX_PERMITS))),
             said: replicas,
@@ -95,6 +97,21 @@ impl Gateway {
         self.activity.idle_for()
     }
 
+    /// Whether a request may wait while there is no replica. Not where none is going to come.
+    pub fn may_hold(&self, may: bool) {
+        self.may_hold.store(may, Ordering::Relaxed);
+    }
+
+    /// Names of replicas that get no more requests and have none left.
+    pub fn drained(&self) -> Vec<String> {
+        self.replicas.drained()
+    }
+
+    /// Told when [`Gateway::drained`] may have changed.
+    pub(super) fn quiet(&self) -> watch::Receiver<u64> {
+        self.replicas.quiet()
+    }
+
     /// Bytes of bodies that are kept in memory now.
     pub fn kept_bytes(&self) -> usize {
         let all = self.config.replay_bytes_in_all.min(Semaphore::MAX_PERMITS);
@@ -103,7 +120,7 @@ impl Gateway {
 
     /// Follows the replicas; never ends.
     pub(super) async fn follow(&self) {
-        self.replicas.follow(self.said.clone(), &self.hold).await;
+        self.replicas.follow(self.said.clone(), &self.hold, &self.activity).await;
     }
 
     /// Answers one request.
@@ -202,6 +219,9 @@ impl Gateway {
         let again = !tries.again;
         if let Some(lease) = self.replicas.pick(&tries.endpoints, again) {
             return Ok(lease);
+        }
+        if !self.may_hold.load(Ordering::Relaxed) && self.hold.wish().borrow().ready == 0 {
+            return Err(Refusal::Off);
         }
         let _held = self.hold.enter().ok_or(Refusal::Full)?;
         let now = self.clock.boottime();

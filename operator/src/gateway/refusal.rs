@@ -19,6 +19,8 @@ pub(super) enum Refusal {
     Incomplete,
     /// As many requests wait as there is room for.
     Full,
+    /// There is none, and none is going to come.
+    Off,
     /// None came within this many seconds.
     NoReplica(u64),
     /// Every try failed; the last with this.
@@ -34,7 +36,7 @@ impl Refusal {
             Self::Method => StatusCode::METHOD_NOT_ALLOWED,
             Self::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
-            Self::Full | Self::NoReplica(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Full | Self::Off | Self::NoReplica(_) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Failed(_) => StatusCode::BAD_GATEWAY,
             Self::Silent(_) => StatusCode::GATEWAY_TIMEOUT,
         }
@@ -49,6 +51,7 @@ impl Refusal {
             Self::TooSlow => "body_too_slow",
             Self::Incomplete => "body_incomplete",
             Self::Full => "queue_full",
+            Self::Off => "no_replica",
             Self::NoReplica(_) => "no_replica",
             Self::Failed(_) => "replica_failed",
             Self::Silent(_) => "replica_silent",
@@ -67,6 +70,9 @@ impl Refusal {
             Self::Full => {
                 "too many requests wait for a replica already; try again in a moment".to_owned()
             }
+            Self::Off => {
+                "the service has no replicas: it is suspended, or scaled to zero".to_owned()
+            }
             Self::NoReplica(seconds) => {
                 format!("no replica became ready within {seconds} s; try again later")
             }
@@ -79,7 +85,7 @@ impl Refusal {
     fn retry_after(&self) -> Option<u32> {
         match self {
             Self::Full | Self::Failed(_) => Some(1),
-            Self::NoReplica(_) => Some(10),
+            Self::Off | Self::NoReplica(_) => Some(10),
             Self::Malformed(_)
             | Self::Method
             | Self::TooLarge(_)
@@ -112,7 +118,7 @@ impl Refusal {
             | Self::Incomplete => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
-            Self::Full | Self::NoReplica(_) | Self::Failed(_) | Self::Silent(_) => {}
+            Self::Full | Self::Off | Self::NoReplica(_) | Self::Failed(_) | Self::Silent(_) => {}
         }
         response
     }

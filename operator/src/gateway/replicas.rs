@@ -14,7 +14,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use super::balance::{Load, backoff, choose};
-use super::hold::Hold;
+use super::hold::{Activity, Hold};
 use super::metrics::Metrics;
 use super::payload::Outgoing;
 use super::upstream::{self, Connect, Idle};
@@ -54,6 +54,8 @@ pub(super) struct Endpoint {
     health: Mutex<Health>,
     /// No longer among the replicas.
     gone: AtomicBool,
+    /// Gets no more requests.
+    draining: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -93,6 +95,7 @@ pub(super) struct Replicas {
     table: Mutex<Table>,
     /// Told when a replica can take a request that could not before.
     room: Notify,
+    quiet: watch::Sender<u64>,
 }
 
 impl Replicas {
@@ -110,6 +113,7 @@ impl Replicas {
             metrics,
             table: Mutex::default(),
             room: Notify::new(),
+            quiet: watch::Sender::new(0),
         })
     }
 
@@ -119,10 +123,19 @@ impl Replicas {
 
     /// Applies what the caller says, now and from now on. Never ends: when the caller falls silent,
     /// what it said last holds.
-    pub(super) async fn follow(&self, mut said: watch::Receiver<Vec<Replica>>, hold: &Hold) {
+    pub(super) async fn follow(
+        &self,
+        mut said: watch::Receiver<Vec<Replica>>,
+        hold: &Hold,
+        activity: &Activity,
+    ) {
         loop {
             let replicas = said.borrow_and_update().clone();
-            hold.ready(replicas.iter().filter(|r| r.state == State::Ready).count());
+            let ready = replicas.iter().filter(|r| r.state == State::Ready).count();
+            if hold.ready(ready) == 0 && ready > 0 {
+                // Nobody could have asked before.
+                activity.touch();
+            }
             self.apply(&replicas);
             if said.changed().await.is_err() {
                 std::future::pending::<()>().await;
@@ -136,7 +149,9 @@ impl Replicas {
         for replica in replicas {
             let known = before.iter().find(|(endpoint, _)| endpoint.is(replica));
             let endpoint = known.map_or_else(|| self.endpoint(replica), |(e, _)| e.clone());
-            if replica.state == State::Draining {
+            let draining = replica.state == State::Draining;
+            endpoint.draining.store(draining, Ordering::Relaxed);
+            if draining {
                 endpoint.idle.clear();
             }
             table.entries.push((endpoint, replica.state));
@@ -152,6 +167,21 @@ impl Replicas {
         }
         drop(table);
         self.room.notify_waiters();
+        self.quiet.send_modify(|times| *times += 1);
+    }
+
+    /// Told when a replica that drains may have nothing left.
+    pub(super) fn quiet(&self) -> watch::Receiver<u64> {
+        self.quiet.subscribe()
+    }
+
+    /// Names of replicas that drain and have nothing left.
+    pub(super) fn drained(&self) -> Vec<String> {
+        let table = self.table();
+        let drained = table.entries.iter().filter(|(endpoint, state)| {
+            *state == State::Draining && endpoint.in_flight.load(Ordering::Acquire) == 0
+        });
+        drained.map(|(endpoint, _)| endpoint.replica.name.clone()).collect()
     }
 
     fn endpoint(&self, replica: &Replica) -> Arc<Endpoint> {
@@ -162,6 +192,7 @@ impl Replicas {
             gauge: self.metrics.replica(&replica.name),
             health: Mutex::default(),
             gone: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
         })
     }
 
@@ -294,10 +325,13 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.endpoint.in_flight.fetch_sub(1, Ordering::Relaxed);
+        let last = self.endpoint.in_flight.fetch_sub(1, Ordering::AcqRel) == 1;
         self.endpoint.gauge.dec();
         if let Some(replicas) = self.replicas.upgrade() {
             replicas.room.notify_one();
+            if last && self.endpoint.draining.load(Ordering::Relaxed) {
+                replicas.quiet.send_modify(|times| *times += 1);
+            }
         }
     }
 }

@@ -11,18 +11,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use http::{HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::Full;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use petaflop_agent_api::gateway::PATH;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::metrics::CONTENT_TYPE;
-use super::{Config, Gateway};
+use super::{Config, Control, Gateway};
 
 /// Bytes read ahead for each connection.
 const BUFFER: usize = 64 << 10;
@@ -31,6 +32,10 @@ const OWN_CONNECTIONS: usize = 64;
 /// Connections that the kernel accepts ahead of us. With the usual 128 a burst of clients after a
 /// wake would be dropped, and come back only after seconds.
 const BACKLOG: u32 = 4096;
+/// Bytes of the operator's message at most: a thousand replicas are a sixth of it.
+const TOLD_BYTES: usize = 1 << 20;
+/// How long it may take to arrive.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
 /// How long to leave the listener alone when there are no more file descriptors.
 const EXHAUSTED: Duration = Duration::from_millis(100);
 
@@ -59,8 +64,24 @@ pub async fn serve(
 ) {
     tokio::select! {
         () = serve_requests(&gateway, requests, stop) => {}
-        () = serve_own(&gateway, own) => {}
+        () = serve_own(&gateway, None, own) => {}
         () = gateway.follow() => {}
+    }
+}
+
+/// As [`serve()`], for a gateway that the operator tells its replicas, on the second port.
+pub async fn serve_controlled(
+    control: Arc<Control>,
+    requests: TcpListener,
+    own: TcpListener,
+    stop: impl Future<Output = ()>,
+) {
+    let gateway = control.gateway();
+    tokio::select! {
+        () = serve_requests(gateway, requests, stop) => {}
+        () = serve_own(gateway, Some(&control), own) => {}
+        () = gateway.follow() => {}
+        () = control.follow() => {}
     }
 }
 
@@ -141,7 +162,7 @@ async fn connection(gateway: Arc<Gateway>, stream: TcpStream, mut closing: watch
     }
 }
 
-async fn serve_own(gateway: &Arc<Gateway>, listener: TcpListener) {
+async fn serve_own(gateway: &Arc<Gateway>, control: Option<&Arc<Control>>, listener: TcpListener) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -150,10 +171,15 @@ async fn serve_own(gateway: &Arc<Gateway>, listener: TcpListener) {
                     tokio::time::sleep(EXHAUSTED).await;
                     continue;
                 };
-                let gateway = gateway.clone();
+                let (gateway, control) = (gateway.clone(), control.cloned());
                 let service = service_fn(move |request: Request<Incoming>| {
-                    let answer = own(&gateway, request.uri().path());
-                    async move { Ok::<_, Infallible>(answer) }
+                    let (gateway, control) = (gateway.clone(), control.clone());
+                    async move {
+                        Ok::<_, Infallible>(match (request.uri().path(), &control) {
+                            (PATH, Some(control)) => operator(control, request).await,
+                            (path, _) => own(&gateway, path),
+                        })
+                    }
                 });
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -165,20 +191,45 @@ async fn serve_own(gateway: &Arc<Gateway>, listener: TcpListener) {
     }
 }
 
-/// What the second port answers.
-fn own(gateway: &Gateway, path: &str) -> Response<Full<Bytes>> {
-    let answer = |status, body: String| {
-        let mut response = Response::new(Full::from(body));
-        *response.status_mut() = status;
-        response
+fn answer(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    response
+}
+
+/// What the operator says and asks. Whoever it is, only the operator's messages count.
+async fn operator(control: &Control, request: Request<Incoming>) -> Response<Full<Bytes>> {
+    if request.method() == Method::GET {
+        let number = |name: &str| -> u64 {
+            let pairs = request.uri().query().unwrap_or_default().split('&');
+            let mut values = pairs.filter_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+            values.next().and_then(|value| value.parse().ok()).unwrap_or(0)
+        };
+        let wait = Duration::from_secs(number("wait"));
+        return match control.known(number("after"), wait).await {
+            Ok(message) => answer(StatusCode::OK, message),
+            Err(error) => answer(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        };
+    }
+    let body = Limited::new(request.into_body(), TOLD_BYTES).collect();
+    let Some(Ok(body)) = control.gateway().clock.timeout(TOLD_WITHIN, body).await else {
+        return answer(StatusCode::BAD_REQUEST, "the body is too long, or did not arrive\n");
     };
+    match control.told(&body.to_bytes()) {
+        Ok(()) => answer(StatusCode::NO_CONTENT, ""),
+        Err(error) => answer(StatusCode::CONFLICT, format!("{error}\n")),
+    }
+}
+
+/// What the second port answers to others.
+fn own(gateway: &Gateway, path: &str) -> Response<Full<Bytes>> {
     match path {
-        "/healthz" => answer(StatusCode::OK, "ok\n".to_owned()),
+        "/healthz" => answer(StatusCode::OK, "ok\n"),
         // Not whether a replica is ready: a service that wakes from zero must be reachable.
         "/readyz" if gateway.draining.load(Ordering::Relaxed) => {
-            answer(StatusCode::SERVICE_UNAVAILABLE, "draining\n".to_owned())
+            answer(StatusCode::SERVICE_UNAVAILABLE, "draining\n")
         }
-        "/readyz" => answer(StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => answer(StatusCode::OK, "ok\n"),
         "/metrics" => {
             let mut response = answer(StatusCode::OK, gateway.metrics.text());
             let kind = HeaderValue::from_static(CONTENT_TYPE);

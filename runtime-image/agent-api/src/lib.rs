@@ -12,6 +12,7 @@
 //! | [`task`] | what an agent is to run |
 //! | [`lease`] | how long an agent may keep its machine without hearing from us |
 //! | [`poll`] | how an agent that dials asks for requests |
+//! | [`gateway`] | what the operator and a service's gateway tell each other |
 //!
 //! Bodies of HTTP requests, where the operator dials: `GET /v1/hello` gives [`session::Enrolment::message`],
 //! `POST /v1/hello` takes the welcome; `POST /v1/rpc` takes a [`session::Call`]'s message and gives the response.
@@ -19,6 +20,7 @@
 
 pub mod clock;
 pub mod enrol;
+pub mod gateway;
 pub mod keys;
 pub mod lease;
 pub mod message;

@@ -5,6 +5,7 @@
 //! enrolment    IK   agent → operator  hello      operator → agent  welcome
 //! afterwards   KK   operator → agent  request    agent → operator  response
 //! poll         K    agent → operator  "I am here", with the last response behind it
+//! gateway      IK   gateway → operator  what it knows   operator → gateway  its replicas
 //! ```
 //!
 //! The second message of a round trip may be long: what does not fit into it (65,535
@@ -23,6 +24,7 @@ const K: &str = "Noise_K_25519_ChaChaPoly_SHA256";
 const ENROL: &[u8] = b"petaflop agent 1 enrol";
 const CALL: &[u8] = b"petaflop agent 1 call";
 const POLL: &[u8] = b"petaflop agent 1 poll";
+const GATEWAY: &[u8] = b"petaflop gateway 1";
 
 /// Bytes of a Noise message at most.
 const MESSAGE: usize = 65_535;
@@ -59,6 +61,75 @@ pub enum SessionError {
     /// The session was used up already.
     #[error("the session has ended already")]
     Over,
+}
+
+/// A gateway's side of a round trip with the operator, of whom it knows the public key alone.
+#[derive(Debug)]
+pub struct Opening {
+    state: Option<HandshakeState>,
+    message: Vec<u8>,
+}
+
+impl Opening {
+    /// Begins one: `known` is for the operator's eyes.
+    ///
+    /// # Errors
+    /// [`SessionError::TooLong`].
+    pub fn begin(
+        gateway: &NoiseSecret,
+        operator: &NoisePublic,
+        known: &[u8],
+    ) -> Result<Self, SessionError> {
+        let mut state = handshake(IK, GATEWAY, gateway, Some(operator), true);
+        let message = first(&mut state, known)?;
+        Ok(Self { state: Some(state), message })
+    }
+
+    /// What the operator is sent.
+    pub fn message(&self) -> &[u8] {
+        &self.message
+    }
+
+    /// What the operator told in answer to this very message. What is not that is refused, and the
+    /// right answer can still come.
+    ///
+    /// # Errors
+    /// Why the answer was refused.
+    pub fn finish(&mut self, answer: &[u8]) -> Result<Vec<u8>, SessionError> {
+        read_second(&mut self.state, answer)
+    }
+}
+
+/// The operator's side of a round trip that a gateway opened.
+#[derive(Debug)]
+pub struct Opened {
+    state: HandshakeState,
+    known: Vec<u8>,
+}
+
+impl Opened {
+    /// Reads a gateway's message.
+    ///
+    /// # Errors
+    /// [`SessionError::NotAuthentic`] where it was made for another operator, or was altered.
+    pub fn read(operator: &NoiseSecret, message: &[u8]) -> Result<Self, SessionError> {
+        let mut state = handshake(IK, GATEWAY, operator, None, false);
+        let known = read_first(&mut state, message)?;
+        Ok(Self { state, known })
+    }
+
+    /// What it knows.
+    pub fn known(&self) -> &[u8] {
+        &self.known
+    }
+
+    /// The answer, which only that gateway can read.
+    ///
+    /// # Errors
+    /// [`SessionError::TooLong`].
+    pub fn tell(self, told: &[u8]) -> Result<Vec<u8>, SessionError> {
+        second(self.state, told)
+    }
 }
 
 /// The agent's side of an enrolment.

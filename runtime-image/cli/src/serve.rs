@@ -1,10 +1,14 @@
 //! `petaflop-runtime serve`.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use petaflop_device::{Roots, detect};
 use petaflop_plan::machine::Machine;
 use petaflop_serve::{LoadError, ModelLocation, ServeConfig, ServeError};
+use petaflop_store::report::{Progress, ProgressWriter};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
@@ -51,7 +55,7 @@ pub(crate) struct Args {
     /// Seconds that running requests may take to end after SIGTERM
     #[arg(long, value_name = "SECONDS")]
     grace: Option<u64>,
-    /// Append a failure, as one line of JSON, to this file
+    /// Append to this file, as a line of JSON each: that requests are taken, and a failure
     #[arg(long, value_name = "FILE")]
     progress: Option<PathBuf>,
     #[command(flatten)]
@@ -59,6 +63,12 @@ pub(crate) struct Args {
 }
 
 impl Args {
+    /// What answers, in a word.
+    fn model(&self) -> String {
+        let folder = || self.folder.as_ref().map(|folder| folder.display().to_string());
+        self.artifact.clone().or_else(folder).unwrap_or_default()
+    }
+
     fn config(&self, machine: &Machine) -> Result<ServeConfig, Failure> {
         let model = match (&self.folder, &self.artifact, &self.store) {
             (Some(folder), _, _) => ModelLocation::Folder(folder.clone()),
@@ -103,7 +113,9 @@ fn serve(args: &Args) -> Result<Code, Failure> {
         let shutdown = async move {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         };
+        let model = args.model();
         let listening = |address: std::net::SocketAddr| {
+            note(args.progress.as_deref(), &Progress::Serving { port: address.port(), model });
             // Whoever started us may have stopped reading; the server goes on.
             let _ = print(
                 serde_json::json!({ "listening": format!("http://{address}"), "model": name }),
@@ -114,6 +126,15 @@ fn serve(args: &Args) -> Result<Code, Failure> {
     // A model that is still being loaded is not waited for.
     runtime.shutdown_background();
     served.map(|()| Code::Done)
+}
+
+/// Says something to whoever started us, where they asked for that.
+fn note(progress: Option<&Path>, line: &Progress) {
+    let Some(progress) = progress else { return };
+    let written = ProgressWriter::append(progress).and_then(|mut file| file.write(line));
+    if let Err(error) = written {
+        tracing::error!(%error, ?line, "is missing in the progress file");
+    }
 }
 
 fn failure(error: ServeError) -> Failure {

@@ -55,6 +55,13 @@ pub enum Progress {
         /// Seconds from copy to durable.
         seconds: f64,
     },
+    /// A server takes requests.
+    Serving {
+        /// Port on which it does.
+        port: u16,
+        /// What answers: the artifact's hash as it was asked for, or its folder.
+        model: String,
+    },
     /// A stored thing was damaged and was left out.
     Skipped {
         /// What and why.
@@ -94,6 +101,7 @@ impl Progress {
             | Self::Step { .. }
             | Self::Validation { .. }
             | Self::Checkpoint { .. }
+            | Self::Serving { .. }
             | Self::Skipped { .. } => false,
         }
     }

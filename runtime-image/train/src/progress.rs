@@ -131,6 +131,8 @@ impl Reporter {
             Progress::Checkpoint { step, path, seconds } => {
                 eprintln!("checkpoint of step {step} is durable after {seconds:.2} s: {path}");
             }
+            // Said by servers, which train nothing.
+            Progress::Serving { port: _, model: _ } => {}
             Progress::Skipped { message } => eprintln!("skipped: {message}"),
             Progress::Finished { artifact, cached, .. } => {
                 eprintln!(

@@ -254,6 +254,7 @@ impl Provider for FakeProvider {
             termination_timeout: Duration::from_secs(120),
             billing: Billing { granularity, minimum },
             sells: true,
+            own_address: false,
         }
     }
 

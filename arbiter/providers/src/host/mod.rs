@@ -275,6 +275,7 @@ impl Provider for Host {
             termination_timeout: Duration::from_secs(120),
             billing: Billing { granularity: Duration::from_millis(1), minimum: Duration::ZERO },
             sells: true,
+            own_address: false,
         }
     }
 

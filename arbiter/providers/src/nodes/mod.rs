@@ -267,6 +267,7 @@ impl Provider for Nodes {
             termination_timeout: Duration::from_secs(5 * 60),
             billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::ZERO },
             sells: true,
+            own_address: true,
         }
     }
 

@@ -1,0 +1,576 @@
+//! The InferenceService's controller, the part that needs no client: from what is seen to what its
+//! status shall say, how many machines it wants, which claims go, and where its gateways find it.
+//!
+//! What a replica serves is what it says itself; a replica of another model than is wanted is an
+//! old one. A replica that answers is drained by the gateways before its claim goes. Nothing is
+//! remembered from pass to pass: the same replicas go in the same order as long as the same is seen.
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use kube::ResourceExt;
+use petaflop_agent_api::gateway;
+use petaflop_arbiter::claim::Phase as ClaimPhase;
+use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::reason::Reason;
+use petaflop_arbiter::workload::ServingWork;
+use petaflop_crds::compute_claim::{OWNER_KIND_LABEL, OWNER_LABEL};
+use petaflop_crds::inference_service::InferenceServicePhase as Phase;
+use petaflop_crds::scalar::Money;
+use petaflop_crds::shared::{CostStatus, PlacementStatus};
+use petaflop_crds::{InferenceService, InferenceServiceStatus, MANAGED_BY};
+
+use crate::claims::StoredClaim;
+use crate::cluster::run::{End, Run};
+use crate::cluster::status::{Conditions, Is, is_true, time};
+use crate::cluster::training_job::{REFRESH, Waits, needs_a_change, placement_of};
+
+mod rollout;
+use rollout::{Live, rollout};
+
+/// Port of the service where its spec names none.
+pub const PORT: u16 = 8080;
+
+/// Seconds that a replica has to finish its answers when its machine goes.
+pub const GRACE_SECONDS: u64 = 30;
+
+/// Between two looks at agents that were not heard yet.
+const SOON: SignedDuration = SignedDuration::from_secs(1);
+
+/// What is seen of a service.
+#[derive(Debug)]
+pub struct Seen<'a> {
+    /// The object.
+    pub service: &'a InferenceService,
+    /// Its claims, and what their agents said.
+    pub replicas: &'a [Replica],
+    /// What it is to serve.
+    pub model: &'a Model,
+    /// What its gateways say.
+    pub route: &'a Route,
+    /// Everything that its claims have cost, by the ledger and the running rate.
+    pub spent: Usd,
+    /// Why the last placement pass found no machine for it.
+    pub waits: Option<&'a Waits>,
+    /// A budget whose limit is reached asks that it be stopped.
+    pub stopped_by_budget: Option<&'a str>,
+    /// Why this very model cannot be served, as a replica said that tried.
+    pub blocked: Option<&'a str>,
+    /// No machine is bought before, after a failure.
+    pub not_before: Option<Timestamp>,
+    /// Agents that run have had the time to say how they are, since we began to ask.
+    pub all_heard: bool,
+    /// Now.
+    pub now: Timestamp,
+}
+
+/// A claim, and what its agent said last.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// The claim.
+    pub stored: StoredClaim,
+    /// What its agent said, if there is a session with it.
+    pub run: Option<Run>,
+}
+
+impl Replica {
+    fn name(&self) -> &str {
+        &self.stored.claim.spec.name
+    }
+
+    /// Where it answers, once it does.
+    fn address(&self) -> Option<String> {
+        let serving = self.run.as_ref().filter(|run| run.end.is_none())?.serving.as_ref()?;
+        // `host:port` of the agent, which is on the same machine.
+        let (host, _) = self.stored.endpoint.as_deref()?.rsplit_once(':')?;
+        Some(format!("{host}:{}", serving.port))
+    }
+
+    /// Whether it may be answering, though we have not heard from it yet.
+    fn is_unheard(&self) -> bool {
+        self.stored.agent_key.is_some()
+            && !self.stored.deleting
+            && matches!(self.stored.claim.phase, ClaimPhase::Launched { .. })
+            && !self.run.as_ref().is_some_and(|run| run.heard)
+    }
+}
+
+/// What a service is to serve.
+#[derive(Clone, Debug)]
+pub enum Model {
+    /// This.
+    Known(Arc<Served>),
+    /// It is not there yet.
+    Waits(Waits),
+    /// Waiting will not help.
+    Wrong(Waits),
+}
+
+/// A model that can be served, and how much work that is.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Served {
+    /// Hash of its artifact.
+    pub artifact: String,
+    /// Work of a replica.
+    pub work: ServingWork,
+}
+
+/// What the gateways of a service say.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Route {
+    /// Gateways that have been told everything.
+    pub linked: usize,
+    /// Somebody waits there, and there is no replica.
+    pub wakes: bool,
+    /// How long nobody has asked for anything; `None` where that is not known of all gateways.
+    pub idle: Option<Duration>,
+    /// Draining replicas on which no gateway has a request.
+    pub drained: BTreeSet<String>,
+}
+
+/// What is to be done for a service.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Next {
+    /// What its status shall say.
+    pub status: InferenceServiceStatus,
+    /// Whether its finalizer shall be there.
+    pub finalizer: bool,
+    /// Names of claims that it no longer wants.
+    pub unwanted: Vec<String>,
+    /// Machines it wants; `None`: as before.
+    pub wants: Option<Wants>,
+    /// Where its gateways find it; `None`: as before.
+    pub told: Option<gateway::Told>,
+    /// A replica failed that was not counted before.
+    pub failure: Option<Failure>,
+    /// Whether everything is as it should be, so that failures of the past do not count.
+    pub well: bool,
+    /// When to look again though nothing changes.
+    pub again: Option<Duration>,
+}
+
+/// Machines that a service wants.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wants {
+    /// How many.
+    pub count: u32,
+    /// Its claims that are not among them.
+    pub others: BTreeSet<String>,
+}
+
+/// How a replica failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// In words.
+    pub message: String,
+    /// Whether another try could help.
+    pub retry: bool,
+}
+
+/// Whether it is ours to reconcile.
+pub fn is_ours(service: &InferenceService) -> bool {
+    service.spec.managed_by == MANAGED_BY
+}
+
+/// The port that clients use.
+pub fn port(service: &InferenceService) -> u16 {
+    service.spec.port.unwrap_or(PORT)
+}
+
+/// Selects the replicas that are Pods, for scalers.
+fn selector(service: &InferenceService) -> String {
+    format!("{OWNER_KIND_LABEL}=InferenceService,{OWNER_LABEL}={}", service.name_any())
+}
+
+/// Decides for one service.
+pub fn next(seen: &Seen) -> Next {
+    let service = seen.service;
+    let mut next = Next {
+        status: service.status.clone().unwrap_or_default(),
+        finalizer: true,
+        unwanted: Vec::new(),
+        wants: Some(Wants::default()),
+        told: Some(gateway::Told::new(false, Vec::new())),
+        failure: None,
+        well: false,
+        again: None,
+    };
+    if service.metadata.deletion_timestamp.is_some() {
+        next.unwanted = names(seen);
+        next.finalizer = !seen.replicas.is_empty();
+        return next;
+    }
+    let stops = service.spec.suspend || seen.stopped_by_budget.is_some();
+    if !stops && !seen.all_heard && seen.replicas.iter().any(Replica::is_unheard) {
+        (next.wants, next.told) = (None, None);
+        look_again(&mut next.again, SOON);
+        return next;
+    }
+    let changed = next.status.observed_generation != service.metadata.generation;
+    let asleep = is_asleep(seen, changed);
+    let status = &mut next.status;
+    status.observed_generation = service.metadata.generation;
+    status.selector = Some(selector(service));
+    let namespace = service.namespace().unwrap_or_default();
+    status.url = Some(format!("http://{}.{namespace}.svc:{}", service.name_any(), port(service)));
+    settle(seen, &mut next);
+    placement(seen, &mut next.status);
+    if stops {
+        next.unwanted = names(seen);
+        suspended(seen, &mut next);
+        return next;
+    }
+    resumed(seen, &mut next);
+    match seen.model {
+        Model::Known(served) => next.status.artifact = Some(served.artifact.clone()),
+        // What the earlier spec asked for is no answer to this one.
+        Model::Waits(_) | Model::Wrong(_) if changed => next.status.artifact = None,
+        Model::Waits(_) | Model::Wrong(_) => {}
+    }
+    let want = if asleep { 0 } else { service.spec.replicas };
+    replicas(seen, want, asleep, &mut next);
+    next
+}
+
+/// Who stays, who goes, who is asked, and what is said of that.
+fn replicas(seen: &Seen, want: u32, asleep: bool, next: &mut Next) {
+    let spec = &seen.service.spec;
+    let target = match seen.model {
+        Model::Known(served) => Some(served.artifact.as_str()),
+        Model::Waits(_) | Model::Wrong(_) => None,
+    };
+    let working = |replica: &&Replica| {
+        let counted = next.status.counted.iter().any(|name| name == replica.name());
+        replica.stored.claim.is_working() && !replica.stored.deleting && !counted
+    };
+    let live: Vec<Live> = (seen.replicas.iter().filter(working))
+        .map(|replica| {
+            let serving = replica.run.as_ref().and_then(|run| run.serving.as_ref());
+            let is_target = |model: &str| target.is_none_or(|target| target == model);
+            Live {
+                name: replica.name(),
+                new: serving.is_none_or(|serving| is_target(&serving.model)),
+                ready: replica.address().is_some(),
+                price: replica.stored.claim.spec.offer.price,
+            }
+        })
+        .collect();
+    let plan = rollout(want, &spec.rollout, &live);
+    let waits_for_another_try = seen.not_before.filter(|at| *at > seen.now);
+    if let Some(at) = waits_for_another_try {
+        look_again(&mut next.again, at.duration_since(seen.now));
+    }
+    let may_add = target.is_some() && seen.blocked.is_none() && waits_for_another_try.is_none();
+    let add = if may_add { plan.add } else { 0 };
+    let kept: Vec<&Live> = live.iter().filter(|one| !plan.go.contains(one.name)).collect();
+    let stays: BTreeSet<&str> = kept.iter().map(|one| one.name).collect();
+    let is_ready = |name: &str| live.iter().any(|one| one.name == name && one.ready);
+    next.wants = Some(Wants {
+        count: u32::try_from(kept.len()).unwrap_or(u32::MAX).saturating_add(add),
+        others: names(seen).into_iter().filter(|name| !stays.contains(name.as_str())).collect(),
+    });
+    next.unwanted = names(seen)
+        .into_iter()
+        .filter(|name| !stays.contains(name.as_str()))
+        .filter(|name| !is_ready(name) || seen.route.drained.contains(name))
+        .collect();
+    let asked = seen.replicas.iter().filter(|replica| is_ready(replica.name()));
+    let asked = asked.filter_map(|replica| {
+        Some(gateway::Replica {
+            name: replica.name().to_owned(),
+            address: replica.address()?,
+            weight: NonZeroU32::MIN,
+            draining: !stays.contains(replica.name()),
+        })
+    });
+    next.told = Some(gateway::Told::new(spec.replicas > 0, asked.collect()));
+
+    let count = |which: &dyn Fn(&Live) -> bool| kept.iter().filter(|one| which(one)).count();
+    let counts = Counts {
+        want,
+        all: live.len(),
+        available: count(&|one| one.ready),
+        updated: count(&|one| one.new),
+        new_and_ready: count(&|one| one.new && one.ready),
+        lacks: plan.add > 0,
+        asleep,
+    };
+    say(seen, &counts, next);
+}
+
+/// Replicas of a service, counted.
+struct Counts {
+    want: u32,
+    /// Those that go included.
+    all: usize,
+    available: usize,
+    updated: usize,
+    new_and_ready: usize,
+    /// More machines are needed.
+    lacks: bool,
+    asleep: bool,
+}
+
+impl Counts {
+    fn is_complete(&self) -> bool {
+        let want = self.want as usize;
+        self.new_and_ready == want && self.all == want
+    }
+}
+
+/// Counts how replicas ended that were not counted yet. The count and the name are one write, and the
+/// claim goes only after it.
+fn settle(seen: &Seen, next: &mut Next) {
+    let there = names(seen);
+    let status = &mut next.status;
+    status.counted.retain(|name| there.contains(name));
+    for replica in seen.replicas {
+        let stored = &replica.stored;
+        // What we ended ourselves is no loss.
+        if stored.deleting || status.counted.iter().any(|name| name == replica.name()) {
+            continue;
+        }
+        let said = replica.run.as_ref().and_then(|run| run.end.as_ref());
+        let mut failed = |message: &str, retry: bool| {
+            next.failure = Some(Failure { message: message.to_owned(), retry });
+        };
+        match (&stored.claim.phase, said) {
+            (_, Some(End::Failed { message, retry })) => {
+                status.restarts += 1;
+                failed(message, *retry);
+            }
+            (_, Some(End::Finished { .. })) => {
+                status.restarts += 1;
+                failed("the server ended by itself", true);
+            }
+            (_, Some(End::Stopped)) => status.interruptions += 1,
+            (ClaimPhase::Ending { reason, .. } | ClaimPhase::Ended { reason }, None) => {
+                match reason {
+                    Reason::SpotInterrupted | Reason::HeartbeatLost => status.interruptions += 1,
+                    Reason::InvalidSpec => {
+                        failed("the provider refuses the request as invalid", false);
+                    }
+                    Reason::ImagePullFailed => failed("the image could not be fetched", true),
+                    Reason::LaunchTimedOut => failed("the machine did not come up in time", true),
+                    // Nothing was lost: it is placed anew, elsewhere or later.
+                    _ => {}
+                }
+            }
+            _ => continue,
+        }
+        status.counted.push(replica.name().to_owned());
+    }
+}
+
+/// Whether it sleeps: nobody has asked for long enough, and nobody waits now.
+fn is_asleep(seen: &Seen, changed: bool) -> bool {
+    let spec = &seen.service.spec;
+    let Some(after) = spec.idle.scale_to_zero_after_seconds else { return false };
+    let Some(status) = seen.service.status.as_ref().filter(|_| spec.replicas > 0) else {
+        return false;
+    };
+    if status.phase == Some(Phase::Idle) {
+        // Whoever changes it, or scales it, wants to see it.
+        return !seen.route.wakes && !changed;
+    }
+    // Gateways count from when there was somebody to answer.
+    let idle = seen.route.idle.is_some_and(|idle| idle >= Duration::from_secs(after.into()));
+    is_true(&status.conditions, "Available") && idle && !seen.route.wakes
+}
+
+fn suspended(seen: &Seen, next: &mut Next) {
+    let (reason, why) = match seen.stopped_by_budget {
+        Some(budget) => (Reason::BudgetExceeded, format!("SpendBudget {budget} is exhausted")),
+        None => (Reason::Suspended, String::new()),
+    };
+    let gone = seen.replicas.is_empty();
+    let status = &mut next.status;
+    status.replicas = u32::try_from(seen.replicas.len()).unwrap_or(u32::MAX);
+    (status.available_replicas, status.updated_replicas) = (0, 0);
+    let generation = seen.service.metadata.generation;
+    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
+    for type_ in ["Available", "Progressing", "ModelLoaded", "RouteReady"] {
+        conditions.set(type_, Is::False, reason, "");
+    }
+    if !gone {
+        conditions.progressing(reason, "ending its machines");
+        return;
+    }
+    conditions.set("Suspended", Is::True, reason, &why);
+    // kstatus: what was asked for has been done.
+    conditions.ready(reason, &why);
+    status.phase = Some(Phase::Suspended);
+    cost(seen, status);
+}
+
+fn resumed(seen: &Seen, next: &mut Next) {
+    let status = &mut next.status;
+    if is_true(&status.conditions, "Suspended") {
+        let generation = seen.service.metadata.generation;
+        let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
+        conditions.set("Suspended", Is::False, Reason::Resumed, "");
+        status.phase = Some(Phase::Pending);
+    }
+}
+
+/// Writes down how it is.
+fn say(seen: &Seen, counts: &Counts, next: &mut Next) {
+    let service = seen.service;
+    let status = &mut next.status;
+    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+    status.replicas = number(counts.all);
+    status.available_replicas = number(counts.available);
+    status.updated_replicas = number(counts.updated);
+
+    let none_wanted = counts.want == 0;
+    let least = counts.want.saturating_sub(service.spec.rollout.max_unavailable).max(1) as usize;
+    let linked = seen.route.linked > 0;
+    let why_none = match none_wanted {
+        true => Reason::ScaledToZero,
+        false => Reason::MinimumReplicasUnavailable,
+    };
+    let generation = service.metadata.generation;
+    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
+    let mut so = |type_: &str, is: bool, otherwise: Reason, why_not: &str| match is {
+        true => conditions.set(type_, Is::True, Reason::Ok, ""),
+        false => conditions.set(type_, Is::False, otherwise, why_not),
+    };
+    so("Available", counts.available >= least, why_none, "");
+    let loading = match (none_wanted, seen.blocked) {
+        (true, _) => Reason::ScaledToZero,
+        (false, Some(_)) => Reason::BlockedByFailedLoad,
+        (false, None) => Reason::NewReplicaLaunching,
+    };
+    so("ModelLoaded", counts.new_and_ready > 0, loading, seen.blocked.unwrap_or_default());
+    so("RouteReady", linked && counts.available > 0, why_none, "");
+    let progressing = !counts.is_complete() && !none_wanted;
+    match progressing {
+        true => conditions.set("Progressing", Is::True, Reason::NewReplicaLaunching, ""),
+        false => conditions.set("Progressing", Is::False, Reason::Ok, ""),
+    }
+    let mut stuck = true;
+    match (seen.blocked, seen.model, seen.waits.filter(|_| counts.lacks)) {
+        _ if none_wanted && counts.all == 0 => {
+            let message = match counts.asleep {
+                true => "nobody asked for a while; the next request wakes it",
+                false => "spec.replicas is 0",
+            };
+            conditions.ready(Reason::ScaledToZero, message);
+            stuck = false;
+        }
+        _ if none_wanted => {
+            conditions.progressing(Reason::ScaledToZero, "ending its machines");
+            stuck = false;
+        }
+        (Some(message), ..) => conditions.stalled(Reason::BlockedByFailedLoad, message),
+        (None, Model::Wrong(Waits { reason, message }), _) => conditions.stalled(*reason, message),
+        (None, Model::Known(_), Some(Waits { reason, message })) if needs_a_change(*reason) => {
+            conditions.stalled(*reason, message);
+        }
+        (None, Model::Waits(Waits { reason, message }), _)
+        | (None, Model::Known(_), Some(Waits { reason, message })) => {
+            conditions.progressing(*reason, message);
+            stuck = false;
+        }
+        (None, Model::Known(_), None) if !counts.is_complete() => {
+            let message = format!("{} of {} replicas answer", counts.available, counts.want);
+            conditions.progressing(Reason::NewReplicaLaunching, &message);
+            stuck = false;
+        }
+        (None, Model::Known(_), None) if !linked => {
+            let message = format!(
+                "no gateway answers yet; `kubectl describe deployment {}-gateway` says why",
+                service.name_any()
+            );
+            conditions.progressing(Reason::MinimumReplicasUnavailable, &message);
+            stuck = false;
+        }
+        (None, Model::Known(_), None) => {
+            conditions.ready(Reason::Ok, "");
+            stuck = false;
+            next.well = true;
+        }
+    }
+    let before = status.phase;
+    status.phase = Some(match () {
+        () if none_wanted => Phase::Idle,
+        () if counts.available >= least => Phase::Available,
+        () if stuck => Phase::Failed,
+        () if counts.all > 0 => Phase::Launching,
+        () => Phase::Pending,
+    });
+    let known = status.cost.as_ref().and_then(|cost| cost.as_of.as_ref()).map(|at| at.0);
+    let stale = known.is_none_or(|at| seen.now.duration_since(at) >= REFRESH);
+    if stale || before != status.phase || seen.replicas.is_empty() {
+        cost(seen, status);
+    }
+    if !seen.replicas.is_empty() {
+        look_again(&mut next.again, REFRESH);
+    }
+}
+
+fn cost(seen: &Seen, status: &mut InferenceServiceStatus) {
+    let total = Some(Money::from(seen.spent));
+    // A sum that did not change needs no newer date.
+    if status.cost.as_ref().is_none_or(|known| known.total != total) {
+        status.cost = Some(CostStatus { total, as_of: Some(time(seen.now)) });
+    }
+}
+
+/// Where the replicas are: the newest one's place, and what all of them cost an hour. Its number
+/// stays when they are gone, so that no claim has the name of an earlier one.
+fn placement(seen: &Seen, status: &mut InferenceServiceStatus) {
+    let known = status.placement.as_ref().and_then(|placement| placement.number);
+    let working = seen.replicas.iter().map(|r| &r.stored).filter(|s| s.claim.is_working());
+    let newest = working.clone().max_by_key(|s| (s.claim.spec.placement, s.claim.spec.index));
+    let number = seen.replicas.iter().map(|r| r.stored.claim.spec.placement).max().max(known);
+    let hourly: Usd = working.map(|s| Usd::from_micros(s.claim.spec.offer.price.micros())).sum();
+    status.placement = match newest {
+        Some(newest) => Some(PlacementStatus {
+            number,
+            hourly_price: Some(Money::from(hourly)),
+            ..placement_of(newest)
+        }),
+        None => number
+            .map(|number| PlacementStatus { number: Some(number), ..PlacementStatus::default() }),
+    };
+}
+
+fn look_again(known: &mut Option<Duration>, wait: SignedDuration) {
+    let wait = Duration::try_from(wait).unwrap_or_default().max(Duration::from_millis(1));
+    *known = Some(known.map_or(wait, |known| known.min(wait)));
+}
+
+fn names(seen: &Seen) -> Vec<String> {
+    seen.replicas.iter().map(|replica| replica.name().to_owned()).collect()
+}
+
+/// Whether a service still wants a claim of its.
+pub fn wants(service: &InferenceService, stored: &StoredClaim) -> bool {
+    let status = service.status.as_ref();
+    let name = &stored.claim.spec.name;
+    service.metadata.deletion_timestamp.is_none()
+        && !service.spec.suspend
+        && service.spec.replicas > 0
+        && !status.is_some_and(|s| s.phase == Some(Phase::Idle) || s.counted.contains(name))
+}
+
+/// Why a claim of this service is no longer wanted.
+pub fn unwanted_because(service: &InferenceService, stored: &StoredClaim) -> Reason {
+    let status = service.status.as_ref();
+    if service.metadata.deletion_timestamp.is_some() || service.spec.suspend {
+        return Reason::Suspended;
+    }
+    let counted = |s: &InferenceServiceStatus| s.counted.contains(&stored.claim.spec.name);
+    match status {
+        Some(status) if counted(status) => Reason::HeartbeatLost,
+        Some(status) if status.phase == Some(Phase::Idle) => Reason::ScaledToZero,
+        _ => Reason::ScaledDown,
+    }
+}
+
+#[cfg(test)]
+mod tests;

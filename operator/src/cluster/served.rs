@@ -1,0 +1,147 @@
+//! What a service is to serve: its model, found in the store, and how much work a replica of it is.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kube::ResourceExt;
+use petaflop_arbiter::reason::Reason;
+use petaflop_crds::InferenceService;
+use petaflop_plan::shape::ModelShape;
+use petaflop_store::{Store, StoreError};
+
+use crate::cluster::Operator;
+use crate::cluster::inference_service::{Model, Served};
+use crate::cluster::table::Name;
+use crate::cluster::training_job::{self, Waits};
+
+/// Models that were looked at, by hash, and who waits for which job. Clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Models {
+    inner: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// What a hash names never changes.
+    known: HashMap<String, Arc<Served>>,
+    /// Services by the job that they name.
+    by_job: HashMap<Name, BTreeSet<Name>>,
+}
+
+impl Models {
+    /// What this service is to serve.
+    pub async fn of(&self, operator: &Operator, service: &InferenceService) -> Model {
+        match self.artifact(operator, service) {
+            Ok(artifact) => match self.look(operator, &artifact).await {
+                Ok(served) => Model::Known(served),
+                Err(model) => model,
+            },
+            Err(model) => model,
+        }
+    }
+
+    /// The services that wait for a job, or serve what it made.
+    pub fn services_of(&self, job: &Name) -> Vec<Name> {
+        self.lock().by_job.get(job).into_iter().flatten().cloned().collect()
+    }
+
+    fn artifact(&self, operator: &Operator, service: &InferenceService) -> Result<String, Model> {
+        let invalid = |message: &str| {
+            Err(Model::Wrong(Waits { reason: Reason::InvalidSpec, message: message.to_owned() }))
+        };
+        let Some(model) = &service.spec.model else {
+            return invalid("spec.container is not built yet: use model");
+        };
+        if let Some(artifact) = &model.artifact {
+            return Ok(artifact.clone());
+        }
+        let Some(job) = &model.training_job else {
+            return invalid(
+                "spec.model.uri is not built yet in a cluster: give spec.model.artifact, the hash \
+                 of an artifact in the store, or spec.model.trainingJob",
+            );
+        };
+        let namespace = service.namespace().unwrap_or_default();
+        let name = (namespace.clone(), service.name_any());
+        let of_job = (namespace.clone(), job.clone());
+        self.lock().by_job.entry(of_job).or_default().insert(name);
+        let status = service.status.as_ref();
+        let known = operator.job(&namespace, job);
+        let said = known.as_ref().and_then(|job| job.status.as_ref());
+        match (&known, said.filter(|status| training_job::is_over(status))) {
+            (Some(_), Some(said)) => said.artifact.clone().ok_or_else(|| {
+                let message = format!(
+                    "TrainingJob {job} has ended without an artifact; delete and create it again, \
+                     or name another"
+                );
+                Model::Wrong(Waits { reason: Reason::BlockedByFailedLoad, message })
+            }),
+            // A job may go once it is done, and come again; what it made stays until then.
+            (there, _) => status
+                .filter(|status| status.observed_generation == service.metadata.generation)
+                .and_then(|status| status.artifact.clone())
+                .ok_or_else(|| {
+                    let message = match there {
+                        Some(_) => format!("waits until TrainingJob {job} is Complete"),
+                        None => format!("waits for TrainingJob {job}, which does not exist"),
+                    };
+                    let reason = Reason::MinimumReplicasUnavailable;
+                    Model::Waits(Waits { reason, message })
+                }),
+        }
+    }
+
+    async fn look(&self, operator: &Operator, artifact: &str) -> Result<Arc<Served>, Model> {
+        let known = self.lock().known.get(artifact).cloned();
+        if let Some(served) = known {
+            return Ok(served);
+        }
+        let served = Arc::new(Served {
+            artifact: artifact.to_owned(),
+            work: crate::embedded::work::serving(&shape(operator, artifact).await?)
+                .map_err(|message| blocked(artifact, &message))?,
+        });
+        self.lock().known.insert(artifact.to_owned(), served.clone());
+        Ok(served)
+    }
+
+    /// A service is gone.
+    pub fn forget(&self, service: &Name) {
+        self.lock().by_job.retain(|_, services| {
+            services.remove(service);
+            !services.is_empty()
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn shape(operator: &Operator, artifact: &str) -> Result<ModelShape, Model> {
+    let at = &operator.settings.store;
+    let credentials = at.credentials.iter().map(|(k, v)| (k.as_str(), v.expose())).collect();
+    let credentials = (!at.credentials.is_empty()).then_some(&credentials);
+    let read = async {
+        let store = Store::open_with(&at.uri, credentials)?;
+        let hash = store.resolve(artifact).await?;
+        store.read_file(hash, "config.json").await
+    };
+    let config = read.await.map_err(|error| match error {
+        // It may come, or come again.
+        StoreError::Io { .. } | StoreError::Backend { .. } | StoreError::Busy { .. } => {
+            let message = format!("the store cannot be read: {error}");
+            Model::Waits(Waits { reason: Reason::Unreachable, message })
+        }
+        error => blocked(artifact, &error.to_string()),
+    })?;
+    let config: serde_json::Value = serde_json::from_slice(&config)
+        .map_err(|error| blocked(artifact, &format!("config.json: {error}")))?;
+    ModelShape::from_hf_config(&config)
+        .map_err(|error| blocked(artifact, &format!("config.json: {error}")))
+}
+
+fn blocked(artifact: &str, why: &str) -> Model {
+    let message = format!("artifact {artifact} cannot be served: {why}");
+    Model::Wrong(Waits { reason: Reason::BlockedByFailedLoad, message })
+}

@@ -110,7 +110,7 @@ impl Cluster {
     }
 
     /// Where artifacts and checkpoints go.
-    fn store(&self) -> String {
+    pub(crate) fn store(&self) -> String {
         self.folder.path().join("store").display().to_string()
     }
 
@@ -271,7 +271,9 @@ impl Cluster {
     pub(crate) async fn quiet(&self, running: &Running) -> Result<()> {
         let quiet = eventually("a quiet operator", Duration::from_secs(60), || async {
             let soon = Duration::from_secs(10);
-            match running.queues.jobs.is_quiet(soon) && running.queues.claims.is_quiet(soon) {
+            let queues = &running.queues;
+            let quiet = [&queues.jobs, &queues.services, &queues.claims];
+            match quiet.iter().all(|queue| queue.is_quiet(soon)) {
                 true => Ok(()),
                 false => Err("something waits for its turn".to_owned()),
             }

@@ -1,0 +1,206 @@
+//! InferenceServices on a real API server: machines bought from a cloud in a box, real agents, the real
+//! runtime on them, and real gateways in front of them. There is no kubelet: the gateways' Pods, which
+//! the real controller-manager makes from our Deployments, are started by [`serving::Kubelet`] as
+//! processes with what the Pod says, each on a loopback address of its own.
+
+mod operator;
+mod serving;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kube::ResourceExt;
+use operator::Cluster;
+use petaflop_crds::InferenceServiceStatus;
+use petaflop_crds::inference_service::InferenceServicePhase as Phase;
+use serde_json::json;
+use serving::{Chat, Kubelet, Says, models};
+
+const SOON: Duration = Duration::from_secs(240);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_becomes_ready_and_answers_and_leaves_nothing() -> Result<()> {
+    let cluster = Cluster::start("serves").await?;
+    let [model, _] = models(&cluster).await?;
+    let kubelet = Kubelet::start(&cluster).await?;
+    let running = cluster.operator().await?;
+    cluster.serve("chat", json!({ "model": { "artifact": model } })).await?;
+    let service = cluster.until_service("chat", "Ready", SOON, |s| s.is("Ready")).await?;
+    ensure!(service.available_replicas == 1 && service.updated_replicas == 1, "{service:#?}");
+    ensure!(service.phase == Some(Phase::Available), "{service:#?}");
+    ensure!(service.artifact.as_deref() == Some(model.as_str()), "{service:#?}");
+    ensure!(service.url.as_deref().is_some_and(|url| url.ends_with(".svc:8080")), "{service:#?}");
+    for type_ in ["Available", "ModelLoaded", "RouteReady"] {
+        ensure!(service.is(type_), "{type_}: {service:#?}");
+    }
+    let gateway = kubelet.gateway("chat").await?;
+    let said = Chat::ask(&gateway).await?;
+    ensure!(said.code == 200 && said.body.contains("\"choices\""), "{said:?}");
+
+    cluster.delete_service("chat").await?;
+    cluster.until_service_gone("chat").await?;
+    cluster.quiet(&running).await?;
+    ensure!(cluster.claims().await?.is_empty());
+    ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
+    ensure!(cluster.booked().await? > 0);
+    kubelet.until_nothing_is_left("chat").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_waited_for_and_what_cannot_work_says_how_to_mend_it() -> Result<()> {
+    let cluster = Cluster::start("waits").await?;
+    let [_, _] = models(&cluster).await?;
+    let _running = cluster.operator().await?;
+    let unknown = "0".repeat(64);
+    cluster.serve("waits", json!({ "model": { "trainingJob": "later" } })).await?;
+    cluster.serve("unknown", json!({ "model": { "artifact": unknown } })).await?;
+    cluster.serve("remote", json!({ "model": { "uri": "s3://models/llama" } })).await?;
+    let table = [
+        ("waits", "Reconciling", "MinimumReplicasUnavailable", "TrainingJob later, which does not"),
+        ("unknown", "Stalled", "BlockedByFailedLoad", unknown.as_str()),
+        ("remote", "Stalled", "InvalidSpec", "give spec.model.artifact"),
+    ];
+    for (name, condition, reason, message) in table {
+        let status = cluster.until_service(name, condition, SOON, |s| s.is(condition)).await?;
+        let said = status.conditions.iter().find(|c| c.type_ == condition).context("it")?;
+        ensure!(said.reason == reason && said.message.contains(message), "{name}: {said:?}");
+        ensure!(!status.is("Ready"), "{name}: {status:#?}");
+    }
+    ensure!(cluster.claims().await?.is_empty() && cluster.cloud.created() == 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_are_scaled_by_the_scale_subresource_and_replaced_when_lost() -> Result<()> {
+    let cluster = Cluster::start("scales").await?;
+    let [model, _] = models(&cluster).await?;
+    let kubelet = Kubelet::start(&cluster).await?;
+    let running = cluster.operator().await?;
+    cluster.serve("chat", json!({ "model": { "artifact": model }, "replicas": 0 })).await?;
+    let status = cluster.until_service("chat", "Ready at zero", SOON, |s| s.is("Ready")).await?;
+    ensure!(!status.is("Available") && status.replicas == 0, "{status:#?}");
+    ensure!(cluster.cloud.created() == 0);
+    let gateway = kubelet.gateway("chat").await?;
+    let refused = Chat::ask(&gateway).await?;
+    ensure!(refused.code == 503 && refused.body.contains("scaled to zero"), "{refused:?}");
+
+    cluster.scale("chat", 3).await?;
+    let all = |n: u32| move |s: &InferenceServiceStatus| s.is("Ready") && s.available_replicas == n;
+    cluster.until_service("chat", "three", SOON, all(3)).await?;
+    ensure!(cluster.cloud.created() == 3, "{} machines", cluster.cloud.created());
+    let (spec, status, selector) = cluster.scale_of("chat").await?;
+    ensure!((spec, status) == (3, 3), "{spec} {status}");
+    ensure!(selector.contains("petaflop.dev/owner=chat"), "{selector}");
+
+    // One machine is taken away: somebody else answers at once, and another comes.
+    let load = Chat::keep_asking(&gateway);
+    let lost = cluster.cloud.billed_now().first().context("a machine")?.id.clone();
+    cluster.cloud.interrupt(&lost, None);
+    cluster
+        .until_service("chat", "whole again", SOON, |s| {
+            s.interruptions + s.restarts == 1 && s.is("Ready") && s.available_replicas == 3
+        })
+        .await?;
+    let asked = load.stop().await?;
+    ensure!(asked.failed.is_empty() && asked.answered > 0, "{asked:?}");
+    ensure!(cluster.cloud.created() == 4, "{} machines", cluster.cloud.created());
+
+    cluster.scale("chat", 1).await?;
+    cluster.until_service("chat", "one", SOON, all(1)).await?;
+    cluster.scale("chat", 0).await?;
+    cluster.until_service("chat", "none", SOON, |s| s.is("Ready") && s.replicas == 0).await?;
+    cluster.until_no_claims().await?;
+    cluster.quiet(&running).await?;
+    ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
+    ensure!(cluster.cloud.created() == 4, "{} machines", cluster.cloud.created());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_model_is_rolled_out_without_a_failed_request() -> Result<()> {
+    let cluster = Cluster::start("rolls").await?;
+    let [old, new] = models(&cluster).await?;
+    let kubelet = Kubelet::start(&cluster).await?;
+    let _running = cluster.operator().await?;
+    cluster.serve("chat", json!({ "model": { "artifact": old }, "replicas": 2 })).await?;
+    cluster.until_service("chat", "Ready", SOON, |s| s.is("Ready")).await?;
+    let gateway = kubelet.gateway("chat").await?;
+    let load = Chat::keep_asking(&gateway);
+    let before = cluster.claims().await?;
+    cluster.change("chat", json!({ "spec": { "model": { "artifact": new } } })).await?;
+    let mut fewest = u32::MAX;
+    let status = cluster
+        .until_service("chat", "rolled out", SOON, |s| {
+            fewest = fewest.min(s.available_replicas);
+            s.is("Ready") && s.artifact.as_deref() == Some(new.as_str()) && s.updated_replicas == 2
+        })
+        .await?;
+    let asked = load.stop().await?;
+    ensure!(asked.failed.is_empty() && asked.answered > 10, "{asked:?}");
+    ensure!(fewest >= 2, "maxUnavailable is 0, and there were {fewest}");
+    ensure!(status.replicas == 2, "{status:#?}");
+    cluster.until_claims(2).await?;
+    let names: Vec<String> = before.iter().map(|claim| claim.name_any()).collect();
+    let after = cluster.claims().await?;
+    ensure!(after.iter().all(|claim| !names.contains(&claim.name_any())));
+    // maxSurge is 1.
+    ensure!(cluster.cloud.created() == 4, "{} machines", cluster.cloud.created());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_idle_service_sleeps_and_the_next_request_wakes_it() -> Result<()> {
+    let cluster = Cluster::start("sleeps").await?;
+    let [model, _] = models(&cluster).await?;
+    let kubelet = Kubelet::start(&cluster).await?;
+    let running = cluster.operator().await?;
+    let idle = json!({ "model": { "artifact": model }, "idle": { "scaleToZeroAfterSeconds": 3 } });
+    cluster.serve("chat", idle).await?;
+    cluster.until_service("chat", "available", SOON, |s| s.is("Available")).await?;
+    let status = cluster
+        .until_service("chat", "asleep", SOON, |s| {
+            s.phase == Some(Phase::Idle) && s.replicas == 0 && s.is("Ready")
+        })
+        .await?;
+    let ready = status.conditions.iter().find(|c| c.type_ == "Ready").context("Ready")?;
+    ensure!(ready.reason == "ScaledToZero" && !status.is("Available"), "{ready:?}");
+    cluster.until_no_claims().await?;
+    cluster.quiet(&running).await?;
+    ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
+    let (wanted, ..) = cluster.scale_of("chat").await?;
+    ensure!(wanted == 1, "spec.replicas is whoever's who scales");
+
+    // Another operator finds it asleep, and leaves it so.
+    drop(running);
+    let _running = cluster.operator().await?;
+    let gateway = kubelet.gateway("chat").await?;
+    let answer = Chat::ask(&gateway).await?;
+    ensure!(answer.code == 200, "{answer:?}");
+    ensure!(cluster.cloud.created() == 2, "{} machines", cluster.cloud.created());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn neither_a_new_operator_nor_a_new_gateway_is_noticed_by_clients() -> Result<()> {
+    let cluster = Cluster::start("restarts").await?;
+    let [model, _] = models(&cluster).await?;
+    let kubelet = Kubelet::start(&cluster).await?;
+    let running = cluster.operator().await?;
+    cluster.serve("chat", json!({ "model": { "artifact": model } })).await?;
+    cluster.until_service("chat", "Ready", SOON, |s| s.is("Ready")).await?;
+    let gateway = kubelet.gateway("chat").await?;
+    drop(running);
+    ensure!(Chat::ask(&gateway).await?.code == 200, "without an operator");
+    let _running = cluster.operator().await?;
+    kubelet.restart("chat").await?;
+    // It knows no replica; its operator tells it again, while the request waits.
+    let answer = Chat::ask(&gateway).await?;
+    ensure!(answer.code == 200, "{answer:?}");
+    let suspend = json!({ "spec": { "suspend": true } });
+    cluster.change("chat", suspend).await?;
+    cluster.until_service("chat", "Suspended", SOON, |s| s.is("Suspended")).await?;
+    cluster.until_no_claims().await?;
+    ensure!(cluster.cloud.created() == 1, "{} machines", cluster.cloud.created());
+    ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
+    Ok(())
+}

@@ -126,7 +126,8 @@ impl Agents {
         now < until
     }
 
-    /// Begins a session with a claim's agent, unless there is one.
+    /// Begins a session with a claim's agent, unless there is one. `false` where nobody can say yet
+    /// what it is to do.
     pub fn meet(
         &self,
         operator: &Operator,
@@ -134,12 +135,12 @@ impl Agents {
         stored: &StoredClaim,
         endpoint: String,
         task: impl FnOnce() -> Option<Task>,
-    ) {
+    ) -> bool {
         let mut sessions = self.lock();
         if sessions.get(name).is_some_and(|known| known.claim_uid == stored.claim.uid) {
-            return;
+            return true;
         }
-        let Some(task) = task() else { return };
+        let Some(task) = task() else { return false };
         let (drain, asked) = watch::channel(None);
         let talk = Talk {
             http: self.http.clone(),
@@ -158,6 +159,7 @@ impl Agents {
         let claim_uid = stored.claim.uid.clone();
         let session = Session { claim_uid, run: Run::default(), drain, drain_until: None, task };
         sessions.insert(name.clone(), session);
+        true
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Name, Session>> {

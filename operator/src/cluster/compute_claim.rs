@@ -174,10 +174,13 @@ impl Pass<'_> {
         let Some(endpoint) = endpoint else {
             return Ok(Again::After(SOON.unsigned_abs()));
         };
-        if let Some(owner) = self.owner {
+        let met = self.owner.is_none_or(|owner| {
             operator.agents.meet(operator, self.name, &stored, endpoint, || {
                 owner.task(operator, self.provider, &stored)
-            });
+            })
+        });
+        if !met {
+            return Ok(Again::After(SOON));
         }
         let enrolled = stored.agent_key.is_some();
         let charged = operator.book.charged_until(&stored.claim.uid).or(stored.billed_from);

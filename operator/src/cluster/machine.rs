@@ -125,13 +125,17 @@ pub fn serve(
     port: u16,
 ) -> Option<Task> {
     let settings = &operator.settings;
-    let (_, served) = operator.memories.wants(&stored.claim.spec.owner.uid)?;
+    let known = operator.memories.wants(&stored.claim.spec.owner.uid);
+    // A new leader meets replicas that run before it has looked for the model itself.
+    let artifact = known
+        .map(|(_, served)| served.artifact.clone())
+        .or_else(|| service.status.as_ref()?.artifact.clone())?;
     let port = port.to_string();
     let argv = [
         settings.runtime.as_str(),
         "serve",
         "--artifact",
-        &served.artifact,
+        &artifact,
         "--store",
         &settings.store.uri,
         "--name",

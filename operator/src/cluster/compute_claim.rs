@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
+use kube::ResourceExt;
 use petaflop_arbiter::claim::Phase;
 use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
@@ -180,7 +181,7 @@ impl Pass<'_> {
             })
         });
         if !met {
-            return Ok(Again::After(SOON));
+            return Ok(Again::After(SOON.unsigned_abs()));
         }
         let enrolled = stored.agent_key.is_some();
         let charged = operator.book.charged_until(&stored.claim.uid).or(stored.billed_from);

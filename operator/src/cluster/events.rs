@@ -16,7 +16,7 @@ use petaflop_arbiter::reason::Reason;
 use petaflop_crds::compute_claim::{ComputeClaimPhase, ComputeClaimStatus};
 use petaflop_crds::compute_provider::ComputeProviderStatus;
 use petaflop_crds::shared::CostStatus;
-use petaflop_crds::{SpendBudgetStatus, TrainingJobStatus};
+use petaflop_crds::{InferenceServiceStatus, SpendBudgetStatus, TrainingJobStatus};
 use tokio::sync::mpsc;
 
 use crate::cluster::status::{is_true, shortened};
@@ -236,6 +236,35 @@ pub fn of_job(old: Option<&TrainingJobStatus>, new: &TrainingJobStatus) -> Vec<E
     if let (Some(condition), None) = (at_risk(conditions), at_risk(&old.conditions)) {
         events.extend(Event::said(condition));
     }
+    events
+}
+
+/// What there is to tell of a service whose status was `old` and is now `new`.
+pub fn of_service(
+    old: Option<&InferenceServiceStatus>,
+    new: &InferenceServiceStatus,
+) -> Vec<Event> {
+    let none = InferenceServiceStatus::default();
+    let old = old.unwrap_or(&none);
+    let change = Change { old: &old.conditions, new: &new.conditions };
+    let mut events = Vec::new();
+    let ready = change.began("Ready");
+    if let Some(condition) = ready.filter(|c| c.reason == Reason::ScaledToZero.as_str()) {
+        events.push(Event::happened(Happened::ScaledToZero, condition.message.clone()));
+    }
+    if let Some(condition) = change.began("Suspended") {
+        events.push(match condition.reason == Reason::BudgetExceeded.as_str() {
+            true => Event::warning(Reason::BudgetExceeded, condition.message.clone()),
+            false => Event::happened(Happened::Suspended, "its machines are gone"),
+        });
+    }
+    if change.ended("Suspended") {
+        events.push(Event::happened(Happened::Resumed, ""));
+    }
+    if new.interruptions > old.interruptions {
+        events.push(Event::warning(Reason::SpotInterrupted, "a replica's machine was lost"));
+    }
+    events.extend(change.began("Stalled").and_then(Event::said));
     events
 }
 

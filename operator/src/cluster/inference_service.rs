@@ -383,8 +383,12 @@ fn is_asleep(seen: &Seen, changed: bool) -> bool {
 
 fn suspended(seen: &Seen, next: &mut Next) {
     let (reason, why) = match seen.stopped_by_budget {
-        Some(budget) => (Reason::BudgetExceeded, format!("SpendBudget {budget} is exhausted")),
-        None => (Reason::Suspended, String::new()),
+        Some(budget) if !seen.service.spec.suspend => {
+            let goes_on = "goes on when its period ends or its limit is raised";
+            let why = format!("the limit of SpendBudget {budget} is reached; {goes_on}");
+            (Reason::BudgetExceeded, why)
+        }
+        _ => (Reason::Suspended, String::new()),
     };
     let gone = seen.replicas.is_empty();
     let status = &mut next.status;
@@ -400,8 +404,12 @@ fn suspended(seen: &Seen, next: &mut Next) {
         return;
     }
     conditions.set("Suspended", Is::True, reason, &why);
-    // kstatus: what was asked for has been done.
-    conditions.ready(reason, &why);
+    match reason {
+        // It goes on by itself.
+        Reason::BudgetExceeded => conditions.progressing(reason, &why),
+        // kstatus: what was asked for has been done.
+        _ => conditions.ready(reason, &why),
+    }
     status.phase = Some(Phase::Suspended);
     cost(seen, status);
 }

@@ -24,7 +24,7 @@ use crate::cluster::inference_service::{self, Failure, Model, Replica, Seen, Wan
 use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::Waits;
-use crate::cluster::{Operator, finalizer};
+use crate::cluster::{Operator, events, finalizer};
 
 /// How long agents that run have to say how they are, before they count as lost.
 const HEARD_WITHIN: Duration = Duration::from_secs(90);
@@ -156,7 +156,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
 
     // What was concluded must be durable before the claim that shows it goes.
     if !deleting && service.status.as_ref() != Some(&status) {
-        write(&api, object, status).await?;
+        write(operator, &api, object, status).await?;
     }
     for replica in &replicas {
         let spec = &replica.stored.claim.spec;
@@ -285,14 +285,19 @@ fn stalled(
 
 /// A compare-and-swap: a status is never written over one that we did not see.
 async fn write(
+    operator: &Operator,
     api: &Api<InferenceService>,
     mut service: InferenceService,
     status: InferenceServiceStatus,
 ) -> Result<(), Error> {
     let name = service.name_any();
+    let told = events::of_service(service.status.as_ref(), &status);
     service.status = Some(status);
     match api.replace_status(&name, &PostParams::default(), &service).await {
-        Ok(_) => Ok(()),
+        Ok(_) => {
+            operator.events.tell(&service, told);
+            Ok(())
+        }
         Err(error) if is_not_found(&error) => Ok(()),
         Err(error) => Err(Error::api("writing a service's status")(error)),
     }

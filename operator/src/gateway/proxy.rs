@@ -31,7 +31,7 @@ pub struct Gateway {
     replicas: Arc<Replicas>,
     said: watch::Receiver<Vec<Replica>>,
     hold: Hold,
-    may_hold: AtomicBool,
+    may_hold: watch::Sender<bool>,
     activity: Arc<Activity>,
     /// Bytes left for bodies that are kept.
     room: Arc<Semaphore>,
@@ -74,7 +74,7 @@ impl Gateway {
                 metrics.clone(),
             ),
             hold: Hold::new(config.hold_requests, metrics.held.clone()),
-            may_hold: AtomicBool::new(true),
+            may_hold: watch::Sender::new(true),
             activity: Arc::new(Activity::new(clock.clone())),
             room: Arc::new(Semaphore::new(config.replay_bytes_in_all.min(Semaphore::MAX_PERMITS))),
             said: replicas,
@@ -99,7 +99,7 @@ impl Gateway {
 
     /// Whether a request may wait while there is no replica. Not where none is going to come.
     pub fn may_hold(&self, may: bool) {
-        self.may_hold.store(may, Ordering::Relaxed);
+        self.may_hold.send_replace(may);
     }
 
     /// Names of replicas that get no more requests and have none left.
@@ -220,15 +220,30 @@ impl Gateway {
         if let Some(lease) = self.replicas.pick(&tries.endpoints, again) {
             return Ok(lease);
         }
-        if !self.may_hold.load(Ordering::Relaxed) && self.hold.wish().borrow().ready == 0 {
-            return Err(Refusal::Off);
-        }
         let _held = self.hold.enter().ok_or(Refusal::Full)?;
         let now = self.clock.boottime();
         let limit = self.config.hold_timeout;
         let left = (*tries.held.get_or_insert(now) + limit).saturating_sub(now);
         let wait = self.replicas.wait(&tries.endpoints, again);
-        self.clock.timeout(left, wait).await.ok_or(Refusal::NoReplica(limit.as_secs()))
+        tokio::select! {
+            biased;
+            lease = self.clock.timeout(left, wait) => {
+                lease.ok_or(Refusal::NoReplica(limit.as_secs()))
+            }
+            () = self.off() => Err(Refusal::Off),
+        }
+    }
+
+    /// Returns once there is no replica and none is going to come.
+    async fn off(&self) {
+        let (mut may_hold, mut wish) = (self.may_hold.subscribe(), self.hold.wish());
+        while *may_hold.borrow_and_update() || wish.borrow_and_update().ready > 0 {
+            // Both live as long as we do.
+            let _ = tokio::select! {
+                changed = may_hold.changed() => changed,
+                changed = wish.changed() => changed,
+            };
+        }
     }
 
     /// One try on one replica. An unused connection that turns out to be closed is no failure of

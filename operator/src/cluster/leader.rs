@@ -22,6 +22,8 @@ use crate::cluster::error::{Error, is_conflict};
 pub const LEASE: &str = "petaflop-operator";
 /// A Lease that was not renewed this long may be taken.
 pub const DURATION: Duration = Duration::from_secs(15);
+/// Whoever holds it may ask for longer, as [`Election::seize`] does; for more than this nobody.
+const LONGEST: Duration = Duration::from_secs(120);
 /// We stop to act this long before others may begin.
 const MARGIN: Duration = Duration::from_secs(5);
 /// Between two renewals, or two looks at somebody else's.
@@ -196,11 +198,8 @@ impl Election {
         let holder = spec.holder_identity.as_deref().unwrap_or("");
         let transitions = spec.lease_transitions.unwrap_or(0);
         let ours = holder == self.me;
-        let holds = spec
-            .lease_duration_seconds
-            .map(|s| Duration::from_secs(s.max(0).unsigned_abs().into()));
-        // Whoever holds it may ask for longer than we do; never for less.
-        let holds = holds.unwrap_or_default().max(DURATION);
+        let asked = spec.lease_duration_seconds.unwrap_or(0).max(0).unsigned_abs();
+        let holds = Duration::from_secs(asked.into()).clamp(DURATION, LONGEST);
         if !ours && !holder.is_empty() && began.saturating_sub(since) < holds {
             return Ok(None);
         }

@@ -21,7 +21,7 @@ use operator::is;
 use petaflop_crds::{ComputeClaim, TrainingJob};
 use petaflop_harness::eventually;
 use serde_json::{Value, json};
-use world::{SOON, World, conditions};
+use world::{SOON, World, conditions, said};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_offers_nodes_survives_a_kill_and_gives_its_lease_back() -> Result<()> {
@@ -59,6 +59,12 @@ async fn it_offers_nodes_survives_a_kill_and_gives_its_lease_back() -> Result<()
     program.stop(Duration::from_secs(30));
     let holder = world.holder().await.map_err(anyhow::Error::msg)?;
     ensure!(holder.is_none(), "{holder:?}");
+    let away = world.selftest()?;
+    ensure!(
+        !away.status.success() && said(&away).contains("see that the operator runs"),
+        "{}",
+        said(&away)
+    );
     world.nothing_refused().await?;
 
     // Each line is an object; those of a pass say which, by one id.

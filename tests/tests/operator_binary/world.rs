@@ -1,6 +1,7 @@
 //! A namespace, a node that KWOK pretends and a ComputeProvider of one test; the program with the
 //! rights that the chart gives it.
 
+use std::net::SocketAddr;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub(crate) struct World {
     pub(crate) test: &'static str,
     /// Namespaces that it works for.
     pub(crate) watched: Vec<String>,
+    /// Where the operator answers by HTTP.
+    http: SocketAddr,
     writes: Writes,
     folder: tempfile::TempDir,
 }
@@ -116,7 +119,8 @@ impl World {
         ensure!(NODES.contains(&test), "no node is called {test}");
         let folder = tempfile::tempdir()?;
         let writes = plane.writes().await?;
-        let world = Self { plane, client, namespace, test, watched, writes, folder };
+        let http = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let world = Self { http, plane, client, namespace, test, watched, writes, folder };
         roles(plane, world.namespace.name(), test, &world.watched)?;
         Ok(world)
     }
@@ -166,7 +170,7 @@ impl World {
             .arguments([
                 format!("--store-uri={}", self.uri("store")),
                 format!("--provider-labels=test={}", self.test),
-                "--http-address=127.0.0.1:0".to_owned(),
+                format!("--http-address={}", self.http),
             ])
             .arguments(["--agent-image=localhost/agent:1", "--runtime-image=localhost/runtime:1"])
             .argument("--leader-elect")
@@ -176,6 +180,15 @@ impl World {
             .environment("PETAFLOP_WATCH_NAMESPACES", self.watched.join(","))
             .environment("PETAFLOP_LOG", "info,petaflop_operator=debug");
         Ok(self.plane.run(self.test, launch)?)
+    }
+
+    /// What `helm test` runs, and whether it is content.
+    pub(crate) fn selftest(&self) -> Result<Output> {
+        Command::new(petaflop_tests::binary("petaflop")?)
+            .arg("selftest")
+            .env("PETAFLOP_URL", format!("http://{}", self.http))
+            .output()
+            .context("starting petaflop")
     }
 
     /// Another command of the program, as one of the chart's service accounts.

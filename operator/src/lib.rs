@@ -9,9 +9,11 @@
 //! |---|---|
 //! | [`act`] | one claim through the buying protocol: **the line that buys** is here |
 //! | [`claims`], [`ledger`] | what is durable: claims wherever they are stored; what they cost |
+//! | [`costs`] | what was spent |
 //! | [`status`] | what a running job says of itself |
 //! | [`models`] | published shapes, by name |
 //! | [`cluster`] | in a cluster: controllers over objects |
+//! | [`http`] | what the operator answers: health, metrics, the API |
 //! | [`gateway`] | what the clients of a service talk to; balances over its replicas |
 //! | [`embedded`] | without a cluster: `petaflop run` |
 //! | [`cli`] | the commands, one file each |
@@ -20,8 +22,10 @@ pub mod act;
 pub mod claims;
 pub mod cli;
 pub mod cluster;
+pub mod costs;
 pub mod embedded;
 pub mod gateway;
+pub mod http;
 pub mod ledger;
 pub mod models;
 pub mod status;

@@ -309,8 +309,7 @@ async fn a_machine_is_abandoned_only_by_its_exact_id() -> Result<()> {
     let rows = bench.cluster.rows().await?;
     let last = rows.last().context("rows")?;
     ensure!(last.kind == petaflop_arbiter::ledger::RowKind::Final, "{last:#?}");
-    let counted = &running.operator.counters.abandoned;
-    ensure!(counted.load(std::sync::atomic::Ordering::Relaxed) == 1);
+    ensure!(running.operator.metrics.instances_abandoned() == 1);
     let reasons = bench
         .until("it is told", async || {
             let events = bench.cluster.events(&name).await.map_err(|error| error.to_string())?;

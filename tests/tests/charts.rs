@@ -494,6 +494,7 @@ async fn people_and_operator_may_do_what_their_roles_say() -> Result<()> {
     for (user, verb, resource, namespace, expected) in [
         ("view", "list", "petaflop.dev/trainingjobs", "default", true),
         ("view", "get", "petaflop.dev/computeclaims/status", "default", true),
+        ("view", "get", "petaflop.dev/trainingjobs/log", "default", true),
         ("view", "create", "petaflop.dev/trainingjobs", "default", false),
         ("view", "list", "petaflop.dev/trainingjobs", "kube-system", false),
         ("edit", "create", "petaflop.dev/trainingjobs", "default", true),

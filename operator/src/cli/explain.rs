@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use jiff::Timestamp;
 use petaflop_arbiter::claim::Device;
-use petaflop_arbiter::decide::{Explained, explain};
+use petaflop_arbiter::decide::{Explained, Explanation, explain};
 use petaflop_arbiter::decision::CostBreakdown;
 use petaflop_arbiter::world::World;
 use petaflop_crds::manifest;
@@ -13,8 +13,13 @@ use super::{Code, Failure, Outcome, plan, print, print_json, show};
 use crate::embedded::home::{Home, HomeError};
 
 #[derive(clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["file", "world"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["name", "file", "world"])))]
 pub(crate) struct Args {
+    /// In a cluster: a job or service of it, `trainingjob/name` or `inferenceservice/name`
+    pub(super) name: Option<String>,
+    /// Its namespace
+    #[arg(short, long, requires = "name")]
+    pub(super) namespace: Option<String>,
     /// The manifest; `-` is standard input
     #[arg(short, long, value_name = "FILE")]
     file: Option<PathBuf>,
@@ -62,10 +67,19 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
             let world = plan::world_for(&home, workload, Timestamp::now())?;
             (world, id, Timestamp::now())
         }
-        (None, None) => return Err(Failure::bad_input("give --file or --world")),
+        (None, None) => {
+            return Err(Failure::bad_input(
+                "a name is one of a cluster: give --cluster; here, --file or --world",
+            ));
+        }
     };
     let explanation = explain(&world, now, &workload)
         .ok_or_else(|| Failure::failed("the world does not hold the workload"))?;
+    show_explanation(args, &explanation)
+}
+
+/// Prints what is asked for of it.
+pub(super) fn show_explanation(args: &Args, explanation: &Explanation) -> Outcome {
     if let Some(id) = &args.offer {
         let one = explanation.offers.iter().find(|one| one.offer.id.0 == *id).ok_or_else(|| {
             Failure::bad_input(format!("there is no offer {id:?}; `petaflop offers` lists them"))
@@ -78,7 +92,7 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
         return Ok(Code::Done);
     }
     if args.json {
-        print_json(&explanation)?;
+        print_json(explanation)?;
         return Ok(Code::Done);
     }
     print(show::decision(&explanation.decision))?;

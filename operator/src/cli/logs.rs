@@ -12,13 +12,13 @@ use crate::embedded::job::Folder;
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// `name`, `trainingjob/name` or `inferenceservice/name`
-    name: String,
+    pub(super) name: String,
     /// Its namespace
     #[arg(short, long)]
-    namespace: Option<String>,
+    pub(super) namespace: Option<String>,
     /// Go on until it is over
     #[arg(short, long)]
-    follow: bool,
+    pub(super) follow: bool,
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {

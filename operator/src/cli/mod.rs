@@ -12,6 +12,7 @@ use crate::embedded::home::{Home, HomeError};
 mod artifacts;
 mod attach;
 mod audit;
+mod cluster;
 mod costs;
 mod crds;
 mod explain;
@@ -56,6 +57,8 @@ struct Cli {
     /// Folder of this installation's state [default: $PETAFLOP_HOME, else the XDG data folder]
     #[arg(long, global = true, value_name = "FOLDER")]
     home: Option<PathBuf>,
+    #[command(flatten)]
+    cluster: cluster::Args,
     #[command(subcommand)]
     command: Command,
 }
@@ -169,7 +172,10 @@ pub fn main() -> ExitCode {
             None => Home::open(&Home::default_root()?),
         }
     };
-    let outcome = dispatch(cli.command, open);
+    let outcome = match cli.cluster.is_meant() {
+        true => cluster::dispatch(&cli.cluster, &cli.command),
+        false => dispatch(cli.command, open),
+    };
     let code = outcome.map(|code| code as u8).unwrap_or_else(|Failure { code, message }| {
         let known = message.starts_with("error:") || message.contains("\nerror:");
         let prefix = if known { "" } else { "error: " };

@@ -3,6 +3,7 @@
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Capacity, Offer};
 
+use super::cluster::Namespaces;
 use super::{Code, Outcome, print, print_json, say, show};
 use crate::embedded::config::Config;
 use crate::embedded::home::Home;
@@ -25,6 +26,8 @@ pub(crate) struct Args {
     /// Only what can be taken
     #[arg(long)]
     buyable: bool,
+    #[command(flatten)]
+    pub(super) namespaces: Namespaces,
     /// Show only the first ones
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -35,7 +38,8 @@ pub(crate) struct Args {
 
 impl Args {
     fn takes(&self, offer: &Offer) -> bool {
-        let Self { gpu, spot, max_price, provider, buyable, limit: _, json: _ } = self;
+        let Self { gpu, spot, max_price, provider, buyable, namespaces: _, limit: _, json: _ } =
+            self;
         gpu.as_ref().is_none_or(|gpu| has_gpu(offer, gpu))
             && (!spot || offer.capacity == Capacity::Spot)
             && max_price.is_none_or(|limit| offer.price <= limit)
@@ -54,10 +58,15 @@ fn has_gpu(offer: &Offer, name: &str) -> bool {
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let runtime = crate::embedded::runtime::find()?;
     let providers = Providers::of(home, &Config::read(home)?, runtime)?;
-    let (mut offers, errors) = super::waiting()?.block_on(providers.offers());
+    let (offers, errors) = super::waiting()?.block_on(providers.offers());
     for error in errors {
         say(format_args!("left out: {error}"));
     }
+    show_offers(args, offers)
+}
+
+/// Prints those that are asked for.
+pub(super) fn show_offers(args: &Args, mut offers: Vec<Offer>) -> Outcome {
     offers.retain(|offer| args.takes(offer));
     offers.sort_by(|a, b| (a.price, &a.id).cmp(&(b.price, &b.id)));
     if let Some(limit) = args.limit {

@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::cluster::Namespaces;
 use super::{Code, Outcome, print, print_json, say, show};
 use crate::embedded::home::Home;
 use crate::embedded::job::{Folder, Phase, Status};
@@ -11,10 +12,12 @@ use crate::embedded::job::{Folder, Phase, Status};
 pub(crate) struct Args {
     /// What is over, too
     #[arg(short, long)]
-    all: bool,
+    pub(super) all: bool,
+    #[command(flatten)]
+    pub(super) namespaces: Namespaces,
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 #[derive(Serialize)]
@@ -40,7 +43,8 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let mut rows = Vec::new();
     for folder in Folder::all(home)? {
         let status = folder.status()?;
-        if status.phase.is_over() && !args.all {
+        let other = args.namespaces.namespace.as_ref().is_some_and(|one| *one != folder.namespace);
+        if other || status.phase.is_over() && !args.all {
             continue;
         }
         let Some(admission) = folder.admission()? else {

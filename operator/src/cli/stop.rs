@@ -13,16 +13,16 @@ use crate::embedded::sweep::{Mass, sweep};
 pub(crate) struct Args {
     /// `name`, `trainingjob/name` or `inferenceservice/name`; a bare name stands for both
     #[arg(required_unless_present = "unclaimed")]
-    names: Vec<String>,
+    pub(super) names: Vec<String>,
     /// Their namespace
     #[arg(short, long)]
-    namespace: Option<String>,
+    pub(super) namespace: Option<String>,
     /// End every machine of this installation that no claim wants, however many they are
     #[arg(long)]
-    unclaimed: bool,
+    pub(super) unclaimed: bool,
     /// Print one JSON object
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {

@@ -7,6 +7,22 @@ use super::Failure;
 use crate::embedded::home::Home;
 use crate::embedded::job::{DEFAULT_NAMESPACE, Folder};
 
+/// The kinds that a name may be of, and the name itself; a bare name stands for both kinds.
+pub(crate) fn parse(text: &str) -> Result<(&'static [OwnerKind], &str), Failure> {
+    match text.split_once('/') {
+        Some(("trj" | "trainingjob" | "trainingjobs" | "job", name)) => {
+            Ok((&[OwnerKind::TrainingJob], name))
+        }
+        Some(("infs" | "inferenceservice" | "inferenceservices" | "service", name)) => {
+            Ok((&[OwnerKind::InferenceService], name))
+        }
+        Some((kind, _)) => Err(Failure::bad_input(format!(
+            "{text}: expected trainingjob/<name> or inferenceservice/<name>, found the kind {kind:?}"
+        ))),
+        None => Ok((&[OwnerKind::TrainingJob, OwnerKind::InferenceService], text)),
+    }
+}
+
 /// The objects that a name stands for; a bare name stands for both kinds.
 pub(crate) fn find(
     home: &Home,
@@ -14,20 +30,7 @@ pub(crate) fn find(
     text: &str,
 ) -> Result<Vec<Folder>, Failure> {
     let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
-    let (kinds, name): (&[OwnerKind], &str) = match text.split_once('/') {
-        Some(("trj" | "trainingjob" | "trainingjobs" | "job", name)) => {
-            (&[OwnerKind::TrainingJob], name)
-        }
-        Some(("infs" | "inferenceservice" | "inferenceservices" | "service", name)) => {
-            (&[OwnerKind::InferenceService], name)
-        }
-        Some((kind, _)) => {
-            return Err(Failure::bad_input(format!(
-                "{text}: expected trainingjob/<name> or inferenceservice/<name>, found the kind {kind:?}"
-            )));
-        }
-        None => (&[OwnerKind::TrainingJob, OwnerKind::InferenceService], text),
-    };
+    let (kinds, name) = parse(text)?;
     let all = Folder::all(home)?;
     let found: Vec<Folder> = all
         .iter()

@@ -3,8 +3,6 @@
 //! of it. It must repeat the machine's id exactly; then the ledger is closed, and the claim goes.
 //! Should the machine be there after all, the sweep ends it once its provider answers.
 
-use std::sync::atomic::Ordering;
-
 use kube::ResourceExt;
 use petaflop_arbiter::claim::Phase;
 use petaflop_arbiter::reason::Reason;
@@ -83,7 +81,7 @@ pub async fn act(
         operator.book.refresh(&operator.ledger, claim).await?;
     }
     operator.claims.release(stored).await?;
-    operator.counters.abandoned.fetch_add(1, Ordering::Relaxed);
+    operator.metrics.instance_abandoned();
     let note = format!("{instance} was given up by hand; nobody knows whether it is gone");
     operator.events.tell(object, [Event::happened(Happened::InstanceAbandoned, note)]);
     operator.agents.forget(&name_of(object));

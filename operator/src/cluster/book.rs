@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use petaflop_arbiter::claim::{Claim, Phase};
 use petaflop_arbiter::ledger::{Row, RowKind};
 use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::offer::Capacity;
 
 use crate::claims::StoredClaim;
 use crate::ledger::{self, Ledger};
@@ -37,6 +38,23 @@ struct Sums {
     namespaces: HashMap<String, Hours>,
     /// By namespace and name.
     budgets: HashMap<(String, String), Hours>,
+    /// Of all time, without what was corrected downward.
+    bought: HashMap<Bought, Usd>,
+}
+
+/// What was paid for, by what metrics tell apart.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Bought {
+    /// Of whoever asked.
+    pub namespace: String,
+    /// Who sold it.
+    pub provider: String,
+    /// Region, or empty.
+    pub region: String,
+    /// Machine type.
+    pub instance_type: String,
+    /// How it was held.
+    pub capacity: Capacity,
 }
 
 /// What is booked for a claim.
@@ -143,6 +161,11 @@ impl Book {
             .fold(named, Usd::saturating_add)
     }
 
+    /// All that was ever paid. No sum ever falls: corrections downward are left out.
+    pub fn bought(&self) -> HashMap<Bought, Usd> {
+        self.lock().bought.clone()
+    }
+
     fn lock(&self) -> MutexGuard<'_, Sums> {
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -166,6 +189,16 @@ impl Sums {
         let hour = row.from.as_second().div_euclid(HOUR_SECONDS);
         let plus = |sum: &mut Usd| *sum = sum.saturating_add(row.amount);
         plus(&mut claim.amount);
+        if row.amount > Usd::ZERO {
+            let bought = Bought {
+                namespace: row.namespace.clone(),
+                provider: row.provider.clone(),
+                region: row.region.clone(),
+                instance_type: row.instance_type.clone(),
+                capacity: row.capacity,
+            };
+            plus(self.bought.entry(bought).or_default());
+        }
         let workload = self.workloads.entry(row.job_uid.clone()).or_default();
         plus(&mut workload.amount);
         plus(workload.parts.entry((hour, row.budgets.clone().into())).or_default());

@@ -94,7 +94,10 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     }
     // What was concluded must be durable before the claim that shows it goes.
     if !deleting && job.status.as_ref() != Some(&status) {
+        let before = job.status.as_ref().map_or(0, |status| status.interruptions);
+        let lost = status.interruptions.saturating_sub(before);
         write(operator, &api, job.clone(), status).await?;
+        operator.metrics.interrupted(lost);
     }
     end_claims(operator, &claims, &next).await?;
     if next.delete {

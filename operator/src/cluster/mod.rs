@@ -21,8 +21,9 @@
 //! | [`book`] | what was spent, in memory |
 //! | [`sweep`] | machines no claim wants, claims whose machine is gone |
 //! | [`trace`] | which log lines belong together |
+//! | [`metrics`], [`health`] | what is counted; what the probes ask |
 //! | [`status`], [`finalizer`], [`error`] | conditions; holding objects; what can go wrong and when to try again |
-//! | [`events`], [`counters`] | what people are told when something changes; what metrics are told |
+//! | [`events`] | what people are told when something changes |
 //! | [`abandon`] | giving a machine up by hand |
 //! | [`probe`], [`schema`] | whether the cluster is fit |
 //! | [`make`] | providers as their objects describe them |
@@ -39,19 +40,20 @@ pub mod claim_status;
 pub mod claims;
 pub mod compute_claim;
 pub mod compute_provider;
-pub mod counters;
 pub mod error;
 pub mod events;
 pub mod finalizer;
 pub mod gateway_objects;
 pub mod gateways;
 pub mod guard;
+pub mod health;
 pub mod inference_service;
 pub mod installation;
 pub mod jobs;
 pub mod leader;
 pub mod machine;
 pub mod make;
+pub mod metrics;
 pub mod operate;
 pub mod owner;
 pub mod placement;
@@ -95,8 +97,10 @@ use admit::Admissions;
 use agents::Agents;
 use book::Book;
 use claims::ObjectClaims;
+use health::Health;
 use installation::Installation;
 use leader::Leadership;
+use metrics::Metrics;
 use placement::Placement;
 use providers::Registry;
 use queue::Queue;
@@ -157,12 +161,14 @@ pub struct Operator {
     pub gateways: gateways::Gateways,
     /// The placement pass.
     pub placement: Placement,
+    /// What happened, counted.
+    pub metrics: Metrics,
+    /// How far this process is.
+    pub health: Health,
     /// Uids of workloads that wait for a machine.
     pub waiting: Waiting,
     /// What people are told.
     pub events: events::Events,
-    /// What is counted.
-    pub counters: counters::Counters,
     /// Claims whose machine may be gone.
     pub suspects: Shared<Name>,
     jobs: Store<TrainingJob>,

@@ -1,6 +1,7 @@
 //! Starting the operator: caches first, then the election, and whoever leads works until it no
 //! longer does. A new leader reads the claims by quorum and the ledger before it places anything.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ use crate::cluster::gateway_objects::GATEWAY_LABEL;
 use crate::cluster::gateways::Gateways;
 use crate::cluster::installation::Installation;
 use crate::cluster::leader::{Election, Leadership};
+use crate::cluster::metrics::{Controller, Metrics, Outcome};
 use crate::cluster::providers::{MakeProvider, Registry};
 use crate::cluster::queue::{Again, Queue};
 use crate::cluster::settings::Settings;
@@ -35,6 +37,7 @@ use crate::cluster::watches::{
 use crate::cluster::{
     Handle, Operator, budgets, compute_claim, compute_provider, jobs, placement, services, sweep,
 };
+use crate::http;
 use crate::ledger::Ledger;
 
 /// Objects of one kind that are worked on at once.
@@ -69,6 +72,14 @@ pub enum StartError {
     /// It cannot talk to agents.
     #[error("no HTTP client can be made: {0}")]
     Http(#[from] reqwest::Error),
+    /// Nothing can be served.
+    #[error("--http-address {address}: {source}")]
+    Address {
+        /// Where.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
 }
 
 /// A started operator. Dropping it stops everything at once, as a crash would.
@@ -77,6 +88,8 @@ pub struct Running {
     pub operator: Arc<Operator>,
     /// The queues, for whoever waits until nothing is left to do.
     pub queues: Queues,
+    /// Where it answers by HTTP.
+    pub http: SocketAddr,
     tasks: JoinSet<()>,
     /// Who holds the Lease, where there is an election.
     me: Option<String>,
@@ -120,6 +133,20 @@ impl Queues {
     }
 }
 
+impl Queues {
+    /// How many objects wait for their turn, by whose turn it is.
+    pub fn depths(&self) -> [(Controller, usize); 5] {
+        let Self { jobs, services, claims, providers, budgets } = self;
+        [
+            (Controller::TrainingJob, jobs.depth()),
+            (Controller::InferenceService, services.depth()),
+            (Controller::ComputeClaim, claims.depth()),
+            (Controller::ComputeProvider, providers.depth()),
+            (Controller::SpendBudget, budgets.depth()),
+        ]
+    }
+}
+
 impl Running {
     /// Works until it is dropped, or a task of it ends, which none does by itself.
     pub async fn wait(&mut self) {
@@ -129,6 +156,7 @@ impl Running {
     /// Ends in order: nothing new is begun, what is under way is given some seconds, and the Lease
     /// is given back only when nothing acts any more.
     pub async fn stop(mut self) {
+        self.operator.health.drain();
         self.queues.close();
         let clock = &self.operator.clock;
         if clock.timeout(LAST_TURNS, self.queues.idle(clock)).await.is_none() {
@@ -152,6 +180,12 @@ impl Running {
 /// What is missing in the cluster, in words.
 pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartError> {
     let Parts { client, clock, ledger, make } = parts;
+    let address = settings.http_address;
+    let listener = http::listen(address)
+        .await
+        .and_then(|listener| Ok((listener.local_addr()?, listener)))
+        .map_err(|source| StartError::Address { address, source });
+    let (bound, listener) = listener?;
     let installation = Arc::new(Installation::of(&client, &settings.namespace).await?);
     let mut tasks = JoinSet::new();
     let me =
@@ -193,6 +227,7 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
     tasks.spawn(sending);
     let root = installation.clone();
     let leads = leadership.clone();
+    let metrics = Metrics::new(clock.clone());
     let operator = Arc::new(Operator {
         claims: ObjectClaims::new(
             client.clone(),
@@ -202,9 +237,10 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
             events.clone(),
         ),
         events,
-        counters: Default::default(),
         agents: Agents::new(clock.clone())?,
-        providers: Registry::new(make),
+        providers: Registry::new(make, metrics.clone()),
+        metrics,
+        health: Default::default(),
         book: Default::default(),
         admissions: Default::default(),
         secrets: Default::default(),
@@ -282,6 +318,7 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
         on_budget(handle.clone(), operator.placement.clone()),
     )));
     tasks.spawn(follow_claims(Part::each(&client, namespaces), table, handle, claims_ready));
+    tasks.spawn(http::serve(operator.clone(), queues.clone(), listener));
     let (leader, shared) = (operator.clone(), queues.clone());
     tasks.spawn(async move {
         for mut watch in ready {
@@ -289,9 +326,10 @@ pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartErr
             let _ = watch.wait_for(|ready| *ready).await;
         }
         let _ = claims_seen.wait_for(|ready| *ready).await;
+        leader.health.filled();
         lead(leader, shared).await;
     });
-    Ok(Running { operator, queues, tasks, me })
+    Ok(Running { operator, queues, http: bound, tasks, me })
 }
 
 /// What belongs to gateways, of a kind.
@@ -330,6 +368,7 @@ async fn lead(operator: Arc<Operator>, queues: Queues) {
             () = work(operator.clone(), queues.clone()) => {}
             () = operator.leadership.lost() => tracing::warn!("no longer leading"),
         }
+        operator.health.begun(false);
         operator.agents.forget_all();
         operator.gateways.forget_all();
         operator.memories.clear();
@@ -343,6 +382,7 @@ async fn work(operator: Arc<Operator>, queues: Queues) {
         tracing::warn!(%error, "cannot begin yet");
         operator.clock.sleep(Duration::from_secs(2)).await;
     }
+    operator.health.begun(true);
     for job in operator.jobs() {
         use kube::ResourceExt;
         queues.jobs.add((job.namespace().unwrap_or_default(), job.name_any()));
@@ -361,19 +401,19 @@ async fn work(operator: Arc<Operator>, queues: Queues) {
     }
     let Queues { jobs, services, claims, providers, budgets } = queues;
     tokio::join!(
-        turns("TrainingJob", &operator, &jobs, |operator, name| async move {
+        turns(Controller::TrainingJob, &operator, &jobs, |operator, name| async move {
             jobs::reconcile(&operator, &name).await
         }),
-        turns("InferenceService", &operator, &services, |operator, name| async move {
+        turns(Controller::InferenceService, &operator, &services, |operator, name| async move {
             services::reconcile(&operator, &name).await
         }),
-        turns("ComputeClaim", &operator, &claims, |operator, name| async move {
+        turns(Controller::ComputeClaim, &operator, &claims, |operator, name| async move {
             compute_claim::reconcile(&operator, &name).await
         }),
-        turns("ComputeProvider", &operator, &providers, |operator, name| async move {
+        turns(Controller::ComputeProvider, &operator, &providers, |operator, name| async move {
             compute_provider::reconcile(&operator, &name).await
         }),
-        turns("SpendBudget", &operator, &budgets, |operator, name| async move {
+        turns(Controller::SpendBudget, &operator, &budgets, |operator, name| async move {
             budgets::reconcile(&operator, &name).await
         }),
         placements(&operator),
@@ -397,7 +437,7 @@ async fn begin(operator: &Operator) -> Result<(), Error> {
 
 /// Works on keys, a bounded number at once, until it is dropped.
 async fn turns<K, F>(
-    kind: &'static str,
+    controller: Controller,
     operator: &Arc<Operator>,
     queue: &Queue<K>,
     reconcile: impl Fn(Arc<Operator>, K) -> F + Copy,
@@ -408,10 +448,12 @@ async fn turns<K, F>(
     let one = || async {
         loop {
             let key = queue.next().await;
-            let span = trace::reconcile(kind, &key);
+            let span = trace::reconcile(controller.as_str(), &key);
+            let pass = operator.metrics.begin(controller);
             let turn = std::panic::AssertUnwindSafe(reconcile(operator.clone(), key.clone()));
             // One poisoned object must not take the others with it.
             let turn = turn.catch_unwind().instrument(span.clone()).await;
+            pass.end(turn.as_ref().map_or(Outcome::Panicked, Outcome::of));
             let again = span.in_scope(|| match turn {
                 Ok(Ok(again)) => again,
                 Ok(Err(error)) => {
@@ -442,7 +484,10 @@ async fn placements(operator: &Operator) {
             () = operator.placement.asked(operator) => {}
             () = operator.clock.sleep(again) => {}
         }
-        again = match placement::pass(operator).instrument(trace::pass("placement")).await {
+        let pass = operator.metrics.begin(Controller::Placement);
+        let result = placement::pass(operator).instrument(trace::pass("placement")).await;
+        pass.end(Outcome::of(&result));
+        again = match result {
             Ok(again) => again.unwrap_or(PLACE_AGAIN).max(Duration::from_millis(100)),
             Err(error) => {
                 tracing::warn!(%error, reason = %error.reason(), "placement");
@@ -460,8 +505,11 @@ async fn sweeps(operator: &Operator) {
         rounds = rounds.saturating_add(1);
         for (name, known) in operator.providers.all() {
             let Ok(provider) = known.provider else { continue };
+            let pass = operator.metrics.begin(Controller::Sweep);
             let round = sweep::round(operator, provider.as_ref());
-            match round.instrument(trace::pass("sweep")).await {
+            let result = round.instrument(trace::pass("sweep")).await;
+            pass.end(Outcome::of(&result));
+            match result {
                 Ok(swept) if swept != sweep::Swept::default() => {
                     tracing::warn!(provider = %name, ?swept, "swept");
                 }

@@ -123,7 +123,10 @@ impl Placement {
 pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     let now = operator.clock.now();
     let Looked { world, mut said, generations } = world(operator, now);
+    let began = operator.clock.boottime();
     let plan = decide(&world, now);
+    let took = operator.clock.boottime().saturating_sub(began);
+    operator.metrics.decided(&plan.decisions, took);
     let mut writes = Vec::new();
     for action in plan.actions {
         match action {

@@ -15,6 +15,8 @@ use petaflop_crds::ComputeProvider;
 use petaflop_crds::compute_provider::ProviderFacts;
 use petaflop_providers::{Provider, ProviderError};
 
+use crate::cluster::metrics::Metrics;
+
 /// Makes providers from their objects. Tests make fakes.
 pub trait MakeProvider: Send + Sync {
     /// The provider of an object.
@@ -54,6 +56,7 @@ impl std::fmt::Debug for Known {
 #[derive(Clone)]
 pub struct Registry {
     make: Arc<dyn MakeProvider>,
+    metrics: Metrics,
     inner: Arc<Mutex<Inner>>,
 }
 
@@ -67,8 +70,8 @@ struct Inner {
 
 impl Registry {
     /// An empty one.
-    pub fn new(make: Arc<dyn MakeProvider>) -> Self {
-        Self { make, inner: Arc::default() }
+    pub fn new(make: Arc<dyn MakeProvider>, metrics: Metrics) -> Self {
+        Self { make, metrics, inner: Arc::default() }
     }
 
     /// Takes an object over. A changed spec makes a new provider; what it offered before is void.
@@ -80,7 +83,7 @@ impl Registry {
             known.object = object;
             return;
         }
-        let provider = self.make.make(&object);
+        let provider = self.make.make(&object).map(|provider| self.metrics.counted(provider));
         let known = Known {
             object,
             trouble: provider.as_ref().err().cloned(),

@@ -6,7 +6,6 @@
 //! nothing. Young machines are left alone for longer than a list may lag behind.
 
 use std::collections::HashSet;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -73,10 +72,10 @@ async fn orphans(
             continue;
         }
         provider.terminate(&instance.id).await.map_err(ActError::from)?;
+        operator.metrics.orphan_terminated(provider.name());
         swept.orphans.push(instance.id.to_string());
         let row = book(&operator.ledger, instance, now).await?;
         row.iter().for_each(|row| operator.book.add(row));
-        operator.counters.orphans.fetch_add(1, Ordering::Relaxed);
         if let (Some(identity), Some(object)) =
             (&instance.identity, operator.provider_object(provider.name()))
         {

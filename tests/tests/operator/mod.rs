@@ -121,10 +121,26 @@ impl Cluster {
 
     /// The operator with somebody's rights.
     pub(crate) async fn operator_as(&self, access: &Access) -> Result<Running> {
+        self.start_operator(access, |_| {}).await
+    }
+
+    /// The operator with other settings.
+    pub(crate) async fn operator_with(
+        &self,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<Running> {
+        self.start_operator(self.plane.admin(), change).await
+    }
+
+    async fn start_operator(
+        &self,
+        access: &Access,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<Running> {
         let ledger = self.ledger()?;
         let mut config = access.config().await?;
         config.default_retry = false;
-        let settings = Settings {
+        let mut settings = Settings {
             namespace: self.namespace.clone(),
             replica: "test".into(),
             watch_namespaces: vec![self.namespace.clone()],
@@ -141,6 +157,7 @@ impl Cluster {
             secret_reader: "petaflop-secret-reader".into(),
             leader_elect: false,
         };
+        change(&mut settings);
         let parts = Parts {
             client: Client::try_from(config)?,
             clock: self.clock.clone(),

@@ -154,7 +154,9 @@ impl Tail {
     fn is_there(&self) -> bool {
         match self.kind {
             OwnerKind::TrainingJob => self.operator.job(&self.namespace, &self.name).is_some(),
-            OwnerKind::InferenceService => true,
+            OwnerKind::InferenceService => {
+                self.operator.service(&self.namespace, &self.name).is_some()
+            }
         }
     }
 
@@ -170,7 +172,7 @@ impl Tail {
                 .operator
                 .job(&self.namespace, &self.name)
                 .is_none_or(|job| job.status.as_ref().is_some_and(training_job::is_over)),
-            OwnerKind::InferenceService => false,
+            OwnerKind::InferenceService => !self.is_there(),
         };
         ended && !works
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::{FrozenRequest, Identity, Phase, Refusal};
 use petaflop_arbiter::launch::{
@@ -20,6 +20,9 @@ use crate::ledger::{self, Ledger};
 
 /// Steps of one drive; a claim that needs more is looked at again in the next.
 const MOST_STEPS: u32 = 64;
+
+/// A claim that was booked longer ago than this was watched by nobody meanwhile.
+const UNWATCHED: SignedDuration = SignedDuration::from_mins(10);
 
 /// Why a claim could not be driven on.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +166,15 @@ impl Actor<'_> {
                     seen = Observation::new(self.clock.now(), wanted);
                 }
                 Step::Terminate { instance } => {
-                    self.provider.terminate(&InstanceId(instance)).await?;
+                    let id = InstanceId(instance);
+                    let surplus = self.surplus(&stored, &id).await?;
+                    if let Some(surplus) = &surplus {
+                        self.account_surplus(&stored, surplus, false).await?;
+                    }
+                    self.provider.terminate(&id).await?;
+                    if let Some(surplus) = &surplus {
+                        self.account_surplus(&stored, surplus, true).await?;
+                    }
                     seen.terminate_sent = true;
                 }
                 Step::CloseLedger => {
@@ -230,8 +241,7 @@ impl Actor<'_> {
         until: Option<Timestamp>,
         last: bool,
     ) -> Result<Usd, ActError> {
-        // A row in between goes to now, whatever the provider would say.
-        let instance = match until.is_none() && (last || stored.billed_from.is_none()) {
+        let mut instance = match until.is_none() && (last || stored.billed_from.is_none()) {
             true => self.instance(stored).await?,
             false => None,
         };
@@ -240,12 +250,54 @@ impl Actor<'_> {
         let Some(began) = began else {
             return Ok(stored.claim.spent);
         };
-        let ended = instance.and_then(|i| i.ended);
-        let until = until.or(ended).unwrap_or_else(|| self.clock.now());
         let claim = &stored.claim;
         let mut rows = self.ledger.claim(&claim.spec, &claim.uid, began).await?;
         rows.budgets.clone_from(&self.budgets);
+        // A row in between goes to now, whatever the provider would say; unless nobody looked for so
+        // long that the machine may have ended meanwhile. Then its last row says when.
+        let booked = rows.rows.last().map_or(began, |row| row.to);
+        if !last && until.is_none() && self.clock.now().duration_since(booked) > UNWATCHED {
+            instance = self.instance(stored).await?;
+            if !instance.as_ref().is_some_and(|i| i.state.may_bill()) {
+                return Ok(rows.total().map_err(ledger::Error::from)?);
+            }
+        }
+        let ended = instance.and_then(|i| i.ended);
+        let until = until.or(ended).unwrap_or_else(|| self.clock.now());
         Ok(self.ledger.bring_up(&mut rows, until, last).await?)
+    }
+
+    /// A machine that the claim has beside its own, or after it was given up for lost.
+    async fn surplus(
+        &self,
+        stored: &StoredClaim,
+        id: &InstanceId,
+    ) -> Result<Option<Instance>, ActError> {
+        let own = match &stored.claim.phase {
+            Phase::Launched { instance, .. } => Some(instance),
+            Phase::Ending { instance, .. } => instance.as_ref(),
+            _ => None,
+        };
+        match own == Some(&id.0) {
+            true => Ok(None),
+            false => Ok(self.provider.get(id).await?),
+        }
+    }
+
+    /// What a surplus machine cost, in a ledger of its own beside the claim's: once before it is
+    /// ended, for a provider may forget it with its end, and once after.
+    async fn account_surplus(
+        &self,
+        stored: &StoredClaim,
+        surplus: &Instance,
+        last: bool,
+    ) -> Result<(), ActError> {
+        let Some(began) = surplus.started else { return Ok(()) };
+        let claim = &stored.claim;
+        let uid = format!("{}.{}", claim.uid, surplus.id);
+        let mut rows = self.ledger.claim(&claim.spec, &uid, began).await?;
+        self.ledger.bring_up(&mut rows, self.clock.now(), last).await?;
+        Ok(())
     }
 
     async fn look(&self, stored: &StoredClaim) -> Listing {

@@ -108,6 +108,8 @@ impl Election {
     /// Never ends by itself.
     pub async fn run(mut self) {
         loop {
+            // Counted from its begin: on a slow server two rounds must fit into what one gives.
+            let next = self.clock.boottime() + RENEW;
             // A request that hangs must not outlive what it would renew.
             let attempt = self.clock.clone().timeout(DURATION - MARGIN, self.attempt()).await;
             match attempt {
@@ -125,7 +127,7 @@ impl Election {
                     }
                 }
             }
-            self.clock.sleep(RENEW).await;
+            self.clock.sleep_until(next).await;
         }
     }
 

@@ -1,11 +1,11 @@
-//! The two-way sweep: machines no claim wants, and claims whose machine is gone.
+//! The two-way sweep: machines no claim wants, and claims whose machine is gone, or one of several.
 //!
 //! The provider is listed **first**, and only then is each machine's claim asked for, at the API
 //! server itself: a claim made meanwhile is found. A machine is an orphan only if the server says
 //! that its claim does not exist or is another; an error, a refusal or a partial list proves
 //! nothing. Young machines are left alone for longer than a list may lag behind.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -40,6 +40,8 @@ pub struct Swept {
     pub spared: Vec<String>,
     /// Claims whose machine was not seen.
     pub missing: Vec<Name>,
+    /// Claims with more than one machine: a launch that was given up for lost showed after all.
+    pub doubled: Vec<Name>,
 }
 
 /// One round at one provider.
@@ -151,23 +153,28 @@ fn missing(operator: &Operator, provider: &dyn Provider, listing: &Listing, swep
     let settle = provider.capabilities().launch_safety.settle_seconds;
     let grace = SignedDuration::from_secs(i64::from(settle));
     let now = operator.clock.now();
-    let there: HashSet<&str> = listing
-        .instances
-        .iter()
-        .filter(|seen| seen.state.may_bill())
-        .map(|seen| seen.id.0.as_str())
-        .collect();
+    let bills = || listing.instances.iter().filter(|seen| seen.state.may_bill());
+    let there: HashSet<&str> = bills().map(|seen| seen.id.0.as_str()).collect();
+    let mut machines: HashMap<&str, u32> = HashMap::new();
+    for identity in bills().filter_map(|seen| seen.identity.as_ref()) {
+        *machines.entry(&identity.claim_uid).or_default() += 1;
+    }
     for stored in operator.table.of_provider(provider.name()) {
         let spec = &stored.claim.spec;
         let Phase::Launched { instance, at } = &stored.claim.phase else { continue };
         if now.duration_since(*at) < grace {
             continue;
         }
-        if !there.contains(instance.as_str()) {
+        let gone = !there.contains(instance.as_str());
+        let doubled = machines.get(stored.claim.uid.as_str()).is_some_and(|count| *count > 1);
+        if gone || doubled {
             let name = (spec.owner.namespace.clone(), spec.name.clone());
             operator.suspects.insert(name.clone());
             operator.claim_changed(&name);
-            swept.missing.push(name);
+            match gone {
+                true => swept.missing.push(name),
+                false => swept.doubled.push(name),
+            }
         }
     }
 }

@@ -368,7 +368,10 @@ fn works(seen: &Seen, stored: &StoredClaim, next: &mut Next) {
         status.placement.as_ref().and_then(|p| p.claim.as_ref()) != placement.claim.as_ref();
     let settled = (settled > 0).then_some(settled);
     status.placement = Some(PlacementStatus { settled, ..placement });
-    let running = stored.agent_key.is_some() && seen.run.is_some_and(|run| run.started);
+    // An operator that has just begun has not asked the agent yet: what was written still holds.
+    let ran = is_true(&status.conditions, "Running");
+    let began = ran && !moved;
+    let running = stored.agent_key.is_some() && (began || seen.run.is_some_and(|run| run.started));
     let generation = seen.job.metadata.generation;
     let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
     let chosen = match seen.at_risk || (!moved && is_at_risk(conditions.get("OfferSelected"))) {
@@ -382,6 +385,9 @@ fn works(seen: &Seen, stored: &StoredClaim, next: &mut Next) {
             _ => Reason::Launching,
         };
         conditions.set("ComputeReady", Is::False, reason, "");
+        if ran {
+            conditions.set("Running", Is::False, reason, "");
+        }
         conditions.progressing(reason, "");
         status.phase = Some(Phase::Launching);
         if moved {

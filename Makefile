@@ -20,7 +20,7 @@ BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo test lint fmt generate bench images toolchain musl cargo-deny python go cluster
+.PHONY: help demo test faults lint fmt generate bench images toolchain musl cargo-deny python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,11 @@ test: toolchain musl python cluster ## every test of the workspace, on a real Ku
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --target $(MUSL)
 	@PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) --workspace
+
+faults: toolchain cluster ## every crash point of every scenario, and all faults of docs/faults.md; ends with one line of JSON
+	@mkdir -p "$(PETAFLOP_CACHE)"
+	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) -p petaflop-tests --test faults -- --nocapture
+	@cat "$(PETAFLOP_CACHE)/faults.json"
 
 lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
 	@$(CARGO) fmt --all --check

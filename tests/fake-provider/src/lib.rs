@@ -10,7 +10,8 @@
 //! | [`fault`] | every way in which it can misbehave, by name, and when |
 //! | [`cloud`] | machines, calls, what is asked of the cloud by tests: the oracles |
 //! | [`bill`] | the cloud's own ledger, on disk |
-//! | [`agent`] | what runs on a machine: a script, or |
+//! | [`agent`] | what runs on a machine: nothing, or |
+//! | [`mod@script`] | an agent that follows a script, or |
 //! | [`real`] | the real agent (feature `agent`) |
 //! | `wire` | the bodies of requests and answers |
 //! | `server` | the HTTP side of the cloud |
@@ -25,6 +26,7 @@ mod machine;
 pub mod manners;
 #[cfg(feature = "agent")]
 pub mod real;
+pub mod script;
 mod server;
 mod wire;
 
@@ -33,3 +35,4 @@ pub use client::FakeProvider;
 pub use cloud::{Cloud, Foreign};
 pub use fault::{Fault, Kind};
 pub use manners::Manners;
+pub use script::{Script, script};

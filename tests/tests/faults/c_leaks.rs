@@ -1,0 +1,198 @@
+//! C. Leaks: no machine bills that nobody owns, whatever is deleted, answered or left out.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kube::api::{DeleteParams, Patch, PatchParams};
+use kube::{Api, ResourceExt};
+use petaflop_arbiter::claim::Identity;
+use petaflop_crds::{ComputeClaim, ComputeProvider};
+use petaflop_fake_provider::{Fault as Misbehaviour, Foreign, Kind, Manners};
+use serde_json::json;
+
+use crate::world::{Seen, World, alone};
+
+async fn running(world: &mut World<'_>) -> Result<ComputeClaim> {
+    world.create(json!({})).await?;
+    let seen = world.until("running", |seen| seen.is("Running")).await?;
+    seen.claims.into_iter().next().context("a claim")
+}
+
+async fn gone(world: &mut World<'_>) -> Result<()> {
+    world.until("gone", |seen| seen.job.is_none() && seen.claims.is_empty()).await?;
+    ensure!(world.cloud.billed_now().is_empty(), "{:?}", world.cloud.billed_now());
+    Ok(())
+}
+
+#[test]
+fn c1_a_job_that_is_deleted_while_its_machine_is_bought_leaves_none() -> Result<()> {
+    alone("c1", Manners::runpod(), &[], async |world| {
+        // The machine is there; nobody has heard so, and no list shows it yet.
+        world.cloud.misbehave_after(Kind::Create, 0, Misbehaviour::LostAnswer);
+        world.cloud.misbehave(Misbehaviour::ListingLag(Duration::from_secs(40)));
+        world.create(json!({})).await?;
+        world.until("a machine", |seen| !seen.billed.is_empty()).await?;
+        world.delete().await?;
+        gone(world).await
+    })
+}
+
+#[test]
+fn c2_the_machine_of_a_claim_that_was_removed_by_force_is_ended() -> Result<()> {
+    alone("c2", Manners::runpod(), &[], async |world| {
+        let claim = running(world).await?;
+        let machine = world.cloud.billed_now().remove(0).id;
+        let bare = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+        let name = claim.name_any();
+        let claims = world.lane.claims();
+        claims.patch(&name, &PatchParams::default(), &bare).await?;
+        let _ = claims.delete(&name, &DeleteParams::background().grace_period(0)).await;
+        let since = world.clock.boottime();
+        let ended = |seen: &Seen| seen.billed.iter().all(|billed| billed.id != machine);
+        world.until("no such machine", ended).await?;
+        let leaked = world.clock.boottime() - since;
+        // One round of the sweep, and how long a young machine is left alone.
+        ensure!(leaked <= Duration::from_secs(120 + 90 + 10), "it billed for {leaked:?}");
+        world.until_complete().await?;
+        world.leaks.clear();
+        // Its last span is booked where the provider tells what was bought, which this one does not.
+        world.unbooked = claim.uid();
+        Ok(())
+    })
+}
+
+#[test]
+fn c3_a_machine_that_was_ended_and_runs_on_is_ended_again() -> Result<()> {
+    alone("c3", Manners::runpod(), &[], async |world| {
+        running(world).await?;
+        world.cloud.misbehave(Misbehaviour::TerminateIgnored);
+        world.delete().await?;
+        world.pass(Duration::from_secs(50)).await?;
+        let seen = world.settle().await?;
+        ensure!(seen.claims.len() == 1, "its claim went before it");
+        ensure!(seen.billed.len() == 1, "{:?}", seen.billed);
+        world.cloud.behave_entirely();
+        gone(world).await
+    })
+}
+
+#[test]
+fn c4_neither_not_found_nor_forbidden_is_taken_for_an_end() -> Result<()> {
+    for lie in [Misbehaviour::TerminateNotFound, Misbehaviour::TerminateForbidden] {
+        alone("c4", Manners::aws(), &[], async |world| {
+            running(world).await?;
+            world.cloud.misbehave(lie);
+            world.delete().await?;
+            world.pass(Duration::from_secs(50)).await?;
+            let seen = world.settle().await?;
+            ensure!(seen.claims.len() == 1 && seen.billed.len() == 1, "{:?}", seen.billed);
+            world.cloud.behave_entirely();
+            gone(world).await
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn c5_a_list_that_is_not_complete_proves_nothing() -> Result<()> {
+    for lie in [
+        Misbehaviour::PartialPage,
+        Misbehaviour::ErrorMidList,
+        Misbehaviour::RepeatedCursor,
+        Misbehaviour::ServerError,
+    ] {
+        // A page holds one machine: with two, half of every list is missing.
+        let short = Manners { page: 1, ..Manners::runpod() };
+        alone("c5", short, &[], async |world| {
+            world.cloud.plant(Foreign::Untagged);
+            let claim = running(world).await?;
+            world.cloud.misbehave(lie);
+            world.pass(Duration::from_secs(400)).await?;
+            world.cloud.behave_entirely();
+            let seen = world.until_complete().await?;
+            let status = seen.job.context("the job")?.status.context("a status")?;
+            ensure!(status.interruptions == 0, "taken for lost: {status:#?}");
+            ensure!(world.cloud.machines_of(&claim.uid().unwrap_or_default()).len() == 1);
+            end_foreign(world).await
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn c6_a_machine_too_young_to_be_listed_is_not_lost() -> Result<()> {
+    alone("c6", Manners::runpod(), &[], async |world| {
+        world.cloud.misbehave(Misbehaviour::ListingLag(Duration::from_secs(50)));
+        world.create(json!({})).await?;
+        let seen = world.until_complete().await?;
+        let status = seen.job.context("the job")?.status.context("a status")?;
+        ensure!(status.interruptions == 0 && world.cloud.created() == 1, "{status:#?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn c9_a_provider_that_is_deleted_stays_until_its_last_machine_is_gone() -> Result<()> {
+    alone("c9", Manners::runpod(), &[], async |world| {
+        let claim = running(world).await?;
+        let providers: Api<ComputeProvider> = Api::all(world.lane.client.clone());
+        providers.delete(&claim.spec.provider, &DeleteParams::default()).await?;
+        world.pass(Duration::from_secs(60)).await?;
+        ensure!(world.cloud.billed_now().len() == 1, "its machine was ended");
+        world.delete().await?;
+        gone(world).await?;
+        world.pass(Duration::from_secs(60)).await?;
+        let left = providers.get_opt(&claim.spec.provider).await?;
+        ensure!(left.is_none(), "{left:#?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn c10_a_machine_whose_operator_is_dead_ends_itself_when_its_lease_does() -> Result<()> {
+    alone("c10", Manners::aws(), &[], async |world| {
+        running(world).await?;
+        world.die();
+        let since = world.clock.boottime();
+        world.until("no machine", |seen| seen.billed.is_empty()).await?;
+        let billed = world.clock.boottime() - since;
+        ensure!(billed <= Duration::from_secs(30 * 60 + 60), "it billed for {billed:?}");
+        // What it cost is booked, and the job goes on. Much later the cloud would have forgotten the
+        // machine, and it would be booked until it was looked for.
+        world.clock.advance(Duration::from_secs(30 * 60));
+        world.live().await?;
+        let again = |seen: &Seen| seen.is("Running") && !seen.billed.is_empty();
+        world.until("running again", again).await?;
+        world.delete().await?;
+        gone(world).await
+    })
+}
+
+#[test]
+fn c11_machines_of_others_are_never_touched() -> Result<()> {
+    alone("c11", Manners::runpod(), &[], async |world| {
+        world.cloud.plant(Foreign::Untagged);
+        world.cloud.plant(Foreign::Tagged(Identity {
+            installation: "00000000-0000-4000-8000-000000000000".into(),
+            namespace: world.lane.namespace.name().to_owned(),
+            claim: "trj-other-00000000-1-0".into(),
+            claim_uid: "11111111-0000-4000-8000-000000000000".into(),
+            attempt: 1,
+        }));
+        world.create(json!({})).await?;
+        world.until_complete().await?;
+        world.pass(Duration::from_secs(1800)).await?;
+        ensure!(world.cloud.billed_now().len() == 2, "{:?}", world.cloud.billed_now());
+        end_foreign(world).await
+    })
+}
+
+/// What was planted by the test is ended by it, so that what bills in the end is ours alone.
+async fn end_foreign(world: &mut World<'_>) -> Result<()> {
+    for billed in world.cloud.billed_now() {
+        world.cloud.interrupt(&billed.id, None);
+    }
+    world.foreign = true;
+    world.leaks.clear();
+    Ok(())
+}

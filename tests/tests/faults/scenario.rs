@@ -1,0 +1,147 @@
+//! What a user, and the cloud, do to a job. A scenario is asked whenever nothing is left to do now:
+//! it sees what stands, and says what happens next.
+
+use std::time::Duration;
+
+use petaflop_fake_provider::Manners;
+use serde_json::{Value, json};
+
+use crate::world::Seen;
+
+/// What happens next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Act {
+    /// Nothing but time.
+    Wait,
+    /// The job is deleted.
+    Delete,
+    /// `spec.suspend` is written.
+    Suspend(bool),
+    /// The cloud takes the machine away, after a notice or without.
+    Interrupt(Option<Duration>),
+    /// It is over.
+    Done,
+}
+
+/// A scenario.
+#[derive(Clone, Copy)]
+pub(crate) struct Scenario {
+    /// A word, which the job's name begins with.
+    pub(crate) name: &'static str,
+    /// How the cloud behaves.
+    pub(crate) manners: Manners,
+    /// How long the command takes.
+    pub(crate) lasts: Duration,
+    /// Added to the job's spec.
+    pub(crate) spec: fn() -> Value,
+    /// A budget, in dollars.
+    pub(crate) budget: Option<&'static str>,
+    /// Machines that a run without faults buys.
+    pub(crate) machines: usize,
+    /// What happens: called with how many acts there were.
+    pub(crate) next: fn(u32, &Seen) -> Act,
+}
+
+const RUN: Duration = Duration::from_secs(40);
+
+const COMPLETE: Scenario = Scenario {
+    name: "complete",
+    manners: Manners::runpod(),
+    lasts: RUN,
+    spec: || json!({}),
+    budget: None,
+    machines: 1,
+    next: |_, seen| match seen.is("Complete") && seen.claims.is_empty() {
+        true => Act::Done,
+        false => Act::Wait,
+    },
+};
+
+fn delete_when(done: u32, seen: &Seen, now: bool) -> Act {
+    match (done, now) {
+        (0, true) => Act::Delete,
+        (0, false) => Act::Wait,
+        _ if seen.job.is_none() && seen.claims.is_empty() => Act::Done,
+        _ => Act::Wait,
+    }
+}
+
+/// All of them.
+pub(crate) const ALL: [Scenario; 11] = [
+    COMPLETE,
+    // Long enough for a row of the ledger in between.
+    Scenario { name: "charged", lasts: Duration::from_secs(340), ..COMPLETE },
+    Scenario { name: "complete-aws", manners: Manners::aws(), ..COMPLETE },
+    Scenario {
+        name: "delete-planned",
+        machines: 0,
+        // It can never be placed: nothing that is sold is so cheap.
+        spec: || json!({ "placement": { "maxHourlyPrice": "0.01" } }),
+        next: |done, seen| {
+            let waits = seen.job.as_ref().is_some_and(|job| job.status.is_some());
+            delete_when(done, seen, waits)
+        },
+        ..COMPLETE
+    },
+    Scenario {
+        name: "delete-launching",
+        next: |done, seen| delete_when(done, seen, !seen.billed.is_empty()),
+        ..COMPLETE
+    },
+    Scenario {
+        name: "delete-running",
+        next: |done, seen| delete_when(done, seen, seen.is("Running")),
+        ..COMPLETE
+    },
+    Scenario {
+        name: "delete-complete",
+        next: |done, seen| delete_when(done, seen, seen.is("Complete")),
+        ..COMPLETE
+    },
+    Scenario {
+        name: "suspend",
+        machines: 2,
+        lasts: Duration::from_secs(60),
+        next: |done, seen| match done {
+            0 if seen.is("Running") => Act::Suspend(true),
+            1 if seen.is("Suspended") && seen.claims.is_empty() => Act::Suspend(false),
+            2 if seen.is("Complete") && seen.claims.is_empty() => Act::Done,
+            _ => Act::Wait,
+        },
+        ..COMPLETE
+    },
+    Scenario {
+        name: "interrupted",
+        // A cloud that says afterwards when it took the machine away; else it is booked until it was
+        // looked for.
+        manners: Manners::aws(),
+        machines: 2,
+        lasts: Duration::from_secs(60),
+        next: |done, seen| match done {
+            0 if seen.is("Running") => Act::Interrupt(None),
+            1 if seen.is("Complete") && seen.claims.is_empty() => Act::Done,
+            _ => Act::Wait,
+        },
+        ..COMPLETE
+    },
+    Scenario {
+        name: "ttl",
+        spec: || json!({ "ttlSecondsAfterFinished": 30 }),
+        next: |_, seen| match seen.is_gone() && seen.claims.is_empty() {
+            true => Act::Done,
+            false => Act::Wait,
+        },
+        ..COMPLETE
+    },
+    Scenario {
+        name: "budget",
+        // It would go on for an hour; the money is enough for two minutes.
+        lasts: Duration::from_secs(3600),
+        budget: Some("0.05"),
+        next: |_, seen| match seen.is("Suspended") && seen.claims.is_empty() {
+            true => Act::Done,
+            false => Act::Wait,
+        },
+        ..COMPLETE
+    },
+];

@@ -56,6 +56,14 @@ use crate::training_job::WeightFormat;
         .message("container is not built yet: use model"),
     validation = Rule::new("!has(self.model) || !has(self.model.format) || self.model.format != 'gguf'").field_path(".model.format").reason(Reason::FieldValueForbidden)
         .message("model.format gguf is not built yet: use safetensors"),
+    validation = Rule::new("!has(self.probes) || (!has(self.probes.readiness) && !has(self.probes.liveness) && !has(self.probes.startup))").field_path(".probes").reason(Reason::FieldValueForbidden)
+        .message("probes are not built yet: leave them out; our runtime says itself how it is"),
+    validation = Rule::new("!has(self.route) || !has(self.route.host)").field_path(".route.host").reason(Reason::FieldValueForbidden)
+        .message("route.host is not built yet: put an Ingress or HTTPRoute before the Service of this name"),
+    validation = Rule::new("!has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
+        .message("volumes are not built yet: leave them out"),
+    validation = Rule::new("!has(self.secrets) || self.secrets.size() == 0").field_path(".secrets").reason(Reason::FieldValueForbidden)
+        .message("secrets are not built yet for services: leave them out"),
 )]
 // Lasting rules.
 #[x_kube(

@@ -69,6 +69,10 @@ use crate::shared::{
         .message("output.format gguf is not built yet: use safetensors"),
     validation = Rule::new("self.output.quantization == 'none'").field_path(".output.quantization").reason(Reason::FieldValueForbidden)
         .message("output.quantization is not built yet: use none"),
+    validation = Rule::new("!has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
+        .message("volumes are not built yet: leave them out; data comes by recipe.datasets and inputs"),
+    validation = Rule::new("!has(self.ports) || self.ports.size() == 0").field_path(".ports").reason(Reason::FieldValueForbidden)
+        .message("ports are not built yet: leave them out"),
 )]
 // Lasting rules.
 #[x_kube(

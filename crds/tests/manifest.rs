@@ -126,7 +126,7 @@ fn aliases_and_merges_stand_for_what_they_name() {
 fn defaults_filled_in_here_are_the_ones_a_server_fills_in() {
     for (text, crd) in [
         (JOB.to_owned(), 0),
-        ("{apiVersion: petaflop.dev/v1alpha1, kind: InferenceService, metadata: {name: a}, spec: {model: {trainingJob: one}, probes: {readiness: {path: /health}}}}".to_owned(), 1),
+        ("{apiVersion: petaflop.dev/v1alpha1, kind: InferenceService, metadata: {name: a}, spec: {model: {trainingJob: one}, replicas: 2}}".to_owned(), 1),
     ] {
         let document = parse(&text).unwrap_or_else(|errors| panic!("{errors}")).remove(0);
         let ours = match &document.object {

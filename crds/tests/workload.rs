@@ -192,13 +192,10 @@ fn a_service_asks_for_its_replicas() {
 fn fields_that_matter_only_in_a_cluster_are_named() {
     assert_eq!(job("").ignored_outside_cluster(), [""; 0]);
     assert_eq!(service("").ignored_outside_cluster(), [""; 0]);
-    let fields = "volumes: [{name: v, mountPath: /v, emptyDir: {}}], ports: [{name: http, port: 80}], serviceAccountName: a,
-        imagePullSecrets: [{name: a}], secrets: [{name: a}], budgetRef: {name: a}, ttlSecondsAfterFinished: 0, managedBy: example.com/other,";
+    let fields = "serviceAccountName: a, imagePullSecrets: [{name: a}], secrets: [{name: a}], budgetRef: {name: a}, ttlSecondsAfterFinished: 0, managedBy: example.com/other,";
     assert_eq!(
         job(fields).ignored_outside_cluster(),
         [
-            "volumes",
-            "ports",
             "serviceAccountName",
             "imagePullSecrets",
             "secrets",
@@ -208,10 +205,10 @@ fn fields_that_matter_only_in_a_cluster_are_named() {
         ]
         .map(|field| format!("spec.{field}"))
     );
-    let fields = "replicas: 2, minReplicas: 1, maxReplicas: 3, rollout: {maxSurge: 2}, idle: {scaleToZeroAfterSeconds: 60}, route: {host: a.example},";
+    let fields = "replicas: 2, minReplicas: 1, maxReplicas: 3, rollout: {maxSurge: 2}, idle: {scaleToZeroAfterSeconds: 60},";
     assert_eq!(
         service(fields).ignored_outside_cluster(),
-        ["replicas", "minReplicas", "maxReplicas", "rollout", "idle", "route"]
+        ["replicas", "minReplicas", "maxReplicas", "rollout", "idle"]
             .map(|field| format!("spec.{field}"))
     );
 }

@@ -44,9 +44,7 @@ impl Error {
     pub fn again(&self) -> Again {
         match self {
             // Somebody wrote first; their writing comes by the watch, or has come.
-            Self::Api { source, .. } if is_conflict(source) => {
-                Again::After(std::time::Duration::from_millis(20))
-            }
+            Self::Api { source, .. } if is_conflict(source) => Again::LostRace,
             Self::Api { .. } | Self::Claims(_) | Self::Ledger(_) => Again::Backoff,
             Self::Act(ActError::Provider(error)) => provider_again(error),
             Self::Act(ActError::Claims(_) | ActError::Ledger(_)) => Again::Backoff,

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::{Pod, Service};
 use kube::{Api, Client};
@@ -178,7 +179,12 @@ impl Running {
 ///
 /// # Errors
 /// What is missing in the cluster, in words.
-pub async fn start(settings: Settings, parts: Parts) -> Result<Running, StartError> {
+pub fn start(settings: Settings, parts: Parts) -> BoxFuture<'static, Result<Running, StartError>> {
+    // Boxed here, so that no other crate compiles everything in it once more.
+    Box::pin(start_all(settings, parts))
+}
+
+async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartError> {
     let Parts { client, clock, ledger, make } = parts;
     let address = settings.http_address;
     let listener = http::listen(address)
@@ -462,7 +468,9 @@ async fn turns<K, F>(
                         Again::Backoff => {
                             tracing::warn!(%error, reason = %error.reason(), "again later");
                         }
-                        Again::OnChange | Again::After(_) => tracing::debug!(%error, "again"),
+                        Again::OnChange | Again::After(_) | Again::LostRace => {
+                            tracing::debug!(%error, "again");
+                        }
                     }
                     again
                 }

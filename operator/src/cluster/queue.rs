@@ -11,6 +11,9 @@ use tokio::sync::Notify;
 
 /// First wait after a failure; doubled with each.
 const FIRST_BACKOFF: Duration = Duration::from_millis(500);
+/// First wait where somebody wrote first. Mostly their writing has come by then; where the watch
+/// says nothing, asking on at this pace would be a storm.
+const FIRST_LOST_RACE: Duration = Duration::from_millis(20);
 /// Longest wait after a failure.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(120);
 
@@ -23,6 +26,8 @@ pub enum Again {
     After(Duration),
     /// It failed: later, each time in a row twice as late, with jitter.
     Backoff,
+    /// Somebody wrote first: the same, from a much shorter wait.
+    LostRace,
 }
 
 /// A queue of keys. Clones are the same queue.
@@ -145,11 +150,8 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
                 state.failures.remove(key);
                 Some(wait)
             }
-            Again::Backoff => {
-                let failures = state.failures.entry(key.clone()).or_insert(0);
-                *failures = failures.saturating_add(1);
-                Some(backoff(*failures, jitter(key, *failures)))
-            }
+            Again::Backoff => Some(state.failed(key, FIRST_BACKOFF)),
+            Again::LostRace => Some(state.failed(key, FIRST_LOST_RACE)),
         };
         if state.dirty.contains(key) {
             state.ready.push_back(key.clone());
@@ -192,6 +194,13 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
 }
 
 impl<K: Clone + Eq + Ord + Hash> State<K> {
+    /// How long to wait after one more failure.
+    fn failed(&mut self, key: &K, first: Duration) -> Duration {
+        let failures = self.failures.entry(key.clone()).or_insert(0);
+        *failures = failures.saturating_add(1);
+        backoff(first, *failures, jitter(key, *failures))
+    }
+
     fn make_ready(&mut self, key: K) {
         if self.dirty.insert(key.clone()) && !self.busy.contains(&key) {
             self.ready.push_back(key);
@@ -211,10 +220,10 @@ impl<K: Clone + Eq + Ord + Hash> State<K> {
     }
 }
 
-/// 0.5, 1, 2, … seconds, each shortened by up to a half, so that what failed together is not
-/// tried again together.
-fn backoff(failures: u32, jitter: f64) -> Duration {
-    let doubled = FIRST_BACKOFF.saturating_mul(1 << failures.saturating_sub(1).min(16));
+/// 1, 2, 4, … times the first wait, each shortened by up to a half, so that what failed together is
+/// not tried again together.
+fn backoff(first: Duration, failures: u32, jitter: f64) -> Duration {
+    let doubled = first.saturating_mul(1 << failures.saturating_sub(1).min(16));
     doubled.min(LONGEST_BACKOFF).mul_f64(1.0 - jitter / 2.0)
 }
 
@@ -286,12 +295,18 @@ mod tests {
     fn failures_wait_longer_and_longer_but_not_for_ever() {
         let mut last = Duration::ZERO;
         for failures in 1..9 {
-            let wait = backoff(failures, 0.0);
+            let wait = backoff(FIRST_BACKOFF, failures, 0.0);
             assert!(wait > last, "{failures}: {wait:?}");
             last = wait;
         }
-        assert_eq!(backoff(40, 0.0), LONGEST_BACKOFF);
-        assert_eq!(backoff(40, 1.0), LONGEST_BACKOFF / 2);
+        assert_eq!(backoff(FIRST_BACKOFF, 40, 0.0), LONGEST_BACKOFF);
+        assert_eq!(backoff(FIRST_BACKOFF, 40, 1.0), LONGEST_BACKOFF / 2);
+        assert_eq!(backoff(FIRST_LOST_RACE, 1, 0.0), FIRST_LOST_RACE);
+        assert_eq!(
+            backoff(FIRST_LOST_RACE, 40, 0.0),
+            LONGEST_BACKOFF,
+            "no storm while nothing is heard"
+        );
         assert_ne!(jitter(&"a", 1), jitter(&"b", 1));
     }
 }

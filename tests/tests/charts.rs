@@ -249,7 +249,8 @@ fn nobody_is_given_more_than_is_needed() -> Result<()> {
         for object in objects(set)? {
             let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
             let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-            for subject in object["subjects"].as_array().into_iter().flatten() {
+            let services = |subject: &&Value| subject["kind"] == "ServiceAccount";
+            for subject in object["subjects"].as_array().into_iter().flatten().filter(services) {
                 accounts.insert(subject["name"].to_string());
             }
             for rule in object["rules"].as_array().into_iter().flatten() {

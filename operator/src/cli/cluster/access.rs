@@ -171,7 +171,7 @@ impl Access {
         let granted = granted.map_err(|error| {
             Failure::failed(format!(
                 "no token of the ServiceAccount {namespace}/{name}: {error}; the operator knows people by their tokens, and \
-                 this kubeconfig has none: give one with a token, or --service-account of which you may `create serviceaccounts/token`"
+                 this kubeconfig has none: give one with a token, or --service-account of which you may `create serviceaccounts/token` (apiAccess.viewer=true in the chart makes one)"
             ))
         })?;
         let token = granted.status.map(|status| status.token).unwrap_or_default();

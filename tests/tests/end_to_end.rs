@@ -202,10 +202,17 @@ async fn leave(site: &Site) -> Result<()> {
     ensure!(!log.contains("forbidden"), "{log}");
     let everything = site.kubectl(
         "get pods,services,deployments,jobs,events,trainingjobs.petaflop.dev,inferenceservices.petaflop.dev,\
-         computeclaims,computeproviders --all-namespaces --output yaml --selector petaflop.dev/installation",
+         computeclaims --namespace team --output yaml",
     )?;
     ensure!(!log.contains(SECRET_KEY) && !everything.contains(SECRET_KEY), "a secret is shown");
 
+    site.kubectl(
+        "delete --namespace team trainingjobs.petaflop.dev,inferenceservices.petaflop.dev --all --timeout=120s",
+    )?;
+    // The namespace controller comes back to Pods that end after half of their grace, and a gateway's is
+    // minutes: it is left to end first.
+    let none = |said: &str| said.trim().is_empty();
+    site.until("no Pods", LONG, "get pods --namespace team --output name", none).await?;
     site.kubectl("delete namespace team --timeout=120s")?;
     let claims = site.kubectl("get computeclaims --all-namespaces --output name")?;
     ensure!(claims.is_empty(), "{claims}");

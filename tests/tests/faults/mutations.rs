@@ -81,6 +81,7 @@ fn a_finalizer_that_comes_after_its_claim_is_seen() -> Result<()> {
 }
 
 #[test]
+#[ignore = "green where it must be red, since other passes ask for the claim as well; docs/faults.md"]
 fn a_sweep_that_asks_for_claims_before_it_lists_machines_is_seen() -> Result<()> {
     let known = Known::default();
     let (asks, hides) = (known.clone(), known);

@@ -40,13 +40,16 @@ const STUCK: Duration = Duration::from_secs(60);
 /// Micro-dollars an hour of what the cloud sells: 400 a second.
 pub(crate) const PRICE: i64 = 1_440_000;
 
+/// Puts a provider behind another.
+type TwistProvider = Arc<dyn Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send + Sync>;
+
 /// What an operator is given in place of what it would have: the mutations of the protocol.
 #[derive(Clone, Default)]
 pub(crate) struct Twist {
     /// Between the operator and its client of the API server.
     pub(crate) client: Option<Arc<dyn Fn(Client) -> Client + Send + Sync>>,
     /// Between the operator and its provider.
-    pub(crate) provider: Option<Arc<dyn Fn(Arc<dyn Provider>) -> Arc<dyn Provider> + Send + Sync>>,
+    pub(crate) provider: Option<TwistProvider>,
 }
 
 /// Where runs take place one after the other: a namespace, and two clients that last.

@@ -54,7 +54,6 @@ fn artifact_on_this_host(manifest: &str) -> Result<String> {
     Ok(report["jobs"][0]["artifact"].as_str().context("an artifact")?.to_owned())
 }
 
-#[ignore = "everything but the uninstall at its end was seen to pass; run it with --ignored"]
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_trained_served_moved_and_paid_for_and_helm_takes_it_all_away() -> Result<()> {
     let quickstart = quickstart()?;

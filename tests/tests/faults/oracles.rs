@@ -45,14 +45,13 @@ pub(crate) struct Broken {
     pub(crate) why: String,
 }
 
-/// Until a machine was seen gone twice, two seconds apart; and once more where a crash lay between, for
-/// looks are counted in memory.
-const UNSEEN_MILLIS: i64 = 8_000;
+/// Between two looks at a machine that is to be gone, and how many say that it is; looks are counted in
+/// memory, so each crash may cost one more.
+const LOOK_MILLIS: i64 = 2_000;
+const LOOKS: i64 = 2;
 
 /// Writes that one fault may cost beyond those of a run without faults, for each kind of object.
 const MORE_WRITES: u64 = 3;
-/// Events of a job and its claim from create to complete.
-const USUAL_EVENTS: u64 = 10;
 
 impl Outcome {
     /// Holds it against the run without faults. `machines`: how many the scenario wants.
@@ -66,12 +65,8 @@ impl Outcome {
         must("O1", self.end == reference.end, difference(&reference.end, &self.end));
         for (object, count) in &self.writes {
             let usual = reference.writes.get(object).copied().unwrap_or(0);
-            let more = MORE_WRITES * u64::from(self.struck);
-            // Events are sent behind everything else: the last ones of a run may come after it was counted.
-            let (oracle, most) = match object.as_str() {
-                "events" => ("O7", 2 * usual.max(USUAL_EVENTS) + more),
-                _ => ("O2", usual + more),
-            };
+            let most = usual + MORE_WRITES * u64::from(self.struck);
+            let oracle = if object == "events" { "O7" } else { "O2" };
             must(oracle, *count <= most, format!("{object}: {count} writes, at most {most}"));
         }
         must("O3", self.leaks.is_empty(), format!("no claim stands for {:?}", self.leaks));
@@ -128,12 +123,13 @@ pub(crate) fn end(seen: &Seen) -> Value {
 }
 
 /// Where ledger and bill differ. The ledger's sum is exact to the millisecond; the bill rounds up to
-/// begun units and to its minimum, once for each machine.
+/// begun units and to its minimum, once for each machine; `struck` faults may each have cost a look.
 pub(crate) fn compare(
     rows: &[Row],
     bill: &BTreeMap<String, i64>,
     manners: &Manners,
     micros_per_hour: i64,
+    struck: u32,
 ) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut by_claim: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
@@ -160,7 +156,8 @@ pub(crate) fn compare(
     }
     let unit = i64::try_from(manners.granularity.max(manners.minimum).as_millis()).unwrap_or(0);
     // Where a provider forgets a machine with its end, it is booked until it was seen gone twice.
-    let unseen = if manners.style == Style::RunPod { UNSEEN_MILLIS } else { 0 };
+    let looks = if manners.style == Style::RunPod { LOOKS + i64::from(struck) } else { 0 };
+    let unseen = looks * LOOK_MILLIS;
     let slack = (unit + unseen) * micros_per_hour / 3_600_000 + 1;
     let mut billed: BTreeMap<&str, (i64, i64)> = BTreeMap::new();
     for (identity, micros) in bill {
@@ -194,7 +191,8 @@ pub(crate) fn writes(all: &[Write], namespace: &str, job: &str) -> BTreeMap<Stri
         if !write.was_taken() || object.namespace != namespace || write.user == "admin" {
             continue;
         }
-        if write.is_event() && object.name.contains(job) {
+        // An event is named after what it is about, a dot, and when it came.
+        if write.is_event() && object.name.rsplit_once('.').is_some_and(|(about, _)| named(about)) {
             *counts.entry("events".to_owned()).or_default() += 1;
         } else if named(&object.name) {
             let sub = if object.subresource.is_empty() { "" } else { "/" };

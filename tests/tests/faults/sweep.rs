@@ -68,7 +68,7 @@ async fn run(lane: &mut Lane, task: &Task) -> Result<Outcome> {
     leaks.extend(seen.billed.iter().map(|billed| format!("{} at the end", billed.id)));
     let rows = world.rows().await?;
     let bill = world.cloud.micros_by_identity();
-    let mut ledger = compare(&rows, &bill, &scenario.manners, PRICE);
+    let mut ledger = compare(&rows, &bill, &scenario.manners, PRICE, world.calls.struck());
     let total = seen.job.as_ref().and_then(|j| j.status.as_ref()?.cost.as_ref()?.total.clone());
     if let Some(total) = total {
         let booked: i64 = rows.iter().map(|row| row.amount.micros()).sum();

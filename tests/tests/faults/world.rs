@@ -613,7 +613,7 @@ impl World<'_> {
             bill.retain(|identity, _| !identity.contains(claim.as_str()));
             rows.retain(|row| row.claim_uid != *claim);
         }
-        wrong.extend(compare(&rows, &bill, &self.manners, PRICE));
+        wrong.extend(compare(&rows, &bill, &self.manners, PRICE, self.calls.struck()));
         Ok(wrong)
     }
 

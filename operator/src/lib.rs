@@ -12,6 +12,7 @@
 //! | [`costs`] | what was spent |
 //! | [`status`] | what a running job says of itself |
 //! | [`models`] | published shapes, by name |
+//! | [`uid`] | names that nothing else has |
 //! | [`cluster`] | in a cluster: controllers over objects |
 //! | [`http`] | what the operator answers: health, metrics, the API |
 //! | [`gateway`] | what the clients of a service talk to; balances over its replicas |
@@ -29,3 +30,4 @@ pub mod http;
 pub mod ledger;
 pub mod models;
 pub mod status;
+pub mod uid;

@@ -71,7 +71,7 @@ impl Installation {
             metadata: ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() },
             immutable: Some(true),
             data: Some(BTreeMap::from([
-                (UID.to_owned(), ByteString(crate::embedded::home::new_uid()?.into_bytes())),
+                (UID.to_owned(), ByteString(crate::uid::random()?.into_bytes())),
                 (ROOT.to_owned(), ByteString(OperatorRoot::generate().to_bytes().to_vec())),
             ])),
             ..Secret::default()

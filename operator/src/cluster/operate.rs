@@ -362,7 +362,7 @@ impl Drop for AbortOnDrop {
 
 /// Something that no other process has, so that a restarted Pod of the same name is another.
 fn installation_suffix() -> String {
-    crate::embedded::home::new_uid().map(|uid| uid[..8].to_owned()).unwrap_or_default()
+    crate::uid::random().map(|uid| uid[..8].to_owned()).unwrap_or_default()
 }
 
 /// Waits to lead, works, and stops the moment it no longer leads; again and again.

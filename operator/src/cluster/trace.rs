@@ -51,7 +51,7 @@ pub fn pass(of: &'static str) -> Span {
 /// As the W3C has them: 32 hexadecimal digits. One half is this process's, the other counts.
 fn trace_id() -> String {
     static PROCESS: LazyLock<String> = LazyLock::new(|| {
-        let uid = crate::embedded::home::new_uid().unwrap_or_default();
+        let uid = crate::uid::random().unwrap_or_default();
         let hex: String = uid.chars().filter(char::is_ascii_hexdigit).take(16).collect();
         format!("{hex:0>16}")
     });

@@ -7,12 +7,13 @@ use jiff::Timestamp;
 use petaflop_crds::{Document, Object};
 use petaflop_plan::recipe::{Input, JobSpec, ResolvedRecipe};
 
-use crate::embedded::home::{self, Home, HomeError};
+use crate::embedded::home::{Home, HomeError};
 use crate::embedded::job::{
     Admission, Compute, DEFAULT_NAMESPACE, Folder, ServedModel, Serving, Task, Training,
 };
 use crate::embedded::runtime::{self, JobIdentity, RuntimeError};
 use crate::embedded::work;
+use crate::uid;
 use petaflop_arbiter::workload::OwnerKind;
 use petaflop_crds::{InferenceServiceSpec, TrainingJobSpec};
 
@@ -94,7 +95,7 @@ pub async fn identify(
         checkpoint_interval_seconds: 1,
         keep_checkpoints: 1,
     };
-    let uid = home::new_uid().map_err(HomeError::unusable(Path::new("/dev/urandom")))?;
+    let uid = uid::random().map_err(HomeError::unusable(Path::new("/dev/urandom")))?;
     let scratch = home.root().join(format!(".key-{uid}.json"));
     let identity = runtime::key(runtime, &job, &scratch).await;
     let _ = std::fs::remove_file(&scratch);
@@ -130,7 +131,7 @@ pub fn training(
         name,
         uid: match &same {
             Some(known) => known.uid.clone(),
-            None => home::new_uid().map_err(HomeError::unusable(Path::new("/dev/urandom")))?,
+            None => uid::random().map_err(HomeError::unusable(Path::new("/dev/urandom")))?,
         },
         created_at: same.as_ref().map_or(now, |known| known.created_at),
         admitted_at: now,
@@ -170,7 +171,7 @@ pub fn serving(
         name: name.to_owned(),
         uid: match &known {
             Some(known) => known.uid.clone(),
-            None => home::new_uid().map_err(HomeError::unusable(Path::new("/dev/urandom")))?,
+            None => uid::random().map_err(HomeError::unusable(Path::new("/dev/urandom")))?,
         },
         created_at: known.as_ref().map_or(now, |known| known.created_at),
         admitted_at: now,

@@ -12,6 +12,7 @@ use petaflop_arbiter::money::Usd;
 
 use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::embedded::home::{self, Home, HomeError};
+use crate::uid;
 
 /// The claims of one home.
 #[derive(Clone, Debug)]
@@ -56,7 +57,7 @@ impl FileClaims {
             agent_key: None,
             claim: Claim {
                 spec,
-                uid: home::new_uid().map_err(HomeError::unusable(Path::new("/dev/urandom")))?,
+                uid: uid::random().map_err(HomeError::unusable(Path::new("/dev/urandom")))?,
                 phase: Phase::Planned,
                 attempt: 1,
                 spent: Usd::ZERO,

@@ -15,13 +15,14 @@
 //! a sweep only ever looks at its own.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use object_store::local::LocalFileSystem;
 
 use crate::ledger::Ledger;
+use crate::uid;
 
 /// Why the state folder cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -114,7 +115,7 @@ impl Home {
 /// Reads the uid, or makes it; of two processes that start at once both use the same one.
 fn installation_uid(path: &Path) -> Result<String, HomeError> {
     if read_optional(path)?.is_none() {
-        let made = new_uid().map_err(HomeError::unusable(Path::new("/dev/urandom")))?;
+        let made = uid::random().map_err(HomeError::unusable(Path::new("/dev/urandom")))?;
         create_new(path, format!("{made}\n").as_bytes())?;
     }
     let text = fs::read_to_string(path).map_err(HomeError::unusable(path))?;
@@ -132,16 +133,6 @@ fn parse_uid(path: &Path, text: &str) -> Result<String, HomeError> {
             what: "expected one line with the installation's uid".into(),
         })
     }
-}
-
-/// A random uid in the usual form (RFC 9562, version 4).
-pub fn new_uid() -> io::Result<String> {
-    let mut bytes = [0_u8; 16];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    bytes[6] = (bytes[6] & 0x0f) | 0x40;
-    bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    Ok(format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]))
 }
 
 /// Replaces a file so that a reader, or a crash, sees the old bytes or the new ones.

@@ -13,7 +13,7 @@ use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::OwnerKind;
-use petaflop_providers::{EnrolmentToken, InstanceState, Work};
+use petaflop_providers::{Command, EnrolmentToken, InstanceState, Work};
 use petaflop_store::report::ProgressReader;
 
 use crate::act::{ActError, Actor, Driven, left_alone_for};
@@ -223,26 +223,16 @@ impl Operator<'_> {
         let name = stored.claim.spec.name.clone();
         self.read_progress(&name);
         let command = command::of(self.home, self.folder, &self.admission, &self.runtime, &stored)?;
-        let provider = self.providers.seller(&stored.claim.spec.offer.provider);
-        let actor = Actor {
-            installation: self.home.installation(),
-            claims: &self.claims,
-            ledger: &self.ledger,
-            budgets: None,
-            provider,
-            work: Some(Work::Process(&command)),
-            token: &|_| EnrolmentToken::unused(),
-            leads: &|| true,
-            clock: &self.clock,
-        };
         let mut stored = stored;
         if let ClaimPhase::Launched { at, .. } = stored.claim.phase {
-            let state = actor.instance(&stored).await?.map(|instance| instance.state);
+            let instance = self.actor(&stored, &command).instance(&stored).await?;
+            let state = instance.map(|instance| instance.state);
             match state {
                 Some(InstanceState::Running | InstanceState::Pending) => {
                     let now = self.clock.now();
                     if now.duration_since(self.charged) >= CHARGE {
                         self.charged = now;
+                        let actor = self.actor(&stored, &command);
                         stored = actor.charge(stored).await?;
                     }
                     self.runs(&stored, at).await;
@@ -255,22 +245,10 @@ impl Operator<'_> {
                 }
             }
         }
-        let provider = self.providers.seller(&stored.claim.spec.offer.provider);
-        let actor = Actor {
-            installation: self.home.installation(),
-            claims: &self.claims,
-            ledger: &self.ledger,
-            budgets: None,
-            provider,
-            work: Some(Work::Process(&command)),
-            token: &|_| EnrolmentToken::unused(),
-            leads: &|| true,
-            clock: &self.clock,
-        };
         let wanted = self.wanted(&stored, suspend);
         // What was concluded must outlive us before the claim that shows it goes.
         self.folder.write_status(&self.status)?;
-        let (driven, refusal) = actor.drive(stored, wanted).await?;
+        let (driven, refusal) = self.actor(&stored, &command).drive(stored, wanted).await?;
         match driven {
             Driven::Steady(_) | Driven::Gone => {}
             Driven::Waiting(_, reason) => self.status.reason = Some(reason),
@@ -285,6 +263,21 @@ impl Operator<'_> {
             }
         }
         Ok(())
+    }
+
+    /// Who takes a claim through the protocol.
+    fn actor<'a>(&'a self, stored: &StoredClaim, command: &'a Command) -> Actor<'a> {
+        Actor {
+            installation: self.home.installation(),
+            claims: &self.claims,
+            ledger: &self.ledger,
+            budgets: None,
+            provider: self.providers.seller(&stored.claim.spec.offer.provider),
+            work: Some(Work::Process(command)),
+            token: &|_| EnrolmentToken::unused(),
+            leads: &|| true,
+            clock: &self.clock,
+        }
     }
 
     /// Money is booked, what was learned is kept, the finalizer goes.

@@ -3,7 +3,8 @@
 
 use petaflop_store::{ArtifactHash, Store, StoreError};
 
-use crate::embedded::home::{self, Home, HomeError};
+use crate::embedded::home::{Home, HomeError};
+use crate::uid;
 
 /// Why an artifact is not where it was wanted.
 #[derive(Debug, thiserror::Error)]
@@ -34,7 +35,7 @@ pub async fn copy(
         store: home.store().display().to_string(),
         why,
     };
-    let uid = home::new_uid().map_err(|e| failed(e.to_string()))?;
+    let uid = uid::random().map_err(|e| failed(e.to_string()))?;
     let scratch = home.root().join(format!(".copy-{uid}"));
     let copied = through(home, artifact, key, output, &scratch).await;
     let removed = match std::fs::remove_dir_all(&scratch) {

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use operator::{Cluster, tiny};
-use petaflop_crds::ComputeClaim;
+use petaflop_crds::{ComputeClaim, TrainingJob};
+use petaflop_harness::{Link, eventually};
 
 /// What `examples/tiny.yaml` must give wherever it is trained.
 fn golden() -> Result<serde_json::Value> {
@@ -51,6 +52,49 @@ async fn a_job_is_trained_to_the_same_hash_and_nothing_is_left() -> Result<()> {
     eprintln!("{} writes:\n{}", ours.len(), ours.join("\n"));
     // One of them is the user's own `create`.
     ensure!(ours.len() <= 12 + 1, "{} writes:\n{}", ours.len(), ours.join("\n"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_dies_before_it_wrote_down_the_end_buys_no_second_machine() -> Result<()> {
+    let cluster = Cluster::start("unwritten").await?;
+    let proxy = cluster.plane.proxy()?;
+    let first = cluster.operator_as(&cluster.plane.admin().through(&proxy)?).await?;
+    cluster.create(&tiny("unwritten")?).await?;
+    let running = |job: &TrainingJob| {
+        job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Running"))
+    };
+    cluster.until("unwritten", "Running", Duration::from_secs(120), running).await?;
+    let claims = cluster.claims().await?;
+    let claim = (cluster.namespace.clone(), claims.first().context("a claim")?.name_any());
+    // From here on it hears its agent, and can write nothing.
+    proxy.set(Link::Refused);
+    ensure!(running(&cluster.job("unwritten").await?), "too late: it was over already");
+    eventually("the operator has heard the end", Duration::from_secs(240), || async {
+        match first.operator.agents.run(&claim).and_then(|run| run.end) {
+            Some(_) => Ok(()),
+            None => Err("not yet".to_owned()),
+        }
+    })
+    .await?;
+    drop(first);
+    // Longer than an agent stays that was asked to end.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    ensure!(running(&cluster.job("unwritten").await?), "the end was written down");
+    ensure!(cluster.cloud.billed_now().len() == 1, "{:?}", cluster.cloud.billed_now());
+
+    let _second = cluster.operator().await?;
+    let job = cluster
+        .until("unwritten", "Complete", Duration::from_secs(240), |job| {
+            job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Complete"))
+        })
+        .await?;
+    let status = job.status.context("a status")?;
+    ensure!(status.artifact.as_deref() == golden()?["artifact"].as_str(), "{status:#?}");
+    ensure!(status.interruptions == 0 && status.cached == Some(false), "{status:#?}");
+    cluster.until_no_claims().await?;
+    ensure!(cluster.cloud.created() == 1, "{} machines", cluster.cloud.created());
+    ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
     Ok(())
 }
 

@@ -24,8 +24,8 @@ use crate::{dial, server, ship, watch as look};
 /// For output that a process outside the task's group may still hold open.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
 
-/// Linger of an agent whose machine is being taken away.
-const HURRIED: Duration = Duration::from_secs(3);
+/// For an operator that was not told yet how the task ended, once the machine is to go.
+const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// Why an agent could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -105,8 +105,8 @@ impl Agent {
         Stopper(self.session.clone())
     }
 
-    /// Enrols, runs its task, and returns how that ended once the operator and the store know,
-    /// or cannot be told. A future that is dropped leaves a running task behind.
+    /// Enrols, runs its task, and returns how that ended, once somebody asks for the machine's end
+    /// or its lease has run out. A future that is dropped leaves a running task behind.
     pub async fn run(self) -> Exit {
         let Self { config, session, output, listener, task } = self;
         let mut others = JoinSet::new();
@@ -140,7 +140,7 @@ impl Agent {
             let why = stops.borrow().map_or(Why::Terminated, |stop| stop.why);
             let exit = without_task(why, &config);
             session.set_state(State::Exited(exit.clone()));
-            linger(&config, &session, why).await;
+            last_word(&session).await;
             return exit;
         };
 
@@ -157,20 +157,23 @@ impl Agent {
                 let _ = shipping.await;
             }
         };
-        tokio::join!(shipped, linger(&config, &session, exit.why));
+        // A machine that goes with its task's end would look like one that was lost, to an operator
+        // that dies before it has written down what it heard. It is asked again as long as the
+        // machine is there, and asks for its end when it knows.
+        let asked = async {
+            let _ = stops.wait_for(Option::is_some).await;
+            last_word(&session).await;
+        };
+        tokio::join!(shipped, asked);
         exit
     }
 }
 
-/// Stays for an operator that has not seen the end yet.
-async fn linger(config: &Config, session: &Session, why: Why) {
-    let limit = match why {
-        Why::Finished | Why::NotStarted | Why::Terminated => config.linger,
-        // Whoever takes the machine away kills what is still there; the exit code would be lost.
-        Why::Drained | Why::Notice | Why::Orphaned => config.linger.min(HURRIED),
-    };
+/// Stays a moment for an operator that was not told the end yet. Whoever takes the machine away
+/// kills what is still there, and the exit code would be lost.
+async fn last_word(session: &Session) {
     if session.is_enrolled() {
-        let _ = tokio::time::timeout(limit, session.exit_told()).await;
+        let _ = tokio::time::timeout(LAST_WORD, session.exit_told()).await;
         // Its answer is still being written.
         tokio::time::sleep(Duration::from_millis(200)).await;
     }

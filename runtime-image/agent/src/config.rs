@@ -53,8 +53,6 @@ pub struct Config {
     pub clock: Clock,
     /// Without a lease after this long, the machine is given back.
     pub enrol_within: Duration,
-    /// How long to stay after the task's end for an operator that has not seen it yet.
-    pub linger: Duration,
     /// This program, to start the task through: then the task dies with the agent, however
     /// that dies. Without it (the agent is part of another program) it does not.
     pub program: Option<PathBuf>,
@@ -127,7 +125,6 @@ impl Config {
             facts: serde_json::Value::Null,
             clock: Clock::system(),
             enrol_within: ENROL_WITHIN,
-            linger: Duration::from_secs(60),
             program: None,
             alone: false,
         })

@@ -5,7 +5,6 @@ use std::convert::Infallible;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use petaflop_agent::config::ENROL_WITHIN;
 use petaflop_agent::exit::{self, BAD_BOOTSTRAP, BROKEN};
@@ -16,10 +15,7 @@ use rustix::process::Signal;
 
 use crate::agent::{AgentEnd, AgentRunner, Boot};
 
-/// Real seconds that an agent stays for an operator that has not seen its task's end.
-const LINGER: Duration = Duration::from_secs(2);
-
-/// The real agent on each machine, with a folder of its own in this one. When its task ends, and
+/// The real agent on each machine, with a folder of its own in this one. When it is asked to end, and
 /// when its lease does, it gives its machine back.
 pub fn real(folder: &Path) -> AgentRunner {
     let folder = folder.to_owned();
@@ -75,7 +71,6 @@ fn config(boot: &Boot, work: PathBuf) -> Option<Config> {
         facts: serde_json::Value::Null,
         clock: boot.clock.clone(),
         enrol_within: ENROL_WITHIN,
-        linger: LINGER,
         program: None,
         alone: false,
     })

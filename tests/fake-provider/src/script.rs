@@ -29,8 +29,9 @@ use crate::agent::{AgentEnd, AgentRunner, Boot};
 /// An operator must let the agent in within this time.
 const ENROL_WITHIN: Duration = Duration::from_secs(600);
 
-/// The machine is kept this long for an operator that has not written down how the task ended.
-const LINGER: Duration = Duration::from_secs(60);
+/// A machine that was asked to end is kept this long for an operator that was not told yet how the
+/// task ended.
+const LAST_WORD: Duration = Duration::from_secs(3);
 
 /// What the command on a machine does, by the cloud's clock.
 #[derive(Clone, Debug, PartialEq)]
@@ -43,8 +44,8 @@ pub struct Script {
     pub end: Result<String, String>,
 }
 
-/// A scripted agent on each machine. Its machine ends a minute after its command, and when its
-/// lease runs out.
+/// A scripted agent on each machine. As the real one it gives its machine back when it is asked to
+/// end, and when its lease runs out.
 pub fn script(script: Script) -> AgentRunner {
     Arc::new(move |boot| Box::pin(run(boot, script.clone())))
 }
@@ -128,7 +129,7 @@ impl Agent {
         })
     }
 
-    /// From enrolment to a minute after the command's end.
+    /// From enrolment until it is asked to end, and the command has.
     async fn live(&self, script: &Script) {
         let _ = self.enrolled.subscribe().wait_for(|enrolled| *enrolled).await;
         let started_at = self.clock.now();
@@ -166,7 +167,8 @@ impl Agent {
             report: Some(last.clone()),
         };
         self.say(State::Exited(exit), &last);
-        self.clock.sleep(LINGER).await;
+        let _ = self.stop.subscribe().wait_for(Option::is_some).await;
+        self.clock.sleep(LAST_WORD).await;
     }
 
     /// Returns when the lease has run out.

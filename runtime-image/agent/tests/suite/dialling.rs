@@ -75,7 +75,7 @@ fn enrolment_requests_and_responses_travel_the_other_way_round() {
         if let Some(call) = asked.take() {
             let Answer::Report(report) = Operator::answer(call, response) else { panic!() };
             if let State::Exited(exit) = report.state {
-                respond(stream, b"");
+                respond(stream, operator.request(Ask::Terminate).message());
                 break exit;
             }
         }

@@ -80,6 +80,28 @@ fn a_later_request_can_only_hasten_the_end() {
 }
 
 #[test]
+fn the_machine_is_kept_after_the_task_until_somebody_asks_for_its_end() {
+    type End = fn(&mut Operator, &Program);
+    let ends: [End; 3] = [
+        |operator, program| drop(operator.ask(program.address, Ask::Terminate)),
+        |_, program| program.signal(Signal::TERM),
+        |_, program| fs::write(program.work.path().join("notice"), "5").unwrap(),
+    ];
+    for end in ends {
+        let (mut operator, mut program) = running("echo up; sleep 0.2; exit 5", 600);
+        let told = exit(&mut operator, &program);
+        assert_eq!((told.why, told.code), (Why::Finished, Some(5)));
+        // Longer than it stays for its last word.
+        std::thread::sleep(Duration::from_secs(5));
+        assert!(program.child.try_wait().unwrap().is_none(), "it was not asked to end");
+        // An operator that has forgotten everything hears the same.
+        assert_eq!(exit(&mut operator, &program), told);
+        end(&mut operator, &program);
+        assert_eq!(program.wait(LIMIT).code(), Some(5), "the task's own code");
+    }
+}
+
+#[test]
 fn the_providers_notice_drains_within_what_it_leaves() {
     let (mut operator, mut program) = running(POLITE, 600);
     fs::write(program.work.path().join("notice"), "5\n").unwrap();
@@ -101,6 +123,7 @@ fn nothing_of_the_tasks_group_outlives_it() {
     assert!(!processes(&mark).is_empty());
     let exit = exit(&mut operator, &program);
     assert_eq!((exit.why, exit.code), (Why::Finished, Some(0)));
+    operator.ask(program.address, Ask::Terminate);
     program.wait(LIMIT);
     until("the helper is gone", || processes(&mark).is_empty());
 }

@@ -35,7 +35,6 @@ async fn start(work: &Path) -> Inside {
         facts: serde_json::Value::Null,
         clock: clock.clone(),
         enrol_within: MINUTE * 30,
-        linger: Duration::from_secs(1),
         program: None,
         alone: false,
     };
@@ -81,6 +80,20 @@ async fn an_orphan_ends_its_task_and_itself() {
     let exit = run.await.unwrap();
     assert_eq!((exit.why, exit.code), (Why::Orphaned, Some(75)));
     assert_eq!(petaflop_agent::exit::code(&exit), petaflop_agent::exit::ORPHANED);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_machine_whose_task_is_over_is_kept_no_longer_than_its_lease() {
+    let work = tempfile::tempdir().unwrap();
+    let Inside { clock, address, run, mut operator } = start(work.path()).await;
+    operator.enrol(address, Some(script("exit 5")));
+    operator.until(address, |state| matches!(state, State::Exited(_)));
+    clock.advance(MINUTE * 29);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(matches!(operator.report(address).state, State::Exited(_)));
+    clock.advance(MINUTE * 2);
+    let exit = run.await.unwrap();
+    assert_eq!((exit.why, exit.code), (Why::Finished, Some(5)), "how the task ended");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -52,6 +52,7 @@ fn a_task_runs_and_what_it_said_outlives_the_machine() {
     let State::Exited(exit) = report.state.clone() else { unreachable!() };
     assert_eq!((exit.why, exit.code, exit.signal), (Why::Finished, Some(9), None));
     assert_eq!(exit.report.as_ref().unwrap()["step"], 7);
+    operator.ask(program.address, Ask::Terminate);
     assert_eq!(program.wait(LIMIT).code(), Some(9));
 
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
@@ -150,6 +151,7 @@ fn a_command_that_cannot_start_is_said_by_name() {
         let State::Exited(exit) = report.state else { unreachable!() };
         assert_eq!(exit.why, Why::NotStarted);
         assert!(exit.message.contains(argv) && exit.message.contains(says), "{}", exit.message);
+        operator.ask(program.address, Ask::Terminate);
         assert_eq!(program.wait(LIMIT).code(), Some(127));
     }
 }
@@ -210,6 +212,7 @@ fn it_installs_itself_and_runs_as_nobody() {
     });
     operator.enrol(running.address, Some(script("id -u")));
     operator.until(running.address, |state| matches!(state, State::Exited(_)));
+    operator.ask(running.address, Ask::Terminate);
     assert!(running.wait(LIMIT).success());
     let said = fs::read_to_string(work.path().join("made/output.log")).unwrap();
     assert_eq!(said, "65534\n");

@@ -253,10 +253,11 @@ impl Actor<'_> {
         let claim = &stored.claim;
         let mut rows = self.ledger.claim(&claim.spec, &claim.uid, began).await?;
         rows.budgets.clone_from(&self.budgets);
-        // A row in between goes to now, whatever the provider would say; unless nobody looked for so
-        // long that the machine may have ended meanwhile. Then its last row says when.
+        // A row in between goes to now, or to the full hour, whatever the provider would say; unless
+        // nobody looked for so long that the machine may have ended meanwhile. Then its last row says
+        // when.
         let booked = rows.rows.last().map_or(began, |row| row.to);
-        if !last && until.is_none() && self.clock.now().duration_since(booked) > UNWATCHED {
+        if !last && self.clock.now().duration_since(booked) > UNWATCHED {
             instance = self.instance(stored).await?;
             if !instance.as_ref().is_some_and(|i| i.state.may_bill()) {
                 return Ok(rows.total().map_err(ledger::Error::from)?);

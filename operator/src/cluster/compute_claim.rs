@@ -37,6 +37,7 @@ const PATIENCE: SignedDuration = SignedDuration::from_secs(120);
 pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error> {
     let Some(object) = operator.table.get(&name.0, &name.1) else {
         operator.agents.forget(name);
+        operator.suspects.remove(name);
         return Ok(Again::OnChange);
     };
     let stored = claims::read(&object)?;

@@ -1,7 +1,7 @@
 //! Providers as their objects describe them. All that stand for this cluster's nodes look through
 //! the same watches of nodes and Pods, which begin with the first of them.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use k8s_openapi::api::core::v1 as core;
 use kube::{Client, ResourceExt};
@@ -15,8 +15,9 @@ use petaflop_providers::price::PowerPrice;
 use petaflop_providers::{Provider, ProviderError};
 use tokio::task::JoinHandle;
 
+use crate::cluster::Handle;
 use crate::cluster::providers::MakeProvider;
-use crate::cluster::watches::{Part, Watched};
+use crate::cluster::watches::{Part, Seen, Watched};
 
 /// Finished Pods take nothing of their node, and those of no node neither; but ours hold their
 /// slot as long as they are there.
@@ -29,6 +30,8 @@ pub struct Make {
     installation: String,
     namespaces: Vec<String>,
     watching: Option<Mutex<Option<Watching>>>,
+    /// Who hears of Pods that are over.
+    whom: OnceLock<Handle>,
 }
 
 /// The watches that providers of nodes share.
@@ -60,7 +63,7 @@ impl Make {
         namespaces: &[String],
     ) -> Self {
         let (installation, namespaces) = (installation.to_owned(), namespaces.to_vec());
-        Self { client, clock, installation, namespaces, watching: None }
+        Self { client, clock, installation, namespaces, watching: None, whom: OnceLock::new() }
     }
 
     fn nodes(&self, name: String, nodes: &NodesProvider, power: &Power) -> Nodes {
@@ -82,11 +85,20 @@ impl Make {
     fn sight(&self) -> Sight {
         let Some(watching) = &self.watching else { return Sight::Server };
         let mut watching = watching.lock().unwrap_or_else(PoisonError::into_inner);
-        watching.get_or_insert_with(|| watch(&self.client, &self.namespaces)).sight.clone()
+        let watch = || {
+            let over = on_pod(self.installation.clone(), self.whom.get().cloned());
+            watch(&self.client, &self.namespaces, over)
+        };
+        watching.get_or_insert_with(watch).sight.clone()
     }
 }
 
 impl MakeProvider for Make {
+    fn tells(&self, whom: &Handle) {
+        // Said once.
+        let _ = self.whom.set(whom.clone());
+    }
+
     fn make(&self, object: &ComputeProvider) -> Result<Arc<dyn Provider>, ProviderError> {
         let name = object.name_any();
         let ComputeProviderSpec {
@@ -116,7 +128,27 @@ impl MakeProvider for Make {
     }
 }
 
-fn watch(client: &Client, namespaces: &[String]) -> Watching {
+/// A Pod of ours that is over makes us look after its claim at once: without that, a machine that
+/// was taken away is missed when its agent was silent for a while, or by the next sweep.
+fn on_pod(installation: String, whom: Option<Handle>) -> impl Fn(&core::Pod, Seen) {
+    move |pod, seen| {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let over = seen == Seen::Gone || matches!(phase, Some("Succeeded" | "Failed"));
+        if let Some(whom) = &whom
+            && over
+            && labels::of_installation(pod, &installation)
+            && let Some(identity) = labels::identity_of(pod)
+        {
+            whom.suspect(&(identity.namespace, identity.claim));
+        }
+    }
+}
+
+fn watch(
+    client: &Client,
+    namespaces: &[String],
+    over: impl Fn(&core::Pod, Seen) + Send + 'static,
+) -> Watching {
     let mut nodes = Watched::<core::Node>::default();
     let mut pods = Watched::<core::Pod>::default();
     let sight = Sight::Stores {
@@ -133,7 +165,7 @@ fn watch(client: &Client, namespaces: &[String]) -> Watching {
         others.into_iter().map(|part| part.labelled(labels::INSTALLATION, false).fields(TAKING));
     let tasks = [
         nodes.start(vec![Part::all(client)], prune::node, |_, _| {}),
-        pods.start(ours.chain(others).collect(), prune::pod, |_, _| {}),
+        pods.start(ours.chain(others).collect(), prune::pod, over),
     ];
     Watching { sight, tasks }
 }

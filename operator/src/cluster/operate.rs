@@ -229,6 +229,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         owners: Arc::default(),
         budget_names: Arc::default(),
     };
+    make.tells(&handle);
     let (events, sending) = Events::new(client.clone(), &settings.replica);
     tasks.spawn(sending);
     let root = installation.clone();

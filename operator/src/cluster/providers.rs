@@ -15,10 +15,15 @@ use petaflop_crds::ComputeProvider;
 use petaflop_crds::compute_provider::ProviderFacts;
 use petaflop_providers::{Provider, ProviderError};
 
+use crate::cluster::Handle;
 use crate::cluster::metrics::Metrics;
 
 /// Makes providers from their objects. Tests make fakes.
 pub trait MakeProvider: Send + Sync {
+    /// Whom to tell that a claim's machine may be gone, where that is learned before anybody asks.
+    /// Said once, before the first provider is made.
+    fn tells(&self, _whom: &Handle) {}
+
     /// The provider of an object.
     ///
     /// # Errors

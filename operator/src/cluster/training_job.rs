@@ -537,6 +537,12 @@ fn take_progress(run: Option<&Run>, status: &mut TrainingJobStatus) {
 
 fn cost(seen: &Seen, status: &mut TrainingJobStatus) {
     let total = Some(Money::from(seen.spent));
+    let known = status.cost.as_ref().and_then(|cost| cost.total.as_ref()?.micro_dollars().ok());
+    // Accident: another process closed the claim, and its last row is not in our book. Two that
+    // corrected each other would go on for ever.
+    if known.is_some_and(|known| seen.spent.micros() < known) {
+        return;
+    }
     // A sum that did not change needs no newer date.
     if status.cost.as_ref().is_none_or(|known| known.total != total) {
         status.cost = Some(CostStatus { total, as_of: Some(time(seen.now)) });

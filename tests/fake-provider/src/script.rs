@@ -29,9 +29,9 @@ use crate::agent::{AgentEnd, AgentRunner, Boot};
 /// An operator must let the agent in within this time.
 const ENROL_WITHIN: Duration = Duration::from_secs(600);
 
-/// A machine that was asked to end is kept this long for an operator that was not told yet how the
-/// task ended.
-const LAST_WORD: Duration = Duration::from_secs(3);
+/// A machine that was asked to end is kept this long: longer than the real agent keeps it, so that an
+/// operator which relies on that is found out.
+const LINGER: Duration = Duration::from_secs(60);
 
 /// What the command on a machine does, by the cloud's clock.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,8 +44,8 @@ pub struct Script {
     pub end: Result<String, String>,
 }
 
-/// A scripted agent on each machine. As the real one it gives its machine back when it is asked to
-/// end, and when its lease runs out.
+/// A scripted agent on each machine. As the real one it gives its machine back after it was asked
+/// to end, and when its lease runs out.
 pub fn script(script: Script) -> AgentRunner {
     Arc::new(move |boot| Box::pin(run(boot, script.clone())))
 }
@@ -168,7 +168,7 @@ impl Agent {
         };
         self.say(State::Exited(exit), &last);
         let _ = self.stop.subscribe().wait_for(Option::is_some).await;
-        self.clock.sleep(LAST_WORD).await;
+        self.clock.sleep(LINGER).await;
     }
 
     /// Returns when the lease has run out.

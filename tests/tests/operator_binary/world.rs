@@ -27,7 +27,7 @@ use crate::support::{chart, documents, helm};
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 /// A node for each test that has machines, by its name.
-const NODES: [&str; 5] = ["begins", "stalls", "two", "audited", "guarded"];
+const NODES: [&str; 7] = ["begins", "stalls", "two", "audited", "guarded", "taken", "filled"];
 
 /// What one test works with.
 pub(crate) struct World {

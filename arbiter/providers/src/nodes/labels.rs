@@ -27,11 +27,13 @@ fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
     pod.metadata.annotations.as_ref()?.get(key).map(String::as_str)
 }
 
-pub(super) fn of_installation(pod: &Pod, installation: &str) -> bool {
+/// Whether it is a machine of this installation.
+pub fn of_installation(pod: &Pod, installation: &str) -> bool {
     label(pod, INSTALLATION) == Some(installation)
 }
 
-pub(super) fn identity_of(pod: &Pod) -> Option<Identity> {
+/// Whose machine it is, where it says so.
+pub fn identity_of(pod: &Pod) -> Option<Identity> {
     parse_identity(annotation(pod, IDENTITY)?)
 }
 

@@ -144,6 +144,20 @@ fn table() -> Vec<Row> {
             json!({ "secrets": null }),
         ),
         row(
+            "elsewhere",
+            json!({ "output": { "uri": "s3://somewhere/else" } }),
+            "InvalidSpec",
+            "spec.output.uri is not built yet in a cluster: leave it out",
+            json!({ "output": { "uri": null } }),
+        ),
+        row(
+            "kept-elsewhere",
+            json!({ "checkpoint": { "uri": "s3://somewhere/else" } }),
+            "InvalidSpec",
+            "spec.checkpoint.uri is not built yet in a cluster: leave it out",
+            json!({ "checkpoint": { "uri": null } }),
+        ),
+        row(
             "too-poor",
             json!({ "maxTotalCost": "0.000001" }),
             "CostLimitExceeded",
@@ -193,6 +207,40 @@ async fn what_cannot_work_says_what_to_change_once_and_goes_on_when_it_is_mended
         bench.jobs.patch(name, &PatchParams::default(), &patch).await?;
         bench.until_claim_of(name).await?;
     }
+    drop(running);
+    Ok(())
+}
+
+/// Recipe and inputs are immutable: what is wrong in them is mended by another job.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recipe_that_cannot_be_had_in_a_cluster_is_refused_and_nothing_is_bought() -> Result<()> {
+    let bench = Bench::start("bad-recipe").await?;
+    let running = bench.cluster.operator().await?;
+    let mut from_base = job("from-base", &json!({}))?;
+    let recipe = from_base.spec.recipe.as_mut().context("a recipe")?;
+    (recipe.model, recipe.base_model) = (None, Some(format!("artifact:{}", "a".repeat(64))));
+    let by_recipe = |name: &str, path: &str| {
+        let mut job = job(name, &json!({}))?;
+        let recipe = job.spec.recipe.as_mut().context("a recipe")?;
+        path.clone_into(&mut recipe.datasets[0].path);
+        anyhow::Ok(job)
+    };
+    let mut by_input = by_recipe("by-input", "/inputs/text")?;
+    by_input.spec.inputs =
+        serde_json::from_value(json!([{ "name": "text", "uri": "s3://bucket/text" }]))?;
+    let table = [
+        (from_base, "base_model is not built yet in a cluster"),
+        (by_recipe("by-dataset", "s3://bucket/text")?, "s3:// is not built yet; use"),
+        (by_input, "s3:// is not built yet; use"),
+        (by_recipe("beside", "./text")?, "there is none here"),
+    ];
+    for (job, says) in table {
+        bench.cluster.create(&job).await?;
+        let stalled = bench.until_stalled(&job.name_any()).await?;
+        let right = stalled.reason == "InvalidSpec" && stalled.message.contains(says);
+        ensure!(right, "{}: {stalled:#?}", job.name_any());
+    }
+    ensure!(bench.cluster.cloud.created() == 0 && bench.cluster.claims().await?.is_empty());
     drop(running);
     Ok(())
 }

@@ -3,13 +3,22 @@
 
 mod operator;
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::Secret;
+use kube::api::PostParams;
+use kube::{Api, ResourceExt};
 use operator::{Cluster, tiny};
+use petaflop_agent_api::clock::Clock;
 use petaflop_crds::{ComputeClaim, TrainingJob};
+use petaflop_fake_provider::agent::{AgentRunner, Boot};
+use petaflop_fake_provider::real::real;
 use petaflop_harness::{Link, eventually};
+use serde_json::json;
 
 /// What `examples/tiny.yaml` must give wherever it is trained.
 fn golden() -> Result<serde_json::Value> {
@@ -95,6 +104,87 @@ async fn an_operator_that_dies_before_it_wrote_down_the_end_buys_no_second_machi
     cluster.until_no_claims().await?;
     ensure!(cluster.cloud.created() == 1, "{} machines", cluster.cloud.created());
     ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_reaches_the_commands_environment_and_nothing_else() -> Result<()> {
+    const CANARY: &str = "canary-5eC2e7-of-a-job";
+    let folder = tempfile::tempdir()?;
+    // The command says what it was given where only this test looks, and then is the runtime.
+    let (arrived, command) = (folder.path().join("arrived"), folder.path().join("command"));
+    let runtime = petaflop_tests::binary("petaflop-runtime")?;
+    let script = format!(
+        "#!/bin/sh\nprintf %s \"$API_KEY\" > '{}'\nexec '{}' \"$@\"\n",
+        arrived.display(),
+        runtime.display()
+    );
+    std::fs::write(&command, script)?;
+    std::fs::set_permissions(&command, std::fs::Permissions::from_mode(0o755))?;
+    let machines = folder.path().join("machines");
+    let real = real(&machines);
+    let booted = Arc::new(Mutex::new(Vec::new()));
+    let notes = booted.clone();
+    let agent: AgentRunner = Arc::new(move |boot: Boot| {
+        notes.lock().expect("notes").push(format!("{:?}", boot.env));
+        real(boot)
+    });
+    let cluster = Cluster::start_with("secret", Clock::system(), Some(agent)).await?;
+    let _running =
+        cluster.operator_with(|settings| settings.runtime = command.display().to_string()).await?;
+
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let secret = json!({
+        "metadata": { "name": "keys" }, "stringData": { "API_KEY": CANARY },
+    });
+    secrets.create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
+    let mut job = tiny("secretive")?;
+    job.spec.secrets = serde_json::from_value(json!([{ "name": "keys", "env": true }]))?;
+    cluster.create(&job).await?;
+    let claims = cluster
+        .until("secretive", "Running", Duration::from_secs(120), |job| {
+            job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Running"))
+        })
+        .await
+        .map(|_| cluster.claims())?
+        .await?;
+    ensure!(std::fs::read_to_string(&arrived)? == CANARY, "it did not arrive");
+    let job = cluster
+        .until("secretive", "Complete", Duration::from_secs(240), |job| {
+            job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Complete"))
+        })
+        .await?;
+    // What is trained does not depend on it.
+    let status = job.status.as_ref().context("a status")?;
+    ensure!(status.artifact.as_deref() == golden()?["artifact"].as_str(), "{status:#?}");
+
+    let events = cluster.events("secretive").await?;
+    let said = serde_json::to_string(&json!([claims, job, events]))?;
+    let booted = booted.lock().expect("notes").join("\n");
+    ensure!(
+        said.contains("keys") && booted.contains("PETAFLOP_TOKEN"),
+        "looked at the wrong things"
+    );
+    for text in [said, booted] {
+        ensure!(!text.contains(CANARY), "it is where everybody looks: {text}");
+    }
+    std::fs::remove_file(&arrived)?;
+    let own = Path::new(&cluster.store()).parent().context("a folder")?.to_owned();
+    let mut files = 0;
+    let mut folders = vec![own, machines];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder)? {
+            let path = entry?.path();
+            if path.is_dir() {
+                folders.push(path);
+                continue;
+            }
+            files += 1;
+            let holds = std::fs::read(&path)?.windows(CANARY.len()).any(|w| w == CANARY.as_bytes());
+            ensure!(!holds, "it is in {}", path.display());
+        }
+    }
+    ensure!(files > 10, "logs, ledger, artifact and the machine's files: {files}");
     Ok(())
 }
 

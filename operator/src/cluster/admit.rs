@@ -61,6 +61,15 @@ impl Admissions {
 }
 
 fn admit(job: &TrainingJob) -> Result<Admitted, String> {
+    let (output, checkpoint) = (&job.spec.output.uri, &job.spec.checkpoint.uri);
+    for (field, given) in [("output.uri", output), ("checkpoint.uri", checkpoint)] {
+        if given.is_some() {
+            return Err(format!(
+                "spec.{field} is not built yet in a cluster: leave it out; results and checkpoints \
+                 are kept in the operator's own store, and status.artifact names the result there"
+            ));
+        }
+    }
     let Some(recipe) = &job.spec.recipe else {
         return Err("spec.container is not built yet: use recipe".to_owned());
     };
@@ -78,7 +87,7 @@ fn admit(job: &TrainingJob) -> Result<Admitted, String> {
     };
     let text = serde_json::to_string(&recipe).map_err(|error| error.to_string())?;
     let ModelSource::Scratch(shape) = &recipe.model else {
-        return Err("spec.recipe.base_model is not built yet in a cluster: give model instead, to train from scratch".to_owned());
+        return Err("spec.recipe.base_model is not built yet in a cluster: create a new TrainingJob that gives model instead, to train from scratch, or train here by `petaflop run`".to_owned());
     };
     let data = UNSEEN_BYTES * recipe.datasets.len() as u64;
     let interval = u64::from(job.spec.checkpoint.interval_seconds);

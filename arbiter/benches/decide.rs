@@ -94,6 +94,7 @@ fn offers(count: u64, now: Timestamp) -> Vec<Offer> {
                     sale: Sale::Buyable,
                     measured: None,
                     slots: None,
+                    shares: Vec::new(),
                     interruptions_per_hour: None,
                 });
             }

@@ -10,7 +10,7 @@ use crate::market::Class;
 use crate::money::{Usd, UsdPerHour};
 use crate::objective::Course;
 use crate::obstacle::{Check, Obstacle};
-use crate::offer::{HostOwner, Offer};
+use crate::offer::{HostOwner, Offer, Share};
 use crate::pass::Pass;
 use crate::workload::{Work, Workload};
 use crate::world::{ProviderState, Switch};
@@ -246,6 +246,19 @@ impl<'a> Pass<'a> {
         if let Some(slots) = offer.slots
             && self.taken.slots.get(&offer.id).copied().unwrap_or(0) >= slots
             && !sink.hit(Check::NoSlot, || Obstacle::NoSlot { slots })
+        {
+            return false;
+        }
+        let left = |share: &Share| {
+            let taken = self.taken.shares.get(&(offer.provider.as_str(), share.of.as_str()));
+            share.all.saturating_sub(taken.copied().unwrap_or(0))
+        };
+        if let Some(short) = offer.shares.iter().find(|share| share.amount > left(share))
+            && !sink.hit(Check::NoRoom, || Obstacle::NoRoom {
+                of: short.of.clone(),
+                needs: short.amount,
+                left: left(short),
+            })
         {
             return false;
         }

@@ -209,6 +209,15 @@ obstacles! {
         /// How many there are.
         slots: u32,
     },
+    /// Other offers, which are parts of the same thing, have taken too much of it.
+    NoRoom {
+        /// Of what.
+        of: String,
+        /// How much the offer takes of it.
+        needs: u64,
+        /// How much is left of it.
+        left: u64,
+    },
     /// The provider's number of machines is reached.
     ProviderMachines {
         /// The limit.
@@ -257,7 +266,7 @@ impl Obstacle {
             if has > 0.0 { (needs / has).max(1.0) } else { 1000.0 }
         };
         match self {
-            Obstacle::Unavailable { .. } | Obstacle::NoSlot { .. } => 0.5,
+            Obstacle::Unavailable { .. } | Obstacle::NoSlot { .. } | Obstacle::NoRoom { .. } => 0.5,
             Obstacle::StaleQuote { .. } | Obstacle::ProviderMachines { .. } => 0.6,
             Obstacle::Dearer { .. } | Obstacle::NotPreferred { .. } => 0.0,
             Obstacle::HourlyPrice { limit, price } => factor(price.as_f64(), limit.as_f64()),
@@ -304,7 +313,9 @@ impl Obstacle {
             Obstacle::ProviderHourly { .. }
             | Obstacle::ProviderMonthly { .. }
             | Obstacle::ProviderMachines { .. } => Reason::QuotaExceeded,
-            Obstacle::Unavailable { .. } | Obstacle::NoSlot { .. } => Reason::InsufficientCapacity,
+            Obstacle::Unavailable { .. } | Obstacle::NoSlot { .. } | Obstacle::NoRoom { .. } => {
+                Reason::InsufficientCapacity
+            }
             Obstacle::StaleQuote { .. } | Obstacle::FutureQuote { .. } => Reason::OffersStale,
             Obstacle::Deadline { .. } => Reason::DeadlineAtRisk,
             Obstacle::ProviderNotListed { .. }
@@ -405,6 +416,7 @@ impl Obstacle {
             | Obstacle::FutureQuote { .. }
             | Obstacle::Unavailable { .. }
             | Obstacle::NoSlot { .. }
+            | Obstacle::NoRoom { .. }
             | Obstacle::Dearer { .. }
             | Obstacle::NotPreferred { .. } => return None,
         };
@@ -527,6 +539,9 @@ impl fmt::Display for Obstacle {
                 write!(f, "all {limit} machines of the provider's limit are taken")
             }
             Obstacle::NoSlot { slots } => write!(f, "all {slots} slots are taken"),
+            Obstacle::NoRoom { of, needs, left } => {
+                write!(f, "takes {needs} of {of}, and {left} are left")
+            }
             Obstacle::Unavailable { until, reason } => write!(f, "{reason}; again at {until}"),
             Obstacle::StaleQuote { quoted_at, expired_at } => {
                 write!(f, "quote of {quoted_at} expired at {expired_at}")

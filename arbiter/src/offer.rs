@@ -126,6 +126,18 @@ impl Sale {
     }
 }
 
+/// A part of something that several offers of one provider are parts of: of a node's processors, say.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Share {
+    /// Of what, by a name that the provider uses once (`node-a/memory`).
+    pub of: String,
+    /// How much, in whatever unit it has.
+    pub amount: u64,
+    /// How much of it can be held at once, unfinished claims included; in the same unit.
+    pub all: u64,
+}
+
 /// Rates that were measured on this very machine, on everything the job would get of it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -179,6 +191,9 @@ pub struct Offer {
     /// How many of it can be held at once, unfinished claims included; `None` where the provider does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<u32>,
+    /// What it takes of things that other offers take of too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shares: Vec<Share>,
     /// Expected losses an hour, where the provider tells; spot offers without it take the world's assumption.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interruptions_per_hour: Option<f64>,

@@ -26,6 +26,8 @@ pub(crate) struct Pass<'a> {
 /// What unfinished claims, and those planned in this pass, take.
 pub(crate) struct Taken<'a> {
     pub(crate) slots: HashMap<&'a OfferId, u32>,
+    /// By provider and what it is a share of.
+    pub(crate) shares: HashMap<(&'a str, &'a str), u64>,
     /// By provider.
     pub(crate) hourly: Vec<UsdPerHour>,
     pub(crate) machines: Vec<u32>,
@@ -56,6 +58,7 @@ impl<'a> Pass<'a> {
             now_millis: now.as_millisecond(),
             taken: Taken {
                 slots: HashMap::new(),
+                shares: HashMap::new(),
                 hourly: vec![UsdPerHour::ZERO; world.providers.len()],
                 machines: vec![0; world.providers.len()],
                 outstanding: vec![Usd::ZERO; world.providers.len()],
@@ -124,6 +127,10 @@ impl<'a> Pass<'a> {
         let this_month = month.map_or(cost, |month| self.before(month.ends_at, offer.price, cost));
         let taken = &mut self.taken;
         *taken.slots.entry(&offer.id).or_default() += 1;
+        for share in &offer.shares {
+            let sum = taken.shares.entry((&offer.provider, &share.of)).or_default();
+            *sum = sum.saturating_add(share.amount);
+        }
         if let Some(&provider) = self.providers.get(offer.provider.as_str()) {
             taken.hourly[provider] = taken.hourly[provider].saturating_add(offer.price);
             taken.machines[provider] = taken.machines[provider].saturating_add(1);

@@ -184,9 +184,28 @@ pub struct ClaimedOffer {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 4_294_967_295_u32))]
     pub slots: Option<u32>,
+    /// What it takes of things that other offers take of too: the processors of one node, say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub shares: Vec<ClaimedShare>,
     /// Expected losses an hour, where the provider says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interruptions_per_hour: Option<Decimal>,
+}
+
+/// A part of something that several offers of one provider are parts of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ClaimedShare {
+    /// Of what, by a name that the provider uses once.
+    #[schemars(length(min = 1, max = 512))]
+    pub of: String,
+    /// How much, in whatever unit it has.
+    #[schemars(range(max = 9_007_199_254_740_991_u64))]
+    pub amount: u64,
+    /// How much of it could be held at once, unfinished claims included.
+    #[schemars(range(max = 9_007_199_254_740_991_u64))]
+    pub all: u64,
 }
 
 /// The accelerators of an offer: always one model.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use petaflop_arbiter::claim::{Claim, ClaimSpec, Device, FrozenRequest, Phase, claim_name};
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::{
-    Accelerators, Arch, Capacity, HostOwner, MeasuredRates, Offer, OfferId, Sale,
+    Accelerators, Arch, Capacity, HostOwner, MeasuredRates, Offer, OfferId, Sale, Share,
 };
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
@@ -37,6 +37,16 @@ prop_compose! {
 }
 
 prop_compose! {
+    fn share()(
+        of in "[a-z0-9./-]{1,40}",
+        amount in 0..=MOST_BYTES,
+        all in 0..=MOST_BYTES,
+    ) -> Share {
+        Share { of, amount, all }
+    }
+}
+
+prop_compose! {
     fn offer()(
         (region, zone, instance_type) in ("|[a-z]{2}-[a-z]{4}-[0-9]", "|[a-z0-9-]{1,20}", "[a-z0-9.]{1,30}"),
         accelerators in proptest::option::of(accelerators()),
@@ -49,6 +59,7 @@ prop_compose! {
         owner in prop_oneof![Just(HostOwner::Known), Just(HostOwner::Unknown)],
         measured in proptest::option::of((rate(), rate())),
         slots in proptest::option::of(any::<u32>()),
+        shares in proptest::collection::vec(share(), 0..4),
         interruptions_per_hour in proptest::option::of(rate()),
     ) -> Offer {
         Offer {
@@ -59,7 +70,7 @@ prop_compose! {
             quoted_at, ttl_seconds, owner,
             sale: Sale::Buyable,
             measured: measured.map(|(gemm_gflops, read_gb_s)| MeasuredRates { gemm_gflops, read_gb_s }),
-            slots, interruptions_per_hour,
+            slots, shares, interruptions_per_hour,
         }
     }
 }
@@ -205,6 +216,7 @@ fn example() -> Claim {
                 sale: Sale::Buyable,
                 measured: None,
                 slots: Some(2),
+                shares: vec![Share { of: "worker-1/cpu".to_owned(), amount: 4000, all: 8000 }],
                 interruptions_per_hour: None,
             },
             device: Device::Cpu,

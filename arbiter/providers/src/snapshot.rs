@@ -116,6 +116,7 @@ impl Row {
             sale: Sale::Snapshot { observed_on: self.observed_on },
             measured: None,
             slots: None,
+            shares: Vec::new(),
             interruptions_per_hour: None,
         }
     }

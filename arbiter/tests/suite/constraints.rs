@@ -4,7 +4,7 @@ use petaflop_arbiter::catalogue::Vendor;
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::obstacle::{Check, Obstacle};
-use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer};
+use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, Share};
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::{Alternative, DeviceRequest, Work, Workload};
 use petaflop_arbiter::world::{Budget, MonthlyLimit, Switch, Unavailable, World};
@@ -162,6 +162,9 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
         ),
         (Check::NoSlot, "InsufficientCapacity", "all 0 slots are taken", |w| {
             offer(w, |o| o.slots = Some(0))
+        }),
+        (Check::NoRoom, "InsufficientCapacity", "takes 5 of node/cpu, and 4 are left", |w| {
+            offer(w, |o| o.shares = vec![Share { of: "node/cpu".into(), amount: 5, all: 4 }])
         }),
         (Check::ProviderMachines, "QuotaExceeded", "all 0 machines", |w| {
             w.providers[1].max_machines = Some(0)

@@ -1,11 +1,14 @@
 //! Known cases of placing, one table or promise each.
 
+use std::sync::Arc;
+
 use petaflop_arbiter::claim::{Device, Phase};
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Outcome, Term};
+use petaflop_arbiter::market::Market;
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::obstacle::Obstacle;
-use petaflop_arbiter::offer::{Capacity, HostOwner, Offer};
+use petaflop_arbiter::offer::{Capacity, HostOwner, Offer, Share};
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::{Alternative, DeviceRequest, InterruptionPolicy, Work, Workload};
 use petaflop_arbiter::world::{Budget, Recorded, Switch, World};
@@ -14,6 +17,32 @@ use crate::worlds::{
     GIB, after, claim, container, dated, host, machine, now, only, placed, provider, rate, serving,
     taken, training, usd, waits, with_devices, world, written,
 };
+
+#[test]
+fn parts_of_one_machine_are_not_taken_beyond_it_neither_in_one_pass_nor_beside_its_claims() {
+    let part = |kind: &str, amount| Offer {
+        slots: Some(1),
+        shares: vec![Share { of: "node/cpu".into(), amount, all: 8000 }],
+        ..machine(kind, "0.7")
+    };
+    // Each is more than half of the node.
+    let parts = vec![part("node:cpu=5", 5000), part("node:cpu=6", 6000)];
+    let mut world = world(parts, vec![training("a"), training("b")]);
+    let plan = decide(&world, now());
+    assert_eq!(taken(&plan), ["cloud/r1/r1-a/node:cpu=5/on-demand"]);
+    let (reason, message) = waits(&plan.decisions[1]);
+    assert_eq!(reason, "InsufficientCapacity", "{message}");
+    assert!(message.contains("takes 6000 of node/cpu, and 3000 are left"), "{message}");
+    world.claims = written(&plan);
+    assert_eq!(taken(&decide(&world, now())), [""; 0]);
+    // Another provider's node of the same name is another node.
+    let other = placed("host", "", "", "node:cpu=6", Capacity::Owned, rate("0.9"));
+    let offers = world.market.offers().cloned();
+    let all: Vec<Offer> =
+        offers.chain([Offer { shares: part("", 6000).shares, ..other }]).collect();
+    world.market = Arc::new(Market::new(all));
+    assert_eq!(taken(&decide(&world, now())), ["host/-/-/node:cpu=6/owned"]);
+}
 
 #[test]
 fn the_cheapest_place_that_can_be_used_is_taken_and_dated_prices_only_compare() {

@@ -1,10 +1,11 @@
 //! Properties of every decision, over random worlds, against a checker that shares no code with the arbiter.
 
+use petaflop_arbiter::claim::Claim;
 use petaflop_arbiter::decide::{decide, explain};
 use petaflop_arbiter::decision::Outcome;
 use petaflop_arbiter::market::Market;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
-use petaflop_arbiter::offer::{Capacity, HostOwner, Offer, Sale};
+use petaflop_arbiter::offer::{Capacity, HostOwner, Offer, Sale, Share};
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::{Alternative, DeviceRequest, Workload};
 use petaflop_arbiter::world::{Budget, Switch, Unavailable, World};
@@ -47,6 +48,8 @@ fn offer() -> impl Strategy<Value = Offer> {
                 quoted_at: if age == 0 { after(600) } else { after(-60 * age) },
                 owner: if trusted { HostOwner::Known } else { HostOwner::Unknown },
                 slots,
+                // All of a region are parts of one thing, which holds some of them.
+                shares: vec![Share { of: format!("r{region}"), amount: vcpus.into(), all: 6 }],
                 ..offer
             }
         })
@@ -332,6 +335,12 @@ proptest! {
         for offer in world.market.offers() {
             let held = claims.iter().filter(|c| c.spec.offer.id == offer.id).count();
             prop_assert!(offer.slots.is_none_or(|slots| held <= slots as usize));
+            for share in &offer.shares {
+                let same = |c: &&Claim| c.spec.offer.provider == offer.provider;
+                let held = claims.iter().filter(same).flat_map(|c| &c.spec.offer.shares);
+                let held: u64 = held.filter(|s| s.of == share.of).map(|s| s.amount).sum();
+                prop_assert!(held <= share.all, "{} of {}", held, share.of);
+            }
         }
         for claim in &claims {
             let job = world.workloads.iter().find(|w| w.id == claim.spec.owner).expect("known");

@@ -66,6 +66,7 @@ pub(crate) fn placed(
         sale: Sale::Buyable,
         measured: None,
         slots: None,
+        shares: Vec::new(),
         interruptions_per_hour: None,
     }
 }

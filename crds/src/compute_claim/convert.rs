@@ -10,14 +10,14 @@ use kube::ResourceExt;
 use kube::core::ObjectMeta;
 use petaflop_arbiter::claim::{self, Claim, ClaimSpec, FrozenRequest, Phase};
 use petaflop_arbiter::money::{Usd, UsdPerHour};
-use petaflop_arbiter::offer::{self, Accelerators, Offer, OfferId, Sale};
+use petaflop_arbiter::offer::{self, Accelerators, Offer, OfferId, Sale, Share};
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::{self, WorkloadId};
 
 use super::{
-    Arch, Capacity, ClaimOwner, ClaimedAccelerators, ClaimedOffer, ComputeClaim, ComputeClaimPhase,
-    ComputeClaimSpec, ComputeClaimStatus, Device, FINALIZER, HostOwner, MeasuredRates,
-    OWNER_KIND_LABEL, OWNER_LABEL, OwnerKind, PROVIDER_LABEL,
+    Arch, Capacity, ClaimOwner, ClaimedAccelerators, ClaimedOffer, ClaimedShare, ComputeClaim,
+    ComputeClaimPhase, ComputeClaimSpec, ComputeClaimStatus, Device, FINALIZER, HostOwner,
+    MeasuredRates, OWNER_KIND_LABEL, OWNER_LABEL, OwnerKind, PROVIDER_LABEL,
 };
 use crate::field_error::Errors;
 use crate::scalar::{Decimal, Moment, Money};
@@ -234,6 +234,7 @@ fn arbiter_offer(provider: &str, offer: &ClaimedOffer, errors: &mut Errors) -> O
         host_owner,
         measured,
         slots,
+        shares,
         interruptions_per_hour,
     } = offer;
     let price = usd("spec.offer.price", price, errors);
@@ -272,10 +273,21 @@ fn arbiter_offer(provider: &str, offer: &ClaimedOffer, errors: &mut Errors) -> O
             }
         }),
         slots: *slots,
+        shares: shares.iter().map(arbiter_share).collect(),
         interruptions_per_hour: interruptions_per_hour
             .as_ref()
             .map(|losses| number("spec.offer.interruptionsPerHour", losses, errors)),
     }
+}
+
+fn arbiter_share(ClaimedShare { of, amount, all }: &ClaimedShare) -> Share {
+    Share { of: of.clone(), amount: *amount, all: *all }
+}
+
+fn claimed_share(Share { of, amount, all }: &Share) -> ClaimedShare {
+    // What no JSON number holds exactly is no amount that anybody could run out of.
+    let exactly = |amount: &u64| (*amount).min(MOST_BYTES);
+    ClaimedShare { of: of.clone(), amount: exactly(amount), all: exactly(all) }
 }
 
 impl TryFrom<&ClaimSpec> for ComputeClaimSpec {
@@ -325,6 +337,7 @@ fn claimed_offer(offer: &Offer, errors: &mut Errors) -> ClaimedOffer {
         sale,
         measured,
         slots,
+        shares,
         interruptions_per_hour,
     } = offer;
     if !sale.is_buyable() {
@@ -366,6 +379,7 @@ fn claimed_offer(offer: &Offer, errors: &mut Errors) -> ClaimedOffer {
             read_gb_s: decimal("spec.offer.measured.readGbS", read_gb_s, errors),
         }),
         slots: *slots,
+        shares: shares.iter().map(claimed_share).collect(),
         interruptions_per_hour: interruptions_per_hour
             .map(|losses| decimal("spec.offer.interruptionsPerHour", losses, errors)),
     }

@@ -21,6 +21,7 @@ pub(crate) fn offer(id: &str, price: &str) -> Offer {
         owner: HostOwner::Known,
         measured: None,
         slots: None,
+        shares: Vec::new(),
         interruptions_per_hour: None,
         sale: Sale::Buyable,
     }

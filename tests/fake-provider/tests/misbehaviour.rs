@@ -110,6 +110,7 @@ fn offer(price: &str) -> Offer {
         sale: Sale::Buyable,
         measured: None,
         slots: None,
+        shares: Vec::new(),
         interruptions_per_hour: None,
     }
 }

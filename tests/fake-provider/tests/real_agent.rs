@@ -33,6 +33,7 @@ fn offer() -> Offer {
         sale: Sale::Buyable,
         measured: None,
         slots: None,
+        shares: Vec::new(),
         interruptions_per_hour: None,
     }
 }

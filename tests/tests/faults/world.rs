@@ -696,6 +696,7 @@ fn offer(provider: &str) -> Offer {
         owner: HostOwner::Known,
         measured: None,
         slots: None,
+        shares: Vec::new(),
         interruptions_per_hour: None,
         sale: Sale::Buyable,
     }

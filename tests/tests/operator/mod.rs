@@ -366,6 +366,7 @@ fn offer(provider: &str, price: &str) -> Offer {
         owner: HostOwner::Known,
         measured: None,
         slots: None,
+        shares: Vec::new(),
         interruptions_per_hour: None,
         sale: Sale::Buyable,
     }

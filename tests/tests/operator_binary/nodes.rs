@@ -19,6 +19,7 @@ use petaflop_operator::cluster::make::Make;
 use petaflop_operator::cluster::operate::{Parts, Running, start};
 use petaflop_operator::cluster::settings::{Settings, StoreAt};
 use petaflop_operator::ledger::Ledger;
+use serde_json::json;
 
 use crate::operator::tiny;
 use crate::world::{SOON, World};
@@ -129,6 +130,56 @@ async fn a_pod_that_is_taken_away_is_missed_though_no_time_passes() -> Result<()
     })
     .await?;
     jobs.delete("tiny", &DeleteParams::default()).await?;
+    passing(&clock, "nothing is left", async || match world.all::<TrainingJob>().await?.len() {
+        0 => Ok(()),
+        _ => Err("the job is there".to_owned()),
+    })
+    .await?;
+    world.nothing_refused().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn jobs_that_want_more_than_half_of_a_node_each_are_not_placed_on_it_in_one_pass()
+-> Result<()> {
+    let world = World::new("filled").await?;
+    world.provide_nodes().await?;
+    let jobs = world.api::<TrainingJob>();
+    // Of eight processors: the first is given four, the second all that are free.
+    for (name, cpu) in [("first", "4"), ("second", "5")] {
+        let mut job = tiny(name)?;
+        job.spec.resources = serde_json::from_value(json!({ "cpu": cpu }))?;
+        jobs.create(&PostParams::default(), &job).await?;
+        // Whoever came first is known by whole seconds.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+    }
+    let clock = Clock::manual(Timestamp::now());
+    let operator = operator(&world, &clock).await?;
+    let waits = async |name: &str| {
+        let job = jobs.get(name).await.map_err(|error| error.to_string())?;
+        let conditions = job.status.unwrap_or_default().conditions;
+        let found = conditions.iter().find(|c| c.type_ == "OfferSelected" && c.status == "False");
+        found.cloned().ok_or_else(|| format!("{conditions:#?}"))
+    };
+    let second = passing(&clock, "the second waits", async || waits("second").await).await?;
+    ensure!(second.reason == "InsufficientCapacity", "{second:?}");
+    ensure!(second.message.contains("of filled/cpu"), "{second:?}");
+    let claims = passing(&clock, "the first runs", async || running(&world, 1).await).await?;
+    ensure!(claims[0].spec.owner.name == "first", "{claims:#?}");
+    ensure!(
+        operator.operator.placement.world().is_some_and(|seen| seen.world.workloads.len() == 2)
+    );
+
+    // The node is free again, and its turn has come.
+    jobs.delete("first", &DeleteParams::default()).await?;
+    passing(&clock, "the second runs", async || {
+        let claims = running(&world, 1).await?;
+        match claims[0].spec.owner.name.as_str() {
+            "second" => Ok(()),
+            other => Err(format!("{other} has the node")),
+        }
+    })
+    .await?;
+    jobs.delete("second", &DeleteParams::default()).await?;
     passing(&clock, "nothing is left", async || match world.all::<TrainingJob>().await?.len() {
         0 => Ok(()),
         _ => Err("the job is there".to_owned()),

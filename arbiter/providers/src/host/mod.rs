@@ -229,6 +229,7 @@ impl Host {
                     measured,
                     // Processors are shared by the system's scheduler; memory is what runs out.
                     slots: None,
+                    shares: Vec::new(),
                     interruptions_per_hour: Some(0.0),
                 })
             };

@@ -3,15 +3,17 @@
 //! An offer is a slice of a node that a Pod can have now: the claim's Pod asks for
 //! exactly the processors, memory and devices that the offer names, so that price,
 //! estimate and what the scheduler sets aside are one thing. The sizes are powers
-//! of two and everything that is free; they overlap, and each says how many of it
-//! there is room for. Price is the owner's for the whole node, by the larger of
+//! of two and everything that is free; they overlap, each says how many of it
+//! there is room for, and all of them what they take of the node. Price is the owner's for the whole node, by the larger of
 //! the slice's shares of processors and memory, plus its devices' power.
 
 use std::collections::{BTreeMap, HashMap};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Taint, Toleration};
-use petaflop_arbiter::offer::{Accelerators, Arch, Capacity, HostOwner, Offer, OfferId, Sale};
+use petaflop_arbiter::offer::{
+    Accelerators, Arch, Capacity, HostOwner, Offer, OfferId, Sale, Share,
+};
 
 use super::devices::{self, Devices};
 use super::labels;
@@ -54,13 +56,17 @@ pub(super) fn offers<'a>(
     now: Timestamp,
 ) -> Result<Vec<Offer>, String> {
     let mut taken: HashMap<&str, Amounts> = HashMap::new();
-    let mut ours: HashMap<OfferId, u32> = HashMap::new();
+    let mut ours = Ours::default();
     for pod in pods {
         // Pods of ours hold their slot until they are gone: so does their claim.
         if labels::of_installation(pod, terms.installation)
             && let Some(offer) = labels::offer_of(pod)
+            && offer.provider == terms.provider
         {
-            *ours.entry(offer.id).or_default() += 1;
+            for Share { of, amount, all: _ } in offer.shares {
+                *ours.shares.entry(of).or_default() += amount;
+            }
+            *ours.slots.entry(offer.id).or_default() += 1;
         }
         let ended = pod.status.as_ref().and_then(|status| status.phase.as_deref());
         if matches!(ended, Some("Succeeded" | "Failed")) {
@@ -81,6 +87,14 @@ pub(super) fn offers<'a>(
     }
     offers.sort_by(|a, b| a.id.cmp(&b.id));
     Ok(offers)
+}
+
+/// What Pods of ours hold, whose claims are counted by whoever looks at the offers.
+#[derive(Default)]
+struct Ours {
+    slots: HashMap<OfferId, u32>,
+    /// By what they are shares of.
+    shares: HashMap<String, u64>,
 }
 
 /// What is free of one node.
@@ -192,7 +206,7 @@ impl<'a> Free<'a> {
         terms: &Terms<'_>,
         part: Part,
         room: Room,
-        ours: &HashMap<OfferId, u32>,
+        ours: &Ours,
         now: Timestamp,
     ) -> Result<Offer, String> {
         let share = share_milli(room.cpu, self.allocatable.get("cpu"))
@@ -210,12 +224,21 @@ impl<'a> Free<'a> {
                 (accelerators, watts.saturating_mul(u64::from(*count)))
             }
         };
+        let taken = |what: &str, amount: u64| {
+            let of = format!("{}/{what}", self.name);
+            let held = ours.shares.get(&of).copied().unwrap_or(0);
+            Share { amount, all: self.free.get(what).saturating_add(held), of }
+        };
+        let mut shares = vec![taken("cpu", room.cpu), taken("memory", room.memory)];
+        if let Part::Devices { resource, count } = &part {
+            shares.push(taken(resource, u64::from(*count)));
+        }
         let place = |label: &str| self.labels.get(label).cloned().unwrap_or_default();
         let region = place("topology.kubernetes.io/region");
         let zone = place("topology.kubernetes.io/zone");
         let instance_type = Slice { node: self.name.to_owned(), part }.to_string();
         let id = Offer::id_of(terms.provider, &region, &zone, &instance_type, Capacity::Owned);
-        let ours = ours.get(&id).copied().unwrap_or(0);
+        let ours = ours.slots.get(&id).copied().unwrap_or(0);
         let slots = u32::try_from(room.slots).unwrap_or(u32::MAX).saturating_add(ours);
         Ok(Offer {
             id,
@@ -235,6 +258,7 @@ impl<'a> Free<'a> {
             sale: Sale::Buyable,
             measured: None,
             slots: Some(slots),
+            shares,
             interruptions_per_hour: None,
         })
     }

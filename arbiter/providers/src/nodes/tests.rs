@@ -114,6 +114,8 @@ fn a_claims_pod_holds_its_slot_until_it_is_gone() {
     // Not bound yet: it is on the node it is for.
     let before = find(std::slice::from_ref(&pod));
     assert_eq!(before.slots, Some(8), "seven free, one held by its claim");
+    assert_eq!(before.shares, offer.shares, "of all that there is");
+    assert!(offer.shares.iter().any(|s| s.of == "h100/nvidia.com/gpu" && s.all == 8), "{offer:?}");
     // Over, and not deleted: the devices are free, the claim still counts one slot.
     pod.status = serde_json::from_value(json!({"phase": "Succeeded"})).expect("a status");
     assert_eq!(find(std::slice::from_ref(&pod)).slots, Some(9));

@@ -9,8 +9,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::Timestamp;
 use kube::api::{ListParams, PostParams};
+use kube::core::DeserializeGuard;
 use kube::runtime::reflector::ObjectRef;
-use kube::{Api, ResourceExt};
+use kube::{Api, Resource, ResourceExt};
 use petaflop_arbiter::claim::Phase;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
@@ -339,35 +340,62 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     Ok(next.again.map_or(Again::OnChange, Again::After))
 }
 
-/// Of these namespaces, those with a budget that the API server has and the watch has not brought
-/// yet as it is now: nothing is bought there before.
+/// Namespaces in which nothing is bought now, for a budget there is not known.
+#[derive(Debug, Default)]
+pub struct Unknown {
+    /// The watch has not brought it yet as it is now.
+    pub late: BTreeSet<String>,
+    /// Nobody can read it, nor say what it allows; in words.
+    pub unreadable: BTreeMap<String, String>,
+}
+
+impl Unknown {
+    /// Whether nothing is bought in a namespace.
+    pub fn holds(&self, namespace: &str) -> bool {
+        self.late.contains(namespace) || self.unreadable.contains_key(namespace)
+    }
+}
+
+/// Budgets of these namespaces as the API server has them, compared with what the watch has brought.
 pub async fn unknown<'a>(
     operator: &Operator,
     namespaces: impl Iterator<Item = &'a str>,
-) -> Result<BTreeSet<String>, Error> {
+) -> Result<Unknown, Error> {
     let asked: BTreeSet<&str> = namespaces.collect();
+    let mut unknown = Unknown::default();
     if asked.is_empty() {
-        return Ok(BTreeSet::new());
+        return Ok(unknown);
     }
-    let apis: Vec<Api<SpendBudget>> = match operator.settings.watch_namespaces.as_slice() {
-        [] => vec![Api::all(operator.client.clone())],
-        _ => asked.iter().map(|name| Api::namespaced(operator.client.clone(), name)).collect(),
-    };
-    let mut unknown = BTreeSet::new();
+    let apis: Vec<Api<DeserializeGuard<SpendBudget>>> =
+        match operator.settings.watch_namespaces.as_slice() {
+            [] => vec![Api::all(operator.client.clone())],
+            _ => asked.iter().map(|name| Api::namespaced(operator.client.clone(), name)).collect(),
+        };
     for api in apis {
         let mut page = ListParams::default().limit(PAGE);
         loop {
-            let list = api.list_metadata(&page).await;
+            let list = api.list(&page).await;
             let list = list.map_err(Error::api("listing the budgets"))?;
             for found in &list.items {
                 let namespace = found.namespace().unwrap_or_default();
+                if !asked.contains(namespace.as_str()) {
+                    continue;
+                }
+                if let Err(error) = &found.0 {
+                    let name = found.name_any();
+                    let message = format!(
+                        "SpendBudget {name} cannot be read, so nobody knows what it allows; write it anew or delete it: {error}"
+                    );
+                    unknown.unreadable.insert(namespace, message);
+                    continue;
+                }
                 let at = ObjectRef::new(&found.name_any()).within(&namespace);
                 let known = operator.budgets.get(&at).is_some_and(|known| {
                     known.uid() == found.uid()
-                        && known.metadata.generation >= found.metadata.generation
+                        && known.metadata.generation >= found.meta().generation
                 });
-                if !known && asked.contains(namespace.as_str()) {
-                    unknown.insert(namespace);
+                if !known {
+                    unknown.late.insert(namespace);
                 }
             }
             match list.metadata.continue_.filter(|token| !token.is_empty()) {

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use kube::api::{DeleteParams, ListParams, PostParams, Preconditions};
+use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::{Claim, ClaimSpec};
@@ -116,6 +117,18 @@ impl ObjectClaims {
     }
 }
 
+/// An object as it came, if it is one of the kind at all: one that is not must not hide the others.
+fn open(object: DeserializeGuard<ComputeClaim>) -> Result<ComputeClaim, ClaimsError> {
+    object.0.map_err(|error| ClaimsError::Damaged {
+        name: format!(
+            "{}/{}",
+            error.metadata.namespace.as_deref().unwrap_or_default(),
+            error.metadata.name.as_deref().unwrap_or_default()
+        ),
+        what: error.to_string(),
+    })
+}
+
 /// A claim from its object.
 ///
 /// # Errors
@@ -159,21 +172,24 @@ impl Claims for ObjectClaims {
 
     async fn get(&self, namespace: &str, name: &str) -> Result<Option<StoredClaim>, ClaimsError> {
         // Without a resourceVersion the server answers from etcd by quorum.
-        let object = self.api(namespace).get_opt(name).await.map_err(|e| store("reading", e))?;
-        match object {
-            Some(object) => self.note(&object).map(Some),
+        let api: Api<DeserializeGuard<ComputeClaim>> =
+            Api::namespaced(self.client.clone(), namespace);
+        match api.get_opt(name).await.map_err(|e| store("reading", e))? {
+            Some(object) => self.note(&open(object)?).map(Some),
             None => Ok(None),
         }
     }
 
     async fn list(&self) -> Result<Vec<StoredClaim>, ClaimsError> {
         let mut claims = Vec::new();
-        for api in crate::cluster::within::<ComputeClaim>(&self.client, &self.namespaces) {
+        for api in
+            crate::cluster::within::<DeserializeGuard<ComputeClaim>>(&self.client, &self.namespaces)
+        {
             let mut params = ListParams::default().limit(PAGE);
             loop {
                 let page = api.list(&params).await.map_err(|e| store("listing", e))?;
-                for object in &page.items {
-                    match read(object) {
+                for object in page.items {
+                    match open(object).and_then(|object| read(&object)) {
                         Ok(stored) => claims.push(stored),
                         // One that cannot be read keeps its machine: the sweep asks for its uid alone.
                         Err(error) => tracing::error!(%error, "left out"),

@@ -1,6 +1,7 @@
 //! The TrainingJob's controller, the part with a client: what is seen goes into
 //! [`training_job::next`], and what comes out is written, each thing only if it differs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::{DeleteParams, PostParams, Preconditions};
@@ -22,11 +23,26 @@ const FIRST_WORD: Duration = Duration::from_secs(1);
 /// Between two looks for a Secret that is not there.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
-/// One pass over one job.
+/// One pass over one job as the watch has it; where that turns out to be old, over it as the API
+/// server has it: a watch may be long in saying what was written.
 pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error> {
     let Some(job) = operator.job(&name.0, &name.1) else {
         return Ok(Again::OnChange);
     };
+    match pass(operator, name, job).await {
+        Err(Error::Api { source, .. }) if is_conflict(&source) => {
+            let api: Api<TrainingJob> = Api::namespaced(operator.client.clone(), &name.0);
+            let now = api.get_opt(&name.1).await.map_err(Error::api("reading a job"))?;
+            match now {
+                Some(job) => pass(operator, name, Arc::new(job)).await,
+                None => Ok(Again::OnChange),
+            }
+        }
+        other => other,
+    }
+}
+
+async fn pass(operator: &Operator, name: &Name, job: Arc<TrainingJob>) -> Result<Again, Error> {
     let uid = job.uid().unwrap_or_default();
     if !training_job::is_ours(&job) {
         return Ok(Again::OnChange);
@@ -77,27 +93,36 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     if let (None, Ok(admitted)) = (&status.resolved_recipe, operator.admissions.of(&job)) {
         status.resolved_recipe = Some(admitted.text.clone());
     }
-    if next.place {
-        let waited = operator.waiting.since(&uid, operator.clock.boottime(), || {
-            operator.placement.ask();
-        });
-        // Somebody may have mended it: it is not left to wait for its turn.
-        if job.status.as_ref().is_some_and(|s| s.observed_generation != job.metadata.generation) {
-            operator.placement.ask();
-        }
-        let nothing_to_say = said.as_ref().is_none_or(|said| said.waits.is_none());
-        if job.status.is_none() && nothing_to_say && waited < FIRST_WORD {
+    let wait = || {
+        let now = operator.clock.boottime();
+        operator.waiting.since(&uid, now, || operator.placement.ask())
+    };
+    let nothing_to_say = said.as_ref().is_none_or(|said| said.waits.is_none());
+    if next.place && job.status.is_none() && nothing_to_say {
+        let waited = wait();
+        if waited < FIRST_WORD {
             return Ok(Again::After(FIRST_WORD - waited));
         }
-    } else {
+    }
+    if !next.place {
         operator.waiting.remove(&uid);
     }
-    // What was concluded must be durable before the claim that shows it goes.
+    let changed =
+        job.status.as_ref().is_some_and(|s| s.observed_generation != job.metadata.generation);
+    // What was concluded must be durable before the claim that shows it goes, and before another
+    // machine is asked for: whoever could not write that a job has ended would buy for it again.
     if !deleting && job.status.as_ref() != Some(&status) {
         let before = job.status.as_ref().map_or(0, |status| status.interruptions);
         let lost = status.interruptions.saturating_sub(before);
         write(operator, &api, job.clone(), status).await?;
         operator.metrics.interrupted(lost);
+    }
+    if next.place {
+        wait();
+        // Somebody may have mended it: it is not left to wait for its turn.
+        if changed {
+            operator.placement.ask();
+        }
     }
     end_claims(operator, &claims, &next).await?;
     if next.delete {

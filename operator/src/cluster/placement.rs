@@ -138,7 +138,7 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     // Accident: a job comes by its watch before the budget that was there first comes by its own.
     let unknown =
         budgets::unknown(operator, writes.iter().map(|spec| &*spec.owner.namespace)).await?;
-    writes.retain(|spec| !unknown.contains(&spec.owner.namespace));
+    writes.retain(|spec| !unknown.holds(&spec.owner.namespace));
     // Reserved in the order of the plan; written side by side.
     use futures::{StreamExt, TryStreamExt};
     let created: Vec<_> = futures::stream::iter(writes)
@@ -160,7 +160,11 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
             Outcome::Waiting { reason, message } => {
                 Some(Waits { reason: *reason, message: message.clone() })
             }
-            Outcome::Placed { .. } | Outcome::Settled { .. } => None,
+            Outcome::Placed { .. } => {
+                let message = unknown.unreadable.get(&decision.workload.namespace).cloned();
+                message.map(|message| Waits { reason: Reason::InvalidSpec, message })
+            }
+            Outcome::Settled { .. } => None,
         };
         let uid = decision.workload.uid.clone();
         let generation = generations.get(&uid).copied().flatten();
@@ -190,7 +194,7 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     }
     *operator.placement.inner.world.lock().unwrap_or_else(PoisonError::into_inner) =
         Some(Arc::new(Recorded { now, world }));
-    if !unknown.is_empty() {
+    if !unknown.late.is_empty() {
         return Ok(Some(SOON));
     }
     Ok(plan.requeue_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default()))
@@ -317,8 +321,10 @@ fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Wo
     {
         return Err(message);
     }
-    // Whoever must wait before the next start wants no machine now.
-    workload.suspended |= claims.is_empty() && !operator.waiting.contains(&observed.uid);
+    // Whoever must wait before the next start wants no machine now; nor does one of whose last machine
+    // it is not written yet how it ended.
+    let works = claims.iter().any(|stored| stored.claim.is_working());
+    workload.suspended |= !works && !operator.waiting.contains(&observed.uid);
     Ok(workload)
 }
 

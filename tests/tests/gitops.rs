@@ -1,11 +1,14 @@
 //! examples/gitops: the health scripts judge objects of every phase as Helm and Flux do, the values
 //! given there are ones that the charts take, and the workloads are ones that the CRDs take.
 
+#[path = "support/kstatus.rs"]
+mod kstatus;
 mod support;
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use kstatus::kstatus;
 use mlua::{Lua, LuaOptions, LuaSerdeExt, StdLib, Table};
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::manifest;
@@ -96,28 +99,6 @@ fn argo_cd_sees_each_phase_as_it_is() -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// What kstatus computes (cli-utils, `pkg/kstatus/status`): the rules that `helm --wait` and Flux follow.
-fn kstatus(object: &Value) -> &'static str {
-    if !object["metadata"]["deletionTimestamp"].is_null() {
-        return "Terminating";
-    }
-    let status = &object["status"];
-    let observed = &status["observedGeneration"];
-    if !observed.is_null() && *observed != object["metadata"]["generation"] {
-        return "InProgress";
-    }
-    let condition = |type_: &str| {
-        let conditions = status["conditions"].as_array().into_iter().flatten();
-        conditions.into_iter().find(|c| c["type"] == type_).and_then(|c| c["status"].as_str())
-    };
-    match (condition("Reconciling"), condition("Stalled"), condition("Ready")) {
-        (Some("True"), _, _) => "InProgress",
-        (_, Some("True"), _) => "Failed",
-        (_, _, Some("False" | "Unknown")) => "InProgress",
-        _ => "Current",
-    }
 }
 
 #[test]

@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Namespace;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use petaflop_arbiter::claim::Identity;
 use petaflop_crds::{ComputeClaim, ComputeProvider};
 use petaflop_fake_provider::{Fault as Misbehaviour, Foreign, Kind, Manners};
+use petaflop_harness::eventually;
 use serde_json::json;
 
-use crate::world::{Seen, World, alone};
+use crate::world::{Lane, Seen, Twist, World, alone, by_hand};
 
 async fn running(world: &mut World<'_>) -> Result<ComputeClaim> {
     world.create(json!({})).await?;
@@ -128,6 +130,44 @@ fn c6_a_machine_too_young_to_be_listed_is_not_lost() -> Result<()> {
         let status = seen.job.context("the job")?.status.context("a status")?;
         ensure!(status.interruptions == 0 && world.cloud.created() == 1, "{status:#?}");
         Ok(())
+    })
+}
+
+#[test]
+fn c7_a_namespace_that_is_deleted_goes_after_its_machines() -> Result<()> {
+    by_hand(async |errors| {
+        let plane = crate::plane().await?;
+        let theirs = plane.namespace("faults-user").await?;
+        let mut lane = Lane::new(plane, errors).await?;
+        lane.jobs_in = theirs.name().to_owned();
+        let namespaces: Api<Namespace> = Api::all(lane.client.clone());
+        lane.run("c7", Manners::runpod(), &[], Twist::default(), async |world| {
+            running(world).await?;
+            world.cloud.misbehave(Misbehaviour::TerminateIgnored);
+            namespaces.delete(theirs.name(), &DeleteParams::default()).await?;
+            // Its objects are deleted by a controller, which takes its own time.
+            eventually("the job is deleted", Duration::from_secs(120), || async {
+                let job = world.lane.jobs().get("c7").await.map_err(|e| e.to_string())?;
+                job.metadata.deletion_timestamp.map(drop).ok_or_else(|| "not yet".to_owned())
+            })
+            .await?;
+            world.pass(Duration::from_secs(50)).await?;
+            let seen = world.settle().await?;
+            ensure!(seen.claims.len() == 1 && seen.billed.len() == 1, "{:?}", seen.billed);
+            let phase = namespaces.get(theirs.name()).await?.status.and_then(|s| s.phase);
+            ensure!(phase.as_deref() == Some("Terminating"), "{phase:?}");
+            world.cloud.behave_entirely();
+            gone(world).await?;
+            eventually("the namespace is gone", Duration::from_secs(120), || async {
+                let left = namespaces.get_opt(theirs.name()).await.map_err(|e| e.to_string())?;
+                left.map_or(Ok(()), |left| Err(format!("{:?}", left.status)))
+            })
+            .await?;
+            // Nothing new may be made in it; its last events are lost.
+            world.calls.forgive("k8s.create.events");
+            Ok(())
+        })
+        .await
     })
 }
 

@@ -88,3 +88,25 @@ fn d4_a_lease_that_is_deleted_or_edited_by_hand_costs_no_machine() -> Result<()>
         Ok(())
     })
 }
+
+/// The purchase was on its way to be sent: it never is, and the pass says that it was dropped.
+#[test]
+fn d5_whoever_loses_the_lease_drops_what_it_was_doing() -> Result<()> {
+    let late = [(Point::new("provider.launch", 1), Fault::Delay(Duration::from_secs(600)))];
+    alone("d5", Manners::runpod(), &late, async |world| {
+        let [first, _] = world.live_elected().await?;
+        world.create(json!({})).await?;
+        let calls = world.calls.clone();
+        let buys = |point: &Point| point.class == "provider.launch";
+        world.until("about to buy", |_| calls.made().iter().any(buys)).await?;
+        first.set_link(Link::Partitioned);
+        world.until("the other running", |seen| seen.is("Running")).await?;
+        let (_, metrics) = world.http("/metrics").await?;
+        let dropped = r#"petaflop_reconciliations_total{controller="ComputeClaim",outcome="abandoned",reason=""} 1"#;
+        ensure!(metrics.contains(dropped), "{metrics}");
+        first.set_link(Link::Open);
+        world.until_complete().await?;
+        ensure!(world.cloud.created() == 1, "{} machines", world.cloud.created());
+        Ok(())
+    })
+}

@@ -1,14 +1,20 @@
 //! E. Trouble with the API server: nothing is decided on a view that may be old, nothing is bought
 //! twice, and all goes on by itself when the server does.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
 use petaflop_fake_provider::Manners;
+use petaflop_harness::{ControlPlane, Link as Network, eventually};
 use serde_json::json;
 
 use crate::calls::{Fault, Link, Standing};
-use crate::world::alone;
+use crate::layers::class;
+use crate::world::{Lane, Twist, World, alone, by_hand};
 
 const API: &str = "k8s.";
 
@@ -36,6 +42,11 @@ fn e1_while_the_server_is_away_nothing_is_bought_and_then_all_goes_on() -> Resul
             world.pass(Duration::from_secs(300)).await?;
             ensure!(world.cloud.created() == before, "{phase}: bought on an old view");
             ensure!(world.cloud.billed_now().len() == before, "{phase}: ended on an old view");
+            // It is alive, and what it knows can still be asked for: nobody restarts it for that.
+            for path in ["/healthz", "/readyz"] {
+                let (status, said) = world.http(path).await?;
+                ensure!(status == 200, "{phase}: {path} {status} {said}");
+            }
             world.link(Link::Open);
             let seen = world.until_complete().await?;
             let status = seen.job.context("the job")?.status.context("a status")?;
@@ -47,6 +58,107 @@ fn e1_while_the_server_is_away_nothing_is_bought_and_then_all_goes_on() -> Resul
         })?;
     }
     Ok(())
+}
+
+/// What the operator watches of ours.
+const KINDS: [&str; 5] =
+    ["trainingjobs", "computeclaims", "computeproviders", "inferenceservices", "spendbudgets"];
+
+/// Waits, in real time as watches do, until these kinds were asked for in this way after so many calls.
+async fn asked(world: &mut World<'_>, verb: &str, kinds: &[&str], after: usize) -> Result<()> {
+    eventually("watches go on", Duration::from_secs(120), || async {
+        let made = world.calls.made();
+        let missing = kinds.iter().find(|kind| {
+            let class = format!("k8s.{verb}.{kind}");
+            !made[after..].iter().any(|point| point.class == class)
+        });
+        missing.map_or(Ok(()), |kind| Err(format!("no {verb} of {kind}")))
+    })
+    .await?;
+    world.began = Instant::now();
+    Ok(())
+}
+
+async fn restart(plane: &ControlPlane) -> Result<()> {
+    plane.apiserver().kill();
+    plane.apiserver().restart()?;
+    Ok(plane.ready().await?)
+}
+
+#[test]
+fn e2_watches_whose_past_is_gone_list_again_and_nothing_is_bought_twice() -> Result<()> {
+    by_hand(async |errors| {
+        let plane = crate::own_plane().await?;
+        let mut lane = Lane::new(&plane, errors).await?;
+        lane.run("e2", Manners::runpod(), &[], Twist::default(), async |world| {
+            world.create(json!({})).await?;
+            world.until("running", |seen| seen.is("Running")).await?;
+            world.link(Link::Partitioned);
+            restart(&plane).await?;
+            // What it does not see, and cannot be told any more.
+            world.patch(json!({ "backoffLimit": 5 })).await?;
+            plane.compact().await?;
+            restart(&plane).await?;
+            let before = world.calls.count();
+            world.link(Link::Open);
+            asked(world, "list", &KINDS, before).await?;
+            let seen = world.until_complete().await?;
+            let job = seen.job.context("the job")?;
+            let status = job.status.context("a status")?;
+            ensure!(status.observed_generation == job.metadata.generation, "{status:#?}");
+            ensure!(status.interruptions == 0 && world.cloud.created() == 1, "{status:#?}");
+            Ok(())
+        })
+        .await
+    })
+}
+
+#[test]
+fn e3_a_watch_of_jobs_that_says_nothing_slows_and_storms_nothing() -> Result<()> {
+    by_hand(async |errors| {
+        let plane = crate::plane().await?;
+        let proxy = plane.proxy()?;
+        let mut config = plane.admin().config().await?;
+        config.cluster_url = format!("https://{}", proxy.address()).parse()?;
+        let watched = Client::try_from(config)?;
+        // Watches of jobs on a line of their own.
+        let twist = Twist {
+            client: Some(Arc::new(move |client: Client| {
+                let (client, watched) = (client, watched.clone());
+                let service =
+                    tower::service_fn(move |request: http::Request<kube::client::Body>| {
+                        let (client, watched) = (client.clone(), watched.clone());
+                        async move {
+                            match class(request.method(), request.uri()).as_str() {
+                                "k8s.watch.trainingjobs" => watched.send(request).await,
+                                _ => client.send(request).await,
+                            }
+                        }
+                    });
+                Client::new(service, "default")
+            })),
+            ..Twist::default()
+        };
+        let mut lane = Lane::new(plane, errors).await?;
+        lane.run("e3", Manners::runpod(), &[], twist, async |world| {
+            world.create(json!({})).await?;
+            world.until("running", |seen| seen.is("Running")).await?;
+            proxy.set(Network::Silent);
+            // The watch knows an older version from now on: what is written over that is refused.
+            world.patch(json!({ "backoffLimit": 5 })).await?;
+            let made = world.pass(Duration::from_secs(3600)).await?;
+            let tried = made.iter().filter(|p| p.class == "k8s.update.trainingjobs/status").count();
+            ensure!((1..=40).contains(&tried), "{tried} times in an hour");
+            let seen = world.settle().await?;
+            ensure!(seen.is("Complete") && seen.claims.is_empty(), "{:#?}", seen.job);
+            proxy.set(Network::Open);
+            let seen = world.until_complete().await?;
+            let status = seen.job.context("the job")?.status.context("a status")?;
+            ensure!(status.interruptions == 0 && world.cloud.created() == 1, "{status:#?}");
+            Ok(())
+        })
+        .await
+    })
 }
 
 #[test]
@@ -92,5 +204,89 @@ fn e7_a_slow_server_costs_no_leader_and_no_machine() -> Result<()> {
         let taken = world.transitions().await?;
         ensure!(taken == 0, "the Lease changed hands {taken} times");
         Ok(())
+    })
+}
+
+/// The API server empties a kind before it goes, and waits for finalizers: so machines go first.
+#[test]
+fn e10_kinds_that_are_deleted_take_their_machines_and_work_again_when_they_are_back() -> Result<()>
+{
+    by_hand(async |errors| {
+        let plane = crate::own_plane().await?;
+        let mut lane = Lane::new(&plane, errors).await?;
+        let definitions: Api<CustomResourceDefinition> = Api::all(lane.client.clone());
+        lane.run("e10", Manners::runpod(), &[], Twist::default(), async |world| {
+            world.create(json!({})).await?;
+            world.until("running", |seen| seen.is("Running")).await?;
+            let all = definitions.list(&ListParams::default()).await?;
+            for definition in &all {
+                definitions.delete(&definition.name_any(), &DeleteParams::default()).await?;
+            }
+            world.until("no machine", |seen| seen.billed.is_empty()).await?;
+            world.pass(Duration::from_secs(120)).await?;
+            eventually("no kinds", Duration::from_secs(60), || async {
+                let left = definitions.list(&ListParams::default()).await;
+                let left = left.map_err(|e| e.to_string())?.items;
+                left.first().map_or(Ok(()), |left| Err(format!("{:?}", left.status)))
+            })
+            .await?;
+            let made = world.pass(Duration::from_secs(600)).await?;
+            let writes = made.iter().filter(|point| point.writes()).count();
+            ensure!(writes == 0, "{writes} writes to nowhere");
+            ensure!(world.cloud.created() == 1, "bought for nobody");
+            let before = world.calls.count();
+            crate::install(&plane).await?;
+            world.lane.sell().await?;
+            asked(world, "list", &KINDS, before).await?;
+            world.create(json!({})).await?;
+            world.until_complete().await?;
+            ensure!(world.cloud.created() == 2, "{} machines", world.cloud.created());
+            Ok(())
+        })
+        .await
+    })
+}
+
+#[test]
+fn e10_a_kind_that_is_not_served_for_a_while_costs_no_machine() -> Result<()> {
+    by_hand(async |errors| {
+        let plane = crate::own_plane().await?;
+        let mut lane = Lane::new(&plane, errors).await?;
+        let definitions: Api<CustomResourceDefinition> = Api::all(lane.client.clone());
+        lane.run("e10-away", Manners::runpod(), &[], Twist::default(), async |world| {
+            world.create(json!({})).await?;
+            world.until("running", |seen| seen.is("Running")).await?;
+            let name = "computeclaims.petaflop.dev";
+            let serve = async |served: bool| {
+                let at = "/spec/versions/0/served";
+                let patch = Patch::Json::<()>(serde_json::from_value(
+                    json!([{ "op": "replace", "path": at, "value": served }]),
+                )?);
+                definitions.patch(name, &PatchParams::default(), &patch).await?;
+                eventually("served or not", Duration::from_secs(60), || async {
+                    let list = world.lane.claims().list(&ListParams::default()).await;
+                    match list.is_ok() == served {
+                        true => Ok(()),
+                        false => Err(format!("{list:?}")),
+                    }
+                })
+                .await?;
+                anyhow::Ok(())
+            };
+            serve(false).await?;
+            let before = world.calls.count();
+            // Rounds of the sweep, in each of which its claim cannot be found.
+            world.pass(Duration::from_secs(300)).await?;
+            ensure!(world.cloud.billed_now().len() == 1, "ended: its claim was only out of sight");
+            serve(true).await?;
+            asked(world, "list", &["computeclaims"], before).await?;
+            let seen = world.until_complete().await?;
+            // Whoever looked while the claim was out of sight took it for gone.
+            world.leaks.clear();
+            let status = seen.job.context("the job")?.status.context("a status")?;
+            ensure!(status.interruptions == 0 && world.cloud.created() == 1, "{status:#?}");
+            Ok(())
+        })
+        .await
     })
 }

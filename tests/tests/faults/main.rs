@@ -11,14 +11,18 @@
 //! | `oracles` | what must be true in the end: O1 to O8, and the ledger |
 //! | `sweep` | A: a crash before and after every call |
 //! | `mutations` | that the oracles can fail |
-//! | `b_duplicate_launch`, `c_leaks`, `d_leader_election`, `e_api_server_trouble`, `j_changes_of_mind` | the groups of `docs/faults.md` |
+//! | `b_duplicate_launch`, `c_leaks`, `d_leader_election`, `e_api_server_trouble`, `h_scale`, `i_lifecycle`, `j_changes_of_mind` | the groups of `docs/faults.md` |
 
 mod b_duplicate_launch;
 mod c_leaks;
 mod calls;
 mod d_leader_election;
 mod e_api_server_trouble;
+mod h_scale;
+mod i_lifecycle;
 mod j_changes_of_mind;
+#[path = "../support/kstatus.rs"]
+mod kstatus;
 mod layers;
 mod mutations;
 mod oracles;
@@ -32,9 +36,9 @@ use std::time::Duration;
 use anyhow::Result;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::Api;
-use kube::api::{ListParams, PostParams};
-use petaflop_crds::ComputeClaim;
-use petaflop_harness::{ControlPlane, eventually};
+use kube::api::{ApiResource, DynamicObject, ListParams, PostParams};
+use kube::core::GroupVersionKind;
+use petaflop_harness::{ControlPlane, Options, eventually};
 use tokio::sync::OnceCell;
 use tracing::field::{Field, Visit};
 use tracing_subscriber::Layer;
@@ -42,26 +46,40 @@ use tracing_subscriber::layer::{Context, SubscriberExt};
 
 use crate::world::Errors;
 
-/// The servers, with our kinds.
+/// The servers that the tests share, with our kinds.
 pub(crate) async fn plane() -> Result<&'static ControlPlane> {
     static INSTALLED: OnceCell<()> = OnceCell::const_new();
     let plane = ControlPlane::shared().await;
-    let install = async || {
-        let client = plane.client().await?;
-        let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-        for crd in petaflop_crds::crds::all() {
-            api.create(&PostParams::default(), &crd).await?;
-        }
-        let claims: Api<ComputeClaim> = Api::all(client.clone());
+    INSTALLED.get_or_try_init(|| install(plane)).await?;
+    Ok(plane)
+}
+
+/// Servers of a test's own, for faults that would strike others too; without controllers.
+pub(crate) async fn own_plane() -> Result<ControlPlane> {
+    let plane = ControlPlane::start(Options::default().only_api()).await?;
+    install(&plane).await?;
+    Ok(plane)
+}
+
+/// Our kinds.
+pub(crate) async fn install(plane: &ControlPlane) -> Result<()> {
+    let client = plane.client().await?;
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for crd in petaflop_crds::crds::all() {
+        api.create(&PostParams::default(), &crd).await?;
+    }
+    for crd in petaflop_crds::crds::all() {
+        let (group, names) = (&crd.spec.group, &crd.spec.names);
+        let kind = GroupVersionKind::gvk(group, &crd.spec.versions[0].name, &names.kind);
+        let kind = ApiResource::from_gvk_with_plural(&kind, &names.plural);
+        let objects: Api<DynamicObject> = Api::all_with(client.clone(), &kind);
         eventually("our kinds are served", Duration::from_secs(60), || async {
-            let list = claims.list(&ListParams::default()).await;
+            let list = objects.list(&ListParams::default()).await;
             list.map(drop).map_err(|error| error.to_string())
         })
         .await?;
-        anyhow::Ok(())
-    };
-    INSTALLED.get_or_try_init(install).await?;
-    Ok(plane)
+    }
+    Ok(())
 }
 
 /// Until it is dropped, errors that this thread logs go there. With `PETAFLOP_FAULTS_LOG` set,

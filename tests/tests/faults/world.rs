@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt};
 use object_store::memory::InMemory;
 use petaflop_agent_api::clock::Clock;
@@ -56,8 +57,11 @@ pub(crate) struct Twist {
 pub(crate) struct Lane {
     pub(crate) client: Client,
     restricted: Client,
+    /// The operator's own.
     pub(crate) namespace: Namespace,
-    provider: String,
+    /// Where its users' objects are: the same, unless a test says otherwise.
+    pub(crate) jobs_in: String,
+    pub(crate) provider: String,
     folder: tempfile::TempDir,
     runs: u32,
     errors: Errors,
@@ -86,7 +90,8 @@ pub(crate) struct World<'a> {
     processes: Vec<Process>,
     /// What was seen last, and after how many calls.
     last: Option<(usize, Seen)>,
-    began: Instant,
+    /// Since when it goes on, in real time.
+    pub(crate) began: Instant,
     /// Machines that billed while their claim was not there, each once.
     pub(crate) leaks: Vec<String>,
     /// Machines of others are on the bill.
@@ -141,7 +146,7 @@ enum Pause {
 }
 
 impl Lane {
-    pub(crate) async fn new(plane: &'static ControlPlane, errors: Errors) -> Result<Self> {
+    pub(crate) async fn new(plane: &ControlPlane, errors: Errors) -> Result<Self> {
         let namespace = plane.namespace("faults").await?;
         let name = namespace.name().to_owned();
         let client = plane.client().await?;
@@ -153,6 +158,7 @@ impl Lane {
             client,
             restricted: Client::try_from(config)?,
             provider: format!("cloud-{name}"),
+            jobs_in: name,
             namespace,
             folder: tempfile::tempdir()?,
             runs: 0,
@@ -199,6 +205,29 @@ impl Lane {
         })
     }
 
+    /// One world for one test: see [`alone`].
+    pub(crate) async fn run(
+        &mut self,
+        name: &str,
+        manners: Manners,
+        faults: &[(Point, Fault)],
+        twist: Twist,
+        test: impl AsyncFnOnce(&mut World) -> Result<()>,
+    ) -> Result<()> {
+        let lasts = match name {
+            // Longer than a lease.
+            "c10" => Duration::from_secs(3600),
+            _ => Duration::from_secs(340),
+        };
+        let faults = faults.to_vec();
+        let mut world = self.world(name.to_owned(), manners, lasts, faults, twist).await?;
+        world.live().await?;
+        test(&mut world).await?;
+        let wrong = world.wrong().await?;
+        ensure!(wrong.is_empty(), "{name}: {wrong:#?}");
+        world.end().await
+    }
+
     /// A new installation, and a provider that nobody has seen yet.
     async fn provide(&self) -> Result<()> {
         let gone = |result: Result<_, kube::Error>| match result {
@@ -209,22 +238,28 @@ impl Lane {
         gone(secrets.delete(installation::SECRET, &DeleteParams::default()).await.map(drop))?;
         let providers: Api<ComputeProvider> = Api::all(self.client.clone());
         gone(providers.delete(&self.provider, &DeleteParams::default()).await.map(drop))?;
+        self.sell().await
+    }
+
+    /// The provider's object.
+    pub(crate) async fn sell(&self) -> Result<()> {
+        let providers: Api<ComputeProvider> = Api::all(self.client.clone());
         let object = serde_json::from_value(json!({
             "apiVersion": "petaflop.dev/v1alpha1",
             "kind": "ComputeProvider",
             "metadata": { "name": self.provider, "labels": { "test": self.namespace.name() } },
-            "spec": { "nodes": {}, "allowedNamespaces": [self.namespace.name()] },
+            "spec": { "nodes": {}, "allowedNamespaces": [self.jobs_in] },
         }))?;
         providers.create(&PostParams::default(), &object).await.context("the provider")?;
         Ok(())
     }
 
     pub(crate) fn jobs(&self) -> Api<TrainingJob> {
-        Api::namespaced(self.client.clone(), self.namespace.name())
+        Api::namespaced(self.client.clone(), &self.jobs_in)
     }
 
     pub(crate) fn claims(&self) -> Api<ComputeClaim> {
-        Api::namespaced(self.client.clone(), self.namespace.name())
+        Api::namespaced(self.client.clone(), &self.jobs_in)
     }
 }
 
@@ -235,25 +270,18 @@ pub(crate) fn alone(
     faults: &[(Point, Fault)],
     test: impl AsyncFnOnce(&mut World) -> Result<()>,
 ) -> Result<()> {
+    by_hand(async |errors| {
+        let mut lane = Lane::new(crate::plane().await?, errors).await?;
+        lane.run(name, manners, faults, Twist::default(), test).await
+    })
+}
+
+/// A test on a runtime and with a log of its own.
+pub(crate) fn by_hand(test: impl AsyncFnOnce(Errors) -> Result<()>) -> Result<()> {
     let errors = Errors::default();
     let _logged = crate::log_to(&errors);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let lasts = match name {
-        // Longer than a lease.
-        "c10" => Duration::from_secs(3600),
-        _ => Duration::from_secs(340),
-    };
-    runtime.block_on(async {
-        let mut lane = Lane::new(crate::plane().await?, errors).await?;
-        let faults = faults.to_vec();
-        let mut world =
-            lane.world(name.to_owned(), manners, lasts, faults, Twist::default()).await?;
-        world.live().await?;
-        test(&mut world).await?;
-        let wrong = world.wrong().await?;
-        ensure!(wrong.is_empty(), "{name}: {wrong:#?}");
-        world.end().await
-    })
+    runtime.block_on(test(errors))
 }
 
 impl World<'_> {
@@ -327,7 +355,7 @@ impl World<'_> {
         let settings = Settings {
             namespace: lane.namespace.name().to_owned(),
             replica: "test".into(),
-            watch_namespaces: vec![lane.namespace.name().to_owned()],
+            watch_namespaces: vec![lane.jobs_in.clone()],
             provider_labels: Some(format!("test={}", lane.namespace.name())),
             store: StoreAt { uri: "/nowhere".into(), credentials: Default::default() },
             ledger: StoreAt { uri: String::new(), credentials: Default::default() },
@@ -335,7 +363,7 @@ impl World<'_> {
             runtime_image: "runtime".into(),
             runtime: "runtime".into(),
             http_address: ([127, 0, 0, 1], 0).into(),
-            public_metrics: false,
+            public_metrics: true,
             gateway_image: "petaflop".into(),
             service_account: "petaflop".into(),
             secret_reader: "petaflop-secret-reader".into(),
@@ -418,6 +446,14 @@ impl World<'_> {
             let behind = now.saturating_sub(*since).saturating_sub(clock.boottime());
             clock.advance(behind);
         }
+    }
+
+    /// What the first process answers by HTTP.
+    pub(crate) async fn http(&self, path: &str) -> Result<(u16, String)> {
+        let address = self.processes.first().context("a process")?.running.http;
+        let client = reqwest::Client::builder().no_proxy().build()?;
+        let answer = client.get(format!("http://{address}{path}")).send().await?;
+        Ok((answer.status().as_u16(), answer.text().await?))
     }
 
     /// What becomes of all calls of all processes.
@@ -560,10 +596,19 @@ impl World<'_> {
 
     async fn look(&self) -> Result<Seen> {
         let jobs = self.lane.jobs();
-        let claims = self.lane.claims();
+        // One that cannot be read is nobody's, and where the kind is away there are none.
+        let claims: Api<DeserializeGuard<ComputeClaim>> =
+            Api::namespaced(self.lane.client.clone(), &self.lane.jobs_in);
         let all = ListParams::default();
-        let (job, claims) = tokio::try_join!(jobs.get_opt(&self.job), claims.list(&all))?;
-        Ok(Seen { job, claims: claims.items, billed: self.cloud.billed_now() })
+        let (job, claims) = tokio::join!(jobs.get_opt(&self.job), claims.list(&all));
+        let is_away =
+            |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.code == 404);
+        let job = job.or_else(|error| if is_away(&error) { Ok(None) } else { Err(error) })?;
+        let claims = match claims {
+            Err(error) if is_away(&error) => Vec::new(),
+            claims => claims?.items.into_iter().filter_map(|claim| claim.0.ok()).collect(),
+        };
+        Ok(Seen { job, claims, billed: self.cloud.billed_now() })
     }
 
     /// A claim is written before its machine is bought, and goes after it: at no time does a machine

@@ -171,5 +171,6 @@ pub(crate) fn claim_of(
         device: candidate.device,
         reserved: candidate.total,
         decided_at: now,
+        revision: None,
     }
 }

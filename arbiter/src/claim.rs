@@ -29,6 +29,10 @@ pub struct ClaimSpec {
     pub reserved: Usd,
     /// When it was decided.
     pub decided_at: Timestamp,
+    /// What the owner's specification asked for then, where the owner replaces machines of an
+    /// earlier one: equal texts ask for the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
 }
 
 /// Which part of a machine computes.

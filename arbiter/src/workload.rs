@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::catalogue::Vendor;
 use crate::money::{Usd, UsdPerHour};
-use crate::offer::Capacity;
+use crate::offer::{Capacity, HostOwner, Offer};
 
 /// Which kind of object asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -289,6 +289,20 @@ pub struct Progress {
     pub interruptions: u32,
     /// Highest placement number used so far, by its status and its claims; 0 before the first.
     pub placements: u32,
+}
+
+impl Placement {
+    /// Whether an offer is at a place that will do, at the price that it was quoted at.
+    pub fn admits(&self, offer: &Offer) -> bool {
+        let one_of = |list: &[String], name: &String| list.is_empty() || list.contains(name);
+        one_of(&self.providers, &offer.provider)
+            && one_of(&self.regions, &offer.region)
+            && one_of(&self.zones, &offer.zone)
+            && !self.exclude_regions.contains(&offer.region)
+            && self.capacity.is_none_or(|capacity| capacity == offer.capacity)
+            && self.max_hourly_price.is_none_or(|limit| offer.price <= limit)
+            && (self.allow_untrusted_hosts || offer.owner == HostOwner::Known)
+    }
 }
 
 impl Workload {

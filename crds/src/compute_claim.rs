@@ -103,6 +103,10 @@ pub struct ComputeClaimSpec {
     pub reserved: Money,
     /// When it was decided.
     pub decided_at: Moment,
+    /// What its owner's spec asked for then, where the owner replaces machines of an earlier one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = HASH_PATTERN))]
+    pub revision: Option<String>,
     /// When it stops being of use to its owner, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Moment>,

@@ -5,7 +5,7 @@
     reason = "KubeSchema copies each struct into a function, its `pub` with it"
 )]
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -64,6 +64,8 @@ use crate::training_job::WeightFormat;
         .message("volumes are not built yet: leave them out"),
     validation = Rule::new("!has(self.secrets) || self.secrets.size() == 0").field_path(".secrets").reason(Reason::FieldValueForbidden)
         .message("secrets are not built yet for services: leave them out"),
+    validation = Rule::new("!has(self.placement) || !has(self.placement.interruption) || ((!has(self.placement.interruption.policy) || self.placement.interruption.policy == 'Restart') && (!has(self.placement.interruption.maxInterruptions) || self.placement.interruption.maxInterruptions == 10))").field_path(".placement.interruption").reason(Reason::FieldValueForbidden)
+        .message("interruption.policy and maxInterruptions are for TrainingJobs: a service replaces whatever machine is taken away; leave them out"),
 )]
 // Lasting rules.
 #[x_kube(
@@ -337,15 +339,30 @@ pub struct InferenceServiceStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 2048), inner(length(min = 1, max = 253)))]
     pub counted: Vec<String>,
+    /// Replicas that failed one after the other; the next is tried after 1, 2, 4, … seconds, at most
+    /// five minutes. 0 once all is as it should be.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub failures: u32,
+    /// When the last of them failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_failure_time: Option<Time>,
     /// Hash of the artifact that answers, or is being brought up (hex).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub artifact: Option<String>,
+    /// What replicas are made of beside it, as a digest (hex): image, resources, placement, account.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64), regex(pattern = HASH_PATTERN))]
+    pub revision: Option<String>,
     /// Where replicas run; `hourlyPrice` is the sum over all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub placement: Option<PlacementStatus>,
     /// What it has cost.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cost: Option<CostStatus>,
+}
+
+fn is_zero(number: &u32) -> bool {
+    *number == 0
 }
 
 /// A summary of the conditions, for printing.

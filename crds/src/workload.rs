@@ -207,6 +207,13 @@ impl InferenceServiceSpec {
         errors.or(workload)
     }
 
+    /// Where its replicas may be.
+    pub fn places(&self) -> Result<Placement, Vec<FieldError>> {
+        let mut errors = Errors::default();
+        let placement = placement(&self.placement, &mut errors);
+        errors.or(placement)
+    }
+
     /// Paths of the fields that are set and mean something only in a cluster.
     pub fn ignored_outside_cluster(&self) -> Vec<String> {
         let InferenceServiceSpec {

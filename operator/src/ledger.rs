@@ -120,6 +120,7 @@ impl Ledger {
             device: Device::Cpu,
             reserved: Usd::ZERO,
             decided_at: began,
+            revision: None,
         };
         let claim_uid = identity.claim_uid.clone();
         let ledger = ClaimLedger { spec, claim_uid, began, rows, budgets: None };

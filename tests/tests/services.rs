@@ -11,8 +11,11 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use operator::Cluster;
+use petaflop_agent_api::task::Secret;
 use petaflop_crds::InferenceServiceStatus;
 use petaflop_crds::inference_service::InferenceServicePhase as Phase;
+use petaflop_operator::cluster::installation::Installation;
+use petaflop_operator::cluster::settings::Settings;
 use serde_json::json;
 use serving::{Chat, Kubelet, Says, models};
 
@@ -145,6 +148,106 @@ async fn another_model_is_rolled_out_without_a_failed_request() -> Result<()> {
     ensure!(after.iter().all(|claim| !names.contains(&claim.name_any())));
     // maxSurge is 1.
     ensure!(cluster.cloud.created() == 4, "{} machines", cluster.cloud.created());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_resources_and_another_image_are_rolled_out_without_a_failed_request() -> Result<()> {
+    let cluster = Cluster::start("remakes").await?;
+    let [model, _] = models(&cluster).await?;
+    let kubelet = Kubelet::start(&cluster).await?;
+    let running = cluster.operator().await?;
+    cluster.serve("chat", json!({ "model": { "artifact": model }, "replicas": 2 })).await?;
+    let first = cluster.until_service("chat", "Ready", SOON, |s| s.is("Ready")).await?;
+    let gateway = kubelet.gateway("chat").await?;
+    let load = Chat::keep_asking(&gateway);
+    let names = async || {
+        anyhow::Ok(cluster.claims().await?.iter().map(ResourceExt::name_any).collect::<Vec<_>>())
+    };
+    let rolled = async |what: &str, before: &InferenceServiceStatus, old: Vec<String>| {
+        let mut fewest = u32::MAX;
+        let status = cluster
+            .until_service("chat", what, SOON, |s| {
+                fewest = fewest.min(s.available_replicas);
+                s.is("Ready") && s.revision != before.revision && s.updated_replicas == 2
+            })
+            .await?;
+        ensure!(fewest >= 2, "{what}: maxUnavailable is 0, and there were {fewest}");
+        cluster.until_claims(2).await?;
+        for claim in cluster.claims().await? {
+            ensure!(!old.contains(&claim.name_any()), "{what}: {} is an old one", claim.name_any());
+            ensure!(claim.spec.revision == status.revision, "{what}: {claim:#?}");
+        }
+        anyhow::Ok(status)
+    };
+    let old = names().await?;
+    let resources = json!({ "spec": { "resources": { "cpu": "2", "memory": "1Gi" } } });
+    cluster.change("chat", resources).await?;
+    let second = rolled("on other machines", &first, old).await?;
+    // maxSurge is 1.
+    ensure!(cluster.cloud.created() == 4, "{} machines", cluster.cloud.created());
+
+    // What their machines still meet changes nothing but the status.
+    let price = json!({ "spec": { "placement": { "maxHourlyPrice": "1" } } });
+    cluster.change("chat", price).await?;
+    let same = |s: &InferenceServiceStatus| s.is("Ready") && s.revision != second.revision;
+    let third = cluster.until_service("chat", "as it was", SOON, same).await?;
+    ensure!(third.updated_replicas == 2, "{third:#?}");
+    cluster.quiet(&running).await?;
+    ensure!(cluster.cloud.created() == 4, "{} machines", cluster.cloud.created());
+
+    // A newer operator brings a newer image.
+    drop(running);
+    let newer = |settings: &mut Settings| settings.runtime_image = "localhost/runtime:2".to_owned();
+    let old = names().await?;
+    let running = cluster.operator_with(newer).await?;
+    rolled("of another image", &third, old).await?;
+    let asked = load.stop().await?;
+    ensure!(asked.failed.is_empty() && asked.answered > 10, "{asked:?}");
+    ensure!(cluster.cloud.created() == 6, "{} machines", cluster.cloud.created());
+
+    // And then nothing is written any more.
+    cluster.quiet(&running).await?;
+    let version = cluster.version_of("chat").await?;
+    cluster.clock.sleep(Duration::from_secs(3)).await;
+    ensure!(cluster.version_of("chat").await? == version, "an idle service was written");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_answers_its_own_service_s_gateways_and_nobody_else() -> Result<()> {
+    let cluster = Cluster::start("locked").await?;
+    let [model, _] = models(&cluster).await?;
+    let kubelet = Kubelet::start(&cluster).await?;
+    let running = cluster.operator().await?;
+    cluster.serve("chat", json!({ "model": { "artifact": model } })).await?;
+    cluster.until_service("chat", "Ready", SOON, |s| s.is("Ready")).await?;
+    let [replica] = <[String; 1]>::try_from(cluster.replicas()?)
+        .map_err(|all| anyhow::anyhow!("one replica was started, and there are {all:?}"))?;
+
+    // Straight to its port: refused, and told nothing.
+    let stranger = Chat::ask(&replica).await?;
+    ensure!(stranger.code == 401 && stranger.body.contains("no_replica_key"), "{stranger:?}");
+    let gateway = kubelet.gateway("chat").await?;
+    ensure!(Chat::ask(&gateway).await?.code == 200, "through the gateway");
+
+    // The key of another service's replica opens nothing here; its own does, for whoever has it.
+    let installation = Installation::read(&cluster.client, &cluster.namespace).await?;
+    let root = installation.context("the operator made one")?.root;
+    let claim = cluster.claims().await?.into_iter().next().context("its claim")?;
+    let key = root.replica_key(&claim.uid().context("a uid")?);
+    let another = root.replica_key("another claim");
+    let with = |key: &Secret| format!("Petaflop-Replica-Key: {}\r\n", key.expose());
+    ensure!(Chat::ask_with(&replica, &with(&another)).await?.code == 401, "another's key");
+    ensure!(Chat::ask_with(&replica, &with(&key)).await?.code == 200, "its own key");
+    // What a client adds does not reach it, and does no harm.
+    ensure!(Chat::ask_with(&gateway, &with(&another)).await?.code == 200, "a client's header");
+
+    // It stands in no object, no event, no command line, and in nothing that was written down.
+    cluster.quiet(&running).await?;
+    for found in cluster.where_stands(key.expose()).await? {
+        anyhow::bail!("the key stands in {found}");
+    }
     Ok(())
 }
 

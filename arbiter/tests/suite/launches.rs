@@ -22,6 +22,7 @@ fn a_claim() -> Claim {
         device: Device::Cpu,
         reserved: Usd::ZERO,
         decided_at: now(),
+        revision: None,
     })
 }
 

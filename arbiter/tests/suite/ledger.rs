@@ -18,6 +18,7 @@ fn ledger(rate: UsdPerHour) -> ClaimLedger {
         device: Device::Cpu,
         reserved: Usd::ZERO,
         decided_at: now(),
+        revision: None,
     };
     ClaimLedger::new(spec, "claim-uid".into(), now())
 }

@@ -193,6 +193,7 @@ fn claim_spec(object: &ComputeClaim, errors: &mut Errors) -> ClaimSpec {
         device,
         reserved,
         decided_at,
+        revision,
         expires_at: _, // for the operator alone
         runners_up: _, // for the record
     } = &object.spec;
@@ -214,6 +215,7 @@ fn claim_spec(object: &ComputeClaim, errors: &mut Errors) -> ClaimSpec {
         },
         reserved: usd("spec.reserved", reserved, errors),
         decided_at: decided_at.0,
+        revision: revision.clone(),
     }
 }
 
@@ -295,8 +297,17 @@ impl TryFrom<&ClaimSpec> for ComputeClaimSpec {
 
     /// `expiresAt` and `runnersUp` are left out: the arbiter does not know them.
     fn try_from(claim: &ClaimSpec) -> Result<ComputeClaimSpec, Vec<FieldError>> {
-        let ClaimSpec { name: _, owner, placement, index, offer, device, reserved, decided_at } =
-            claim;
+        let ClaimSpec {
+            name: _,
+            owner,
+            placement,
+            index,
+            offer,
+            device,
+            reserved,
+            decided_at,
+            revision,
+        } = claim;
         let WorkloadId { kind, namespace: _, name, uid } = owner;
         let mut errors = Errors::default();
         let spec = ComputeClaimSpec {
@@ -311,6 +322,7 @@ impl TryFrom<&ClaimSpec> for ComputeClaimSpec {
             },
             reserved: money("spec.reserved", reserved.micros(), &mut errors),
             decided_at: Moment(*decided_at),
+            revision: revision.clone(),
             expires_at: None,
             runners_up: None,
         };

@@ -279,6 +279,7 @@ mod tests {
             device: Device::Cpu,
             reserved: Usd::ZERO,
             decided_at: began,
+            revision: None,
         };
         StoredClaim {
             version: String::new(),

@@ -1,9 +1,17 @@
 //! The InferenceService's controller, the part that needs no client: from what is seen to what its
 //! status shall say, how many machines it wants, which claims go, and where its gateways find it.
 //!
-//! What a replica serves is what it says itself; a replica of another model than is wanted is an
-//! old one. A replica that answers is drained by the gateways before its claim goes. Nothing is
-//! remembered from pass to pass: the same replicas go in the same order as long as the same is seen.
+//! What a replica serves is what it says itself; a replica of another model, or of another
+//! [`revision`], than is wanted is an old one. A replica that answers is drained by the gateways before
+//! its claim goes. Nothing is remembered from pass to pass: the same replicas go in the same order as
+//! long as the same is seen.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`revision`] | what a replica was made of, and whether that is still what is wanted |
+//! | `rollout` | who goes and how many come |
+//! | `failures` | how replicas ended; when another may be tried, and when that is of no use |
+//! | `words` | what the status says |
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -13,23 +21,28 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
 use petaflop_agent_api::gateway;
+use petaflop_agent_api::task::Secret;
 use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::ServingWork;
 use petaflop_crds::compute_claim::{OWNER_KIND_LABEL, OWNER_LABEL};
 use petaflop_crds::inference_service::InferenceServicePhase as Phase;
-use petaflop_crds::scalar::Money;
-use petaflop_crds::shared::{CostStatus, PlacementStatus};
 use petaflop_crds::{InferenceService, InferenceServiceStatus, MANAGED_BY};
 
 use crate::claims::StoredClaim;
-use crate::cluster::run::{End, Run};
-use crate::cluster::status::{Conditions, Is, is_true, time};
-use crate::cluster::training_job::{REFRESH, Waits, needs_a_change, placement_of};
+use crate::cluster::run::Run;
+use crate::cluster::status::is_true;
+use crate::cluster::training_job::Waits;
 
+mod failures;
+pub mod revision;
 mod rollout;
+mod words;
+use failures::Tries;
+use revision::Revision;
 use rollout::{Live, rollout};
+use words::Counts;
 
 /// Port of the service where its spec names none.
 pub const PORT: u16 = 8080;
@@ -57,10 +70,8 @@ pub struct Seen<'a> {
     pub waits: Option<&'a Waits>,
     /// A budget whose limit is reached asks that it be stopped.
     pub stopped_by_budget: Option<&'a str>,
-    /// Why this very model cannot be served, as a replica said that tried.
-    pub blocked: Option<&'a str>,
-    /// No machine is bought before, after a failure.
-    pub not_before: Option<Timestamp>,
+    /// Image that replicas run.
+    pub image: &'a str,
     /// Agents that run have had the time to say how they are, since we began to ask.
     pub all_heard: bool,
     /// Now.
@@ -74,6 +85,8 @@ pub struct Replica {
     pub stored: StoredClaim,
     /// What its agent said, if there is a session with it.
     pub run: Option<Run>,
+    /// What its server asks of whoever sends it requests.
+    pub key: Secret,
 }
 
 impl Replica {
@@ -146,8 +159,6 @@ pub struct Next {
     pub told: Option<gateway::Told>,
     /// A replica failed that was not counted before.
     pub failure: Option<Failure>,
-    /// Whether everything is as it should be, so that failures of the past do not count.
-    pub well: bool,
     /// When to look again though nothing changes.
     pub again: Option<Duration>,
 }
@@ -195,7 +206,6 @@ pub fn next(seen: &Seen) -> Next {
         wants: Some(Wants::default()),
         told: Some(gateway::Told::new(false, Vec::new())),
         failure: None,
-        well: false,
         again: None,
     };
     if service.metadata.deletion_timestamp.is_some() {
@@ -216,14 +226,16 @@ pub fn next(seen: &Seen) -> Next {
     status.selector = Some(selector(service));
     let namespace = service.namespace().unwrap_or_default();
     status.url = Some(format!("http://{}.{namespace}.svc:{}", service.name_any(), port(service)));
-    settle(seen, &mut next);
-    placement(seen, &mut next.status);
+    let revision = Revision::of(&service.spec, seen.image);
+    let tries = failures::settle(seen, &revision, &mut next);
+    words::placement(seen, &mut next.status);
     if stops {
         next.unwanted = names(seen);
-        suspended(seen, &mut next);
+        words::suspended(seen, &mut next);
         return next;
     }
-    resumed(seen, &mut next);
+    words::resumed(seen, &mut next);
+    next.status.revision = Some(revision.text().to_owned());
     match seen.model {
         Model::Known(served) => next.status.artifact = Some(served.artifact.clone()),
         // What the earlier spec asked for is no answer to this one.
@@ -231,12 +243,19 @@ pub fn next(seen: &Seen) -> Next {
         Model::Waits(_) | Model::Wrong(_) => {}
     }
     let want = if asleep { 0 } else { service.spec.replicas };
-    replicas(seen, want, asleep, &mut next);
+    replicas(seen, want, asleep, &revision, &tries, &mut next);
     next
 }
 
 /// Who stays, who goes, who is asked, and what is said of that.
-fn replicas(seen: &Seen, want: u32, asleep: bool, next: &mut Next) {
+fn replicas(
+    seen: &Seen,
+    want: u32,
+    asleep: bool,
+    revision: &Revision,
+    tries: &Tries,
+    next: &mut Next,
+) {
     let spec = &seen.service.spec;
     let target = match seen.model {
         Model::Known(served) => Some(served.artifact.as_str()),
@@ -252,18 +271,19 @@ fn replicas(seen: &Seen, want: u32, asleep: bool, next: &mut Next) {
             let is_target = |model: &str| target.is_none_or(|target| target == model);
             Live {
                 name: replica.name(),
-                new: serving.is_none_or(|serving| is_target(&serving.model)),
+                new: serving.is_none_or(|serving| is_target(&serving.model))
+                    && revision.is_of(&replica.stored.claim.spec),
                 ready: replica.address().is_some(),
                 price: replica.stored.claim.spec.offer.price,
             }
         })
         .collect();
     let plan = rollout(want, &spec.rollout, &live);
-    let waits_for_another_try = seen.not_before.filter(|at| *at > seen.now);
+    let waits_for_another_try = tries.not_before.filter(|at| *at > seen.now);
     if let Some(at) = waits_for_another_try {
         look_again(&mut next.again, at.duration_since(seen.now));
     }
-    let may_add = target.is_some() && seen.blocked.is_none() && waits_for_another_try.is_none();
+    let may_add = target.is_some() && tries.blocked.is_none() && waits_for_another_try.is_none();
     let add = if may_add { plan.add } else { 0 };
     let kept: Vec<&Live> = live.iter().filter(|one| !plan.go.contains(one.name)).collect();
     let stays: BTreeSet<&str> = kept.iter().map(|one| one.name).collect();
@@ -284,6 +304,7 @@ fn replicas(seen: &Seen, want: u32, asleep: bool, next: &mut Next) {
             address: replica.address()?,
             weight: NonZeroU32::MIN,
             draining: !stays.contains(replica.name()),
+            key: Some(replica.key.clone()),
         })
     });
     next.told = Some(gateway::Told::new(spec.replicas > 0, asked.collect()));
@@ -297,72 +318,9 @@ fn replicas(seen: &Seen, want: u32, asleep: bool, next: &mut Next) {
         new_and_ready: count(&|one| one.new && one.ready),
         lacks: plan.add > 0,
         asleep,
+        blocked: tries.blocked.as_deref(),
     };
-    say(seen, &counts, next);
-}
-
-/// Replicas of a service, counted.
-struct Counts {
-    want: u32,
-    /// Those that go included.
-    all: usize,
-    available: usize,
-    updated: usize,
-    new_and_ready: usize,
-    /// More machines are needed.
-    lacks: bool,
-    asleep: bool,
-}
-
-impl Counts {
-    fn is_complete(&self) -> bool {
-        let want = self.want as usize;
-        self.new_and_ready == want && self.all == want
-    }
-}
-
-/// Counts how replicas ended that were not counted yet. The count and the name are one write, and the
-/// claim goes only after it.
-fn settle(seen: &Seen, next: &mut Next) {
-    let there = names(seen);
-    let status = &mut next.status;
-    status.counted.retain(|name| there.contains(name));
-    for replica in seen.replicas {
-        let stored = &replica.stored;
-        // What we ended ourselves is no loss.
-        if stored.deleting || status.counted.iter().any(|name| name == replica.name()) {
-            continue;
-        }
-        let said = replica.run.as_ref().and_then(|run| run.end.as_ref());
-        let mut failed = |message: &str, retry: bool| {
-            next.failure = Some(Failure { message: message.to_owned(), retry });
-        };
-        match (&stored.claim.phase, said) {
-            (_, Some(End::Failed { message, retry })) => {
-                status.restarts += 1;
-                failed(message, *retry);
-            }
-            (_, Some(End::Finished { .. })) => {
-                status.restarts += 1;
-                failed("the server ended by itself", true);
-            }
-            (_, Some(End::Stopped)) => status.interruptions += 1,
-            (ClaimPhase::Ending { reason, .. } | ClaimPhase::Ended { reason }, None) => {
-                match reason {
-                    Reason::SpotInterrupted | Reason::HeartbeatLost => status.interruptions += 1,
-                    Reason::InvalidSpec => {
-                        failed("the provider refuses the request as invalid", false);
-                    }
-                    Reason::ImagePullFailed => failed("the image could not be fetched", true),
-                    Reason::LaunchTimedOut => failed("the machine did not come up in time", true),
-                    // Nothing was lost: it is placed anew, elsewhere or later.
-                    _ => {}
-                }
-            }
-            _ => continue,
-        }
-        status.counted.push(replica.name().to_owned());
-    }
+    words::say(seen, &counts, next);
 }
 
 /// Whether it sleeps: nobody has asked for long enough, and nobody waits now.
@@ -379,172 +337,6 @@ fn is_asleep(seen: &Seen, changed: bool) -> bool {
     // Gateways count from when there was somebody to answer.
     let idle = seen.route.idle.is_some_and(|idle| idle >= Duration::from_secs(after.into()));
     is_true(&status.conditions, "Available") && idle && !seen.route.wakes
-}
-
-fn suspended(seen: &Seen, next: &mut Next) {
-    let (reason, why) = match seen.stopped_by_budget {
-        Some(budget) if !seen.service.spec.suspend => {
-            let goes_on = "goes on when its period ends or its limit is raised";
-            let why = format!("the limit of SpendBudget {budget} is reached; {goes_on}");
-            (Reason::BudgetExceeded, why)
-        }
-        _ => (Reason::Suspended, String::new()),
-    };
-    let gone = seen.replicas.is_empty();
-    let status = &mut next.status;
-    status.replicas = u32::try_from(seen.replicas.len()).unwrap_or(u32::MAX);
-    (status.available_replicas, status.updated_replicas) = (0, 0);
-    let generation = seen.service.metadata.generation;
-    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-    for type_ in ["Available", "Progressing", "ModelLoaded", "RouteReady"] {
-        conditions.set(type_, Is::False, reason, "");
-    }
-    if !gone {
-        conditions.progressing(reason, "ending its machines");
-        return;
-    }
-    conditions.set("Suspended", Is::True, reason, &why);
-    match reason {
-        // It goes on by itself.
-        Reason::BudgetExceeded => conditions.progressing(reason, &why),
-        // kstatus: what was asked for has been done.
-        _ => conditions.ready(reason, &why),
-    }
-    status.phase = Some(Phase::Suspended);
-    cost(seen, status);
-}
-
-fn resumed(seen: &Seen, next: &mut Next) {
-    let status = &mut next.status;
-    if is_true(&status.conditions, "Suspended") {
-        let generation = seen.service.metadata.generation;
-        let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-        conditions.set("Suspended", Is::False, Reason::Resumed, "");
-        status.phase = Some(Phase::Pending);
-    }
-}
-
-/// Writes down how it is.
-fn say(seen: &Seen, counts: &Counts, next: &mut Next) {
-    let service = seen.service;
-    let status = &mut next.status;
-    let number = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
-    status.replicas = number(counts.all);
-    status.available_replicas = number(counts.available);
-    status.updated_replicas = number(counts.updated);
-
-    let none_wanted = counts.want == 0;
-    let least = counts.want.saturating_sub(service.spec.rollout.max_unavailable).max(1) as usize;
-    let linked = seen.route.linked > 0;
-    let why_none = match none_wanted {
-        true => Reason::ScaledToZero,
-        false => Reason::MinimumReplicasUnavailable,
-    };
-    let generation = service.metadata.generation;
-    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-    let mut so = |type_: &str, is: bool, otherwise: Reason, why_not: &str| match is {
-        true => conditions.set(type_, Is::True, Reason::Ok, ""),
-        false => conditions.set(type_, Is::False, otherwise, why_not),
-    };
-    so("Available", counts.available >= least, why_none, "");
-    let loading = match (none_wanted, seen.blocked) {
-        (true, _) => Reason::ScaledToZero,
-        (false, Some(_)) => Reason::BlockedByFailedLoad,
-        (false, None) => Reason::NewReplicaLaunching,
-    };
-    so("ModelLoaded", counts.new_and_ready > 0, loading, seen.blocked.unwrap_or_default());
-    so("RouteReady", linked && counts.available > 0, why_none, "");
-    let progressing = !counts.is_complete() && !none_wanted;
-    match progressing {
-        true => conditions.set("Progressing", Is::True, Reason::NewReplicaLaunching, ""),
-        false => conditions.set("Progressing", Is::False, Reason::Ok, ""),
-    }
-    let mut stuck = true;
-    match (seen.blocked, seen.model, seen.waits.filter(|_| counts.lacks)) {
-        _ if none_wanted && counts.all == 0 => {
-            let message = match counts.asleep {
-                true => "nobody asked for a while; the next request wakes it",
-                false => "spec.replicas is 0",
-            };
-            conditions.ready(Reason::ScaledToZero, message);
-            stuck = false;
-        }
-        _ if none_wanted => {
-            conditions.progressing(Reason::ScaledToZero, "ending its machines");
-            stuck = false;
-        }
-        (Some(message), ..) => conditions.stalled(Reason::BlockedByFailedLoad, message),
-        (None, Model::Wrong(Waits { reason, message }), _) => conditions.stalled(*reason, message),
-        (None, Model::Known(_), Some(Waits { reason, message })) if needs_a_change(*reason) => {
-            conditions.stalled(*reason, message);
-        }
-        (None, Model::Waits(Waits { reason, message }), _)
-        | (None, Model::Known(_), Some(Waits { reason, message })) => {
-            conditions.progressing(*reason, message);
-            stuck = false;
-        }
-        (None, Model::Known(_), None) if !counts.is_complete() => {
-            let message = format!("{} of {} replicas answer", counts.available, counts.want);
-            conditions.progressing(Reason::NewReplicaLaunching, &message);
-            stuck = false;
-        }
-        (None, Model::Known(_), None) if !linked => {
-            let message = format!(
-                "no gateway answers yet; `kubectl describe deployment {}-gateway` says why",
-                service.name_any()
-            );
-            conditions.progressing(Reason::MinimumReplicasUnavailable, &message);
-            stuck = false;
-        }
-        (None, Model::Known(_), None) => {
-            conditions.ready(Reason::Ok, "");
-            stuck = false;
-            next.well = true;
-        }
-    }
-    let before = status.phase;
-    status.phase = Some(match () {
-        () if none_wanted => Phase::Idle,
-        () if counts.available >= least => Phase::Available,
-        () if stuck => Phase::Failed,
-        () if counts.all > 0 => Phase::Launching,
-        () => Phase::Pending,
-    });
-    let known = status.cost.as_ref().and_then(|cost| cost.as_of.as_ref()).map(|at| at.0);
-    let stale = known.is_none_or(|at| seen.now.duration_since(at) >= REFRESH);
-    if stale || before != status.phase || seen.replicas.is_empty() {
-        cost(seen, status);
-    }
-    if !seen.replicas.is_empty() {
-        look_again(&mut next.again, REFRESH);
-    }
-}
-
-fn cost(seen: &Seen, status: &mut InferenceServiceStatus) {
-    let total = Some(Money::from(seen.spent));
-    // A sum that did not change needs no newer date.
-    if status.cost.as_ref().is_none_or(|known| known.total != total) {
-        status.cost = Some(CostStatus { total, as_of: Some(time(seen.now)) });
-    }
-}
-
-/// Where the replicas are: the newest one's place, and what all of them cost an hour. Its number
-/// stays when they are gone, so that no claim has the name of an earlier one.
-fn placement(seen: &Seen, status: &mut InferenceServiceStatus) {
-    let known = status.placement.as_ref().and_then(|placement| placement.number);
-    let working = seen.replicas.iter().map(|r| &r.stored).filter(|s| s.claim.is_working());
-    let newest = working.clone().max_by_key(|s| (s.claim.spec.placement, s.claim.spec.index));
-    let number = seen.replicas.iter().map(|r| r.stored.claim.spec.placement).max().max(known);
-    let hourly: Usd = working.map(|s| Usd::from_micros(s.claim.spec.offer.price.micros())).sum();
-    status.placement = match newest {
-        Some(newest) => Some(PlacementStatus {
-            number,
-            hourly_price: Some(Money::from(hourly)),
-            ..placement_of(newest)
-        }),
-        None => number
-            .map(|number| PlacementStatus { number: Some(number), ..PlacementStatus::default() }),
-    };
 }
 
 fn look_again(known: &mut Option<Duration>, wait: SignedDuration) {

@@ -18,6 +18,9 @@ use crate::cluster::{Operator, inference_service};
 /// Where an agent listens.
 pub const AGENT_PORT: u16 = 7443;
 
+/// Variable in which a server finds what it asks of whoever sends it requests.
+const REPLICA_KEY: &str = "PETAFLOP_REPLICA_KEY";
+
 /// What is asked for where nothing else is known: one processor, and 1 GiB.
 const CPU_MILLIS: u32 = 1000;
 const MEMORY: u64 = 1 << 30;
@@ -130,6 +133,9 @@ pub fn serve(
     let artifact = known
         .map(|(_, served)| served.artifact.clone())
         .or_else(|| service.status.as_ref()?.artifact.clone())?;
+    let mut secrets = settings.store.credentials.clone();
+    let key = operator.installation.root.replica_key(&stored.claim.uid);
+    secrets.insert(REPLICA_KEY.to_owned(), key);
     let port = port.to_string();
     let argv = [
         settings.runtime.as_str(),
@@ -150,7 +156,7 @@ pub fn serve(
     Some(Task {
         argv: argv.map(str::to_owned).into(),
         env: BTreeMap::new(),
-        secrets: settings.store.credentials.clone(),
+        secrets,
         files: Vec::new(),
         dir: None,
         progress: PROGRESS_FILE.to_owned(),

@@ -26,7 +26,7 @@ use crate::claims::{Claims, StoredClaim};
 use crate::cluster::Operator;
 use crate::cluster::budgets::{self, Counted};
 use crate::cluster::error::Error;
-use crate::cluster::inference_service;
+use crate::cluster::inference_service::{self, revision::Revision};
 use crate::cluster::providers::Registry;
 use crate::cluster::training_job::{self, Waits};
 
@@ -122,7 +122,7 @@ impl Placement {
 /// One pass. Returns when to look again though nothing happens.
 pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     let now = operator.clock.now();
-    let Looked { world, mut said, generations } = world(operator, now);
+    let Looked { world, mut said, generations, revisions } = world(operator, now);
     let began = operator.clock.boottime();
     let plan = decide(&world, now);
     let took = operator.clock.boottime().saturating_sub(began);
@@ -130,7 +130,10 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     let mut writes = Vec::new();
     for action in plan.actions {
         match action {
-            Action::CreateClaim(spec) => writes.push(spec),
+            Action::CreateClaim(mut spec) => {
+                spec.revision = revisions.get(&spec.owner.uid).cloned();
+                writes.push(spec);
+            }
             // A claim is ended by whoever asked for it: its controller deletes it.
             Action::EndClaim { .. } => {}
         }
@@ -208,11 +211,14 @@ struct Looked {
     said: HashMap<String, Said>,
     /// By uid of the workload.
     generations: HashMap<String, Option<i64>>,
+    /// What a service's machines are made of, by its uid.
+    revisions: HashMap<String, String>,
 }
 
 fn world(operator: &Operator, now: Timestamp) -> Looked {
     let mut said = HashMap::new();
     let mut generations = HashMap::new();
+    let mut revisions = HashMap::new();
     let mut workloads = Vec::new();
     for job in operator.jobs() {
         let over = job.status.as_ref().is_some_and(training_job::is_over);
@@ -243,6 +249,9 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
         match service_workload(operator, &service, &claims, now) {
             Ok(None) => {}
             Ok(Some(workload)) => {
+                let image = &operator.settings.runtime_image;
+                let revision = Revision::of(&service.spec, image).text().to_owned();
+                revisions.insert(uid.clone(), revision);
                 generations.insert(uid, generation);
                 workloads.push(workload);
             }
@@ -281,7 +290,7 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
         support: SupportTable::default(),
         assumptions: Assumptions::default(),
     };
-    Looked { world, said, generations }
+    Looked { world, said, generations, revisions }
 }
 
 /// A claim with what its machine has cost by now: the rest of its reservation is what is held.

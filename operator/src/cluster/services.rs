@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{Patch, PatchParams, PostParams};
 use kube::runtime::reflector::{ObjectRef, Store};
@@ -17,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::claims::StoredClaim;
 use crate::cluster::budgets::Counted;
 use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::gateway_objects::{self, Given};
@@ -32,9 +33,6 @@ const HEARD_WITHIN: Duration = Duration::from_secs(90);
 /// A model that cannot be served is looked for again after this long: it may have come.
 const LOOK_FOR_MODEL: Duration = Duration::from_secs(30);
 
-/// Replicas that fail are replaced after 1, 2, 4, … seconds, at most this long.
-const LONGEST_BACKOFF_SECONDS: i64 = 300;
-
 /// What passes over services remember. It is lost with the process, which costs a look more. Clones
 /// are the same.
 #[derive(Clone, Debug, Default)]
@@ -48,10 +46,9 @@ struct Memory {
     since: Option<Duration>,
     wants: Wants,
     model: Option<Arc<inference_service::Served>>,
-    failures: u32,
-    not_before: Option<Timestamp>,
-    /// The artifact and generation that cannot work, and why.
-    blocked: Option<(String, Option<i64>, String)>,
+    /// Versions of the object that we have written over. The watch shows them for a while, and nothing
+    /// is concluded from them: the failure that is counted by now would be forgotten, and bought for.
+    overwritten: Vec<String>,
 }
 
 impl Memories {
@@ -87,19 +84,22 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     let now = operator.clock.now();
     let claims = operator.table.of_owner(&uid);
     let spent = operator.book.spent(&uid, &claims, now);
-    let run = |claim: &str| operator.agents.run(&(name.0.clone(), claim.to_owned()));
-    let replicas: Vec<Replica> = (claims.into_iter())
-        .map(|stored| Replica { run: run(&stored.claim.spec.name), stored })
-        .collect();
+    let replica = |stored: StoredClaim| Replica {
+        run: operator.agents.run(&(name.0.clone(), stored.claim.spec.name.clone())),
+        key: operator.installation.root.replica_key(&stored.claim.uid),
+        stored,
+    };
+    let replicas: Vec<Replica> = claims.into_iter().map(replica).collect();
     let model = operator.models.of(operator, &service).await;
     let mut memory = operator.memories.lock().get(&uid).cloned().unwrap_or_default();
+    let version = service.resource_version();
+    if version.as_ref().is_some_and(|version| memory.overwritten.contains(version)) {
+        // The newer one is on its way.
+        return Ok(Again::OnChange);
+    }
     let since = *memory.since.get_or_insert(operator.clock.boottime());
     let said = operator.placement.said(&uid);
     let stop = operator.stop_of(&Counted::service(&service));
-    let blocked = memory.blocked.as_ref().filter(|(artifact, generation, _)| {
-        let same = matches!(&model, Model::Known(served) if served.artifact == *artifact);
-        same && *generation == service.metadata.generation
-    });
     let next = inference_service::next(&Seen {
         service: &service,
         replicas: &replicas,
@@ -108,8 +108,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         spent,
         waits: said.as_ref().and_then(|said| said.waits.as_ref()),
         stopped_by_budget: stop.as_ref().map(|stop| stop.budget.as_str()),
-        blocked: blocked.map(|(.., message)| message.as_str()),
-        not_before: memory.not_before,
+        image: &operator.settings.runtime_image,
         all_heard: operator.clock.boottime().saturating_sub(since) > HEARD_WITHIN,
         now,
     });
@@ -146,17 +145,31 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         let idle_after = idle_after.map(|seconds| Duration::from_secs(seconds.into()));
         operator.gateways.tell(&operator.handle(), name, told, idle_after);
     }
-    let failed = next.failure.is_some();
-    if let Some(failure) = next.failure {
-        remember(&mut memory, &failure, &model, service.metadata.generation, now);
-    } else if next.well {
-        (memory.failures, memory.not_before, memory.blocked) = (0, None, None);
+    if let Some(Failure { message, retry }) = &next.failure {
+        tracing::warn!(message, retry, "a replica failed");
     }
-    operator.memories.lock().insert(uid, memory);
+    let writes = !deleting && service.status.as_ref() != Some(&status);
+    memory.overwritten = match writes {
+        true => version.into_iter().chain(object.resource_version()).collect(),
+        false => Vec::new(),
+    };
+    operator.memories.lock().insert(uid.clone(), memory);
 
     // What was concluded must be durable before the claim that shows it goes.
-    if !deleting && service.status.as_ref() != Some(&status) {
-        write(operator, &api, object, status).await?;
+    if writes {
+        let before = object.status.as_ref().map_or(0, |status| status.interruptions);
+        let lost = status.interruptions.saturating_sub(before);
+        let written = write(operator, &api, object, status).await;
+        if let Some(memory) = operator.memories.lock().get_mut(&uid) {
+            match &written {
+                // Nothing is on its way where the server sees no difference.
+                Ok(version) => memory.overwritten.retain(|known| Some(known) != version.as_ref()),
+                // It may stand as it was.
+                Err(_) => memory.overwritten.clear(),
+            }
+        }
+        written?;
+        operator.metrics.interrupted(lost);
     }
     for replica in &replicas {
         let spec = &replica.stored.claim.spec;
@@ -171,29 +184,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
             Some(next.again.map_or(LOOK_FOR_MODEL, |again| again.min(LOOK_FOR_MODEL)))
         }
     };
-    // What was learned of a failure is seen by another pass.
-    let again = if failed { Some(Duration::from_millis(1)) } else { again };
     Ok(again.map_or(Again::OnChange, Again::After))
-}
-
-/// When another machine may be bought after a failure, if ever.
-fn remember(
-    memory: &mut Memory,
-    failure: &Failure,
-    model: &Model,
-    generation: Option<i64>,
-    now: Timestamp,
-) {
-    tracing::warn!(message = %failure.message, retry = failure.retry, "a replica failed");
-    if let (false, Model::Known(served)) = (failure.retry, model) {
-        let message = failure.message.clone();
-        memory.blocked = Some((served.artifact.clone(), generation, message));
-        return;
-    }
-    let seconds = 1_i64.checked_shl(memory.failures).unwrap_or(LONGEST_BACKOFF_SECONDS);
-    memory.failures = memory.failures.saturating_add(1).min(16);
-    let wait = SignedDuration::from_secs(seconds.min(LONGEST_BACKOFF_SECONDS));
-    memory.not_before = now.checked_add(wait).ok();
 }
 
 /// The Deployment of its gateways and their Service, as they should be. Returns what keeps them from
@@ -283,22 +274,23 @@ fn stalled(
     conditions.stalled(waits.reason, &waits.message);
 }
 
-/// A compare-and-swap: a status is never written over one that we did not see.
+/// A compare-and-swap: a status is never written over one that we did not see. Returns the version of
+/// what stands now.
 async fn write(
     operator: &Operator,
     api: &Api<InferenceService>,
     mut service: InferenceService,
     status: InferenceServiceStatus,
-) -> Result<(), Error> {
+) -> Result<Option<String>, Error> {
     let name = service.name_any();
     let told = events::of_service(service.status.as_ref(), &status);
     service.status = Some(status);
     match api.replace_status(&name, &PostParams::default(), &service).await {
-        Ok(_) => {
+        Ok(written) => {
             operator.events.tell(&service, told);
-            Ok(())
+            Ok(written.resource_version())
         }
-        Err(error) if is_not_found(&error) => Ok(()),
+        Err(error) if is_not_found(&error) => Ok(None),
         Err(error) => Err(Error::api("writing a service's status")(error)),
     }
 }

@@ -229,6 +229,7 @@ mod tests {
             device: Device::Cpu,
             reserved: Usd::ZERO,
             decided_at: jiff::Timestamp::UNIX_EPOCH,
+            revision: None,
         };
         let mut object = ComputeClaim::planned(&spec).expect("a plain claim");
         object.metadata.uid = Some(uid.into());

@@ -129,6 +129,7 @@ impl Control {
                 address: replica.address,
                 weight: replica.weight,
                 state: if replica.draining { State::Draining } else { State::Ready },
+                key: replica.key,
             })
             .collect();
         tracing::info!(replicas = replicas.len(), hold, "told");
@@ -191,6 +192,7 @@ mod tests {
             address: "127.0.0.1:1".into(),
             weight: NonZeroU32::MIN,
             draining,
+            key: None,
         };
         Told::new(true, vec![replica])
     }

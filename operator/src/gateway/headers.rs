@@ -10,11 +10,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Uri, Version, request};
+use http::{HeaderMap, Method, StatusCode, Uri, Version, request};
+use petaflop_agent_api::task::Secret;
 
 use super::refusal::Refusal;
 
 pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Carries a replica's key to it: no client's comes through, and no answer's goes out.
+pub(super) const REPLICA_KEY: HeaderName = HeaderName::from_static("petaflop-replica-key");
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -59,6 +62,7 @@ pub(super) fn towards_replica(head: &mut request::Parts, peer: IpAddr, id: &Head
     let headers = &mut head.headers;
     strip(headers);
     headers.remove(header::CONTENT_LENGTH);
+    headers.remove(&REPLICA_KEY);
     // hyper answered it: it sent "100 Continue" when the body was asked for.
     headers.remove(header::EXPECT);
     // Hints for logs, nobody's authority: whoever stands before us may have set them.
@@ -93,6 +97,20 @@ pub(super) fn towards_replica(head: &mut request::Parts, peer: IpAddr, id: &Head
 /// The value of `Host` for a replica's address.
 pub(super) fn host(address: &str) -> HeaderValue {
     HeaderValue::from_str(address).unwrap_or(HeaderValue::from_static("replica"))
+}
+
+/// A replica's key as a header's value, which nothing prints.
+pub(super) fn key(key: &Secret) -> Option<HeaderValue> {
+    let mut value = HeaderValue::from_str(key.expose()).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}
+
+/// Whether an answer says that who asked does not have the replica's key: it is another replica than
+/// was meant, at an address that was used before.
+pub(super) fn refuses_key(status: StatusCode, headers: &HeaderMap) -> bool {
+    status == StatusCode::UNAUTHORIZED
+        && headers.get(header::WWW_AUTHENTICATE).is_some_and(|asks| asks == REPLICA_KEY.as_str())
 }
 
 /// The headers of an answer as the client gets them.
@@ -196,6 +214,7 @@ mod tests {
                 ("transfer-encoding", "chunked"),
                 ("expect", "100-continue"),
                 ("authorization", "Bearer key"),
+                ("petaflop-replica-key", "a client's"),
                 ("x-forwarded-for", "10.0.0.1"),
             ],
         );

@@ -184,12 +184,18 @@ impl Gateway {
             }
             let over = tries.made >= self.config.tries || tries.again;
             match self.once(head, payload, lease, &mut tries).await {
-                Ok(reply) if failing(reply.response.status()) => {
+                Ok(reply) if failing(&reply.response) => {
                     let status = reply.response.status();
                     self.replicas.failed(&reply.lease.endpoint, &status);
-                    // What the replica says is better than what we could say for it.
                     if over || !payload.again() {
-                        return Ok(reply);
+                        return match status {
+                            // That is between the replica and us.
+                            StatusCode::UNAUTHORIZED => {
+                                Err(Refusal::Failed("it does not take our key".to_owned()))
+                            }
+                            // What the replica says is better than what we could say for it.
+                            _ => Ok(reply),
+                        };
                     }
                     self.metrics.retried("status");
                 }
@@ -268,7 +274,7 @@ impl Gateway {
                     .map_err(failed)?,
             };
             let mut head = head.clone();
-            head.headers.insert(header::HOST, headers::host(&endpoint.replica.address));
+            endpoint.address(&mut head.headers);
             // The caller has looked: there is one.
             let Some(body) = payload.take() else { return Err(failed(Failure::Silent)) };
             let request = Request::from_parts(head, body);
@@ -293,11 +299,11 @@ impl Gateway {
 }
 
 /// Whether an answer says that the replica cannot answer, so that another one should.
-fn failing(status: StatusCode) -> bool {
+fn failing<B>(response: &Response<B>) -> bool {
     matches!(
-        status,
+        response.status(),
         StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT
-    )
+    ) || headers::refuses_key(response.status(), response.headers())
 }
 
 /// One request from its arrival to the last byte of its answer, in the metrics. None ends unseen.

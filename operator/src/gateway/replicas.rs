@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use http::{Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use petaflop_agent_api::clock::Clock;
+use petaflop_agent_api::task::Secret;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
@@ -31,6 +32,8 @@ pub struct Replica {
     pub weight: NonZeroU32,
     /// Whether it may get requests.
     pub state: State,
+    /// What it asks of whoever sends it requests.
+    pub key: Option<Secret>,
 }
 
 /// Whether a replica may get requests.
@@ -48,6 +51,8 @@ pub enum State {
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) replica: Replica,
+    /// [`Replica::key`] as a header's value.
+    key: Option<HeaderValue>,
     pub(super) idle: Idle,
     in_flight: AtomicUsize,
     gauge: Gauge,
@@ -75,6 +80,15 @@ impl Endpoint {
         self.replica.name == replica.name
             && self.replica.address == replica.address
             && self.replica.weight == replica.weight
+            && self.replica.key == replica.key
+    }
+
+    /// Puts what only this replica may see into a head that is sent to it.
+    pub(super) fn address(&self, headers: &mut HeaderMap) {
+        headers.insert(header::HOST, headers::host(&self.replica.address));
+        if let Some(key) = &self.key {
+            headers.insert(headers::REPLICA_KEY, key.clone());
+        }
     }
 }
 
@@ -187,6 +201,7 @@ impl Replicas {
     fn endpoint(&self, replica: &Replica) -> Arc<Endpoint> {
         Arc::new(Endpoint {
             replica: replica.clone(),
+            key: replica.key.as_ref().and_then(headers::key),
             idle: Idle::default(),
             in_flight: AtomicUsize::new(0),
             gauge: self.metrics.replica(&replica.name),
@@ -257,12 +272,12 @@ impl Replicas {
     /// Asks a replica for its health, on a connection of its own.
     async fn healthy(&self, endpoint: &Endpoint) -> bool {
         let probe = async {
-            let replica = &endpoint.replica;
-            let request = Request::get(&self.config.health_path)
-                .header(header::HOST, headers::host(&replica.address))
+            let mut request = Request::get(&self.config.health_path)
                 .header(header::CONNECTION, "close")
                 .body(Outgoing::Kept(Full::default()))
                 .ok()?;
+            endpoint.address(request.headers_mut());
+            let replica = &endpoint.replica;
             let sender = upstream::connect(&*self.connect, replica, &self.config).await;
             let answer = sender.ok()?.send_request(request).await.ok()?;
             let status: StatusCode = answer.status();

@@ -67,6 +67,47 @@ async fn a_replica_that_dies_before_it_answers_costs_no_request() {
     }
 }
 
+/// Answers to this key alone, as our server does.
+async fn locked(name: &'static str, key: &'static str) -> Backend {
+    Backend::new(name, move |head, _, mut stream| async move {
+        let shown: Vec<&str> =
+            head.lines().filter_map(|line| line.strip_prefix("petaflop-replica-key: ")).collect();
+        let answer = match shown == [key] {
+            true => format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len()),
+            false => "HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate: petaflop-replica-key\r\n\
+                  Content-Length: 4\r\n\r\nnone"
+                .to_owned(),
+        };
+        stream.write_all(answer.as_bytes()).await.ok()?;
+        Some(stream)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_gets_its_own_key_and_one_that_does_not_take_it_costs_no_request() {
+    // At the address of one that is gone there is somebody else's by now.
+    let (ours, theirs) = (locked("ours", "one").await, locked("theirs", "another").await);
+    let config = Config { hold_timeout: Duration::from_millis(300), ..Config::default() };
+    let service = Service::start(config, &[]).await;
+    let key = |backend: &Backend, key: &str| petaflop_operator::gateway::Replica {
+        key: Some(petaflop_agent_api::task::Secret::new(key)),
+        ..backend.replica(State::Ready)
+    };
+    service.replicas.send_replace(vec![key(&theirs, "two"), key(&ours, "one")]);
+    for _ in 0..4 {
+        let answer = service.post("a prompt").await;
+        assert!(answer.code == 200 && answer.body == "ours", "{answer:?}");
+    }
+    assert_eq!((ours.asked(), theirs.asked()), (4, 1), "left alone since");
+    // A client's own is none.
+    service.replicas.send_replace(vec![theirs.replica(State::Ready)]);
+    let forged = post("x").replacen("Host: s", "Host: s\r\nPetaflop-Replica-Key: another", 1);
+    let answer = ask(&service.at, &forged).await;
+    assert_eq!((answer.code, error_code(&answer).as_str()), (503, "no_replica"));
+    assert_eq!(theirs.asked(), 2);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_replica_comes_back_once_it_is_healthy() {
     let fails = Arc::new(AtomicUsize::new(1));

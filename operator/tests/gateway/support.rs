@@ -122,7 +122,7 @@ impl Backend {
 
     pub(crate) fn replica(&self, state: State) -> Replica {
         let (name, address) = (self.name.clone(), self.address.clone());
-        Replica { name, address, weight: NonZeroU32::MIN, state }
+        Replica { name, address, weight: NonZeroU32::MIN, state, key: None }
     }
 }
 

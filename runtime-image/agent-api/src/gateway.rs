@@ -11,6 +11,7 @@ use std::num::NonZeroU32;
 use serde::{Deserialize, Serialize};
 
 use crate::message::{VERSION, to_bytes};
+use crate::task::Secret;
 
 /// On a gateway's second port.
 pub const PATH: &str = "/v1/operator";
@@ -79,6 +80,9 @@ pub struct Replica {
     pub weight: NonZeroU32,
     /// No more requests; what it has, it finishes.
     pub draining: bool,
+    /// What it asks of whoever sends it requests.
+    #[serde(default)]
+    pub key: Option<Secret>,
 }
 
 #[cfg(test)]
@@ -92,6 +96,7 @@ mod tests {
             address: "10.0.0.1:8080".into(),
             weight: NonZeroU32::MIN,
             draining,
+            key: None,
         };
         let told = Told::new(true, vec![replica(false)]);
         assert_eq!(told, Told::new(true, vec![replica(false)]));

@@ -11,6 +11,7 @@ use snow::params::DHChoice;
 use snow::resolvers::{CryptoResolver, DefaultResolver};
 use zeroize::Zeroizing;
 
+use crate::task::Secret;
 use crate::token::EnrolmentToken;
 
 /// A public key's text is not base64 of 32 bytes.
@@ -166,6 +167,14 @@ impl OperatorRoot {
         hasher.update(&attempt.to_be_bytes());
         hasher.update(claim_uid.as_bytes());
         EnrolmentToken::from_bytes(*hasher.finalize().as_bytes())
+    }
+
+    /// What a replica's server asks of whoever sends it requests, always the same for the same claim.
+    /// Its machine is told it, and the gateways of its service.
+    pub fn replica_key(&self, claim_uid: &str) -> Secret {
+        let key = self.derive("petaflop 2026-11-21 replica keys");
+        let hash = blake3::keyed_hash(&key, claim_uid.as_bytes());
+        Secret::new(crate::text::encode(hash.as_bytes()))
     }
 
     fn derive(&self, context: &str) -> Zeroizing<[u8; 32]> {

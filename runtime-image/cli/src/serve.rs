@@ -7,7 +7,7 @@ use std::{
 
 use petaflop_device::{Roots, detect};
 use petaflop_plan::machine::Machine;
-use petaflop_serve::{LoadError, ModelLocation, ServeConfig, ServeError};
+use petaflop_serve::{Key, LoadError, ModelLocation, ServeConfig, ServeError};
 use petaflop_store::report::{Progress, ProgressWriter};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -15,6 +15,9 @@ use crate::{
     exit::{Code, Failure, print},
     job::Compute,
 };
+
+/// Variable with what every request must carry. Not an option: command lines are seen by others.
+const KEY: &str = "PETAFLOP_REPLICA_KEY";
 
 #[derive(clap::Args, Debug)]
 #[command(group(clap::ArgGroup::new("model").required(true).args(["folder", "artifact"])))]
@@ -89,12 +92,13 @@ impl Args {
             max_waiting: self.max_waiting.unwrap_or(defaults.max_waiting),
             memory: Some(machine.memory.available),
             grace: self.grace.map_or(defaults.grace, Duration::from_secs),
+            key: std::env::var(KEY).ok().filter(|key| !key.is_empty()).map(|key| Key::new(&key)),
             ..defaults
         })
     }
 }
 
-/// Serves until SIGTERM or SIGINT. Prints one line of JSON when requests are taken:
+/// Serves until SIGTERM or SIGINT, whoever has the key in `PETAFLOP_REPLICA_KEY`, if there is one. Prints one line of JSON when requests are taken:
 /// `{"listening":"http://127.0.0.1:8000","model":"default"}`.
 pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
     serve(args).inspect_err(|failure| failure.note(args.progress.as_deref()))

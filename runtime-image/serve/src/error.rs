@@ -6,6 +6,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
+use crate::key;
+
 /// A refused or failed request, as its client sees it.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ApiError {
@@ -88,6 +90,16 @@ impl ApiError {
             )
             .with_code("context_length_exceeded")
         }
+    }
+
+    /// 401: the request does not carry the server's key.
+    pub(crate) fn no_key() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "this is one replica of a service, and answers the service's gateways alone; ask the \
+             service's address",
+        )
+        .with_code("no_replica_key")
     }
 
     /// 404: no such model here.
@@ -211,6 +223,10 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.body())).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            let asks = HeaderValue::from(key::HEADER);
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, asks);
+        }
         if let Some(seconds) = self.retry_after {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }

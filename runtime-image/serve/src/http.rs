@@ -19,6 +19,7 @@ use tokio::sync::mpsc;
 use crate::answer::{self, Endpoint};
 use crate::api::{self, Ask};
 use crate::error::ApiError;
+use crate::key::Key;
 use crate::metrics::{self, Metrics};
 use crate::prompt::Prompts;
 use crate::queue::{Job, Phase, Queue};
@@ -44,6 +45,8 @@ pub(crate) struct App {
     pub(crate) prompts: Prompts,
     pub(crate) queue: Arc<Queue>,
     pub(crate) metrics: Arc<Metrics>,
+    /// What every request must carry, if anything.
+    pub(crate) key: Option<Key>,
 }
 
 /// Every route.
@@ -60,10 +63,20 @@ pub(crate) fn router(app: Arc<App>) -> Router {
             ApiError::wrong_method(request.uri().path())
         })
         .fallback(async |request: Request| ApiError::unknown_path(request.uri().path()))
+        .layer(middleware::from_fn_with_state(app.clone(), admit))
+        // Around it: what is refused is counted, too.
         .layer(middleware::from_fn_with_state(app.clone(), count))
         // Bodies are read by `read`, which has its own limit and message.
         .layer(DefaultBodyLimit::disable())
         .with_state(app)
+}
+
+/// Answers only who has the key. Health and metrics are no exception: whoever watches has it.
+async fn admit(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+    match &app.key {
+        Some(key) if !key.is_in(request.headers()) => ApiError::no_key().into_response(),
+        _ => next.run(request).await,
+    }
 }
 
 /// Counts each answer by path and status code.
@@ -245,6 +258,7 @@ mod tests {
             prompts: Prompts::new(tokenizer, template, 300),
             queue: Arc::new(Queue::new()),
             metrics: Arc::new(Metrics::new(1, 0)),
+            key: None,
         })
     }
 

@@ -11,6 +11,7 @@
 //! | `server` | [`serve`]: bind, load, answer, drain; [`ServeConfig`], [`ServeError`] |
 //! | `http` | routes; bodies read within bounds; health and metrics |
 //! | `api` | what a client may ask, field by field |
+//! | `key` | who may ask: [`Key`] |
 //! | `error` | what it is told when it cannot be answered |
 //! | `prompt` | from text and conversations to tokens |
 //! | `load`, `blocks`, `vocabulary` | the model in memory; its cache's free blocks; its tokens |
@@ -35,6 +36,7 @@ mod engine;
 mod error;
 mod forward;
 mod http;
+mod key;
 mod load;
 mod metrics;
 mod prompt;
@@ -44,5 +46,6 @@ mod server;
 mod text;
 mod vocabulary;
 
+pub use key::Key;
 pub use load::LoadError;
 pub use server::{ModelLocation, ServeConfig, ServeError, serve};

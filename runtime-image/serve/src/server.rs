@@ -13,6 +13,7 @@ use tokio::sync::{Notify, Semaphore};
 use crate::answer::unix_time;
 use crate::engine::{self, Limits};
 use crate::http::{App, router};
+use crate::key::Key;
 use crate::load::{self, LoadError, Loaded};
 use crate::metrics::Metrics;
 use crate::queue::Queue;
@@ -64,6 +65,8 @@ pub struct ServeConfig {
     pub memory: Option<u64>,
     /// How long running requests may take to end after shutdown was asked for.
     pub grace: Duration,
+    /// What every request must carry; `None`: whoever reaches the port is answered.
+    pub key: Option<Key>,
 }
 
 impl ServeConfig {
@@ -81,6 +84,7 @@ impl ServeConfig {
             max_waiting: 256,
             memory: None,
             grace: Duration::from_secs(30),
+            key: None,
         }
     }
 }
@@ -159,6 +163,7 @@ pub async fn serve(
         prompts,
         queue: queue.clone(),
         metrics: metrics.clone(),
+        key: config.key,
     });
     let limits = Limits {
         sequences: options.max_sequences as usize,

@@ -114,6 +114,11 @@ impl Cluster {
         self.folder.path().join("store").display().to_string()
     }
 
+    /// The machines' folders.
+    pub(crate) fn machines(&self) -> std::path::PathBuf {
+        self.folder.path().join("machines")
+    }
+
     /// The operator, in this process.
     pub(crate) async fn operator(&self) -> Result<Running> {
         self.operator_as(self.plane.admin()).await

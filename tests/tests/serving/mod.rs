@@ -107,6 +107,72 @@ impl Cluster {
         }
     }
 
+    /// Where the replicas of all services of this cluster listen, by the names of their machines'
+    /// folders, which are not known to users: as who stands on the same network may find out.
+    pub(crate) fn replicas(&self) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.machines()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if path.ends_with("progress.jsonl") {
+                    let said = std::fs::read_to_string(path)?;
+                    let lines = said.lines().filter_map(|line| serde_json::from_str(line).ok());
+                    let ports = lines.filter_map(|line: Value| line["port"].as_u64());
+                    found.extend(ports.map(|port| format!("127.0.0.1:{port}")));
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// The version of the object: another with every write.
+    pub(crate) async fn version_of(&self, name: &str) -> Result<String> {
+        self.services().get(name).await?.resource_version().context("a version")
+    }
+
+    /// Where a text stands: in objects of this namespace, on command lines, in the store and in what
+    /// machines wrote down. What only root and the machine's own processes may read is left out.
+    pub(crate) async fn where_stands(&self, text: &str) -> Result<Vec<String>> {
+        let mut found = Vec::new();
+        for path in [
+            "apis/petaflop.dev/v1alpha1/namespaces/{}/inferenceservices",
+            "apis/petaflop.dev/v1alpha1/namespaces/{}/computeclaims",
+            "apis/events.k8s.io/v1/namespaces/{}/events",
+            "apis/apps/v1/namespaces/{}/deployments",
+            "api/v1/namespaces/{}/pods",
+            "api/v1/namespaces/{}/secrets",
+            "api/v1/namespaces/{}/configmaps",
+        ] {
+            let uri = format!("/{}", path.replace("{}", &self.namespace));
+            let request = http::Request::get(&uri).body(Vec::new())?;
+            if self.client.request_text(request).await?.contains(text) {
+                found.push(uri);
+            }
+        }
+        for process in std::fs::read_dir("/proc")? {
+            let line = process?.path().join("cmdline");
+            if std::fs::read(&line).is_ok_and(|line| String::from_utf8_lossy(&line).contains(text))
+            {
+                found.push(line.display().to_string());
+            }
+        }
+        let mut folders = vec![self.machines(), self.store().into()];
+        while let Some(folder) = folders.pop() {
+            for entry in std::fs::read_dir(folder)? {
+                let path = entry?.path();
+                if path.is_dir() {
+                    folders.push(path);
+                } else if String::from_utf8_lossy(&std::fs::read(&path)?).contains(text) {
+                    found.push(path.display().to_string());
+                }
+            }
+        }
+        Ok(found)
+    }
+
     /// Waits until it is gone.
     pub(crate) async fn until_service_gone(&self, name: &str) -> Result<()> {
         let what = format!("{name} is gone");
@@ -385,6 +451,11 @@ impl Load {
 impl Chat {
     /// One chat completion.
     pub(crate) async fn ask(gateway: &str) -> Result<Answer> {
+        Self::ask_with(gateway, "").await
+    }
+
+    /// One with further header lines, each with its end.
+    pub(crate) async fn ask_with(gateway: &str, headers: &str) -> Result<Answer> {
         let body = json!({
             "model": "chat",
             "messages": [{ "role": "user", "content": "You may" }],
@@ -394,7 +465,7 @@ impl Chat {
         .to_string();
         let request = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nHost: {gateway}\r\nContent-Type: application/json\r\n\
-             Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+             Content-Length: {}\r\nConnection: close\r\n{headers}\r\n{body}",
             body.len()
         );
         // Its process may have begun a moment ago.

@@ -3,10 +3,12 @@ use petaflop_arbiter::workload::{OwnerKind, Precision, WorkloadId};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cluster::run::Serving;
+use crate::cluster::run::{End, Serving};
+use crate::cluster::status::time;
 use crate::cluster::testing::offer;
 
 const MODEL: &str = "aaaa";
+const IMAGE: &str = "runtime:1";
 
 fn at(seconds: i64) -> Timestamp {
     Timestamp::from_second(1_800_000_000 + seconds).expect("a plain time")
@@ -62,6 +64,7 @@ fn replica(placement: u32, phase: ClaimPhase, model: Option<&str>) -> Replica {
                 device: Device::Cpu,
                 reserved: Usd::ZERO,
                 decided_at: at(0),
+                revision: None,
             },
             uid: format!("c{placement}"),
             phase,
@@ -72,7 +75,7 @@ fn replica(placement: u32, phase: ClaimPhase, model: Option<&str>) -> Replica {
     let serving = model.map(|model| Serving { port: 8080, model: model.into() });
     let mut run = Run::default();
     (run.heard, run.started, run.serving) = (true, serving.is_some(), serving);
-    Replica { stored, run: Some(run) }
+    Replica { stored, run: Some(run), key: Secret::new(format!("key {placement}")) }
 }
 
 fn answers(placement: u32, model: &str) -> Replica {
@@ -98,8 +101,7 @@ fn look<'a>(
         spent: Usd::from_micros(1_000),
         waits: None,
         stopped_by_budget: None,
-        blocked: None,
-        not_before: None,
+        image: IMAGE,
         all_heard: false,
         now: at(100),
     }
@@ -130,7 +132,9 @@ fn a_replica_is_asked_for_and_is_ready_when_it_answers_and_a_gateway_knows() {
     assert_eq!(condition(&seen, "Ready"), ("True", "Ok"));
     assert_eq!(draining(&seen), [("10.0.0.1:8080", false)]);
     assert_eq!(seen.status.phase, Some(Phase::Available));
-    assert!(seen.unwanted.is_empty() && seen.well);
+    assert!(seen.unwanted.is_empty());
+    let told = seen.told.as_ref().expect("something is told");
+    assert_eq!(told.replicas[0].key, Some(Secret::new("key 1")));
     assert_eq!(
         seen.status.selector.as_deref(),
         Some("petaflop.dev/owner-kind=InferenceService,petaflop.dev/owner=chat")
@@ -173,23 +177,104 @@ fn a_lost_replica_is_counted_once_and_replaced() {
     assert_eq!(gone.status.placement.and_then(|p| p.number), Some(1), "no name comes twice");
 }
 
-#[test]
-fn a_model_that_cannot_be_loaded_is_not_bought_for_again() {
-    let (service, model, route) = (service(json!({})), known(), linked());
+/// A replica whose server ended so.
+fn failed(message: &str, retry: bool) -> [Replica; 1] {
     let mut failed = [answers(1, MODEL)];
-    let end = End::Failed { message: "no tokenizer".into(), retry: false };
+    let end = End::Failed { message: message.into(), retry };
     failed[0].run.as_mut().expect("a run").end = Some(end);
-    let first = next(&look(&service, &failed, &model, &route));
-    assert_eq!(first.failure, Some(Failure { message: "no tokenizer".into(), retry: false }));
-    let blocked = Seen { blocked: Some("no tokenizer"), ..look(&service, &[], &model, &route) };
-    let stalled = next(&blocked);
-    assert_eq!(stalled.wants.as_ref().map(|wants| wants.count), Some(0));
-    assert_eq!(condition(&stalled, "Stalled"), ("True", "BlockedByFailedLoad"));
-    assert_eq!(stalled.status.phase, Some(Phase::Failed));
-    let later = Seen { not_before: Some(at(130)), ..look(&service, &[], &model, &route) };
+    failed
+}
+
+fn bought(next: &Next) -> Option<u32> {
+    next.wants.as_ref().map(|wants| wants.count)
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_is_not_bought_for_again_whoever_looks() {
+    let (mut service, model, route) = (service(json!({})), known(), linked());
+    let first = next(&look(&service, &failed("no tokenizer", false), &model, &route));
+    assert_eq!((bought(&first), first.status.restarts), (Some(0), 1));
+    assert_eq!(condition(&first, "Stalled"), ("True", "BlockedByFailedLoad"));
+    assert_eq!(first.status.phase, Some(Phase::Failed));
+
+    // Whoever looks next has nothing but the status.
+    service.status = Some(first.status.clone());
+    let later = Seen { now: at(10_000), ..look(&service, &[], &model, &route) };
     let later = next(&later);
-    assert_eq!(later.wants.as_ref().map(|wants| wants.count), Some(0));
-    assert_eq!(later.again, Some(Duration::from_secs(30)));
+    assert_eq!(bought(&later), Some(0));
+    let said = later.status.conditions.iter().find(|c| c.type_ == "Stalled").expect("it is said");
+    assert_eq!((said.status.as_str(), said.message.as_str()), ("True", "no tokenizer"));
+    service.status = Some(later.status);
+
+    // A store that is silent for a while does not unblock it; another image does, and so does a change.
+    let waits = Waits { reason: Reason::Unreachable, message: "silent".into() };
+    let silent = next(&look(&service, &[], &Model::Waits(waits), &route));
+    assert_eq!(condition(&silent, "ModelLoaded"), ("False", "BlockedByFailedLoad"));
+    let image = next(&Seen { image: "runtime:2", ..look(&service, &[], &model, &route) });
+    assert_eq!(bought(&image), Some(1));
+    service.metadata.generation = Some(2);
+    assert_eq!(bought(&next(&look(&service, &[], &model, &route))), Some(1));
+}
+
+#[test]
+fn each_failure_in_a_row_waits_longer_and_none_is_forgotten_by_whoever_looks_next() {
+    let (mut service, model, route) = (service(json!({})), known(), linked());
+    for (failures, seconds) in [(1, 1), (2, 2), (3, 4)] {
+        let status = next(&look(&service, &failed("killed", true), &model, &route)).status;
+        assert_eq!((status.failures, status.restarts), (failures, failures));
+        service.status = Some(status);
+        let soon = next(&look(&service, &[], &model, &route));
+        assert_eq!((bought(&soon), soon.again), (Some(0), Some(Duration::from_secs(seconds))));
+        let seconds = i64::try_from(seconds).expect("few");
+        let then = Seen { now: at(100 + seconds), ..look(&service, &[], &model, &route) };
+        assert_eq!(bought(&next(&then)), Some(1));
+        service.status.as_mut().expect("a status").counted.clear();
+    }
+    let well = next(&look(&service, &[answers(2, MODEL)], &model, &route));
+    assert_eq!((well.status.failures, &well.status.last_failure_time), (0, &None));
+}
+
+#[test]
+fn a_replica_is_replaced_when_what_it_was_made_of_is_no_longer_wanted() {
+    let (model, route) = (known(), linked());
+    let before = json!({ "resources": { "cpu": "1" }, "placement": { "zones": ["z-1", "z-2"] } });
+    let revision = Revision::of(&service(before.clone()).spec, IMAGE);
+    let mut one = [answers(1, MODEL)];
+    let spec = &mut one[0].stored.claim.spec;
+    spec.revision = Some(revision.text().to_owned());
+    spec.offer.zone = "z-1".into();
+    let with = |path: &str, value: Value| {
+        let mut spec = before.clone();
+        *spec.pointer_mut(path).expect("it is there") = value;
+        spec
+    };
+    for (spec, image, is_new) in [
+        (before.clone(), IMAGE, true),
+        (before.clone(), "runtime:2", false),
+        (with("/resources/cpu", json!("2")), IMAGE, false),
+        // Its place will still do.
+        (with("/placement/zones", json!(["z-1"])), IMAGE, true),
+        (with("/placement/zones", json!([])), IMAGE, true),
+        (with("/placement", json!({ "maxHourlyPrice": "0.5" })), IMAGE, true),
+        // It will not.
+        (with("/placement/zones", json!(["z-2"])), IMAGE, false),
+        (with("/placement", json!({ "maxHourlyPrice": "0.4" })), IMAGE, false),
+        (with("/placement", json!({ "capacityType": "Spot" })), IMAGE, false),
+    ] {
+        let service = service(spec);
+        let next = next(&Seen { image, ..look(&service, &one, &model, &route) });
+        let as_wanted = (next.status.updated_replicas, bought(&next));
+        assert_eq!(as_wanted, if is_new { (1, Some(1)) } else { (0, Some(2)) }, "{service:?}");
+        assert!(next.unwanted.is_empty(), "it answers as long as no other does");
+    }
+    // What was bought for the very wish is what was wanted, whatever is thought of its place.
+    let elsewhere = service(with("/placement/zones", json!(["z-2"])));
+    let wish = Revision::of(&elsewhere.spec, IMAGE).text().to_owned();
+    one[0].stored.claim.spec.revision = Some(wish);
+    assert_eq!(bought(&next(&look(&elsewhere, &one, &model, &route))), Some(1));
+    // An earlier operator did not say.
+    one[0].stored.claim.spec.revision = None;
+    assert_eq!(bought(&next(&look(&elsewhere, &one, &model, &route))), Some(1));
 }
 
 #[test]

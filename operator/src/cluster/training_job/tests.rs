@@ -48,6 +48,7 @@ fn claim(placement: u32, phase: ClaimPhase, enrolled: bool) -> StoredClaim {
                 device: Device::Cpu,
                 reserved: Usd::ZERO,
                 decided_at: at(0),
+                revision: None,
             },
             uid: format!("c{placement}"),
             phase,

@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::time::Duration;
 
 use crate::common::{eventually, start, start_on, write_model};
-use petaflop_serve::{LoadError, ModelLocation, ServeConfig, ServeError};
+use petaflop_serve::{Key, LoadError, ModelLocation, ServeConfig, ServeError};
 use petaflop_store::blocking::Store;
 use serde_json::json;
 
@@ -149,6 +149,42 @@ fn what_outlasts_the_grace_period_is_cut_off_and_told_so() {
     let error: serde_json::Value = serde_json::from_str(&last).expect("not [DONE]");
     assert_eq!(error["error"]["code"], "draining", "{error}");
     server.join().expect("it ends without an error");
+}
+
+#[test]
+fn whoever_has_not_the_key_learns_and_gets_nothing() {
+    let server = start(|config| config.key = Some(Key::new("right")));
+    for (path, body) in [
+        ("/v1/completions", Some(json!({"prompt": "x", "max_tokens": 1}).to_string())),
+        ("/v1/models", None),
+        ("/health", None),
+        ("/metrics", None),
+        ("/nowhere", None),
+    ] {
+        let ask = |key: Option<&str>| {
+            let key = key.map_or_else(String::new, |k| format!("petaflop-replica-key: {k}\r\n"));
+            let (method, body) = body.as_ref().map_or(("GET", ""), |body| ("POST", body.as_str()));
+            let length = body.len();
+            let request = format!(
+                "{method} {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n{key}\
+                 content-length: {length}\r\n\r\n{body}"
+            );
+            let mut client = TcpStream::connect(server.address).expect("the server listens");
+            client.write_all(request.as_bytes()).expect("the server reads");
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).expect("the server answers");
+            answer
+        };
+        for wrong in [None, Some(""), Some("Right"), Some("right2")] {
+            let answer = ask(wrong);
+            assert!(answer.starts_with("HTTP/1.1 401 "), "{path} {wrong:?}: {answer}");
+            assert!(answer.contains("www-authenticate: petaflop-replica-key"), "{answer}");
+            assert!(!answer.contains("right") && !answer.contains("tiny"), "{answer}");
+        }
+        let wanted = if path == "/nowhere" { "HTTP/1.1 404 " } else { "HTTP/1.1 200 " };
+        let answer = ask(Some("right"));
+        assert!(answer.starts_with(wanted), "{path}: {answer}");
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! shows no secret anywhere.
 
 mod operator;
+mod serving;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -21,8 +22,10 @@ use petaflop_agent_api::task::Secret;
 use petaflop_crds::{ComputeClaim, ComputeProvider, SpendBudget, TrainingJob};
 use petaflop_harness::{Access, Launch, eventually, tools};
 use petaflop_operator::cluster::operate::Running;
+use petaflop_operator::cluster::settings::Settings;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
+use serving::{Says, models};
 
 /// Stands for every secret that passes through the operator.
 const CANARY: &str = "canary-5f1d9c2e7b";
@@ -454,6 +457,58 @@ async fn a_job_leaves_its_cost_its_log_and_no_secret_behind() -> Result<()> {
     Ok(())
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_s_log_is_read_while_it_runs_and_when_it_is_gone() -> Result<()> {
+    let cluster = Cluster::start("http-service").await?;
+    let [model, _] = models(&cluster).await?;
+    let everywhere = |settings: &mut Settings| settings.http_address = ([0, 0, 0, 0], 0).into();
+    let running = cluster.operator_with(everywhere).await?;
+    let here = cluster.namespace.as_str();
+    let token = account(&cluster, "viewer").await?;
+    let viewer = Asker::new(&running, Some(&token))?;
+    let_view(&cluster, "viewer").await?;
+    cluster.serve("chat", json!({ "model": { "artifact": model } })).await?;
+    let loaded = |s: &petaflop_crds::InferenceServiceStatus| s.is("ModelLoaded");
+    cluster.until_service("chat", "loaded", Duration::from_secs(240), loaded).await?;
+    let logs = format!("/api/v1/logs/{here}/inferenceservices/chat");
+    let log = eventually("its first words", Duration::from_secs(60), || async {
+        let text = viewer.text(&logs).await.map_err(|error| error.to_string())?;
+        if text.contains("\"listening\"") { Ok(text) } else { Err(text) }
+    })
+    .await?;
+
+    // The same with a kubeconfig, through the API server.
+    let operator = stands_as_in_the_chart(&cluster, &running).await?;
+    account(&cluster, "petaflop-viewer").await?;
+    let_view(&cluster, "petaflop-viewer").await?;
+    let program = petaflop_tests::binary("petaflop")?;
+    // Rights that were just given need a moment.
+    eventually("the same log", Duration::from_secs(30), || async {
+        let mut command = tokio::process::Command::new(&program);
+        command.args(["logs", "infs/chat", "--namespace", here, "--operator", &operator]);
+        command.arg("--kubeconfig").arg(cluster.plane.admin().kubeconfig());
+        let output = command.output().await.map_err(|error| error.to_string())?;
+        let shown = String::from_utf8_lossy(&output.stdout);
+        match output.status.success() && shown.starts_with(&log) {
+            true => Ok(()),
+            false => Err(format!("{output:?}")),
+        }
+    })
+    .await?;
+
+    let following = {
+        let (path, asker) = (format!("{logs}?follow=true"), Asker::new(&running, Some(&token))?);
+        tokio::spawn(async move { asker.text(&path).await })
+    };
+    cluster.delete_service("chat").await?;
+    cluster.until_service_gone("chat").await?;
+    cluster.until_no_claims().await?;
+    let followed = tokio::time::timeout(Duration::from_secs(60), following).await???;
+    ensure!(followed.starts_with(&log), "{followed:?}\n{log:?}");
+    ensure!(viewer.text(&logs).await? == followed);
+    Ok(())
+}
+
 /// What a user sees and does with a kubeconfig, through the API server: one whose kubeconfig holds a
 /// token, and an administrator, whose holds a certificate.
 async fn from_the_command_line(
@@ -463,38 +518,8 @@ async fn from_the_command_line(
     booked: i64,
 ) -> Result<()> {
     let (here, client) = (cluster.namespace.as_str(), cluster.client.clone());
-    // As the chart's Service, whose Pod is this process.
-    let outwards = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    outwards.connect("192.0.2.1:9")?;
-    let address = outwards.local_addr()?.ip();
-    let service = json!({
-        "metadata": { "name": "petaflop" },
-        "spec": { "ports": [{ "name": "http", "port": 8080 }] },
-    });
-    create(Api::<Service>::namespaced(client.clone(), here), service).await?;
-    // The API server proxies to Pods only, and looks at what they say of themselves.
-    let pods = Api::<Pod>::namespaced(client.clone(), here);
-    let pod = json!({
-        "metadata": { "name": "petaflop" },
-        "spec": { "containers": [{ "name": "operator", "image": "localhost/none" }] },
-    });
-    create(pods.clone(), pod).await?;
-    let status = json!({ "status": { "podIP": address, "podIPs": [{ "ip": address }] } });
-    pods.patch_status("petaflop", &PatchParams::default(), &Patch::Merge(status)).await?;
-    let endpoints = json!({
-        "metadata": { "name": "petaflop" },
-        "subsets": [{
-            "addresses": [{
-                "ip": address,
-                "targetRef": { "kind": "Pod", "namespace": here, "name": "petaflop" },
-            }],
-            "ports": [{ "name": "http", "port": running.http.port() }],
-        }],
-    });
-    create(Api::<Endpoints>::namespaced(client.clone(), here), endpoints).await?;
-
+    let operator = stands_as_in_the_chart(cluster, running).await?;
     let user = cluster.plane.service_account(here, "viewer").await?;
-    let operator = format!("{here}/petaflop");
     let petaflop = async |who: &Access, arguments: &[&str]| -> Result<(bool, String, String)> {
         let mut command = Command::new(petaflop_tests::binary("petaflop")?);
         command.args(arguments).args(["--namespace", here, "--operator", &operator]);
@@ -548,6 +573,41 @@ async fn from_the_command_line(
     let (done, _, said) = petaflop(cluster.plane.admin(), &stop).await?;
     ensure!(done && cluster.job("waits").await?.spec.suspend, "{said}");
     Ok(())
+}
+
+/// The chart's Service, whose Pod is this process. Returns how the command line is told of it.
+async fn stands_as_in_the_chart(cluster: &Cluster, running: &Running) -> Result<String> {
+    let (here, client) = (cluster.namespace.as_str(), cluster.client.clone());
+    let outwards = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    outwards.connect("192.0.2.1:9")?;
+    let address = outwards.local_addr()?.ip();
+    let service = json!({
+        "metadata": { "name": "petaflop" },
+        "spec": { "ports": [{ "name": "http", "port": 8080 }] },
+    });
+    create(Api::<Service>::namespaced(client.clone(), here), service).await?;
+    // The API server proxies to Pods only, and looks at what they say of themselves.
+    let pods = Api::<Pod>::namespaced(client.clone(), here);
+    let pod = json!({
+        "metadata": { "name": "petaflop" },
+        "spec": { "containers": [{ "name": "operator", "image": "localhost/none" }] },
+    });
+    create(pods.clone(), pod).await?;
+    let status = json!({ "status": { "podIP": address, "podIPs": [{ "ip": address }] } });
+    pods.patch_status("petaflop", &PatchParams::default(), &Patch::Merge(status)).await?;
+    let endpoints = json!({
+        "metadata": { "name": "petaflop" },
+        "subsets": [{
+            "addresses": [{
+                "ip": address,
+                "targetRef": { "kind": "Pod", "namespace": here, "name": "petaflop" },
+            }],
+            "ports": [{ "name": "http", "port": running.http.port() }],
+        }],
+    });
+    create(Api::<Endpoints>::namespaced(client.clone(), here), endpoints).await?;
+
+    Ok(format!("{here}/petaflop"))
 }
 
 /// Names, kinds, words and labels of all metrics, and that whatever the chart asks for exists.

@@ -11,6 +11,7 @@ use petaflop_arbiter::claim::{Claim, Phase};
 use petaflop_arbiter::ledger::{Row, RowKind};
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Capacity;
+use petaflop_arbiter::workload::OwnerKind;
 
 use crate::claims::StoredClaim;
 use crate::ledger::{self, Ledger};
@@ -47,6 +48,8 @@ struct Sums {
 pub struct Bought {
     /// Of whoever asked.
     pub namespace: String,
+    /// What asked.
+    pub owner_kind: OwnerKind,
     /// Who sold it.
     pub provider: String,
     /// Region, or empty.
@@ -192,6 +195,7 @@ impl Sums {
         if row.amount > Usd::ZERO {
             let bought = Bought {
                 namespace: row.namespace.clone(),
+                owner_kind: owner_kind(&row.claim),
                 provider: row.provider.clone(),
                 region: row.region.clone(),
                 instance_type: row.instance_type.clone(),
@@ -240,6 +244,16 @@ fn hours(period: &Range<Timestamp>) -> Range<i64> {
     hour(period.start)..hour(period.end)
 }
 
+/// Whose claim it is. A row does not say, but the name of its claim begins with it.
+fn owner_kind(claim: &str) -> OwnerKind {
+    match claim.split_once('-') {
+        Some((kind, _)) if kind == OwnerKind::InferenceService.short() => {
+            OwnerKind::InferenceService
+        }
+        _ => OwnerKind::TrainingJob,
+    }
+}
+
 fn within(sums: Option<&Hours>, period: &Range<Timestamp>) -> Usd {
     sums.map_or(Usd::ZERO, |sums| sums.range(hours(period)).map(|(_, amount)| *amount).sum())
 }
@@ -248,7 +262,7 @@ fn within(sums: Option<&Hours>, period: &Range<Timestamp>) -> Usd {
 mod tests {
     use petaflop_arbiter::claim::{ClaimSpec, Device};
     use petaflop_arbiter::ledger::ClaimLedger;
-    use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
+    use petaflop_arbiter::workload::WorkloadId;
     use petaflop_crds::spend_budget::Period;
 
     use super::*;

@@ -55,6 +55,7 @@ struct OfMachine {
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OfSpending {
     namespace: String,
+    owner_kind: &'static str,
     provider: String,
     region: String,
     instance_type: String,
@@ -208,9 +209,10 @@ fn spent(operator: &Operator, all: &mut Registry) {
         "Dollars spent on machines, by the ledger; later corrections downward are left out",
     );
     for (bought, sum) in operator.book.bought() {
-        let Bought { namespace, provider, region, instance_type, capacity } = bought;
-        let capacity_type = capacity.as_str();
-        let labels = OfSpending { namespace, provider, region, instance_type, capacity_type };
+        let Bought { namespace, owner_kind, provider, region, instance_type, capacity } = bought;
+        let (owner_kind, capacity_type) = (OwnerKind::from(owner_kind).as_str(), capacity.as_str());
+        let labels =
+            OfSpending { namespace, owner_kind, provider, region, instance_type, capacity_type };
         cost.get_or_create(&labels).inc_by(sum.as_f64());
     }
 }

@@ -1,5 +1,7 @@
 //! For tests of services: models to serve, gateways in Pods without a kubelet, and clients.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Stdio;

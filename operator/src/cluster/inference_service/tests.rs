@@ -213,7 +213,8 @@ fn a_model_that_cannot_be_loaded_is_not_bought_for_again_whoever_looks() {
     let image = next(&Seen { image: "runtime:2", ..look(&service, &[], &model, &route) });
     assert_eq!(bought(&image), Some(1));
     service.metadata.generation = Some(2);
-    assert_eq!(bought(&next(&look(&service, &[], &model, &route))), Some(1));
+    let changed = Seen { now: at(102), ..look(&service, &[], &model, &route) };
+    assert_eq!(bought(&next(&changed)), Some(1));
 }
 
 #[test]

@@ -179,7 +179,7 @@ impl ClaimLedger {
     fn row(&self, kind: RowKind, from: Timestamp, to: Timestamp, amount: Usd) -> Row {
         let offer = &self.spec.offer;
         Row {
-            key: format!("{}/{:06}", self.claim_uid, self.rows.len()),
+            key: row_key(&self.claim_uid, self.rows.len() as u64),
             kind,
             namespace: self.spec.owner.namespace.clone(),
             job: self.spec.owner.name.clone(),
@@ -205,6 +205,11 @@ impl ClaimLedger {
     fn overflow(&self) -> LedgerError {
         LedgerError::Overflow { claim_uid: self.claim_uid.clone() }
     }
+}
+
+/// Key of a claim's row of this number, from 0.
+pub fn row_key(claim_uid: &str, number: u64) -> String {
+    format!("{claim_uid}/{number:06}")
 }
 
 /// What rows are summed by.

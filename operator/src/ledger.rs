@@ -3,18 +3,22 @@
 
 use std::sync::Arc;
 
+use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode};
 use petaflop_arbiter::claim::{ClaimSpec, Device, Identity};
-use petaflop_arbiter::ledger::{ClaimLedger, LedgerError, Row};
+use petaflop_arbiter::ledger::{ClaimLedger, LedgerError, Row, row_key};
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
 
 /// Rows that are fetched at once.
 const AT_ONCE: usize = 32;
+
+/// The clocks of whoever writes rows and of the place that keeps them agree within this.
+const CLOCKS: SignedDuration = SignedDuration::from_hours(24);
 
 /// Why a row could not be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -74,7 +78,7 @@ impl Ledger {
         began: Timestamp,
     ) -> Result<ClaimLedger, Error> {
         let mut ledger = ClaimLedger::new(spec.clone(), uid.to_owned(), began);
-        ledger.rows = self.rows_below(Some(uid)).await?;
+        ledger.rows = self.since(uid, 0).await?;
         Ok(ledger)
     }
 
@@ -103,7 +107,7 @@ impl Ledger {
         began: Timestamp,
         ended: Timestamp,
     ) -> Result<Option<Row>, Error> {
-        let rows = self.rows_below(Some(&identity.claim_uid)).await?;
+        let rows = self.since(&identity.claim_uid, 0).await?;
         let first = rows.first();
         let began = first.map_or(began, |row| row.from);
         let spec = ClaimSpec {
@@ -136,26 +140,45 @@ impl Ledger {
 
     /// All rows, oldest span first.
     pub async fn rows(&self) -> Result<Vec<Row>, Error> {
-        let mut rows = self.rows_below(None).await?;
-        rows.sort_by(|a, b| (a.from, &a.key).cmp(&(b.from, &b.key)));
+        Ok(oldest_first(self.fetch(self.objects.list(None), |_| true).await?))
+    }
+
+    /// Rows, oldest span first, with all whose spans begin at this time or later. A row is written when
+    /// its span is over, so those that were written long before are not even read.
+    pub async fn rows_from(&self, from: Timestamp) -> Result<Vec<Row>, Error> {
+        let earliest = from.saturating_sub(CLOCKS).unwrap_or(Timestamp::MIN).as_second();
+        let late = |meta: &ObjectMeta| meta.last_modified.timestamp() >= earliest;
+        Ok(oldest_first(self.fetch(self.objects.list(None), late).await?))
+    }
+
+    /// The rows of a claim beyond the first so many, in order.
+    pub async fn since(&self, uid: &str, rows: u64) -> Result<Vec<Row>, Error> {
+        let prefix = Path::from(uid);
+        let listed = match rows.checked_sub(1) {
+            None => self.objects.list(Some(&prefix)),
+            Some(last) => {
+                self.objects.list_with_offset(Some(&prefix), &location(&row_key(uid, last)))
+            }
+        };
+        let mut rows = self.fetch(listed, |_| true).await?;
+        rows.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(rows)
     }
 
-    /// The rows of a claim, or of all, by key.
-    async fn rows_below(&self, uid: Option<&str>) -> Result<Vec<Row>, Error> {
-        let prefix = uid.map(Path::from);
-        let rows = self
-            .objects
-            .list(prefix.as_ref())
-            .try_filter(|meta| {
-                std::future::ready(meta.location.extension().is_some_and(|end| end == "json"))
-            })
+    /// Reads of what is listed the rows that are wanted.
+    async fn fetch(
+        &self,
+        listed: BoxStream<'static, object_store::Result<ObjectMeta>>,
+        wanted: impl Fn(&ObjectMeta) -> bool,
+    ) -> Result<Vec<Row>, Error> {
+        let is_row = |meta: &ObjectMeta| meta.location.extension() == Some("json");
+        listed
+            .try_filter(|meta| std::future::ready(is_row(meta) && wanted(meta)))
             .map_err(|error| self.store(error))
             .map(|meta| async move { self.read(&meta?.location).await })
-            .buffer_unordered(AT_ONCE);
-        let mut rows: Vec<Row> = rows.try_collect().await?;
-        rows.sort_by(|a, b| a.key.cmp(&b.key));
-        Ok(rows)
+            .buffer_unordered(AT_ONCE)
+            .try_collect()
+            .await
     }
 
     async fn read(&self, location: &Path) -> Result<Row, Error> {
@@ -169,7 +192,7 @@ impl Ledger {
     }
 
     async fn append(&self, row: &Row) -> Result<(), Error> {
-        let location = Path::from(format!("{}.json", row.key));
+        let location = location(&row.key);
         let text = serde_json::to_vec_pretty(row).map_err(|error| Error::Damaged {
             place: self.place.clone(),
             key: row.key.clone(),
@@ -194,3 +217,16 @@ impl Ledger {
         Error::Store { place: self.place.clone(), source }
     }
 }
+
+fn oldest_first(mut rows: Vec<Row>) -> Vec<Row> {
+    rows.sort_by(|a, b| (a.from, &a.key).cmp(&(b.from, &b.key)));
+    rows
+}
+
+/// Where a row is kept.
+fn location(key: &str) -> Path {
+    Path::from(format!("{key}.json"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -26,7 +26,7 @@ pub(crate) struct Args {
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let period = period(args.from.as_deref(), args.to.as_deref(), ["--from", "--to"])
         .map_err(Failure::bad_input)?;
-    let mut rows = waiting()?.block_on(home.ledger()?.rows())?;
+    let mut rows = waiting()?.block_on(home.ledger()?.rows_from(period.start))?;
     if let Some(only) = &args.namespaces.namespace {
         rows.retain(|row| row.namespace == *only);
     }

@@ -90,7 +90,8 @@ impl Book {
 
     /// Takes over what was written for a claim since.
     pub async fn refresh(&self, ledger: &Ledger, claim: &Claim) -> Result<(), ledger::Error> {
-        let rows = ledger.claim(&claim.spec, &claim.uid, Timestamp::UNIX_EPOCH).await?.rows;
+        let known = self.lock().claims.get(&claim.uid).map_or(0, |sum| sum.rows);
+        let rows = ledger.since(&claim.uid, known).await?;
         rows.iter().for_each(|row| self.add(row));
         Ok(())
     }

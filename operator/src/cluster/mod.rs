@@ -72,7 +72,7 @@ pub mod status;
 pub mod sweep;
 pub mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod trace;
 pub mod training_job;
 pub mod watches;

@@ -38,7 +38,7 @@ pub(super) async fn answer(
     let period = period(from.as_deref(), to.as_deref(), ["from", "to"])
         .map_err(|message| Refusal::new(StatusCode::BAD_REQUEST, message))?;
     // Of the ledger itself, which every replica reads alike.
-    let mut counted = api.operator.ledger.rows().await.map_err(|error| {
+    let mut counted = api.operator.ledger.rows_from(period.start).await.map_err(|error| {
         tracing::warn!(%error, "reading the ledger");
         Refusal::new(StatusCode::BAD_GATEWAY, "the ledger cannot be read; try again later")
     })?;

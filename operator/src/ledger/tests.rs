@@ -1,0 +1,94 @@
+use std::fs::File;
+use std::time::{Duration, SystemTime};
+
+use object_store::local::LocalFileSystem;
+use petaflop_arbiter::ledger::in_period;
+
+use super::*;
+use crate::cluster::testing::offer;
+
+const DAY: i64 = 86_400;
+
+fn day(number: i64) -> Timestamp {
+    Timestamp::from_second(1_790_000_000 / DAY * DAY + number * DAY).expect("a time")
+}
+
+fn claim(name: &str, began: Timestamp) -> ClaimLedger {
+    let owner = WorkloadId {
+        kind: OwnerKind::TrainingJob,
+        namespace: "ns".into(),
+        name: name.to_owned(),
+        uid: format!("job-{name}"),
+    };
+    let spec = ClaimSpec {
+        name: name.to_owned(),
+        owner,
+        placement: 1,
+        index: 0,
+        offer: offer("m", "3.6"),
+        device: Device::Cpu,
+        reserved: Usd::ZERO,
+        decided_at: began,
+    };
+    ClaimLedger::new(spec, format!("uid-{name}"), began)
+}
+
+/// Two claims with a row each half day for ten days, the second a day and some hours behind, and one
+/// row that was written days after its span. Each row was written when its span was over.
+async fn written(folder: &std::path::Path) -> Ledger {
+    let objects = LocalFileSystem::new_with_prefix(folder).expect("a folder");
+    let ledger = Ledger::over(Arc::new(objects), "here");
+    for (name, began) in [("a", day(0)), ("b", day(1) + SignedDuration::from_hours(7))] {
+        let mut claim = claim(name, began);
+        for half in 1..=20 {
+            let until = began + SignedDuration::from_hours(12 * half);
+            ledger.bring_up(&mut claim, until, half == 20).await.expect("written");
+            let late = if (name, half) == ("a", 9) { 3 * DAY } else { 0 };
+            let at = u64::try_from(until.as_second() + late).expect("after 1970");
+            let row = folder.join(format!("{}.json", claim.rows.last().expect("a row").key));
+            let file = File::options().append(true).open(row).expect("the row");
+            file.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(at)).expect("its time");
+        }
+    }
+    ledger
+}
+
+#[tokio::test]
+async fn what_is_read_of_a_claim_beyond_any_number_of_rows_is_the_rest_of_the_whole() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ledger = written(folder.path()).await;
+    let all = ledger.rows().await.expect("rows");
+    assert_eq!(all.len(), 40);
+    for name in ["a", "b"] {
+        let uid = format!("uid-{name}");
+        let whole: Vec<&Row> = all.iter().filter(|row| row.claim_uid == uid).collect();
+        let spec = claim(name, day(0)).spec;
+        let claim = ledger.claim(&spec, &uid, day(0)).await.expect("its rows");
+        assert_eq!(claim.rows.iter().collect::<Vec<_>>(), whole);
+        for known in 0..=21 {
+            let rest = ledger.since(&uid, known).await.expect("the rest");
+            let expected = whole.iter().skip(usize::try_from(known).expect("small"));
+            assert!(rest.iter().eq(expected.copied()), "{name} beyond {known}");
+        }
+    }
+    assert_eq!(ledger.since("uid", 0).await.expect("nothing"), [], "of a claim, not of a prefix");
+}
+
+#[tokio::test]
+async fn what_is_read_for_a_period_holds_all_that_counts_in_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let ledger = written(folder.path()).await;
+    let all = ledger.rows().await.expect("rows");
+    let mut unread = 0;
+    for hours in 0..300 {
+        let period = day(-1) + SignedDuration::from_hours(hours)..Timestamp::MAX;
+        let read = ledger.rows_from(period.start).await.expect("rows");
+        let counts = |rows: &[Row]| -> Vec<Row> {
+            rows.iter().filter(|row| in_period(row, &period)).cloned().collect()
+        };
+        assert_eq!(counts(&read), counts(&all), "from {}", period.start);
+        unread += all.len() - read.len();
+    }
+    assert!(unread > 0, "and not always everything");
+    assert_eq!(ledger.rows_from(Timestamp::MIN).await.expect("rows"), all);
+}

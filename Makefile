@@ -20,7 +20,7 @@ BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo test faults lint fmt generate bench images toolchain musl cargo-deny python go cluster
+.PHONY: help demo test faults lint fmt generate bench bench-operator images toolchain musl cargo-deny python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,19 @@ bench: toolchain python ## figures beside their baselines, with machine, version
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
 	@python3 bench/bench.py --runtime "$$($(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/release/petaflop-runtime" $(if $(PEERS),--peers "$(PEERS)")
 	@$(CARGO) bench --locked -p petaflop-arbiter
+	@$(MAKE) --no-print-directory bench-operator
+
+# What it takes: FIGURES="--only idle --objects 1000", for one; --help lists all.
+FIGURES ?=
+bench-operator: toolchain musl cluster ## the operator's part of it, on a real Kubernetes, beside nginx (FIGURES=options)
+	@command -v nginx >/dev/null && command -v wrk >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && RUNLEVEL=1 apt-get install -qy nginx-light wrk >/dev/null; \
+	  else echo "nginx or wrk is missing: sudo apt-get install nginx-light wrk" >&2; exit 1; fi; }
+	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) --bin petaflop-agent --target $(MUSL)
+	@mkdir -p "$(PETAFLOP_CACHE)"
+	@PATH="$(GO_PATH)" $(CARGO) bench --locked -p petaflop-tests --bench operator -- \
+	  --csv "$(CURDIR)/bench/results.csv" --json "$(PETAFLOP_CACHE)/figures-operator.json" $(FIGURES)
 
 images: toolchain musl ## the three container images, of programs compiled here (BUILDER=docker|podman|buildah, BASE=image)
 	@test -n "$(BUILDER)" || { echo "None of docker, podman and buildah is here: install one, or name it with BUILDER=." >&2; exit 1; }

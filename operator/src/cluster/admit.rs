@@ -26,32 +26,35 @@ pub struct Admitted {
     pub work: TrainingWork,
 }
 
-/// The jobs that were admitted, by uid and generation; or why they cannot be. Clones are the same.
+/// How much work the admitted jobs are, by uid and generation; or why they cannot be admitted. A
+/// placement pass asks for all of them. Their recipes are not kept: there are thousands, and each is
+/// needed twice in a job's life. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Admissions {
     known: Arc<Mutex<HashMap<String, Known>>>,
 }
 
 /// The generation that was looked at, and what came of it.
-type Known = (Option<i64>, Result<Arc<Admitted>, String>);
+type Known = (Option<i64>, Result<TrainingWork, Box<str>>);
 
 impl Admissions {
-    /// A job's admission.
+    /// How much work a job is.
     ///
     /// # Errors
-    /// What of its spec cannot be done, in words.
-    pub fn of(&self, job: &TrainingJob) -> Result<Arc<Admitted>, String> {
+    /// As [`admit`].
+    pub fn work(&self, job: &TrainingJob) -> Result<TrainingWork, String> {
         let uid = job.uid().unwrap_or_default();
         let generation = job.metadata.generation;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.get(&uid) {
-            Some((seen, admitted)) if *seen == generation => admitted.clone(),
+        let work = match known.get(&uid) {
+            Some((seen, work)) if *seen == generation => work.clone(),
             _ => {
-                let admitted = admit(job).map(Arc::new);
-                known.insert(uid, (generation, admitted.clone()));
-                admitted
+                let work = admit(job).map(|admitted| admitted.work).map_err(String::into_boxed_str);
+                known.insert(uid, (generation, work.clone()));
+                work
             }
-        }
+        };
+        work.map_err(String::from)
     }
 
     /// A job is gone.
@@ -60,7 +63,11 @@ impl Admissions {
     }
 }
 
-fn admit(job: &TrainingJob) -> Result<Admitted, String> {
+/// Admits a job.
+///
+/// # Errors
+/// What of its spec cannot be done, in words.
+pub fn admit(job: &TrainingJob) -> Result<Admitted, String> {
     let (output, checkpoint) = (&job.spec.output.uri, &job.spec.checkpoint.uri);
     for (field, given) in [("output.uri", output), ("checkpoint.uri", checkpoint)] {
         if given.is_some() {

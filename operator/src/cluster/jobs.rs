@@ -14,7 +14,7 @@ use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
-use crate::cluster::{Operator, events, finalizer, secrets};
+use crate::cluster::{Operator, admit, events, finalizer, secrets};
 
 /// A job that was only just seen is written to after its first placement pass, which saves a
 /// write; but not later than this.
@@ -90,8 +90,10 @@ async fn pass(operator: &Operator, name: &Name, job: Arc<TrainingJob>) -> Result
         }
     }
     let mut status = next.status.clone();
-    if let (None, Ok(admitted)) = (&status.resolved_recipe, operator.admissions.of(&job)) {
-        status.resolved_recipe = Some(admitted.text.clone());
+    if status.resolved_recipe.is_none()
+        && let Ok(admitted) = admit::admit(&job)
+    {
+        status.resolved_recipe = Some(admitted.text);
     }
     let wait = || {
         let now = operator.clock.boottime();

@@ -13,6 +13,7 @@ use petaflop_providers::Machine;
 use petaflop_providers::machine::{AgentSource, Bootstrap};
 
 use crate::claims::StoredClaim;
+use crate::cluster::admit::admit;
 use crate::cluster::{Operator, inference_service};
 
 /// Where an agent listens.
@@ -62,7 +63,7 @@ fn bare(operator: &Operator, stored: &StoredClaim) -> Machine {
 /// What its agent is told to run; `None` where the job can no longer be read, which its own
 /// status says.
 pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Option<Task> {
-    let admitted = operator.admissions.of(job).ok()?;
+    let admitted = admit(job).ok()?;
     let mut secrets = operator.settings.store.credentials.clone();
     if !job.spec.secrets.is_empty() {
         match operator.secrets.of(job.metadata.uid.as_deref()?) {
@@ -77,8 +78,8 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
     let settings = &operator.settings;
     let owner = &stored.claim.spec.owner;
     let job_spec = JobSpec {
-        recipe: admitted.recipe.clone(),
-        inputs: admitted.inputs.clone(),
+        recipe: admitted.recipe,
+        inputs: admitted.inputs,
         store: settings.store.uri.clone(),
         // Of this object alone: another of the same name and key must not take them over, for its
         // data may have been looked at under other rights.

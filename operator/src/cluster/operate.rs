@@ -291,7 +291,11 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
     ];
     tasks.spawn(until_over(job_watch.start(
         Part::each(&client, namespaces),
-        |_| {},
+        |job| {
+            if let Some(status) = &mut job.status {
+                status.conditions.shrink_to_fit();
+            }
+        },
         on_job(handle.clone(), operator.models.clone()),
     )));
     tasks.spawn(until_over(service_watch.start(

@@ -52,33 +52,34 @@ pub struct Placement {
 struct Inner {
     asked: Notify,
     last: Mutex<HashMap<String, Arc<Said>>>,
-    /// What the last pass looked at.
-    world: Mutex<Option<Arc<Recorded>>>,
 }
 
 /// What a pass said of a workload.
 #[derive(Clone, Debug)]
 pub struct Said {
-    /// The decision, with reasons.
-    pub decision: Option<Decision>,
+    /// The decision, with reasons; `None` where there was nothing to decide.
+    pub decision: Option<Box<Decision>>,
     /// Why there is no machine, where there is none.
     pub waits: Option<Waits>,
     /// Wherever it was placed last, its deadline may be missed.
     pub at_risk: bool,
+    /// It has its machines.
+    settled: bool,
     /// Generation of the workload that this was said of.
     generation: Option<i64>,
     at: Timestamp,
 }
 
 impl Said {
+    /// Of a workload that cannot even be asked for.
+    fn impossible(waits: Option<Waits>, generation: Option<i64>, at: Timestamp) -> Self {
+        Self { decision: None, waits, at_risk: false, settled: false, generation, at }
+    }
+
     /// The words of before, where only their numbers moved: a status is not written for those.
     fn or_before(mut self, before: Option<&Said>) -> Said {
         // Once it has its machine nothing more is said of it.
-        let settled = self
-            .decision
-            .as_ref()
-            .is_some_and(|decision| matches!(decision.outcome, Outcome::Settled { machines: 1.. }));
-        self.at_risk |= settled && before.is_some_and(|before| before.at_risk);
+        self.at_risk |= self.settled && before.is_some_and(|before| before.at_risk);
         let words = |said: &Said| {
             let but_digits = |text: &str| text.replace(|c: char| c.is_ascii_digit(), "");
             said.waits.as_ref().map(|waits| (waits.reason, but_digits(&waits.message)))
@@ -112,11 +113,13 @@ impl Placement {
     pub fn said(&self, uid: &str) -> Option<Arc<Said>> {
         self.inner.last.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
+}
 
-    /// What the last pass looked at, for `explain`.
-    pub fn world(&self) -> Option<Arc<Recorded>> {
-        self.inner.world.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
+/// What a pass would look at now, for `explain`. The last one's is not kept: it is as large as all
+/// that is known.
+pub fn recorded(operator: &Operator) -> Recorded {
+    let now = operator.clock.now();
+    Recorded { now, world: world(operator, now).world }
 }
 
 /// One pass. Returns when to look again though nothing happens.
@@ -172,7 +175,10 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
         let uid = decision.workload.uid.clone();
         let generation = generations.get(&uid).copied().flatten();
         let at_risk = decision.warning == Some(Reason::DeadlineAtRisk);
-        said.insert(uid, Said { decision: Some(decision), waits, at_risk, generation, at: now });
+        let settled = matches!(decision.outcome, Outcome::Settled { machines: 1.. });
+        let nothing = matches!(decision.outcome, Outcome::Settled { .. });
+        let decision = (!nothing).then(|| Box::new(decision));
+        said.insert(uid, Said { decision, waits, at_risk, settled, generation, at: now });
     }
     let changed: Vec<String> = {
         let mut last = operator.placement.inner.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -195,8 +201,6 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     for uid in changed {
         operator.owner_changed(&uid);
     }
-    *operator.placement.inner.world.lock().unwrap_or_else(PoisonError::into_inner) =
-        Some(Arc::new(Recorded { now, world }));
     if !unknown.late.is_empty() {
         return Ok(Some(SOON));
     }
@@ -234,10 +238,7 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
             }
             Err(message) => {
                 let waits = Some(Waits { reason: Reason::InvalidSpec, message });
-                said.insert(
-                    uid,
-                    Said { decision: None, waits, at_risk: false, generation, at: now },
-                );
+                said.insert(uid, Said::impossible(waits, generation, now));
             }
         }
     }
@@ -257,8 +258,7 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
             }
             Err(message) => {
                 let waits = Some(Waits { reason: Reason::InvalidSpec, message });
-                let nothing = Said { decision: None, waits, at_risk: false, generation, at: now };
-                said.insert(uid, nothing);
+                said.insert(uid, Said::impossible(waits, generation, now));
             }
         }
     }
@@ -301,7 +301,7 @@ fn spent_by_now(operator: &Operator, stored: StoredClaim, now: Timestamp) -> Cla
 
 /// What is asked of the arbiter for a job.
 fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Workload, String> {
-    let admitted = operator.admissions.of(job)?;
+    let work = operator.admissions.work(job)?;
     let status = job.status.clone().unwrap_or_default();
     let uid = job.uid().unwrap_or_default();
     let claims = operator.table.of_owner(&uid);
@@ -320,7 +320,7 @@ fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Wo
         },
         uid,
     };
-    let mut workload = job.spec.workload(&observed, admitted.work.clone()).map_err(|errors| {
+    let mut workload = job.spec.workload(&observed, work).map_err(|errors| {
         let said: Vec<String> =
             errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
         said.join("; ")

@@ -23,7 +23,8 @@ pub struct ClaimTable {
 #[derive(Debug, Default)]
 struct Inner {
     claims: HashMap<Name, Arc<ComputeClaim>>,
-    by_owner: HashMap<String, BTreeSet<Name>>,
+    /// In order. Mostly there is one, and a set would take ten times its room.
+    by_owner: HashMap<String, Vec<Name>>,
     by_provider: HashMap<String, BTreeSet<Name>>,
     /// Removed objects, until the watch has seen it: uid by name.
     removed: HashMap<Name, String>,
@@ -32,7 +33,7 @@ struct Inner {
 impl ClaimTable {
     /// Takes a claim over, unless a newer writing of it is known. Returns whether it was taken.
     pub fn put(&self, mut object: ComputeClaim) -> bool {
-        object.metadata.managed_fields = None;
+        prune(&mut object);
         let name = name_of(&object);
         let mut inner = self.lock();
         if let (Some(gone), Some(uid)) = (inner.removed.get(&name), object.metadata.uid.as_ref()) {
@@ -51,7 +52,13 @@ impl ClaimTable {
         if let Some(old) = inner.claims.insert(name.clone(), object.clone()) {
             inner.forget(&old, &name);
         }
-        inner.by_owner.entry(object.spec.owner.uid.clone()).or_default().insert(name.clone());
+        let names = inner
+            .by_owner
+            .entry(object.spec.owner.uid.clone())
+            .or_insert_with(|| Vec::with_capacity(1));
+        if let Err(at) = names.binary_search(&name) {
+            names.insert(at, name.clone());
+        }
         inner.by_provider.entry(object.spec.provider.clone()).or_default().insert(name);
         true
     }
@@ -171,12 +178,21 @@ impl Inner {
         }
     }
 
-    fn named(&self, names: Option<&BTreeSet<Name>>) -> Vec<Arc<ComputeClaim>> {
+    fn named<'a>(
+        &self,
+        names: Option<impl IntoIterator<Item = &'a Name>>,
+    ) -> Vec<Arc<ComputeClaim>> {
         names.into_iter().flatten().filter_map(|name| self.claims.get(name).cloned()).collect()
     }
 
     fn forget(&mut self, object: &ComputeClaim, name: &Name) {
-        take_out(&mut self.by_owner, &object.spec.owner.uid, name);
+        let owner = &object.spec.owner.uid;
+        if let Some(names) = self.by_owner.get_mut(owner) {
+            names.retain(|known| known != name);
+            if names.is_empty() {
+                self.by_owner.remove(owner);
+            }
+        }
         take_out(&mut self.by_provider, &object.spec.provider, name);
     }
 }
@@ -187,6 +203,16 @@ fn take_out(index: &mut HashMap<String, BTreeSet<Name>>, key: &str, name: &Name)
         if names.is_empty() {
             index.remove(key);
         }
+    }
+}
+
+/// Takes out what nobody reads and no write of ours needs: a status is written without its object's
+/// metadata, a finalizer by itself. There may be many thousands.
+fn prune(object: &mut ComputeClaim) {
+    let meta = &mut object.metadata;
+    (meta.managed_fields, meta.labels, meta.owner_references) = (None, None, None);
+    if let Some(status) = &mut object.status {
+        status.conditions.shrink_to_fit();
     }
 }
 

@@ -26,6 +26,9 @@ use crate::cluster::{Handle, queue::Queue};
 /// Objects a page.
 const PAGE: u32 = 200;
 
+/// The whole object once more, as `kubectl apply` leaves it there.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
 /// A part of a kind's objects that is listed and watched by itself.
 pub struct Part<K> {
     api: Api<DeserializeGuard<K>>,
@@ -241,7 +244,11 @@ async fn follow<K>(
 fn read<K: Resource<DynamicType = ()>>(event: Event<DeserializeGuard<K>>) -> Option<Event<K>> {
     let open = |guard: DeserializeGuard<K>| match guard.0 {
         Ok(mut object) => {
-            object.meta_mut().managed_fields = None;
+            let meta = object.meta_mut();
+            meta.managed_fields = None;
+            if let Some(annotations) = &mut meta.annotations {
+                annotations.remove(LAST_APPLIED);
+            }
             Some(object)
         }
         Err(error) => {

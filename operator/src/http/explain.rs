@@ -1,5 +1,5 @@
 //! `/api/v1/explain/{namespace}/{kind}/{name}`: why a workload goes where it goes, and for every
-//! offer why not that one, with numbers; as of the last placement pass.
+//! offer why not that one, with numbers; as a placement pass would see it now.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,6 +10,8 @@ use http::{HeaderMap, StatusCode};
 use petaflop_arbiter::decide::{Explanation, explain};
 use petaflop_arbiter::world::{Recorded, World};
 use serde_json::{Value, json};
+
+use crate::cluster::placement;
 
 use super::auth::What;
 use super::offers::serves;
@@ -25,11 +27,11 @@ pub(super) async fn answer(
     let operator = api.leading()?;
     let unknown = || {
         let message = format!(
-            "the last placement pass did not look at {namespace}/{name}: there is no such object, or it is over"
+            "a placement pass does not look at {namespace}/{name}: there is no such object, or it is over"
         );
         Refusal::new(StatusCode::NOT_FOUND, message)
     };
-    let recorded = operator.placement.world().ok_or_else(unknown)?;
+    let recorded = placement::recorded(operator);
     let found = recorded.world.workloads.iter().find(|workload| {
         (workload.id.kind, &workload.id.namespace, &workload.id.name) == (kind, &namespace, &name)
     });
@@ -38,11 +40,11 @@ pub(super) async fn answer(
     let mut decided = operator.placement.said(&id.uid).and_then(|said| said.decision.clone());
     // Some microseconds an offer, and there may be many.
     let explained = tokio::task::spawn_blocking(move || {
-        let Recorded { now, world } = &*recorded;
+        let Recorded { now, world } = &recorded;
         let Explanation { mut decision, mut offers } = explain(world, *now, &id)?;
         let shown = shown(world, &id.namespace);
         offers.retain(|one| shown.contains(one.offer.provider.as_str()));
-        for decision in [Some(&mut decision), decided.as_mut()].into_iter().flatten() {
+        for decision in [Some(&mut decision), decided.as_deref_mut()].into_iter().flatten() {
             decision.ranked.retain(|one| shown.contains(one.offer.provider.as_str()));
             decision.misses.retain(|one| shown.contains(one.offer.provider.as_str()));
         }

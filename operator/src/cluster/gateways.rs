@@ -69,6 +69,33 @@ struct Service {
     draining: HashMap<String, Duration>,
 }
 
+impl Service {
+    fn route(&self, now: Duration) -> Route {
+        let list = self.say.borrow().told.list.clone();
+        let known: Vec<&Known> = self.links.values().filter_map(|l| l.known.as_ref()).collect();
+        let is_told = |known: &Known| known.list.as_ref() == Some(&list);
+        // A request may have come since.
+        let fresh = |link: &Link| link.known.is_some() && now.saturating_sub(link.at) <= FRESH;
+        let all_answer = !known.is_empty() && self.links.values().all(fresh);
+        let idle = known.iter().map(|known| Duration::from_millis(known.idle_millis)).min();
+        let is_drained = |(name, since): &(&String, &Duration)| {
+            // One that does not answer, or not yet, may send requests there.
+            let by_all = self.links.values().all(|link| {
+                let known = link.known.as_ref();
+                known.is_some_and(|known| is_told(known) && known.drained.contains(name))
+            });
+            by_all || now.saturating_sub(**since) > DRAIN
+        };
+        let drained = self.draining.iter().filter(is_drained);
+        Route {
+            linked: known.iter().filter(|known| is_told(known)).count(),
+            wakes: known.iter().any(|known| known.wakes()),
+            idle: idle.filter(|_| all_answer),
+            drained: drained.map(|(name, _)| name.clone()).collect(),
+        }
+    }
+}
+
 /// What a service's gateways are told, and when they should speak up.
 #[derive(Clone, Debug, PartialEq)]
 struct Say {
@@ -169,29 +196,12 @@ impl Gateways {
 
     /// What a service's gateways say.
     pub fn route(&self, name: &Name) -> Route {
-        let now = self.clock.boottime();
         let inner = self.lock();
-        let Some(service) = inner.services.get(name) else { return Route::default() };
-        let list = service.say.borrow().told.list.clone();
-        let known: Vec<&Known> = service.links.values().filter_map(|l| l.known.as_ref()).collect();
-        let up_to_date: Vec<&Known> =
-            known.iter().copied().filter(|known| known.list.as_ref() == Some(&list)).collect();
-        // A request may have come since.
-        let fresh = |link: &Link| link.known.is_some() && now.saturating_sub(link.at) <= FRESH;
-        let all_answer = !known.is_empty() && service.links.values().all(fresh);
-        let idle = known.iter().map(|known| Duration::from_millis(known.idle_millis)).min();
-        let is_drained = |(name, since): &(&String, &Duration)| {
-            let by_all = up_to_date.len() == known.len()
-                && known.iter().all(|known| known.drained.contains(name));
-            by_all || now.saturating_sub(**since) > DRAIN
-        };
-        let drained = service.draining.iter().filter(is_drained);
-        Route {
-            linked: up_to_date.len(),
-            wakes: known.iter().any(|known| known.wakes()),
-            idle: idle.filter(|_| all_answer),
-            drained: drained.map(|(name, _)| name.clone()).collect(),
-        }
+        inner
+            .services
+            .get(name)
+            .map(|service| service.route(self.clock.boottime()))
+            .unwrap_or_default()
     }
 
     /// A service is gone.
@@ -322,5 +332,59 @@ async fn body(answer: reqwest::Response) -> Result<Vec<u8>, TalkError> {
     match answer.status().as_u16() {
         200..=299 => Ok(answer.bytes().await?.to_vec()),
         status => Err(TalkError::Status(status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(known: Option<Known>) -> Link {
+        let task = tokio::spawn(std::future::pending::<()>()).abort_handle();
+        Link { address: String::new(), known, at: Duration::ZERO, task }
+    }
+
+    fn known(list: Option<&str>, drained: &[&str]) -> Known {
+        Known {
+            version: petaflop_agent_api::message::VERSION,
+            change: 1,
+            list: list.map(str::to_owned),
+            waiting: 0,
+            ready: 1,
+            idle_millis: 0,
+            drained: drained.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_replica_is_drained_once_every_gateway_says_so_or_it_had_its_time() {
+        let told = Told::new(true, Vec::new());
+        let list = told.list.clone();
+        let new = || Some(known(Some(&list), &["a"]));
+        let busy = || Some(known(Some(&list), &[]));
+        let old = || Some(known(Some("another"), &["a"]));
+        // What each gateway said last, and whether that is enough.
+        let table = [
+            (vec![], true),
+            (vec![new()], true),
+            (vec![busy()], false),
+            (vec![old()], false),
+            // A new leader has not heard from it yet.
+            (vec![None], false),
+            (vec![new(), None], false),
+            (vec![new(), busy()], false),
+            (vec![new(), new()], true),
+        ];
+        for (said, enough) in table {
+            let links = said.iter().cloned().enumerate();
+            let service = Service {
+                say: watch::Sender::new(Say { told: told.clone(), idle_after: None }),
+                links: links.map(|(uid, known)| (uid.to_string(), link(known))).collect(),
+                draining: HashMap::from([("a".to_owned(), Duration::ZERO)]),
+            };
+            let drained = |now| service.route(now).drained.contains("a");
+            assert_eq!(drained(Duration::from_secs(1)), enough, "{said:?}");
+            assert!(drained(DRAIN + Duration::from_secs(1)), "{said:?}");
+        }
     }
 }

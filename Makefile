@@ -36,6 +36,9 @@ test: toolchain musl python cluster ## every test of the workspace, on a real Ku
 
 faults: toolchain cluster ## every crash point of every scenario, and all faults of docs/faults.md; ends with one line of JSON
 	@mkdir -p "$(PETAFLOP_CACHE)"
+	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@rm -f "$(PETAFLOP_CACHE)/faults.json"
+	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) -p petaflop-tests --test operator_binary -- --nocapture killed
 	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) -p petaflop-tests --test faults -- --nocapture
 	@cat "$(PETAFLOP_CACHE)/faults.json"
 

@@ -1,14 +1,18 @@
 //! Machines with the real agent on them, in this process and on the cloud's
 //! clock. Its tasks are real processes of this host; they die with their machine.
+//! A machine may also be a Pod of which a test plays the kubelet.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use petaflop_agent::config::ENROL_WITHIN;
 use petaflop_agent::exit::{self, BAD_BOOTSTRAP, BROKEN};
 use petaflop_agent::{Agent, Config};
+use petaflop_agent_api::clock::Clock;
 use petaflop_providers::host::process;
 use petaflop_providers::machine::env;
 use rustix::process::Signal;
@@ -55,21 +59,51 @@ async fn run(boot: Boot, work: PathBuf) -> AgentEnd {
     AgentEnd::MachineEnded { code: exit::code(&ended).into() }
 }
 
+/// What a Pod's container with this environment does, at this address of its own: the real agent,
+/// on the machine's own clock. Gives its exit status. Whoever drops it kills the Pod.
+pub async fn pod(environment: &BTreeMap<String, String>, at: SocketAddr, work: PathBuf) -> u8 {
+    let identity = environment.get(env::IDENTITY).cloned().unwrap_or_default();
+    let Some(bare) = bare(environment, &identity, Clock::system(), work.clone()) else {
+        return BAD_BOOTSTRAP;
+    };
+    let config = Config { listen: Some(at), ..bare };
+    match Agent::start(config).await {
+        Ok(agent) => {
+            let _tasks = Tasks { identity, work };
+            exit::code(&agent.run().await)
+        }
+        Err(error) => {
+            tracing::warn!(%error, %at, "the agent does not start");
+            BROKEN
+        }
+    }
+}
+
 /// As the real agent reads its environment; `None` where that is not enough.
 fn config(boot: &Boot, work: PathBuf) -> Option<Config> {
-    let text = |name: &str| boot.env.get(name).map(String::as_str);
-    let endpoint = text(env::ENDPOINT).map(str::to_owned);
+    let bare = bare(&boot.env, &boot.identity, boot.clock.clone(), work)?;
+    // All machines are on this host: each takes a port of its own, and says which.
+    let listen = bare.endpoint.is_none().then_some(([127, 0, 0, 1], 0).into());
+    Some(Config { listen, ..bare })
+}
+
+fn bare(
+    environment: &BTreeMap<String, String>,
+    identity: &str,
+    clock: Clock,
+    work: PathBuf,
+) -> Option<Config> {
+    let text = |name: &str| environment.get(name).map(String::as_str);
     Some(Config {
-        identity: boot.identity.clone(),
+        identity: identity.to_owned(),
         operator: text(env::OPERATOR_KEY)?.parse().ok()?,
         token: text(env::TOKEN)?.parse().ok()?,
-        // All machines are on this host: each takes a port of its own, and says which.
-        listen: endpoint.is_none().then_some(([127, 0, 0, 1], 0).into()),
-        endpoint,
+        listen: None,
+        endpoint: text(env::ENDPOINT).map(str::to_owned),
         work,
         notice: None,
         facts: serde_json::Value::Null,
-        clock: boot.clock.clone(),
+        clock,
         enrol_within: ENROL_WITHIN,
         program: None,
         alone: false,

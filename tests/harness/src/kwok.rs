@@ -145,8 +145,8 @@ impl Kwok {
             "--manage-all-nodes=false".into(),
             format!("--manage-nodes-with-annotation-selector={OURS}=fake"),
             "--node-lease-duration-seconds=40".into(),
-            // No addresses of a real network.
-            "--cidr=100.64.0.0/10".into(),
+            // Of this host alone: a test that wants to can answer at a Pod's address.
+            "--cidr=127.128.0.0/10".into(),
             "--node-ip=192.0.2.1".into(),
         ]);
         let component = Component::start("kwok", launch, &state)?;

@@ -3,6 +3,7 @@
 //! on nodes that KWOK pretends.
 
 mod commands;
+mod killed;
 mod nodes;
 #[path = "../operator/mod.rs"]
 mod operator;

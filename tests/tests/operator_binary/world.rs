@@ -27,7 +27,8 @@ use crate::support::{chart, documents, helm};
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 /// A node for each test that has machines, by its name.
-const NODES: [&str; 7] = ["begins", "stalls", "two", "audited", "guarded", "taken", "filled"];
+const NODES: [&str; 8] =
+    ["begins", "stalls", "two", "audited", "guarded", "taken", "filled", "killed"];
 
 /// What one test works with.
 pub(crate) struct World {
@@ -131,6 +132,24 @@ impl World {
         Ok(self.plane.service_account(self.namespace.name(), &name).await?)
     }
 
+    /// Objects of a kind that were ever created by this test's operator.
+    pub(crate) async fn created(&self, resource: &str) -> Result<usize> {
+        let ours = format!("system:serviceaccount:{}:{}", self.namespace.name(), self.test);
+        let created = self.writes.all().await?.into_iter().filter(|write| {
+            write.verb == "create"
+                && write.was_taken()
+                && write.user == ours
+                && write.object.resource == resource
+                && write.object.subresource.is_empty()
+        });
+        Ok(created.count())
+    }
+
+    /// A folder of this test on this host.
+    pub(crate) fn path(&self, name: &str) -> std::path::PathBuf {
+        self.folder.path().join(name)
+    }
+
     /// Nobody of this test was refused anything for want of rights.
     pub(crate) async fn nothing_refused(&self) -> Result<()> {
         nothing_refused(&self.writes, self.namespace.name()).await
@@ -164,6 +183,11 @@ impl World {
 
     /// The operator as the chart's Deployment starts it, with its rights.
     pub(crate) async fn start(&self) -> Result<Component> {
+        self.start_with(["--leader-elect"]).await
+    }
+
+    /// The operator with other words on its command line.
+    pub(crate) async fn start_with<const N: usize>(&self, more: [&str; N]) -> Result<Component> {
         let access = self.account("").await?;
         let launch = Launch::new(petaflop_tests::binary("petaflop")?)
             .argument("operator")
@@ -173,7 +197,7 @@ impl World {
                 format!("--http-address={}", self.http),
             ])
             .arguments(["--agent-image=localhost/agent:1", "--runtime-image=localhost/runtime:1"])
-            .argument("--leader-elect")
+            .arguments(more)
             .environment("KUBECONFIG", access.kubeconfig().display().to_string())
             .environment("POD_NAMESPACE", self.namespace.name())
             .environment("POD_NAME", format!("{}-0", self.test))

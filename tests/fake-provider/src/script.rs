@@ -1,5 +1,6 @@
 //! Machines with a scripted agent on them: it speaks the agent's protocol, keeps its lease on the
 //! cloud's clock, and what its command does is written down in advance. Nothing runs on this host.
+//! One that is told to serve a model says at once that it does, and goes on until it is stopped.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,6 +19,7 @@ use petaflop_agent_api::message::{
     Welcome, Why, from_bytes, to_bytes,
 };
 use petaflop_agent_api::session::{Enrolment, Incoming};
+use petaflop_agent_api::task::Task;
 use petaflop_agent_api::token::EnrolmentToken;
 use petaflop_providers::machine::env;
 use petaflop_providers::provider::parse_identity;
@@ -29,11 +31,14 @@ use crate::agent::{AgentEnd, AgentRunner, Boot};
 /// An operator must let the agent in within this time.
 const ENROL_WITHIN: Duration = Duration::from_secs(600);
 
+/// Port on which a server is said to answer. Nobody does.
+const SERVED: u16 = 8000;
+
 /// A machine that was asked to end is kept this long: longer than the real agent keeps it, so that an
 /// operator which relies on that is found out.
 const LINGER: Duration = Duration::from_secs(60);
 
-/// What the command on a machine does, by the cloud's clock.
+/// What the command on a machine does, by the cloud's clock. A server knows no end.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Script {
     /// How long it takes.
@@ -71,6 +76,8 @@ struct Inner {
     last_request: u64,
     state: State,
     progress: BTreeMap<String, Value>,
+    /// The model that it was told to serve.
+    serves: Option<String>,
 }
 
 async fn run(boot: Boot, script: Script) -> AgentEnd {
@@ -113,6 +120,7 @@ impl Agent {
             last_request: 0,
             state: State::Preparing,
             progress: BTreeMap::new(),
+            serves: None,
         };
         Some(Self {
             identity: boot.identity.clone(),
@@ -133,14 +141,18 @@ impl Agent {
     async fn live(&self, script: &Script) {
         let _ = self.enrolled.subscribe().wait_for(|enrolled| *enrolled).await;
         let started_at = self.clock.now();
-        let started = json!({
-            "event": "started", "key": script.key, "steps": 100, "from_step": 0,
-            "tokens_per_step": 1, "backend": "script", "planned_bytes": 1, "arena_bytes": 1,
-        });
+        let serves = self.inner().serves.clone();
+        let started = match &serves {
+            Some(model) => json!({ "event": "serving", "port": SERVED, "model": model }),
+            None => json!({
+                "event": "started", "key": script.key, "steps": 100, "from_step": 0,
+                "tokens_per_step": 1, "backend": "script", "planned_bytes": 1, "arena_bytes": 1,
+            }),
+        };
         self.say(State::Running, &started);
         let mut stops = self.stop.subscribe();
         let why = tokio::select! {
-            () = self.clock.sleep(script.lasts) => None,
+            () = self.clock.sleep(script.lasts), if serves.is_none() => None,
             stop = stops.wait_for(Option::is_some) => stop.ok().and_then(|why| *why),
         };
         let (why, code, last) = match (why, &script.end) {
@@ -293,10 +305,18 @@ async fn welcome(Of(agent): Of<Arc<Agent>>, body: Bytes) -> Said {
     let welcome: Welcome = from_bytes(&welcome).map_err(|_| StatusCode::UNPROCESSABLE_ENTITY)?;
     inner.tenure.trust(welcome.lease_keys);
     inner.tenure.accept(&welcome.lease).map_err(|_| StatusCode::UNPROCESSABLE_ENTITY)?;
+    inner.serves = welcome.task.as_ref().and_then(served);
     agent.deadline.send_replace(inner.tenure.deadline());
     drop(inner);
     agent.enrolled.send_replace(true);
     Ok(Vec::new())
+}
+
+/// The artifact that a task serves, if it does.
+fn served(task: &Task) -> Option<String> {
+    let mut words = task.argv.iter().skip_while(|word| *word != "serve");
+    words.find(|word| *word == "--artifact")?;
+    words.next().cloned()
 }
 
 async fn rpc(Of(agent): Of<Arc<Agent>>, body: Bytes) -> Said {

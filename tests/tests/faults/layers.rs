@@ -32,7 +32,7 @@ pub(crate) fn client(base: &Client, life: &Life) -> Client {
         let (base, life) = (base.clone(), life.clone());
         async move {
             let class = class(request.method(), request.uri());
-            let answer = life.call(&class, base.send(request), refused).await;
+            let answer = life.call(&class, whole(&base, &class, request), refused).await;
             if answer.as_ref().is_ok_and(|answer| answer.status() == 403) {
                 life.denied(&class);
             }
@@ -40,6 +40,22 @@ pub(crate) fn client(base: &Client, life: &Life) -> Client {
         }
     });
     Client::new(service, "default")
+}
+
+/// An answer with all of its body, so that the call is under way until then; of a watch, which has no
+/// end, its beginning.
+async fn whole(
+    base: &Client,
+    class: &str,
+    request: Request<Body>,
+) -> Result<Response<Body>, kube::Error> {
+    let answer = base.send(request).await?;
+    if class.starts_with("k8s.watch.") {
+        return Ok(answer);
+    }
+    let (parts, body) = answer.into_parts();
+    let bytes = body.collect_bytes().await?;
+    Ok(Response::from_parts(parts, Body::from(bytes)))
 }
 
 /// `k8s.<verb>.<resource>` with its subresource.

@@ -107,9 +107,15 @@ fn a_sweep_that_asks_for_claims_before_it_lists_machines_is_seen() -> Result<()>
 #[derive(Clone, Default)]
 struct Known {
     client: Arc<Mutex<Option<Client>>>,
-    /// The span of the round that listed, and the names. All passes run on one task: the span is
-    /// what tells the sweep's questions from those of others.
-    names: Arc<Mutex<Option<(Id, BTreeSet<String>)>>>,
+    early: Arc<Mutex<Option<Early>>>,
+}
+
+/// What one round of the sweep knew.
+struct Early {
+    /// The round's span. All passes run on one task: the span is what tells the sweep's questions
+    /// from those of others.
+    round: Id,
+    names: BTreeSet<String>,
 }
 
 impl Known {
@@ -123,9 +129,9 @@ impl Known {
 
     /// Whether a machine's claim was not there yet, where the round that has listed is who asks.
     fn is_unknown(&self, name: &str) -> bool {
-        let names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
-        names.as_ref().is_some_and(|(round, names)| {
-            Span::current().id().as_ref() == Some(round) && !names.contains(name)
+        let early = self.early.lock().unwrap_or_else(PoisonError::into_inner);
+        early.as_ref().is_some_and(|early| {
+            Span::current().id().as_ref() == Some(&early.round) && !early.names.contains(name)
         })
     }
 
@@ -234,8 +240,8 @@ impl Provider for Wrong {
         let Some(known) = &self.asked_first else { return self.inner.list(installation).await };
         let names = known.ask().await;
         let round = Span::current().id();
-        *known.names.lock().unwrap_or_else(PoisonError::into_inner) =
-            round.map(|round| (round, names));
+        *known.early.lock().unwrap_or_else(PoisonError::into_inner) =
+            round.map(|round| Early { round, names });
         self.inner.list(installation).await
     }
 

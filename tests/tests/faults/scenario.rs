@@ -1,4 +1,4 @@
-//! What a user, and the cloud, do to a job. A scenario is asked whenever nothing is left to do now:
+//! What a user, and the cloud, do to a job or a service. A scenario is asked whenever nothing is left to do now:
 //! it sees what stands, and says what happens next.
 
 use std::time::Duration;
@@ -15,6 +15,8 @@ pub(crate) enum Act {
     Wait,
     /// The job is deleted.
     Delete,
+    /// The service is scaled.
+    Scale(u32),
     /// `spec.suspend` is written.
     Suspend(bool),
     /// The cloud takes the machine away, after a notice or without.
@@ -28,11 +30,13 @@ pub(crate) enum Act {
 pub(crate) struct Scenario {
     /// A word, which the job's name begins with.
     pub(crate) name: &'static str,
+    /// It is about an InferenceService; else about a TrainingJob.
+    pub(crate) serves: bool,
     /// How the cloud behaves.
     pub(crate) manners: Manners,
     /// How long the command takes.
     pub(crate) lasts: Duration,
-    /// Added to the job's spec.
+    /// Added to the spec.
     pub(crate) spec: fn() -> Value,
     /// A budget, in dollars.
     pub(crate) budget: Option<&'static str>,
@@ -46,6 +50,7 @@ const RUN: Duration = Duration::from_secs(40);
 
 const COMPLETE: Scenario = Scenario {
     name: "complete",
+    serves: false,
     manners: Manners::runpod(),
     lasts: RUN,
     spec: || json!({}),
@@ -67,7 +72,7 @@ fn delete_when(done: u32, seen: &Seen, now: bool) -> Act {
 }
 
 /// All of them.
-pub(crate) const ALL: [Scenario; 11] = [
+pub(crate) const ALL: [Scenario; 12] = [
     COMPLETE,
     // Long enough for a row of the ledger in between.
     Scenario { name: "charged", lasts: Duration::from_secs(340), ..COMPLETE },
@@ -120,6 +125,20 @@ pub(crate) const ALL: [Scenario; 11] = [
         next: |done, seen| match done {
             0 if seen.is("Running") => Act::Interrupt(None),
             1 if seen.is("Complete") && seen.claims.is_empty() => Act::Done,
+            _ => Act::Wait,
+        },
+        ..COMPLETE
+    },
+    Scenario {
+        name: "scale",
+        serves: true,
+        machines: 3,
+        spec: || json!({ "replicas": 0 }),
+        next: |done, seen| match done {
+            0 if seen.is("Ready") => Act::Scale(3),
+            1 if seen.answer() == 3 => Act::Scale(1),
+            2 if seen.answer() == 1 && seen.claims.len() == 1 => Act::Scale(0),
+            3 if seen.is("Ready") && seen.claims.is_empty() => Act::Done,
             _ => Act::Wait,
         },
         ..COMPLETE

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Secret;
-use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, ListParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::core::DeserializeGuard;
 use kube::{Api, Client, ResourceExt};
 use object_store::memory::InMemory;
@@ -15,7 +15,8 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::ledger::Row;
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, OfferId, Sale};
-use petaflop_crds::{ComputeClaim, ComputeProvider, SpendBudget, TrainingJob};
+use petaflop_crds::scalar::Money;
+use petaflop_crds::{ComputeClaim, ComputeProvider, InferenceService, SpendBudget, TrainingJob};
 use petaflop_fake_provider::cloud::{Billed, Setup};
 use petaflop_fake_provider::{Cloud, FakeProvider, Manners, Script, script};
 use petaflop_harness::{ControlPlane, Namespace};
@@ -26,7 +27,8 @@ use petaflop_operator::cluster::providers::MakeProvider;
 use petaflop_operator::cluster::settings::{Settings, StoreAt};
 use petaflop_operator::ledger::Ledger;
 use petaflop_providers::{Provider, ProviderError};
-use serde_json::json;
+use petaflop_store::Store;
+use serde_json::{Value, json};
 
 use crate::calls::{Calls, Fault, Life, Link, Point};
 use crate::layers::{Kept, Sold, client};
@@ -84,6 +86,8 @@ pub(crate) struct World<'a> {
     pub(crate) clock: Clock,
     pub(crate) calls: Calls,
     pub(crate) job: String,
+    /// What it works on is a service of this name, and no job.
+    pub(crate) serves: bool,
     pub(crate) manners: Manners,
     store: Arc<InMemory>,
     twist: Twist,
@@ -92,6 +96,8 @@ pub(crate) struct World<'a> {
     last: Option<(usize, Seen)>,
     /// Since when it goes on, in real time.
     pub(crate) began: Instant,
+    /// Most claims that stood at once.
+    pub(crate) at_once: u64,
     /// Machines that billed while their claim was not there, each once.
     pub(crate) leaks: Vec<String>,
     /// Machines of others are on the bill.
@@ -117,6 +123,7 @@ impl Process {
 #[derive(Clone)]
 pub(crate) struct Seen {
     pub(crate) job: Option<TrainingJob>,
+    pub(crate) service: Option<InferenceService>,
     pub(crate) claims: Vec<ComputeClaim>,
     pub(crate) billed: Vec<Billed>,
 }
@@ -125,17 +132,47 @@ impl Seen {
     /// Whether the job is gone, as far as we are concerned: the garbage collector, which knows a kind
     /// only half a minute after it was made, may still hold it.
     pub(crate) fn is_gone(&self) -> bool {
-        self.job.as_ref().is_none_or(|job| {
-            job.metadata.deletion_timestamp.is_some()
-                && job.finalizers().iter().all(|name| name == "foregroundDeletion")
+        self.metadata().is_none_or(|meta| {
+            let finalizers = meta.finalizers.as_deref().unwrap_or_default();
+            meta.deletion_timestamp.is_some()
+                && finalizers.iter().all(|name| name == "foregroundDeletion")
         })
     }
 
-    /// Whether the job says this of itself.
+    /// Whether the job, or the service, says this of itself.
     pub(crate) fn is(&self, condition: &str) -> bool {
-        self.job.as_ref().and_then(|job| job.status.as_ref()).is_some_and(|status| {
-            status.conditions.iter().any(|c| c.type_ == condition && c.status == "True")
-        })
+        let job = self.job.as_ref().and_then(|job| job.status.as_ref()).map(|s| &s.conditions);
+        let service = self.service.as_ref().and_then(|s| s.status.as_ref()).map(|s| &s.conditions);
+        (job.or(service).into_iter().flatten()).any(|c| c.type_ == condition && c.status == "True")
+    }
+
+    /// Replicas of the service that answer, by what it says of its spec as it is now.
+    pub(crate) fn answer(&self) -> u32 {
+        let Some(service) = &self.service else { return 0 };
+        let status = service.status.as_ref();
+        let status = status.filter(|s| s.observed_generation == service.metadata.generation);
+        status.map_or(0, |status| status.available_replicas)
+    }
+
+    /// What the job, or the service, has cost by its own words.
+    pub(crate) fn cost(&self) -> Option<Money> {
+        let job = self.job.as_ref().and_then(|job| job.status.as_ref()?.cost.as_ref());
+        let service = self.service.as_ref().and_then(|s| s.status.as_ref()?.cost.as_ref());
+        job.or(service)?.total.clone()
+    }
+
+    /// Its status.
+    pub(crate) fn status(&self) -> Value {
+        match &self.service {
+            Some(service) => json!(service.status),
+            None => json!(self.job.as_ref().map(|job| &job.status)),
+        }
+    }
+
+    /// What the API server keeps of it.
+    pub(crate) fn metadata(&self) -> Option<&ObjectMeta> {
+        let job = self.job.as_ref().map(|job| &job.metadata);
+        job.or(self.service.as_ref().map(|service| &service.metadata))
     }
 }
 
@@ -193,12 +230,14 @@ impl Lane {
             calls: Calls::new(clock.clone(), faults),
             clock,
             job,
+            serves: false,
             manners,
             store: Arc::default(),
             twist,
             processes: Vec::new(),
             last: None,
             began: Instant::now(),
+            at_once: 0,
             leaks: Vec::new(),
             foreign: false,
             unbooked: None,
@@ -258,8 +297,33 @@ impl Lane {
         Api::namespaced(self.client.clone(), &self.jobs_in)
     }
 
+    pub(crate) fn services(&self) -> Api<InferenceService> {
+        Api::namespaced(self.client.clone(), &self.jobs_in)
+    }
+
     pub(crate) fn claims(&self) -> Api<ComputeClaim> {
         Api::namespaced(self.client.clone(), &self.jobs_in)
+    }
+
+    /// Where artifacts lie, for services.
+    fn artifacts(&self) -> String {
+        self.folder.path().join("store").display().to_string()
+    }
+
+    /// A model in the store, as far as the operator looks at it: its shape. Gives its hash.
+    async fn model(&self) -> Result<String> {
+        let folder = self.folder.path().join("model");
+        std::fs::create_dir_all(&folder)?;
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+            "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "vocab_size": 320,
+            "max_position_embeddings": 256, "rms_norm_eps": 1e-5, "rope_theta": 10000.0,
+            "tie_word_embeddings": true, "attention_bias": false, "torch_dtype": "float32",
+        });
+        std::fs::write(folder.join("config.json"), config.to_string())?;
+        let stored = Store::open(&self.artifacts())?.put_artifact(&folder).await?;
+        Ok(stored.hash.to_string())
     }
 }
 
@@ -285,9 +349,12 @@ pub(crate) fn by_hand(test: impl AsyncFnOnce(Errors) -> Result<()>) -> Result<()
 }
 
 impl World<'_> {
-    /// Creates the job: a small recipe, with what the scenario adds to its spec.
-    pub(crate) async fn create(&mut self, extra: serde_json::Value) -> Result<()> {
+    /// Creates the job: a small recipe, with what the scenario adds to its spec; or the service.
+    pub(crate) async fn create(&mut self, extra: Value) -> Result<()> {
         self.last = None;
+        if self.serves {
+            return self.serve(extra).await;
+        }
         let mut object = json!({
             "apiVersion": "petaflop.dev/v1alpha1",
             "kind": "TrainingJob",
@@ -310,6 +377,33 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Creates the service: a small model, with what the scenario adds to its spec.
+    async fn serve(&mut self, extra: Value) -> Result<()> {
+        let mut object = json!({
+            "apiVersion": "petaflop.dev/v1alpha1",
+            "kind": "InferenceService",
+            "metadata": { "name": self.job },
+            "spec": { "model": { "artifact": self.lane.model().await? } },
+        });
+        if let (Some(spec), Some(extra)) = (object["spec"].as_object_mut(), extra.as_object()) {
+            spec.extend(extra.clone());
+        }
+        let service = serde_json::from_value(object)?;
+        let services = self.lane.services();
+        services.create(&PostParams::default(), &service).await.context("the service")?;
+        Ok(())
+    }
+
+    /// Scales the service, as `kubectl scale` does.
+    pub(crate) async fn scale(&mut self, replicas: u32) -> Result<()> {
+        self.last = None;
+        let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+        self.lane.services().patch_scale(&self.job, &PatchParams::default(), &patch).await?;
+        // The watch brings it a moment later.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Ok(())
+    }
+
     pub(crate) async fn delete(&mut self) -> Result<()> {
         self.last = None;
         self.lane.jobs().delete(&self.job, &DeleteParams::background()).await?;
@@ -321,7 +415,7 @@ impl World<'_> {
     }
 
     /// Changes the job's spec.
-    pub(crate) async fn patch(&mut self, spec: serde_json::Value) -> Result<()> {
+    pub(crate) async fn patch(&mut self, spec: Value) -> Result<()> {
         self.last = None;
         let patch = Patch::Merge(json!({ "spec": spec }));
         self.lane.jobs().patch(&self.job, &PatchParams::default(), &patch).await?;
@@ -357,7 +451,10 @@ impl World<'_> {
             replica: "test".into(),
             watch_namespaces: vec![lane.jobs_in.clone()],
             provider_labels: Some(format!("test={}", lane.namespace.name())),
-            store: StoreAt { uri: "/nowhere".into(), credentials: Default::default() },
+            store: StoreAt {
+                uri: if self.serves { lane.artifacts() } else { "/nowhere".into() },
+                credentials: Default::default(),
+            },
             ledger: StoreAt { uri: String::new(), credentials: Default::default() },
             agent_image: "agent".into(),
             runtime_image: "runtime".into(),
@@ -499,8 +596,8 @@ impl World<'_> {
         }
         let seen = self.look().await?;
         bail!(
-            "never {what}: {:#?}, claims {:#?}, last calls {:?}",
-            seen.job.and_then(|job| job.status),
+            "never {what}: {:#}, claims {:#?}, last calls {:?}",
+            seen.status(),
             seen.claims.iter().map(|claim| &claim.status).collect::<Vec<_>>(),
             self.last_calls()
         )
@@ -577,8 +674,10 @@ impl World<'_> {
                     // Whoever is at work may be waiting for the clock, and who does not lead leaves
                     // its queues alone.
                     let queues = &one.running.queues;
-                    let waiting =
-                        queues.jobs.depth() + queues.claims.depth() + queues.providers.depth();
+                    let waiting = queues.jobs.depth()
+                        + queues.services.depth()
+                        + queues.claims.depth()
+                        + queues.providers.depth();
                     waiting == 0 || !one.running.operator.leadership.leads()
                 });
             let count = self.calls.count();
@@ -595,12 +694,15 @@ impl World<'_> {
     }
 
     async fn look(&self) -> Result<Seen> {
-        let jobs = self.lane.jobs();
+        let (jobs, services) = (self.lane.jobs(), self.lane.services());
         // One that cannot be read is nobody's, and where the kind is away there are none.
         let claims: Api<DeserializeGuard<ComputeClaim>> =
             Api::namespaced(self.lane.client.clone(), &self.lane.jobs_in);
         let all = ListParams::default();
-        let (job, claims) = tokio::join!(jobs.get_opt(&self.job), claims.list(&all));
+        let job = async { if self.serves { Ok(None) } else { jobs.get_opt(&self.job).await } };
+        let service =
+            async { if self.serves { services.get_opt(&self.job).await } else { Ok(None) } };
+        let (job, service, claims) = tokio::join!(job, service, claims.list(&all));
         let is_away =
             |error: &kube::Error| matches!(error, kube::Error::Api(status) if status.code == 404);
         let job = job.or_else(|error| if is_away(&error) { Ok(None) } else { Err(error) })?;
@@ -608,12 +710,13 @@ impl World<'_> {
             Err(error) if is_away(&error) => Vec::new(),
             claims => claims?.items.into_iter().filter_map(|claim| claim.0.ok()).collect(),
         };
-        Ok(Seen { job, claims, billed: self.cloud.billed_now() })
+        Ok(Seen { job, service: service?, claims, billed: self.cloud.billed_now() })
     }
 
     /// A claim is written before its machine is bought, and goes after it: at no time does a machine
     /// bill that no claim stands for.
     fn notice_leaks(&mut self, seen: &Seen) {
+        self.at_once = self.at_once.max(seen.claims.len() as u64);
         for billed in &seen.billed {
             let owned = |claim: &ComputeClaim| {
                 claim.uid().is_some_and(|uid| billed.identity.contains(&format!("/{uid}/")))
@@ -681,6 +784,11 @@ impl World<'_> {
         if jobs.get_opt(&self.job).await?.is_some() {
             let _ = jobs.patch(&self.job, &PatchParams::default(), &bare).await;
             let _ = jobs.delete(&self.job, &background).await;
+        }
+        if self.serves {
+            let services = self.lane.services();
+            let _ = services.patch(&self.job, &PatchParams::default(), &bare).await;
+            let _ = services.delete(&self.job, &background).await;
         }
         let providers: Api<ComputeProvider> = Api::all(self.lane.client.clone());
         let _ = providers.patch(&self.lane.provider, &PatchParams::default(), &bare).await;

@@ -37,6 +37,9 @@ use crate::oracles::compare;
 /// Nothing happened for this long: time may move on.
 const STILL: Duration = Duration::from_millis(4);
 
+/// Real time after which a watch brings nothing any more.
+const NOTICED: Duration = Duration::from_secs(2);
+
 /// Real time after which a run counts as stuck, however slow the machine.
 const STUCK: Duration = Duration::from_secs(60);
 
@@ -374,7 +377,7 @@ impl World<'_> {
         }
         let job = serde_json::from_value(object)?;
         self.lane.jobs().create(&PostParams::default(), &job).await.context("the job")?;
-        Ok(())
+        self.noticed().await
     }
 
     /// Creates the service: a small model, with what the scenario adds to its spec.
@@ -391,7 +394,7 @@ impl World<'_> {
         let service = serde_json::from_value(object)?;
         let services = self.lane.services();
         services.create(&PostParams::default(), &service).await.context("the service")?;
-        Ok(())
+        self.noticed().await
     }
 
     /// Scales the service, as `kubectl scale` does.
@@ -399,9 +402,7 @@ impl World<'_> {
         self.last = None;
         let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
         self.lane.services().patch_scale(&self.job, &PatchParams::default(), &patch).await?;
-        // The watch brings it a moment later.
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        Ok(())
+        self.noticed().await
     }
 
     pub(crate) async fn delete(&mut self) -> Result<()> {
@@ -419,8 +420,29 @@ impl World<'_> {
         self.last = None;
         let patch = Patch::Merge(json!({ "spec": spec }));
         self.lane.jobs().patch(&self.job, &PatchParams::default(), &patch).await?;
-        // The watch brings it a moment later.
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        self.noticed().await
+    }
+
+    /// What was written comes by a watch, a moment later: time stands still until it has, wherever it
+    /// can come at all.
+    async fn noticed(&self) -> Result<()> {
+        let is = self.look().await?.metadata().and_then(|meta| meta.generation);
+        let (namespace, name) = (self.lane.namespace.name(), &self.job);
+        let knows = |process: &Process| {
+            let operator = &process.running.operator;
+            let known = match self.serves {
+                true => operator.service(namespace, name).and_then(|s| s.metadata.generation),
+                false => operator.job(namespace, name).and_then(|job| job.metadata.generation),
+            };
+            known == is || process.life.link() != Link::Open
+        };
+        let began = Instant::now();
+        while !self.calls.is_dead()
+            && !self.processes.iter().all(knows)
+            && began.elapsed() < NOTICED
+        {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         Ok(())
     }
 

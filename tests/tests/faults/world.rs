@@ -427,7 +427,7 @@ impl World<'_> {
     /// can come at all.
     async fn noticed(&self) -> Result<()> {
         let is = self.look().await?.metadata().and_then(|meta| meta.generation);
-        let (namespace, name) = (self.lane.namespace.name(), &self.job);
+        let (namespace, name) = (self.lane.jobs_in.as_str(), &self.job);
         let knows = |process: &Process| {
             let operator = &process.running.operator;
             let known = match self.serves {

@@ -376,8 +376,9 @@ impl World<'_> {
             spec.extend(extra.clone());
         }
         let job = serde_json::from_value(object)?;
-        self.lane.jobs().create(&PostParams::default(), &job).await.context("the job")?;
-        self.noticed().await
+        let job = self.lane.jobs().create(&PostParams::default(), &job).await.context("the job")?;
+        self.noticed(job.metadata.generation).await;
+        Ok(())
     }
 
     /// Creates the service: a small model, with what the scenario adds to its spec.
@@ -393,16 +394,19 @@ impl World<'_> {
         }
         let service = serde_json::from_value(object)?;
         let services = self.lane.services();
-        services.create(&PostParams::default(), &service).await.context("the service")?;
-        self.noticed().await
+        let service = services.create(&PostParams::default(), &service).await;
+        self.noticed(service.context("the service")?.metadata.generation).await;
+        Ok(())
     }
 
     /// Scales the service, as `kubectl scale` does.
     pub(crate) async fn scale(&mut self, replicas: u32) -> Result<()> {
         self.last = None;
         let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
-        self.lane.services().patch_scale(&self.job, &PatchParams::default(), &patch).await?;
-        self.noticed().await
+        let services = self.lane.services();
+        services.patch_scale(&self.job, &PatchParams::default(), &patch).await?;
+        self.noticed(services.get(&self.job).await?.metadata.generation).await;
+        Ok(())
     }
 
     pub(crate) async fn delete(&mut self) -> Result<()> {
@@ -419,14 +423,14 @@ impl World<'_> {
     pub(crate) async fn patch(&mut self, spec: Value) -> Result<()> {
         self.last = None;
         let patch = Patch::Merge(json!({ "spec": spec }));
-        self.lane.jobs().patch(&self.job, &PatchParams::default(), &patch).await?;
-        self.noticed().await
+        let job = self.lane.jobs().patch(&self.job, &PatchParams::default(), &patch).await?;
+        self.noticed(job.metadata.generation).await;
+        Ok(())
     }
 
     /// What was written comes by a watch, a moment later: time stands still until it has, wherever it
     /// can come at all.
-    async fn noticed(&self) -> Result<()> {
-        let is = self.look().await?.metadata().and_then(|meta| meta.generation);
+    async fn noticed(&self, is: Option<i64>) {
         let (namespace, name) = (self.lane.jobs_in.as_str(), &self.job);
         let knows = |process: &Process| {
             let operator = &process.running.operator;
@@ -443,7 +447,6 @@ impl World<'_> {
         {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
-        Ok(())
     }
 
     /// A budget for the whole namespace, of this many dollars an hour.

@@ -29,6 +29,7 @@ fn claim(name: &str, began: Timestamp) -> ClaimLedger {
         device: Device::Cpu,
         reserved: Usd::ZERO,
         decided_at: began,
+        revision: None,
     };
     ClaimLedger::new(spec, format!("uid-{name}"), began)
 }

@@ -181,12 +181,12 @@ async fn what_cannot_work_says_what_to_change_once_and_goes_on_when_it_is_mended
     // No storm: an hour in which nothing gets better is an hour without a write.
     let told = told(&bench).await?;
     let writes = bench.cluster.plane.writes().await?;
-    let passes = running.operator.placement.world().context("a pass")?.now;
+    let passes = running.operator.placement.passed().context("a pass")?;
     for _ in 0..120 {
         bench.cluster.clock.advance(Duration::from_secs(30));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let looked = running.operator.placement.world().context("a pass")?.now;
+    let looked = running.operator.placement.passed().context("a pass")?;
     ensure!(looked.duration_since(passes).as_secs() > 1800, "it has looked again and again");
     let written: Vec<String> = writes
         .all()

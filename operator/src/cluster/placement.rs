@@ -52,6 +52,7 @@ pub struct Placement {
 struct Inner {
     asked: Notify,
     last: Mutex<HashMap<String, Arc<Said>>>,
+    passed: Mutex<Option<Timestamp>>,
 }
 
 /// What a pass said of a workload.
@@ -112,6 +113,11 @@ impl Placement {
     /// What the last pass said of a workload.
     pub fn said(&self, uid: &str) -> Option<Arc<Said>> {
         self.inner.last.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    /// When the last pass was made, if there was one.
+    pub fn passed(&self) -> Option<Timestamp> {
+        *self.inner.passed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -201,6 +207,7 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     for uid in changed {
         operator.owner_changed(&uid);
     }
+    *operator.placement.inner.passed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     if !unknown.late.is_empty() {
         return Ok(Some(SOON));
     }

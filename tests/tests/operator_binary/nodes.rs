@@ -165,9 +165,8 @@ async fn jobs_that_want_more_than_half_of_a_node_each_are_not_placed_on_it_in_on
     ensure!(second.message.contains("of filled/cpu"), "{second:?}");
     let claims = passing(&clock, "the first runs", async || running(&world, 1).await).await?;
     ensure!(claims[0].spec.owner.name == "first", "{claims:#?}");
-    ensure!(
-        operator.operator.placement.world().is_some_and(|seen| seen.world.workloads.len() == 2)
-    );
+    let seen = petaflop_operator::cluster::placement::recorded(&operator.operator);
+    ensure!(seen.world.workloads.len() == 2);
 
     // The node is free again, and its turn has come.
     jobs.delete("first", &DeleteParams::default()).await?;

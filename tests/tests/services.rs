@@ -4,12 +4,16 @@
 //! processes with what the Pod says, each on a loopback address of its own.
 
 mod operator;
+#[path = "faults/rights.rs"]
+mod rights;
 mod serving;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kube::ResourceExt;
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::api::{ObjectMeta, PostParams};
+use kube::{Api, ResourceExt};
 use operator::Cluster;
 use petaflop_agent_api::task::Secret;
 use petaflop_crds::InferenceServiceStatus;
@@ -26,7 +30,18 @@ async fn a_service_becomes_ready_and_answers_and_leaves_nothing() -> Result<()> 
     let cluster = Cluster::start("serves").await?;
     let [model, _] = models(&cluster).await?;
     let kubelet = Kubelet::start(&cluster).await?;
-    let running = cluster.operator().await?;
+    // With the chart's rights, as an account of which each refusal is recorded.
+    let account = ServiceAccount {
+        metadata: ObjectMeta { name: Some("operator".into()), ..ObjectMeta::default() },
+        ..ServiceAccount::default()
+    };
+    let accounts: Api<ServiceAccount> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    accounts.create(&PostParams::default(), &account).await?;
+    let user = format!("system:serviceaccount:{}:operator", cluster.namespace);
+    rights::give(&cluster.client, &user, &cluster.namespace).await?;
+    let writes = cluster.plane.writes().await?;
+    let access = cluster.plane.service_account(&cluster.namespace, "operator").await?;
+    let running = cluster.operator_as(&access).await?;
     cluster.serve("chat", json!({ "model": { "artifact": model } })).await?;
     let service = cluster.until_service("chat", "Ready", SOON, |s| s.is("Ready")).await?;
     ensure!(service.available_replicas == 1 && service.updated_replicas == 1, "{service:#?}");
@@ -39,10 +54,21 @@ async fn a_service_becomes_ready_and_answers_and_leaves_nothing() -> Result<()> 
     let gateway = kubelet.gateway("chat").await?;
     let said = Chat::ask(&gateway).await?;
     ensure!(said.code == 200 && said.body.contains("\"choices\""), "{said:?}");
+    cluster.scale("chat", 2).await?;
+    cluster.until_service("chat", "two replicas", SOON, |s| s.available_replicas == 2).await?;
 
     cluster.delete_service("chat").await?;
     cluster.until_service_gone("chat").await?;
     cluster.quiet(&running).await?;
+    let mut refused = writes.refused().await?;
+    refused.retain(|request| request.user == user);
+    ensure!(refused.is_empty(), "{refused:#?}");
+    // It would have been seen: this account may not read Secrets.
+    let secrets: Api<k8s_openapi::api::core::v1::Secret> =
+        Api::namespaced(access.client().await?, &cluster.namespace);
+    ensure!(secrets.list(&Default::default()).await.is_err());
+    let refused = writes.refused().await?;
+    ensure!(refused.iter().any(|request| request.user == user), "{refused:#?}");
     ensure!(cluster.claims().await?.is_empty());
     ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
     ensure!(cluster.booked().await? > 0);

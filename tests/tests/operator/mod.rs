@@ -324,10 +324,13 @@ pub(crate) async fn install(client: &Client) -> Result<()> {
             for crd in petaflop_crds::crds::all() {
                 api.create(&PostParams::default(), &crd).await?;
             }
+            // Each is served in its own time; these two are asked for first.
             let claims: Api<ComputeClaim> = Api::all(client.clone());
+            let providers: Api<ComputeProvider> = Api::all(client.clone());
             eventually("our kinds are served", Duration::from_secs(30), || async {
-                let list = claims.list(&ListParams::default()).await;
-                list.map(drop).map_err(|error| error.to_string())
+                let all = ListParams::default();
+                let lists = tokio::try_join!(claims.list(&all), providers.list(&all));
+                lists.map(drop).map_err(|error| error.to_string())
             })
             .await?;
             anyhow::Ok(())

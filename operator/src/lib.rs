@@ -12,6 +12,7 @@
 //! | [`costs`] | what was spent |
 //! | [`status`] | what a running job says of itself |
 //! | [`models`] | published shapes, by name |
+//! | [`restart`] | when what failed is started again |
 //! | [`uid`] | names that nothing else has |
 //! | [`cluster`] | in a cluster: controllers over objects |
 //! | [`http`] | what the operator answers: health, metrics, the API |
@@ -29,5 +30,6 @@ pub mod gateway;
 pub mod http;
 pub mod ledger;
 pub mod models;
+pub mod restart;
 pub mod status;
 pub mod uid;

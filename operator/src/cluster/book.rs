@@ -261,13 +261,11 @@ fn within(sums: Option<&Hours>, period: &Range<Timestamp>) -> Usd {
 
 #[cfg(test)]
 mod tests {
-    use petaflop_arbiter::claim::{ClaimSpec, Device};
     use petaflop_arbiter::ledger::ClaimLedger;
-    use petaflop_arbiter::workload::WorkloadId;
     use petaflop_crds::spend_budget::Period;
 
     use super::*;
-    use crate::cluster::testing::offer;
+    use crate::cluster::testing::claim_spec;
 
     fn at(text: &str) -> Timestamp {
         text.parse().expect("a point in time")
@@ -279,23 +277,7 @@ mod tests {
 
     /// A claim at 3.6 $/h, 0.001 $ a second, that began to bill at a time.
     fn claim(uid: &str, began: Timestamp) -> StoredClaim {
-        let owner = WorkloadId {
-            kind: OwnerKind::TrainingJob,
-            namespace: "ns".into(),
-            name: "job".into(),
-            uid: format!("job-{uid}"),
-        };
-        let spec = ClaimSpec {
-            name: uid.to_owned(),
-            owner,
-            placement: 1,
-            index: 0,
-            offer: offer("m", "3.6"),
-            device: Device::Cpu,
-            reserved: Usd::ZERO,
-            decided_at: began,
-            revision: None,
-        };
+        let spec = claim_spec(uid, "job", began);
         StoredClaim {
             version: String::new(),
             deleting: false,

@@ -21,15 +21,13 @@ use crate::claims::StoredClaim;
 use crate::cluster::budgets::{Stop, Stopped};
 use crate::cluster::run::{End, Run};
 use crate::cluster::status::{Conditions, Is, is_true, time};
+use crate::restart;
 
 /// Cost and progress are written at most this often while something runs.
 pub const REFRESH: SignedDuration = SignedDuration::from_secs(300);
 
 /// A job's speed is believed after this long.
 const ENOUGH_TO_TELL: SignedDuration = SignedDuration::from_secs(60);
-
-/// Restarts after failures wait 1, 2, 4, … seconds, at most this long.
-const LONGEST_BACKOFF_SECONDS: i64 = 300;
 
 /// What is seen of a job.
 #[derive(Debug)]
@@ -499,9 +497,7 @@ fn backoff_until(status: &TrainingJobStatus) -> Option<Timestamp> {
     if failed.reason != Reason::HeartbeatLost.as_str() || status.failures == 0 {
         return None;
     }
-    let seconds = 1_i64.checked_shl(status.failures - 1).unwrap_or(LONGEST_BACKOFF_SECONDS);
-    let wait = SignedDuration::from_secs(seconds.min(LONGEST_BACKOFF_SECONDS));
-    failed.last_transition_time.0.checked_add(wait).ok()
+    Some(restart::not_before(failed.last_transition_time.0, status.failures))
 }
 
 /// Whether waiting will not help: somebody has to change the job, a provider or a budget.

@@ -27,6 +27,7 @@ use crate::embedded::place::{PlaceError, place};
 use crate::embedded::runtime::{self, RuntimeError};
 use crate::embedded::{command, health, learn, publish};
 use crate::ledger::Ledger;
+use crate::restart::not_before;
 use crate::status::{LastWord, take_over};
 
 /// Between two looks while something runs.
@@ -37,9 +38,6 @@ const PLACE_AGAIN: SignedDuration = SignedDuration::from_secs(10);
 
 /// A ledger row at least this often while something runs.
 const CHARGE: SignedDuration = SignedDuration::from_secs(60);
-
-/// Restarts wait 1, 2, 4, … seconds, at most this long.
-const LONGEST_BACKOFF_SECONDS: i64 = 300;
 
 /// Machines that could not be had, in a row, after which it fails.
 const MOST_REFUSALS: u32 = 5;
@@ -303,7 +301,7 @@ impl Operator<'_> {
                 };
                 self.end(Phase::Failed, reason, &message);
             } else {
-                self.status.not_before = Some(backoff(self.clock.now(), self.status.refusals));
+                self.status.not_before = Some(not_before(self.clock.now(), self.status.refusals));
             }
         }
         let said = self.status.summary.as_ref();
@@ -449,7 +447,7 @@ impl Operator<'_> {
                 format!("failed {} times; the last time: {message}", self.status.failures);
             self.end(Phase::Failed, Reason::BackoffLimitExceeded, &message);
         } else {
-            self.status.not_before = Some(backoff(self.clock.now(), self.status.failures));
+            self.status.not_before = Some(not_before(self.clock.now(), self.status.failures));
         }
     }
 
@@ -487,13 +485,6 @@ impl Operator<'_> {
             Err(error) => tracing::warn!(%error, "progress"),
         }
     }
-}
-
-/// 1, 2, 4, … seconds from `now`.
-fn backoff(now: Timestamp, failures: u32) -> Timestamp {
-    let seconds =
-        1_i64.checked_shl(failures.saturating_sub(1).min(20)).unwrap_or(LONGEST_BACKOFF_SECONDS);
-    now + SignedDuration::from_secs(seconds.min(LONGEST_BACKOFF_SECONDS))
 }
 
 fn last_line(log: &Path) -> Option<String> {

@@ -5,7 +5,7 @@ use object_store::local::LocalFileSystem;
 use petaflop_arbiter::ledger::in_period;
 
 use super::*;
-use crate::cluster::testing::offer;
+use crate::cluster::testing::claim_spec;
 
 const DAY: i64 = 86_400;
 
@@ -14,24 +14,7 @@ fn day(number: i64) -> Timestamp {
 }
 
 fn claim(name: &str, began: Timestamp) -> ClaimLedger {
-    let owner = WorkloadId {
-        kind: OwnerKind::TrainingJob,
-        namespace: "ns".into(),
-        name: name.to_owned(),
-        uid: format!("job-{name}"),
-    };
-    let spec = ClaimSpec {
-        name: name.to_owned(),
-        owner,
-        placement: 1,
-        index: 0,
-        offer: offer("m", "3.6"),
-        device: Device::Cpu,
-        reserved: Usd::ZERO,
-        decided_at: began,
-        revision: None,
-    };
-    ClaimLedger::new(spec, format!("uid-{name}"), began)
+    ClaimLedger::new(claim_spec(name, name, began), format!("uid-{name}"), began)
 }
 
 /// Two claims with a row each half day for ten days, the second a day and some hours behind, and one

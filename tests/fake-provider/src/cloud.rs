@@ -11,7 +11,7 @@ use jiff::{SignedDuration, Timestamp};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Identity;
 use petaflop_arbiter::money::UsdPerHour;
-use petaflop_arbiter::offer::{Offer, OfferId};
+use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, OfferId, Sale};
 use petaflop_providers::provider::identity_text;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch;
@@ -27,6 +27,31 @@ use crate::wire::{Create, State, View};
 
 /// From the end of a machine until a request that was left behind makes another.
 const RELAUNCH: Duration = Duration::from_secs(60);
+
+/// A plain machine of four processors and 8 GiB that a provider sells, quoted now.
+pub fn small_offer(provider: &str, price: UsdPerHour) -> Offer {
+    Offer {
+        id: OfferId(format!("{provider}/r/small")),
+        provider: provider.to_owned(),
+        region: "r".into(),
+        zone: "r-1".into(),
+        instance_type: "small".into(),
+        accelerators: None,
+        arch: Arch::X86_64,
+        vcpu_milli: Some(4000),
+        memory: Some(8 << 30),
+        capacity: Capacity::OnDemand,
+        price,
+        quoted_at: Timestamp::now(),
+        ttl_seconds: 3600,
+        owner: HostOwner::Known,
+        measured: None,
+        slots: None,
+        shares: Vec::new(),
+        interruptions_per_hour: None,
+        sale: Sale::Buyable,
+    }
+}
 
 /// What a cloud is made of.
 pub struct Setup {

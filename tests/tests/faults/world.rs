@@ -14,10 +14,9 @@ use object_store::memory::InMemory;
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::ledger::Row;
 use petaflop_arbiter::money::UsdPerHour;
-use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, OfferId, Sale};
 use petaflop_crds::scalar::Money;
 use petaflop_crds::{ComputeClaim, ComputeProvider, InferenceService, SpendBudget, TrainingJob};
-use petaflop_fake_provider::cloud::{Billed, Setup};
+use petaflop_fake_provider::cloud::{Billed, Setup, small_offer};
 use petaflop_fake_provider::{Cloud, FakeProvider, Manners, Script, script};
 use petaflop_harness::{ControlPlane, Namespace};
 use petaflop_operator::cluster::installation;
@@ -222,7 +221,7 @@ impl Lane {
         let cloud = Cloud::start(Setup {
             manners,
             clock: clock.clone(),
-            offers: vec![offer(&self.provider)],
+            offers: vec![small_offer(&self.provider, UsdPerHour::from_micros(PRICE)?)],
             agent: made,
             bill: self.folder.path().join(format!("bill-{}", self.runs)),
         })?;
@@ -852,30 +851,5 @@ impl MakeProvider for Make {
             Some(twist) => twist(sold),
             None => sold,
         })
-    }
-}
-
-/// What the cloud sells.
-fn offer(provider: &str) -> Offer {
-    Offer {
-        id: OfferId(format!("{provider}/r/small")),
-        provider: provider.to_owned(),
-        region: "r".into(),
-        zone: "r-1".into(),
-        instance_type: "small".into(),
-        accelerators: None,
-        arch: Arch::X86_64,
-        vcpu_milli: Some(4000),
-        memory: Some(8 << 30),
-        capacity: Capacity::OnDemand,
-        price: UsdPerHour::from_micros(PRICE).expect("a price"),
-        quoted_at: jiff::Timestamp::now(),
-        ttl_seconds: 3600,
-        owner: HostOwner::Known,
-        measured: None,
-        slots: None,
-        shares: Vec::new(),
-        interruptions_per_hour: None,
-        sale: Sale::Buyable,
     }
 }

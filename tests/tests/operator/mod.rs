@@ -16,10 +16,9 @@ use kube::{Api, Client, ResourceExt};
 use object_store::local::LocalFileSystem;
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::ledger::Row;
-use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, OfferId, Sale};
 use petaflop_crds::{ComputeClaim, ComputeProvider, TrainingJob};
 use petaflop_fake_provider::agent::AgentRunner;
-use petaflop_fake_provider::cloud::Setup;
+use petaflop_fake_provider::cloud::{Setup, small_offer};
 use petaflop_fake_provider::{Cloud, FakeProvider, Manners};
 use petaflop_harness::{Access, ControlPlane, Namespace, eventually};
 use petaflop_operator::cluster::operate::{Parts, Running, start};
@@ -89,7 +88,7 @@ impl Cluster {
         let cloud = Cloud::start(Setup {
             manners,
             clock: clock.clone(),
-            offers: vec![offer(&format!("cloud-{}", namespace.name()), "0.40")],
+            offers: vec![small_offer(&format!("cloud-{}", namespace.name()), "0.40".parse()?)],
             agent: agent.unwrap_or_else(|| {
                 petaflop_fake_provider::real::real(&folder.path().join("machines"))
             }),
@@ -353,29 +352,4 @@ pub(crate) fn tiny(name: &str) -> Result<TrainingJob> {
 /// Whether a condition is true.
 pub(crate) fn is(conditions: &[Condition], type_: &str) -> bool {
     conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
-}
-
-/// Something to buy.
-fn offer(provider: &str, price: &str) -> Offer {
-    Offer {
-        id: OfferId(format!("{provider}/r/small")),
-        provider: provider.to_owned(),
-        region: "r".into(),
-        zone: "r-1".into(),
-        instance_type: "small".into(),
-        accelerators: None,
-        arch: Arch::X86_64,
-        vcpu_milli: Some(4000),
-        memory: Some(8 << 30),
-        capacity: Capacity::OnDemand,
-        price: price.parse().expect("a price"),
-        quoted_at: jiff::Timestamp::now(),
-        ttl_seconds: 3600,
-        owner: HostOwner::Known,
-        measured: None,
-        slots: None,
-        shares: Vec::new(),
-        interruptions_per_hour: None,
-        sale: Sale::Buyable,
-    }
 }

@@ -1,7 +1,7 @@
 //! Replicas that failed: each is counted once, the next machine waits, and a model that cannot be
 //! loaded is not bought for again. All of it stands in the status, so that it outlives whoever counts.
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::reason::Reason;
@@ -11,9 +11,7 @@ use super::revision::Revision;
 use super::{Failure, Model, Next, Replica, Seen, names};
 use crate::cluster::run::End;
 use crate::cluster::status::time;
-
-/// The next machine waits 1, 2, 4, … seconds after a failure, at most this many.
-const LONGEST_BACKOFF: i64 = 300;
+use crate::restart;
 
 /// What earlier failures allow.
 #[derive(Debug, PartialEq, Eq)]
@@ -60,11 +58,8 @@ pub(super) fn settle(seen: &Seen, revision: &Revision, next: &mut Next) -> Tries
 
 /// When another machine may be bought.
 fn not_before(status: &InferenceServiceStatus) -> Option<Timestamp> {
-    let failed = status.last_failure_time.as_ref()?;
-    let times = status.failures.checked_sub(1)?;
-    let seconds = 1_i64.checked_shl(times).filter(|seconds| *seconds > 0);
-    let seconds = seconds.map_or(LONGEST_BACKOFF, |seconds| seconds.min(LONGEST_BACKOFF));
-    failed.0.checked_add(SignedDuration::from_secs(seconds)).ok()
+    let failed = status.last_failure_time.as_ref().filter(|_| status.failures > 0)?;
+    Some(restart::not_before(failed.0, status.failures))
 }
 
 /// Counts how replicas ended that were not counted yet. The count and the name are one write, and the

@@ -245,8 +245,8 @@ fn a_machine_that_no_claim_wants_is_ended() {
     until("it trains", || !sandbox.processes("train --job").is_empty());
     // The record of the purchase is lost, as after a restored backup.
     sandbox.kill("operate --kind");
-    std::fs::remove_dir_all(sandbox.home().join("claims")).expect("removed");
-    std::fs::remove_dir_all(sandbox.home().join("jobs")).expect("removed");
+    sandbox.lose("claims");
+    sandbox.lose("jobs");
     until("the sweep ends it", || {
         let ps = sandbox.run(&["ps", "--json"]);
         assert!(ps.status.success(), "{}", text(&ps.stderr));
@@ -278,8 +278,8 @@ fn claims_that_vanish_in_numbers_end_nothing_unless_a_person_says_so() {
     }
     until("all train", || sandbox.processes("train --job").len() == 4);
     sandbox.kill("operate --kind");
-    std::fs::remove_dir_all(sandbox.home().join("claims")).expect("removed");
-    std::fs::remove_dir_all(sandbox.home().join("jobs")).expect("removed");
+    sandbox.lose("claims");
+    sandbox.lose("jobs");
     until("the sweep says so", || {
         let ps = sandbox.run(&["ps"]);
         assert!(ps.status.success(), "{}", text(&ps.stderr));

@@ -40,6 +40,12 @@ impl Sandbox {
         self.petaflop(arguments).output().expect("petaflop starts")
     }
 
+    /// Takes a folder out of this home, in one step: tasks may be writing in it.
+    pub(crate) fn lose(&self, folder: &str) {
+        let home = self.home();
+        std::fs::rename(home.join(folder), home.with_file_name(folder)).expect("moved away");
+    }
+
     /// The claims that are left in this home.
     pub(crate) fn claims(&self) -> usize {
         let Ok(namespaces) = std::fs::read_dir(self.home().join("claims")) else {

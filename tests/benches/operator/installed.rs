@@ -80,9 +80,7 @@ impl Installed {
             .environment("POD_NAME", format!("{}-0", self.name))
             .environment("PETAFLOP_WATCH_NAMESPACES", self.namespace.name())
             // As its image has it: operator/Containerfile.
-            .environment("MALLOC_ARENA_MAX", "1")
-            .environment("MALLOC_MMAP_THRESHOLD_", "131072")
-            .environment("MALLOC_TRIM_THRESHOLD_", "131072");
+            .environment("_RJEM_MALLOC_CONF", "narenas:1");
         Ok(self.plane.run(self.name, launch)?)
     }
 

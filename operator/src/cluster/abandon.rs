@@ -11,8 +11,8 @@ use petaflop_crds::ComputeClaim;
 use crate::claims::{Claims, StoredClaim};
 use crate::cluster::error::Error;
 use crate::cluster::events::{Event, Happened};
+use crate::cluster::shelf::named;
 use crate::cluster::status::Is;
-use crate::cluster::table::name_of;
 use crate::cluster::{Operator, finalizer};
 
 /// The annotation.
@@ -84,8 +84,8 @@ pub async fn act(
     operator.metrics.instance_abandoned();
     let note = format!("{instance} was given up by hand; nobody knows whether it is gone");
     operator.events.tell(object, [Event::happened(Happened::InstanceAbandoned, note)]);
-    operator.agents.forget(&name_of(object));
-    operator.owner_changed(&owner.uid);
+    operator.agents.forget(&named(object));
+    operator.owner_changed(owner);
     operator.placement.ask();
     Ok(true)
 }

@@ -26,8 +26,8 @@ pub struct Admitted {
     pub work: TrainingWork,
 }
 
-/// How much work the admitted jobs are, by uid and generation; or why they cannot be admitted. A
-/// placement pass asks for all of them. Their recipes are not kept: there are thousands, and each is
+/// How much work the jobs are that wait for a machine, by uid and generation; or why they cannot be
+/// admitted. Each placement pass asks for all of them. Their recipes are not kept: there are thousands, and each is
 /// needed twice in a job's life. Clones are the same.
 #[derive(Clone, Debug, Default)]
 pub struct Admissions {
@@ -57,7 +57,7 @@ impl Admissions {
         work.map_err(String::from)
     }
 
-    /// A job is gone.
+    /// A job wants no machine now.
     pub fn forget(&self, uid: &str) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(uid);
     }

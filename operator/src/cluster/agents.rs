@@ -19,6 +19,7 @@ use petaflop_agent_api::message::{
 };
 use petaflop_agent_api::session::{Call, SessionError};
 use petaflop_agent_api::task::Task;
+use petaflop_arbiter::workload::WorkloadId;
 use petaflop_providers::provider::identity_text;
 use petaflop_store::report::Progress;
 use tokio::sync::watch;
@@ -148,7 +149,7 @@ impl Agents {
             root: operator.installation.clone(),
             claims: operator.claims.clone(),
             name: name.clone(),
-            owner: stored.claim.spec.owner.uid.clone(),
+            owner: stored.claim.spec.owner.clone(),
             endpoint,
             task,
             asked,
@@ -174,7 +175,7 @@ struct Talk {
     root: Arc<crate::cluster::installation::Installation>,
     claims: ObjectClaims,
     name: Name,
-    owner: String,
+    owner: WorkloadId,
     endpoint: String,
     task: Task,
     asked: watch::Receiver<Option<Duration>>,

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use jiff::Timestamp;
 use kube::api::{ListParams, PostParams};
 use kube::core::DeserializeGuard;
-use kube::runtime::reflector::ObjectRef;
 use kube::{Api, Resource, ResourceExt};
 use petaflop_arbiter::claim::Phase;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
@@ -33,10 +32,8 @@ const PAGE: u32 = 500;
 /// What budgets look at in a workload of whatever kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Counted {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its uid.
-    pub uid: String,
+    /// Which it is.
+    pub id: WorkloadId,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// The budget that it names itself.
@@ -47,8 +44,7 @@ impl Counted {
     /// A job.
     pub fn job(job: &TrainingJob) -> Self {
         Self {
-            namespace: job.namespace().unwrap_or_default(),
-            uid: job.uid().unwrap_or_default(),
+            id: id_of(OwnerKind::TrainingJob, job),
             labels: job.labels().clone(),
             budget_ref: job.spec.budget_ref.clone(),
         }
@@ -57,17 +53,21 @@ impl Counted {
     /// A service.
     pub fn service(service: &InferenceService) -> Self {
         Self {
-            namespace: service.namespace().unwrap_or_default(),
-            uid: service.uid().unwrap_or_default(),
+            id: id_of(OwnerKind::InferenceService, service),
             labels: service.labels().clone(),
             budget_ref: service.spec.budget_ref.clone(),
         }
     }
 
     fn counts_under(&self, budget: &SpendBudget) -> bool {
-        budget.namespace().as_deref() == Some(self.namespace.as_str())
+        budget.namespace().as_deref() == Some(self.id.namespace.as_str())
             && budget.spec.counts(&budget.name_any(), &self.labels, self.budget_ref.as_ref())
     }
+}
+
+fn id_of(kind: OwnerKind, object: &impl ResourceExt) -> WorkloadId {
+    let (name, uid) = (object.name_any(), object.uid().unwrap_or_default());
+    WorkloadId { kind, namespace: object.namespace().unwrap_or_default(), name, uid }
 }
 
 /// A budget asks for what runs under it to be stopped.
@@ -117,23 +117,29 @@ impl Exhausted {
 }
 
 /// The workloads and claims of one namespace, looked at once for all its budgets.
-#[derive(Debug, Default)]
-struct View {
+struct View<'a> {
+    /// Where a budget picks some by their labels; else nobody asks.
     workloads: Vec<Counted>,
-    claims: Vec<StoredClaim>,
+    claims: Vec<&'a StoredClaim>,
 }
 
-impl View {
-    fn of(operator: &Operator, namespace: &str) -> Self {
-        let mut workloads = operator.workloads();
-        workloads.retain(|workload| workload.namespace == namespace);
-        Self { workloads, claims: operator.table.of_namespace(namespace) }
+impl<'a> View<'a> {
+    fn of<'b>(
+        operator: &Operator,
+        namespace: &str,
+        budgets: impl IntoIterator<Item = &'b SpendBudget>,
+        claims: &'a [StoredClaim],
+    ) -> Self {
+        let picks = budgets.into_iter().any(|object| !object.spec.counts_all());
+        let workloads = if picks { operator.workloads(namespace) } else { Vec::new() };
+        let here = |stored: &&StoredClaim| stored.claim.spec.owner.namespace == namespace;
+        Self { workloads, claims: claims.iter().filter(here).collect() }
     }
 
     /// Uids of the workloads that a budget counts.
     fn counted(&self, object: &SpendBudget) -> BTreeSet<String> {
         let counted = self.workloads.iter().filter(|workload| workload.counts_under(object));
-        counted.map(|workload| workload.uid.clone()).collect()
+        counted.map(|workload| workload.id.uid.clone()).collect()
     }
 
     /// The budget, with everything that was spent in the period by now.
@@ -155,8 +161,8 @@ impl View {
         Ok(Budget { spent: booked.saturating_add(running), ..budget })
     }
 
-    fn claims_of<'a>(&'a self, budget: &'a Budget) -> impl Iterator<Item = &'a StoredClaim> {
-        self.claims.iter().filter(|stored| {
+    fn claims_of<'b>(&'b self, budget: &'b Budget) -> impl Iterator<Item = &'a StoredClaim> + 'b {
+        self.claims.iter().copied().filter(|stored| {
             let owner = &stored.claim.spec.owner;
             budget.counts(&owner.namespace, &owner.uid)
         })
@@ -179,11 +185,12 @@ impl View {
 }
 
 impl Operator {
-    /// All that budgets may count.
-    pub fn workloads(&self) -> Vec<Counted> {
-        let jobs = self.jobs().into_iter().map(|job| Counted::job(&job));
-        let services = self.services().into_iter().map(|service| Counted::service(&service));
-        jobs.chain(services).collect()
+    /// All in a namespace that budgets may count.
+    fn workloads(&self, namespace: &str) -> Vec<Counted> {
+        let jobs = self.jobs.of_namespace(namespace);
+        let services = self.services.of_namespace(namespace);
+        let services = services.iter().map(Counted::service);
+        jobs.iter().map(Counted::job).chain(services).collect()
     }
 
     /// What budgets look at in the owner of a claim; `None` where it is not known any more.
@@ -196,41 +203,31 @@ impl Operator {
                 .service(&owner.namespace, &owner.name)
                 .map(|service| Counted::service(&service)),
         };
-        found.filter(|workload| workload.uid == owner.uid)
+        found.filter(|workload| workload.id.uid == owner.uid)
     }
 
-    /// The budgets, as decisions see them.
-    pub fn budgets(&self, now: Timestamp) -> Vec<Budget> {
-        let objects = self.budgets.state();
-        let mut views: HashMap<String, View> = objects
-            .iter()
-            .map(|object| (object.namespace().unwrap_or_default(), View::default()))
-            .collect();
-        if views.is_empty() {
-            return Vec::new();
+    /// The budgets, as decisions see them, beside all claims.
+    pub fn budgets(&self, claims: &[StoredClaim], now: Timestamp) -> Vec<Budget> {
+        let mut objects: BTreeMap<String, Vec<SpendBudget>> = BTreeMap::new();
+        for object in self.budgets.all() {
+            objects.entry(object.namespace().unwrap_or_default()).or_default().push(object);
         }
-        for workload in self.workloads() {
-            if let Some(view) = views.get_mut(&workload.namespace) {
-                view.workloads.push(workload);
+        let mut budgets = Vec::new();
+        for (namespace, objects) in objects {
+            let view = View::of(self, &namespace, &objects, claims);
+            for object in &objects {
+                let budget = view.budget(self, object, now);
+                budgets.extend(budget.inspect_err(|errors| left_out(object, errors)));
             }
         }
-        for stored in self.table.all() {
-            if let Some(view) = views.get_mut(&stored.claim.spec.owner.namespace) {
-                view.claims.push(stored);
-            }
-        }
-        let budget = |object: &Arc<SpendBudget>| {
-            let view = views.get(&object.namespace().unwrap_or_default())?;
-            view.budget(self, object, now).inspect_err(|errors| left_out(object, errors)).ok()
-        };
-        objects.iter().filter_map(budget).collect()
+        budgets
     }
 
     /// Names of the budgets that a workload counts under.
     pub fn budgets_of(&self, workload: &Counted) -> Vec<String> {
         let mut names: Vec<String> = self
             .budgets
-            .state()
+            .of_namespace(&workload.id.namespace)
             .iter()
             .filter(|object| workload.counts_under(object))
             .map(|object| object.name_any())
@@ -243,9 +240,9 @@ impl Operator {
     /// one that ends it.
     pub fn stop_of(&self, workload: &Counted) -> Option<Stop> {
         let mut found = None;
-        for name in self.exhausted.within(&workload.namespace) {
-            let at = ObjectRef::new(&name).within(&workload.namespace);
-            let Some(object) = self.budgets.get(&at).filter(|o| workload.counts_under(o)) else {
+        for name in self.exhausted.within(&workload.id.namespace) {
+            let object = self.budgets.get(&workload.id.namespace, &name);
+            let Some(object) = object.filter(|object| workload.counts_under(object)) else {
                 continue;
             };
             let how = match object.spec.on_exceeded {
@@ -265,8 +262,8 @@ impl Operator {
     /// Why a workload cannot be placed whatever the offers: the budget that it names is not there.
     pub fn no_such_budget(&self, workload: &Counted) -> Option<String> {
         let name = &workload.budget_ref.as_ref()?.name;
-        let namespace = &workload.namespace;
-        match self.budgets.get(&ObjectRef::new(name).within(namespace)) {
+        let namespace = &workload.id.namespace;
+        match self.budgets.get(namespace, name) {
             Some(_) => None,
             None => Some(format!(
                 "spec.budgetRef: there is no SpendBudget {name} in namespace {namespace}; create it, or name another"
@@ -277,7 +274,7 @@ impl Operator {
     /// Learns which limits are reached, before anybody is told to stop or to go on.
     pub(crate) fn know_exhausted(&self) {
         let now = self.clock.now();
-        for budget in self.budgets(now) {
+        for budget in self.budgets(&self.table.all(), now) {
             let name = (budget.namespace.clone(), budget.name.clone());
             self.exhausted.put(&name, spend_budget::is_exhausted(budget.limit, budget.spent));
         }
@@ -303,9 +300,9 @@ fn left_out(object: &SpendBudget, errors: &[FieldError]) {
 
 /// One pass over one budget.
 pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error> {
-    let Some(object) = operator.budgets.get(&ObjectRef::new(&name.1).within(&name.0)) else {
+    let Some(object) = operator.budgets.get(&name.0, &name.1) else {
         if operator.exhausted.put(name, false) {
-            wake(operator, &View::of(operator, &name.0).workloads);
+            wake(operator, &operator.workloads(&name.0));
         }
         return Ok(Again::OnChange);
     };
@@ -313,16 +310,17 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         return Ok(Again::OnChange);
     }
     let now = operator.clock.now();
-    let view = View::of(operator, &name.0);
+    let claims = operator.table.of_namespace(&name.0);
+    let view = View::of(operator, &name.0, [&object], &claims);
     let cheapest = operator.cheapest(&name.0);
     let sums = match view.budget(operator, &object, now) {
         Ok(budget) => {
             let is = spend_budget::is_exhausted(budget.limit, budget.spent);
             if operator.exhausted.put(name, is) {
                 tracing::info!(budget = %name.1, namespace = %name.0, exhausted = is, "a limit");
-                let counted =
-                    view.workloads.iter().filter(|workload| workload.counts_under(&object));
-                wake(operator, counted);
+                let mut counted = operator.workloads(&name.0);
+                counted.retain(|workload| workload.counts_under(&object));
+                wake(operator, &counted);
             }
             view.sums(operator, &budget, now)
         }
@@ -389,11 +387,11 @@ pub async fn unknown<'a>(
                     unknown.unreadable.insert(namespace, message);
                     continue;
                 }
-                let at = ObjectRef::new(&found.name_any()).within(&namespace);
-                let known = operator.budgets.get(&at).is_some_and(|known| {
-                    known.uid() == found.uid()
-                        && known.metadata.generation >= found.meta().generation
-                });
+                let known =
+                    operator.budgets.get(&namespace, &found.name_any()).is_some_and(|known| {
+                        known.uid() == found.uid()
+                            && known.metadata.generation >= found.meta().generation
+                    });
                 if !known {
                     unknown.late.insert(namespace);
                 }
@@ -410,7 +408,7 @@ pub async fn unknown<'a>(
 /// Whoever was stopped, or may have to be.
 fn wake<'a>(operator: &Operator, workloads: impl IntoIterator<Item = &'a Counted>) {
     for workload in workloads {
-        operator.owner_changed(&workload.uid);
+        operator.owner_changed(&workload.id);
     }
     operator.placement.ask();
 }

@@ -1,7 +1,6 @@
 //! The ComputeClaim's controller: whether the claim is wanted, and then one drive of the buying
 //! protocol, [`crate::act`].
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::SignedDuration;
@@ -227,13 +226,13 @@ impl Pass<'_> {
     }
 
     /// What there is to tell of a claim that is let go now: once, for it has a finalizer only once.
-    fn last_words(&self, stored: &StoredClaim) -> Option<(Arc<ComputeClaim>, Event)> {
+    fn last_words(&self, stored: &StoredClaim) -> Option<(ComputeClaim, Event)> {
         let object = self.operator.table.get(&self.name.0, &self.name.1)?;
         let instance = object.status.as_ref()?.provider_id.clone()?;
         let spent = self.operator.book.of_claim(stored, self.operator.clock.now());
         let note = format!("{instance} is gone; it cost {spent} $");
         let event = Event::happened(Happened::InstanceTerminated, note);
-        finalizer::is_held(&*object).then_some((object, event))
+        finalizer::is_held(&object).then_some((object, event))
     }
 
     async fn drive(&self, stored: StoredClaim, wanted: Wanted) -> Result<Again, Error> {
@@ -251,7 +250,7 @@ impl Pass<'_> {
             let until = operator.clock.now().saturating_add(wait).unwrap_or(jiff::Timestamp::MAX);
             operator.providers.leave_alone(&offer, until, error.reason());
         }
-        operator.owner_changed(&owner.uid);
+        operator.owner_changed(&owner);
         match driven {
             Driven::Steady(_) | Driven::Waiting(..) => Ok(Again::After(SOON.unsigned_abs())),
             Driven::Gone => Ok(Again::OnChange),
@@ -260,10 +259,10 @@ impl Pass<'_> {
                 let told = self.last_words(&stored);
                 operator.claims.release(&stored).await?;
                 if let Some((object, event)) = told {
-                    operator.events.tell(&*object, [event]);
+                    operator.events.tell(&object, [event]);
                 }
                 operator.agents.forget(self.name);
-                operator.owner_changed(&owner.uid);
+                operator.owner_changed(&owner);
                 // Its slot, quota and reservation are free.
                 operator.placement.ask();
                 Ok(Again::OnChange)

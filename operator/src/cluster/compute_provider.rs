@@ -31,7 +31,7 @@ const QUOTE: Duration = Duration::from_secs(30);
 pub async fn reconcile(operator: &Operator, name: &str) -> Result<Again, Error> {
     let api: Api<ComputeProvider> = Api::all(operator.client.clone());
     let in_use = operator.table.needs_provider(name);
-    let Some(object) = operator.provider_object(name) else {
+    let Some(object) = operator.provider_object(name).map(Arc::new) else {
         // A claim that was written while it went needs it to the end.
         if in_use {
             return Ok(Again::After(Duration::from_secs(5)));

@@ -1,7 +1,6 @@
 //! The TrainingJob's controller, the part with a client: what is seen goes into
 //! [`training_job::next`], and what comes out is written, each thing only if it differs.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use kube::api::{DeleteParams, PostParams, Preconditions};
@@ -34,7 +33,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
             let api: Api<TrainingJob> = Api::namespaced(operator.client.clone(), &name.0);
             let now = api.get_opt(&name.1).await.map_err(Error::api("reading a job"))?;
             match now {
-                Some(job) => pass(operator, name, Arc::new(job)).await,
+                Some(job) => pass(operator, name, job).await,
                 None => Ok(Again::OnChange),
             }
         }
@@ -42,7 +41,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     }
 }
 
-async fn pass(operator: &Operator, name: &Name, job: Arc<TrainingJob>) -> Result<Again, Error> {
+async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<Again, Error> {
     let uid = job.uid().unwrap_or_default();
     if !training_job::is_ours(&job) {
         return Ok(Again::OnChange);
@@ -75,7 +74,6 @@ async fn pass(operator: &Operator, name: &Name, job: Arc<TrainingJob>) -> Result
     }
     let api: Api<TrainingJob> = Api::namespaced(operator.client.clone(), &name.0);
     let deleting = job.metadata.deletion_timestamp.is_some();
-    let mut job = TrainingJob::clone(&job);
     if next.finalizer != finalizer::is_held(&job) && (next.finalizer || deleting) {
         let written = finalizer::hold(&api, &job, next.finalizer).await;
         match written.map_err(Error::api("writing a job's finalizer"))? {
@@ -108,6 +106,7 @@ async fn pass(operator: &Operator, name: &Name, job: Arc<TrainingJob>) -> Result
     }
     if !next.place {
         operator.waiting.remove(&uid);
+        operator.admissions.forget(&uid);
     }
     let changed =
         job.status.as_ref().is_some_and(|s| s.observed_generation != job.metadata.generation);

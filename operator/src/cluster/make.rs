@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use k8s_openapi::api::core::v1 as core;
+use kube::runtime::reflector;
 use kube::{Client, ResourceExt};
 use petaflop_agent_api::clock::Clock;
 use petaflop_crds::ComputeProvider;
@@ -17,7 +18,7 @@ use tokio::task::JoinHandle;
 
 use crate::cluster::Handle;
 use crate::cluster::providers::MakeProvider;
-use crate::cluster::watches::{Part, Seen, Watched};
+use crate::cluster::watches::{self, Part, Seen};
 
 /// Finished Pods take nothing of their node, and those of no node neither; but ours hold their
 /// slot as long as they are there.
@@ -149,13 +150,8 @@ fn watch(
     namespaces: &[String],
     over: impl Fn(&core::Pod, Seen) + Send + 'static,
 ) -> Watching {
-    let mut nodes = Watched::<core::Node>::default();
-    let mut pods = Watched::<core::Pod>::default();
-    let sight = Sight::Stores {
-        nodes: nodes.store.clone(),
-        pods: pods.store.clone(),
-        complete: [nodes.ready(), pods.ready()],
-    };
+    let (nodes, keep_nodes) = reflector::store();
+    let (pods, keep_pods) = reflector::store();
     let ours = Part::each(client, namespaces);
     let ours = ours.into_iter().map(|part| part.labelled(labels::INSTALLATION, true));
     // With rights in some namespaces only, Pods of the others are not seen: what is offered may be
@@ -163,11 +159,13 @@ fn watch(
     let others = Part::each(client, namespaces);
     let others =
         others.into_iter().map(|part| part.labelled(labels::INSTALLATION, false).fields(TAKING));
-    let tasks = [
-        nodes.start(vec![Part::all(client)], prune::node, |_, _| {}),
-        pods.start(ours.chain(others).collect(), prune::pod, over),
-    ];
-    Watching { sight, tasks }
+    let of_nodes = watches::begin(vec![Part::all(client)], keep_nodes, prune::node, |_, _| {});
+    let of_pods = watches::begin(ours.chain(others).collect(), keep_pods, prune::pod, over);
+    let complete = [of_nodes.complete, of_pods.complete];
+    Watching {
+        sight: Sight::Stores { nodes, pods, complete },
+        tasks: [of_nodes.task, of_pods.task],
+    }
 }
 
 fn toleration(toleration: &Toleration) -> core::Toleration {

@@ -4,7 +4,8 @@
 //! |---|---|
 //! | [`settings`] | what it is started with |
 //! | [`installation`], [`leader`] | who it is; whether it may act |
-//! | [`watches`] | what the API server tells: kept in caches, passed to queues |
+//! | [`watches`] | what the API server tells: kept on shelves, passed to queues |
+//! | [`shelf`] | objects at rest, packed |
 //! | [`queue`] | keys in turn; failing ones later and later |
 //! | [`table`], [`claims`], [`claim_status`] | claims: what is known of them, and writing them |
 //! | [`admit`] | a job's recipe, resolved once, and how much work it is |
@@ -67,6 +68,7 @@ pub mod served;
 pub mod services;
 pub mod set;
 pub mod settings;
+pub mod shelf;
 pub mod spend_budget;
 pub mod status;
 pub mod sweep;
@@ -83,8 +85,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
-use kube::runtime::reflector::{ObjectRef, Store};
-use kube::{Api, Client, ResourceExt};
+use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Identity;
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
@@ -106,6 +107,7 @@ use providers::Registry;
 use queue::Queue;
 use set::{Shared, Waiting};
 use settings::Settings;
+use shelf::Shelf;
 use table::{ClaimTable, Name};
 
 /// Changes of what is spent within this time are looked at together.
@@ -171,13 +173,13 @@ pub struct Operator {
     pub events: events::Events,
     /// Claims whose machine may be gone.
     pub suspects: Shared<Name>,
-    jobs: Store<TrainingJob>,
-    services: Store<InferenceService>,
-    deployments: Store<Deployment>,
-    cluster_services: Store<Service>,
-    budgets: Store<SpendBudget>,
+    jobs: Shelf<TrainingJob>,
+    services: Shelf<InferenceService>,
+    deployments: Shelf<Deployment>,
+    cluster_services: Shelf<Service>,
+    budgets: Shelf<SpendBudget>,
     exhausted: budgets::Exhausted,
-    provider_objects: Store<ComputeProvider>,
+    provider_objects: Shelf<ComputeProvider>,
     handle: Handle,
     token: TokenOf,
     leads: Leads,
@@ -191,19 +193,17 @@ pub struct Handle {
     claims: Queue<Name>,
     budgets: Queue<Name>,
     suspects: Shared<Name>,
-    owners: Arc<std::sync::Mutex<std::collections::HashMap<String, (OwnerKind, Name)>>>,
     /// Names of the budgets of a namespace.
     budget_names: Arc<std::sync::Mutex<BTreeMap<String, BTreeSet<String>>>>,
 }
 
 impl Handle {
-    /// Something is new about a workload, by its uid.
-    pub fn owner_changed(&self, uid: &str) {
-        let owners = self.owners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        match owners.get(uid) {
-            Some((OwnerKind::TrainingJob, name)) => self.jobs.add(name.clone()),
-            Some((OwnerKind::InferenceService, name)) => self.services.add(name.clone()),
-            None => {}
+    /// Something is new about a workload.
+    pub fn owner_changed(&self, owner: &WorkloadId) {
+        let name = (owner.namespace.clone(), owner.name.clone());
+        match owner.kind {
+            OwnerKind::TrainingJob => self.jobs.add(name),
+            OwnerKind::InferenceService => self.services.add(name),
         }
     }
 
@@ -252,15 +252,6 @@ impl Handle {
             known.remove(namespace);
         }
     }
-
-    fn know_owner(&self, uid: String, kind: OwnerKind, name: Name) {
-        let mut owners = self.owners.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        owners.insert(uid, (kind, name));
-    }
-
-    fn forget_owner(&self, uid: &str) {
-        self.owners.lock().unwrap_or_else(std::sync::PoisonError::into_inner).remove(uid);
-    }
 }
 
 impl Operator {
@@ -270,8 +261,8 @@ impl Operator {
     }
 
     /// See [`Handle::owner_changed`].
-    pub fn owner_changed(&self, uid: &str) {
-        self.handle.owner_changed(uid);
+    pub fn owner_changed(&self, owner: &WorkloadId) {
+        self.handle.owner_changed(owner);
     }
 
     /// See [`Handle::claim_changed`].
@@ -280,33 +271,28 @@ impl Operator {
     }
 
     /// A job, as the watch has it.
-    pub fn job(&self, namespace: &str, name: &str) -> Option<Arc<TrainingJob>> {
-        self.jobs.get(&ObjectRef::new(name).within(namespace))
-    }
-
-    /// All jobs, as the watch has them.
-    pub fn jobs(&self) -> Vec<Arc<TrainingJob>> {
-        self.jobs.state()
+    pub fn job(&self, namespace: &str, name: &str) -> Option<TrainingJob> {
+        self.jobs.get(namespace, name)
     }
 
     /// A service, as the watch has it.
-    pub fn service(&self, namespace: &str, name: &str) -> Option<Arc<InferenceService>> {
-        self.services.get(&ObjectRef::new(name).within(namespace))
+    pub fn service(&self, namespace: &str, name: &str) -> Option<InferenceService> {
+        self.services.get(namespace, name)
     }
 
     /// All services, as the watch has them.
-    pub fn services(&self) -> Vec<Arc<InferenceService>> {
-        self.services.state()
+    pub fn services(&self) -> Vec<InferenceService> {
+        self.services.all()
     }
 
     /// A ComputeProvider, as the watch has it.
-    pub fn provider_object(&self, name: &str) -> Option<Arc<ComputeProvider>> {
-        self.provider_objects.get(&ObjectRef::new(name))
+    pub fn provider_object(&self, name: &str) -> Option<ComputeProvider> {
+        self.provider_objects.get("", name)
     }
 
     /// Names of all ComputeProviders.
     pub fn provider_names(&self) -> Vec<String> {
-        self.provider_objects.state().iter().map(|object| object.name_any()).collect()
+        self.provider_objects.names().into_iter().map(|(_, name)| name).collect()
     }
 
     /// The buying protocol's actor for one claim of an owner.

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use k8s_openapi::api::apps::v1::Deployment;
-use k8s_openapi::api::core::v1::{Pod, Service};
+use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
-use petaflop_crds::{ComputeProvider, InferenceService, SpendBudget, TrainingJob};
+use petaflop_crds::TrainingJob;
 use petaflop_providers::EnrolmentToken;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -30,13 +29,15 @@ use crate::cluster::metrics::{Controller, Metrics, Outcome};
 use crate::cluster::providers::{MakeProvider, Registry};
 use crate::cluster::queue::{Again, Queue};
 use crate::cluster::settings::Settings;
+use crate::cluster::shelf::Shelf;
 use crate::cluster::table::ClaimTable;
 use crate::cluster::trace::{self, Named};
 use crate::cluster::watches::{
-    Part, Watched, follow_claims, on_budget, on_gateway_object, on_job, on_provider, on_service,
+    Part, follow_claims, on_budget, on_gateway_object, on_job, on_provider, on_service,
 };
 use crate::cluster::{
     Handle, Operator, budgets, compute_claim, compute_provider, jobs, placement, services, sweep,
+    training_job, watches,
 };
 use crate::http;
 use crate::ledger::Ledger;
@@ -213,20 +214,19 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         budgets: Queue::new(clock.clone()),
     };
     let table = ClaimTable::default();
-    let mut job_watch = Watched::<TrainingJob>::default();
-    let mut service_watch = Watched::<InferenceService>::default();
-    let mut deployment_watch = Watched::<Deployment>::default();
-    let mut cluster_service_watch = Watched::<Service>::default();
-    let mut pod_watch = Watched::<Pod>::default();
-    let mut provider_watch = Watched::<ComputeProvider>::default();
-    let mut budget_watch = Watched::<SpendBudget>::default();
+    let is_over = |job: &TrainingJob| job.status.as_ref().is_some_and(training_job::is_over);
+    let jobs = Shelf::new(is_over);
+    let services = Shelf::new(|_| false);
+    let deployments = Shelf::new(|_| false);
+    let cluster_services = Shelf::new(|_| false);
+    let provider_objects = Shelf::new(|_| false);
+    let budgets = Shelf::new(|_| false);
     let handle = Handle {
         jobs: queues.jobs.clone(),
         services: queues.services.clone(),
         claims: queues.claims.clone(),
         budgets: queues.budgets.clone(),
         suspects: Default::default(),
-        owners: Arc::default(),
         budget_names: Arc::default(),
     };
     make.tells(&handle);
@@ -257,13 +257,13 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         placement: Default::default(),
         waiting: Default::default(),
         suspects: handle.suspects.clone(),
-        jobs: job_watch.store.clone(),
-        services: service_watch.store.clone(),
-        deployments: deployment_watch.store.clone(),
-        cluster_services: cluster_service_watch.store.clone(),
-        budgets: budget_watch.store.clone(),
+        jobs: jobs.clone(),
+        services: services.clone(),
+        deployments: deployments.clone(),
+        cluster_services: cluster_services.clone(),
+        budgets: budgets.clone(),
         exhausted: Default::default(),
-        provider_objects: provider_watch.store.clone(),
+        provider_objects: provider_objects.clone(),
         handle: handle.clone(),
         token: Box::new(move |identity| {
             let token = root.root.token(&identity.claim_uid, identity.attempt);
@@ -279,64 +279,64 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         ledger,
     });
     let namespaces = &operator.settings.watch_namespaces;
-    let (claims_ready, mut claims_seen) = watch::channel(false);
-    let ready = [
-        job_watch.ready(),
-        service_watch.ready(),
-        deployment_watch.ready(),
-        cluster_service_watch.ready(),
-        pod_watch.ready(),
-        provider_watch.ready(),
-        budget_watch.ready(),
+    let (claims_ready, claims_complete) = watch::channel(false);
+    let watches = [
+        watches::begin(
+            Part::each(&client, namespaces),
+            jobs,
+            |_| {},
+            on_job(handle.clone(), operator.models.clone()),
+        ),
+        watches::begin(
+            Part::each(&client, namespaces),
+            services,
+            |_| {},
+            on_service(handle.clone()),
+        ),
+        watches::begin(
+            of_gateways(&client, namespaces),
+            deployments,
+            |_| {},
+            on_gateway_object(handle.clone()),
+        ),
+        watches::begin(
+            of_gateways(&client, namespaces),
+            cluster_services,
+            |_| {},
+            on_gateway_object(handle.clone()),
+        ),
+        watches::begin(
+            of_gateways(&client, namespaces),
+            Shelf::new(|_| false),
+            |pod: &mut Pod| pod.spec = None,
+            operator.gateways.on_pod(handle.clone()),
+        ),
+        watches::begin(
+            vec![Part::all(&client).labels(operator.settings.provider_labels.as_deref())],
+            provider_objects,
+            |_| {},
+            on_provider(queues.providers.clone()),
+        ),
+        watches::begin(
+            Part::each(&client, namespaces),
+            budgets,
+            |_| {},
+            on_budget(handle.clone(), operator.placement.clone()),
+        ),
     ];
-    tasks.spawn(until_over(job_watch.start(
-        Part::each(&client, namespaces),
-        |job| {
-            if let Some(status) = &mut job.status {
-                status.conditions.shrink_to_fit();
-            }
-        },
-        on_job(handle.clone(), operator.models.clone()),
-    )));
-    tasks.spawn(until_over(service_watch.start(
-        Part::each(&client, namespaces),
-        |_| {},
-        on_service(handle.clone()),
-    )));
-    tasks.spawn(until_over(deployment_watch.start(
-        of_gateways(&client, namespaces),
-        |_| {},
-        on_gateway_object(handle.clone()),
-    )));
-    tasks.spawn(until_over(cluster_service_watch.start(
-        of_gateways(&client, namespaces),
-        |_| {},
-        on_gateway_object(handle.clone()),
-    )));
-    tasks.spawn(until_over(pod_watch.start(
-        of_gateways(&client, namespaces),
-        |pod| pod.spec = None,
-        operator.gateways.on_pod(handle.clone()),
-    )));
-    tasks.spawn(until_over(provider_watch.start(
-        vec![Part::all(&client).labels(operator.settings.provider_labels.as_deref())],
-        |_| {},
-        on_provider(queues.providers.clone()),
-    )));
-    tasks.spawn(until_over(budget_watch.start(
-        Part::each(&client, namespaces),
-        |_| {},
-        on_budget(handle.clone(), operator.placement.clone()),
-    )));
+    let mut complete = vec![claims_complete];
+    for watch in watches {
+        tasks.spawn(until_over(watch.task));
+        complete.push(watch.complete);
+    }
     tasks.spawn(follow_claims(Part::each(&client, namespaces), table, handle, claims_ready));
     tasks.spawn(http::serve(operator.clone(), queues.clone(), listener));
     let (leader, shared) = (operator.clone(), queues.clone());
     tasks.spawn(async move {
-        for mut watch in ready {
+        for mut list in complete {
             // Its sender lives as long as the watch.
-            let _ = watch.wait_for(|ready| *ready).await;
+            let _ = list.wait_for(|complete| *complete).await;
         }
-        let _ = claims_seen.wait_for(|ready| *ready).await;
         leader.health.filled();
         lead(leader, shared).await;
     });
@@ -394,22 +394,10 @@ async fn work(operator: Arc<Operator>, queues: Queues) {
         operator.clock.sleep(Duration::from_secs(2)).await;
     }
     operator.health.begun(true);
-    for job in operator.jobs() {
-        use kube::ResourceExt;
-        queues.jobs.add((job.namespace().unwrap_or_default(), job.name_any()));
-    }
-    for service in operator.services() {
-        use kube::ResourceExt;
-        queues.services.add((service.namespace().unwrap_or_default(), service.name_any()));
-    }
-    for stored in operator.table.all() {
-        let spec = stored.claim.spec;
-        queues.claims.add((spec.owner.namespace, spec.name));
-    }
-    for object in operator.budgets.state() {
-        use kube::ResourceExt;
-        queues.budgets.add((object.namespace().unwrap_or_default(), object.name_any()));
-    }
+    operator.jobs.names().into_iter().for_each(|name| queues.jobs.add(name));
+    operator.services.names().into_iter().for_each(|name| queues.services.add(name));
+    operator.table.names().into_iter().for_each(|name| queues.claims.add(name));
+    operator.budgets.names().into_iter().for_each(|name| queues.budgets.add(name));
     let Queues { jobs, services, claims, providers, budgets } = queues;
     tokio::join!(
         turns(Controller::TrainingJob, &operator, &jobs, |operator, name| async move {
@@ -438,7 +426,7 @@ async fn begin(operator: &Operator) -> Result<(), Error> {
     operator.book.read(&operator.ledger).await?;
     for name in operator.provider_names() {
         if let Some(object) = operator.provider_object(&name) {
-            operator.providers.put(&name, object);
+            operator.providers.put(&name, Arc::new(object));
             operator.providers.refresh(&name, operator.clock.now()).await;
         }
     }

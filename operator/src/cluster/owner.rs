@@ -28,12 +28,9 @@ impl Owner {
     pub fn known(operator: &Operator, stored: &StoredClaim) -> Option<Self> {
         let id = &stored.claim.spec.owner;
         let owner = match id.kind {
-            OwnerKind::TrainingJob => {
-                Self::Job(Box::new(TrainingJob::clone(&*operator.job(&id.namespace, &id.name)?)))
-            }
+            OwnerKind::TrainingJob => Self::Job(Box::new(operator.job(&id.namespace, &id.name)?)),
             OwnerKind::InferenceService => {
-                let service = operator.service(&id.namespace, &id.name)?;
-                Self::Service(Box::new(InferenceService::clone(&*service)))
+                Self::Service(Box::new(operator.service(&id.namespace, &id.name)?))
             }
         };
         owner.is(&id.uid).then_some(owner)

@@ -1,7 +1,7 @@
 //! The placement pass: one at a time for the whole cluster, over all workloads that wait, in a
 //! stable order: observe → [`World`] → [`decide`] → claims. It never buys; writing a claim twice is safe.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use petaflop_arbiter::estimate::Corrections;
 use petaflop_arbiter::market::Market;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::support::SupportTable;
-use petaflop_arbiter::workload::{Progress, Workload};
+use petaflop_arbiter::workload::{Progress, Workload, WorkloadId};
 use petaflop_arbiter::world::{Assumptions, Recorded, World};
 use petaflop_crds::inference_service::InferenceServiceSpec;
 use petaflop_crds::spend_budget::Period;
@@ -58,6 +58,7 @@ struct Inner {
 /// What a pass said of a workload.
 #[derive(Clone, Debug)]
 pub struct Said {
+    workload: WorkloadId,
     /// The decision, with reasons; `None` where there was nothing to decide.
     pub decision: Option<Box<Decision>>,
     /// Why there is no machine, where there is none.
@@ -73,8 +74,22 @@ pub struct Said {
 
 impl Said {
     /// Of a workload that cannot even be asked for.
-    fn impossible(waits: Option<Waits>, generation: Option<i64>, at: Timestamp) -> Self {
-        Self { decision: None, waits, at_risk: false, settled: false, generation, at }
+    fn impossible(
+        workload: WorkloadId,
+        message: String,
+        generation: Option<i64>,
+        at: Timestamp,
+    ) -> Self {
+        let waits = Some(Waits { reason: Reason::InvalidSpec, message });
+        Self { workload, decision: None, waits, at_risk: false, settled: false, generation, at }
+    }
+
+    /// What is left of it once the machine is there.
+    fn settled(&self) -> Self {
+        let Self { workload, at_risk, generation, at, .. } = self;
+        let (at_risk, generation, at) = (*at_risk, *generation, *at);
+        let workload = workload.clone();
+        Self { workload, decision: None, waits: None, at_risk, settled: true, generation, at }
     }
 
     /// The words of before, where only their numbers moved: a status is not written for those.
@@ -125,13 +140,14 @@ impl Placement {
 /// that is known.
 pub fn recorded(operator: &Operator) -> Recorded {
     let now = operator.clock.now();
-    Recorded { now, world: world(operator, now).world }
+    Recorded { now, world: world(operator, now, Of::Everybody).world }
 }
 
 /// One pass. Returns when to look again though nothing happens.
 pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     let now = operator.clock.now();
-    let Looked { world, mut said, generations, revisions } = world(operator, now);
+    let Looked { world, mut said, generations, revisions, settled } =
+        world(operator, now, Of::WhoeverLacksOne);
     let began = operator.clock.boottime();
     let plan = decide(&world, now);
     let took = operator.clock.boottime().saturating_sub(began);
@@ -178,16 +194,22 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
             }
             Outcome::Settled { .. } => None,
         };
-        let uid = decision.workload.uid.clone();
+        let workload = decision.workload.clone();
+        let uid = workload.uid.clone();
         let generation = generations.get(&uid).copied().flatten();
         let at_risk = decision.warning == Some(Reason::DeadlineAtRisk);
         let settled = matches!(decision.outcome, Outcome::Settled { machines: 1.. });
         let nothing = matches!(decision.outcome, Outcome::Settled { .. });
         let decision = (!nothing).then(|| Box::new(decision));
-        said.insert(uid, Said { decision, waits, at_risk, settled, generation, at: now });
+        said.insert(uid, Said { workload, decision, waits, at_risk, settled, generation, at: now });
     }
-    let changed: Vec<String> = {
+    let changed: Vec<WorkloadId> = {
         let mut last = operator.placement.inner.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever has a machine is not asked about again; what was foreseen of its deadline stands.
+        let foreseen = last.iter().filter(|(uid, before)| before.at_risk && settled.contains(*uid));
+        for (uid, before) in foreseen {
+            said.entry(uid.clone()).or_insert_with(|| before.settled());
+        }
         let said: HashMap<String, Arc<Said>> = said
             .into_iter()
             .map(|(uid, now)| {
@@ -196,17 +218,16 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
                 (uid, now)
             })
             .collect();
-        let changed = said
-            .iter()
-            .filter(|(uid, now)| last.get(*uid).is_none_or(|before| before.waits != now.waits))
-            .map(|(uid, _)| uid.clone())
-            .collect();
+        let waits = |of: &HashMap<String, Arc<Said>>, uid: &str| {
+            of.get(uid).and_then(|said| said.waits.clone())
+        };
+        let new = said.iter().filter(|(uid, _)| !last.contains_key(*uid));
+        let other = last.iter().filter(|(uid, _)| waits(&last, uid) != waits(&said, uid));
+        let changed = new.chain(other).map(|(_, said)| said.workload.clone()).collect();
         *last = said;
         changed
     };
-    for uid in changed {
-        operator.owner_changed(&uid);
-    }
+    changed.iter().for_each(|workload| operator.owner_changed(workload));
     *operator.placement.inner.passed.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     if !unknown.late.is_empty() {
         return Ok(Some(SOON));
@@ -224,16 +245,33 @@ struct Looked {
     generations: HashMap<String, Option<i64>>,
     /// What a service's machines are made of, by its uid.
     revisions: HashMap<String, String>,
+    /// Uids of those who have a machine, and that are left out for that.
+    settled: HashSet<String>,
 }
 
-fn world(operator: &Operator, now: Timestamp) -> Looked {
+/// Whose machines are decided about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// Jobs without a machine, and services: nothing is to decide for a job that has its one.
+    WhoeverLacksOne,
+    /// All that have not come to their end.
+    Everybody,
+}
+
+fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
     let mut said = HashMap::new();
     let mut generations = HashMap::new();
     let mut revisions = HashMap::new();
     let mut workloads = Vec::new();
-    for job in operator.jobs() {
-        let over = job.status.as_ref().is_some_and(training_job::is_over);
-        if over || !training_job::is_ours(&job) || job.metadata.deletion_timestamp.is_some() {
+    // One look at the claims for all: what is counted for a service is what is decided by.
+    let claims: Vec<StoredClaim> = operator.table.all();
+    let working = claims.iter().filter(|stored| stored.claim.is_working());
+    let settled: HashSet<String> = match of {
+        Of::WhoeverLacksOne => working.map(|stored| stored.claim.spec.owner.uid.clone()).collect(),
+        Of::Everybody => HashSet::new(),
+    };
+    for job in operator.jobs.unfinished(|uid| settled.contains(uid)) {
+        if !training_job::is_ours(&job) || job.metadata.deletion_timestamp.is_some() {
             continue;
         }
         let uid = job.uid().unwrap_or_default();
@@ -244,13 +282,11 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
                 workloads.push(workload);
             }
             Err(message) => {
-                let waits = Some(Waits { reason: Reason::InvalidSpec, message });
-                said.insert(uid, Said::impossible(waits, generation, now));
+                let id = Counted::job(&job).id;
+                said.insert(uid, Said::impossible(id, message, generation, now));
             }
         }
     }
-    // One look at the claims for all: what is counted for a service is what is decided by.
-    let claims: Vec<StoredClaim> = operator.table.all();
     for service in operator.services() {
         let uid = service.uid().unwrap_or_default();
         let generation = service.metadata.generation;
@@ -264,8 +300,8 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
                 workloads.push(workload);
             }
             Err(message) => {
-                let waits = Some(Waits { reason: Reason::InvalidSpec, message });
-                said.insert(uid, Said::impossible(waits, generation, now));
+                let id = Counted::service(&service).id;
+                said.insert(uid, Said::impossible(id, message, generation, now));
             }
         }
     }
@@ -273,8 +309,8 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
     let mut providers = Vec::new();
     let month = Period::Monthly.around(now);
     for (name, known) in operator.providers.all() {
-        let claims = operator.table.of_provider(&name);
-        let running = operator.book.running(&claims, month.start, now);
+        let of_it = claims.iter().filter(|stored| stored.claim.spec.offer.provider == name);
+        let running = operator.book.running(of_it, month.start, now);
         let spent = operator.book.of_provider(&name, &month).saturating_add(running);
         match known.object.state(&Registry::facts(&known, spent), now) {
             Ok(state) => {
@@ -284,7 +320,7 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
             Err(errors) => tracing::error!(provider = %name, ?errors, "left out"),
         }
     }
-    let budgets = operator.budgets(now);
+    let budgets = operator.budgets(&claims, now);
     let world = World {
         installation: operator.installation.uid.clone(),
         market: Arc::new(Market::new(offers)),
@@ -297,7 +333,7 @@ fn world(operator: &Operator, now: Timestamp) -> Looked {
         support: SupportTable::default(),
         assumptions: Assumptions::default(),
     };
-    Looked { world, said, generations, revisions }
+    Looked { world, said, generations, revisions, settled }
 }
 
 /// A claim with what its machine has cost by now: the rest of its reservation is what is held.

@@ -17,6 +17,9 @@ const FIRST_LOST_RACE: Duration = Duration::from_millis(20);
 /// Longest wait after a failure.
 const LONGEST_BACKOFF: Duration = Duration::from_secs(120);
 
+/// Keys for which room is kept when none wait.
+const FEW: usize = 256;
+
 /// What becomes of a key that was worked on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
@@ -52,8 +55,8 @@ struct State<K> {
     /// What is worked on.
     busy: HashSet<K>,
     /// By time since boot.
-    later: BTreeSet<(Duration, K)>,
-    due: HashMap<K, Duration>,
+    later: BTreeSet<(Duration, Arc<K>)>,
+    due: HashMap<Arc<K>, Duration>,
     failures: HashMap<K, u32>,
     closed: bool,
 }
@@ -90,11 +93,14 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
     /// Asks for a key's turn after a while. Of two such wishes the earlier one counts.
     pub fn add_after(&self, key: K, wait: Duration) {
         let at = self.inner.clock.boottime().saturating_add(wait);
+        let key = Arc::new(key);
         let mut state = self.lock();
-        match state.due.get(&key) {
-            Some(known) if *known <= at => return,
+        match state.due.remove(&key) {
+            Some(known) if known <= at => {
+                state.due.insert(key, known);
+                return;
+            }
             Some(known) => {
-                let known = *known;
                 state.later.remove(&(known, key.clone()));
             }
             None => {}
@@ -118,8 +124,12 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
                 if let Some(key) = state.ready.pop_front() {
                     state.dirty.remove(&key);
                     state.busy.insert(key.clone());
-                    // Somebody else may take what is left.
-                    if !state.ready.is_empty() {
+                    if state.ready.is_empty() {
+                        // After thousands at once, the room for them.
+                        state.ready.shrink_to(FEW);
+                        state.dirty.shrink_to(FEW);
+                    } else {
+                        // Somebody else may take what is left.
                         self.inner.changed.notify_one();
                     }
                     return key;
@@ -214,7 +224,7 @@ impl<K: Clone + Eq + Ord + Hash> State<K> {
             }
             if let Some((_, key)) = self.later.pop_first() {
                 self.due.remove(&key);
-                self.make_ready(key);
+                self.make_ready(Arc::unwrap_or_clone(key));
             }
         }
     }

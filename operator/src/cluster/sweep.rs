@@ -83,7 +83,7 @@ async fn orphans(
         {
             let Identity { namespace, claim, .. } = identity;
             let note = format!("{} of claim {namespace}/{claim}, which is gone", instance.id);
-            operator.events.tell(&*object, [Event::happened(Happened::OrphanTerminated, note)]);
+            operator.events.tell(&object, [Event::happened(Happened::OrphanTerminated, note)]);
         }
     }
     Ok(())

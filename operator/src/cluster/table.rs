@@ -5,11 +5,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use kube::ResourceExt;
 use petaflop_crds::ComputeClaim;
 
 use crate::claims::StoredClaim;
 use crate::cluster::claims;
+use crate::cluster::shelf::{Packed, Packer, named};
 
 /// Namespace and name.
 pub type Name = (String, String);
@@ -22,10 +22,11 @@ pub struct ClaimTable {
 
 #[derive(Debug, Default)]
 struct Inner {
-    claims: HashMap<Name, Arc<ComputeClaim>>,
+    packer: Packer<ComputeClaim>,
+    claims: HashMap<Arc<Name>, Packed<ComputeClaim>>,
     /// In order. Mostly there is one, and a set would take ten times its room.
-    by_owner: HashMap<String, Vec<Name>>,
-    by_provider: HashMap<String, BTreeSet<Name>>,
+    by_owner: HashMap<String, Vec<Arc<Name>>>,
+    by_provider: HashMap<String, BTreeSet<Arc<Name>>>,
     /// Removed objects, until the watch has seen it: uid by name.
     removed: HashMap<Name, String>,
 }
@@ -34,7 +35,7 @@ impl ClaimTable {
     /// Takes a claim over, unless a newer writing of it is known. Returns whether it was taken.
     pub fn put(&self, mut object: ComputeClaim) -> bool {
         prune(&mut object);
-        let name = name_of(&object);
+        let name = named(&object);
         let mut inner = self.lock();
         if let (Some(gone), Some(uid)) = (inner.removed.get(&name), object.metadata.uid.as_ref()) {
             if gone == uid {
@@ -42,16 +43,19 @@ impl ClaimTable {
             }
             inner.removed.remove(&name);
         }
-        if let Some(known) = inner.claims.get(&name)
+        let known = inner.get(&name);
+        if let Some(known) = &known
             && known.metadata.uid == object.metadata.uid
             && version(known) >= version(&object)
         {
             return false;
         }
-        let object = Arc::new(object);
-        if let Some(old) = inner.claims.insert(name.clone(), object.clone()) {
+        if let Some(old) = known {
             inner.forget(&old, &name);
         }
+        let packed = inner.packer.pack(&object);
+        let name = Arc::new(name);
+        inner.claims.insert(name.clone(), packed);
         let names = inner
             .by_owner
             .entry(object.spec.owner.uid.clone())
@@ -65,7 +69,7 @@ impl ClaimTable {
 
     /// The watch says that an object is gone.
     pub fn gone(&self, object: &ComputeClaim) {
-        let name = name_of(object);
+        let name = named(object);
         let mut inner = self.lock();
         inner.removed.remove(&name);
         inner.remove(&name, object.metadata.uid.as_deref());
@@ -84,15 +88,11 @@ impl ClaimTable {
     pub fn listed(&self, namespace: Option<&str>, names: &BTreeSet<Name>, newest: u64) {
         let here = |name: &Name| namespace.is_none_or(|namespace| namespace == name.0);
         let mut inner = self.lock();
-        let missing: Vec<Name> = inner
-            .claims
-            .iter()
-            .filter(|(name, _)| here(name) && !names.contains(*name))
-            .filter(|(_, object)| version(object) <= newest)
-            .map(|(name, _)| name.clone())
-            .collect();
-        for name in missing {
-            inner.remove(&name, None);
+        let missing = inner.claims.keys().filter(|name| here(name) && !names.contains(&***name));
+        for name in missing.cloned().collect::<Vec<_>>() {
+            if inner.get(&name).is_some_and(|object| version(&object) <= newest) {
+                inner.remove(&name, None);
+            }
         }
         inner.removed.retain(|name, _| !here(name));
     }
@@ -101,33 +101,27 @@ impl ClaimTable {
     pub fn object(&self, read: &StoredClaim) -> Option<ComputeClaim> {
         let spec = &read.claim.spec;
         let name = (spec.owner.namespace.clone(), spec.name.clone());
-        let known = self.lock().claims.get(&name).cloned()?;
+        let known = self.lock().get(&name)?;
         let same = known.metadata.uid.as_deref() == Some(read.claim.uid.as_str())
             && known.metadata.resource_version.as_deref() == Some(read.version.as_str());
-        same.then(|| ComputeClaim::clone(&known))
+        same.then_some(known)
     }
 
     /// One claim's object.
-    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<ComputeClaim>> {
-        self.lock().claims.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    pub fn get(&self, namespace: &str, name: &str) -> Option<ComputeClaim> {
+        self.lock().get(&(namespace.to_owned(), name.to_owned()))
     }
 
     /// The claims of an owner, by name. One that cannot be read is left out, and said.
     pub fn of_owner(&self, uid: &str) -> Vec<StoredClaim> {
-        let objects = {
-            let inner = self.lock();
-            inner.named(inner.by_owner.get(uid))
-        };
-        objects.iter().filter_map(|object| readable(object)).collect()
+        let inner = self.lock();
+        inner.read(inner.by_owner.get(uid).into_iter().flatten())
     }
 
     /// The claims on a provider's machines.
     pub fn of_provider(&self, name: &str) -> Vec<StoredClaim> {
-        let objects = {
-            let inner = self.lock();
-            inner.named(inner.by_provider.get(name))
-        };
-        objects.iter().filter_map(|object| readable(object)).collect()
+        let inner = self.lock();
+        inner.read(inner.by_provider.get(name).into_iter().flatten())
     }
 
     /// Whether there are claims on a provider's machines.
@@ -137,18 +131,19 @@ impl ClaimTable {
 
     /// The claims of a namespace.
     pub fn of_namespace(&self, namespace: &str) -> Vec<StoredClaim> {
-        let objects: Vec<Arc<ComputeClaim>> = {
-            let inner = self.lock();
-            let all = inner.claims.iter().filter(|((known, _), _)| known == namespace);
-            all.map(|(_, object)| object.clone()).collect()
-        };
-        objects.iter().filter_map(|object| readable(object)).collect()
+        let inner = self.lock();
+        inner.read(inner.claims.keys().filter(|name| name.0 == namespace))
     }
 
     /// All claims.
     pub fn all(&self) -> Vec<StoredClaim> {
-        let objects: Vec<Arc<ComputeClaim>> = self.lock().claims.values().cloned().collect();
-        objects.iter().filter_map(|object| readable(object)).collect()
+        let inner = self.lock();
+        inner.read(inner.claims.keys())
+    }
+
+    /// Their names.
+    pub fn names(&self) -> Vec<Name> {
+        self.lock().claims.keys().map(|name| Name::clone(name)).collect()
     }
 
     /// How many there are.
@@ -167,28 +162,27 @@ impl ClaimTable {
 }
 
 impl Inner {
-    /// Removes a claim, if it is the one meant.
-    fn remove(&mut self, name: &Name, uid: Option<&str>) {
-        let meant =
-            |known: &Arc<ComputeClaim>| uid.is_none() || known.metadata.uid.as_deref() == uid;
-        if self.claims.get(name).is_some_and(meant)
-            && let Some(old) = self.claims.remove(name)
-        {
-            self.forget(&old, name);
-        }
+    fn get(&self, name: &Name) -> Option<ComputeClaim> {
+        self.claims.get(name).map(|packed| self.packer.unpack(packed))
     }
 
-    fn named<'a>(
-        &self,
-        names: Option<impl IntoIterator<Item = &'a Name>>,
-    ) -> Vec<Arc<ComputeClaim>> {
-        names.into_iter().flatten().filter_map(|name| self.claims.get(name).cloned()).collect()
+    fn read<'a>(&self, names: impl Iterator<Item = &'a Arc<Name>>) -> Vec<StoredClaim> {
+        names.filter_map(|name| self.get(name)).filter_map(|object| readable(&object)).collect()
+    }
+
+    /// Removes a claim, if it is the one meant.
+    fn remove(&mut self, name: &Name, uid: Option<&str>) {
+        let Some(known) = self.get(name) else { return };
+        if uid.is_none() || known.metadata.uid.as_deref() == uid {
+            self.claims.remove(name);
+            self.forget(&known, name);
+        }
     }
 
     fn forget(&mut self, object: &ComputeClaim, name: &Name) {
         let owner = &object.spec.owner.uid;
         if let Some(names) = self.by_owner.get_mut(owner) {
-            names.retain(|known| known != name);
+            names.retain(|known| **known != *name);
             if names.is_empty() {
                 self.by_owner.remove(owner);
             }
@@ -197,7 +191,7 @@ impl Inner {
     }
 }
 
-fn take_out(index: &mut HashMap<String, BTreeSet<Name>>, key: &str, name: &Name) {
+fn take_out(index: &mut HashMap<String, BTreeSet<Arc<Name>>>, key: &str, name: &Name) {
     if let Some(names) = index.get_mut(key) {
         names.remove(name);
         if names.is_empty() {
@@ -211,14 +205,6 @@ fn take_out(index: &mut HashMap<String, BTreeSet<Name>>, key: &str, name: &Name)
 fn prune(object: &mut ComputeClaim) {
     let meta = &mut object.metadata;
     (meta.managed_fields, meta.labels, meta.owner_references) = (None, None, None);
-    if let Some(status) = &mut object.status {
-        status.conditions.shrink_to_fit();
-    }
-}
-
-/// Namespace and name of a claim.
-pub fn name_of(object: &ComputeClaim) -> Name {
-    (object.namespace().unwrap_or_default(), object.name_any())
 }
 
 /// resourceVersions of one kind are numbers that rise with every write (Kubernetes 1.35 says so

@@ -1,7 +1,7 @@
 //! What the API server tells: one watch a kind, shared by all who look, pruned of what nobody
 //! reads. An object that cannot be read is said and left out; it blocks no other.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::BTreeSet;
 use std::fmt::Debug;
 
 use futures::stream::{BoxStream, select_all};
@@ -9,17 +9,19 @@ use futures::{Stream, StreamExt};
 use kube::core::{DeserializeGuard, NamespaceResourceScope, Resource};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::store::Writer;
-use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{Config, Event, Result as WatchResult, watcher};
 use kube::{Api, Client, ResourceExt};
-use petaflop_arbiter::workload::OwnerKind;
+use petaflop_arbiter::workload::WorkloadId;
+use petaflop_crds::compute_claim::ClaimOwner;
 use petaflop_crds::{ComputeClaim, ComputeProvider, InferenceService, SpendBudget, TrainingJob};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::cluster::gateway_objects::GATEWAY_LABEL;
 use crate::cluster::served::Models;
-use crate::cluster::table::{ClaimTable, Name, name_of, version};
+use crate::cluster::shelf::{Shelf, named};
+use crate::cluster::table::{ClaimTable, Name, version};
 use crate::cluster::training_job::is_over;
 use crate::cluster::{Handle, queue::Queue};
 
@@ -127,46 +129,75 @@ where
     select_all(parts.iter().enumerate().map(numbered).collect::<Vec<_>>())
 }
 
-/// One watch: where its objects are kept, and whether the first lists are complete.
-pub struct Watched<K: Resource<DynamicType = ()> + Clone + 'static> {
-    /// The objects.
-    pub store: Store<K>,
-    writer: Option<Writer<K>>,
-    ready: watch::Sender<bool>,
+/// Where a watch keeps what it brings.
+pub trait Keep<K>: Send + 'static {
+    /// An object is there, new or changed.
+    fn put(&mut self, object: &K);
+    /// An object is gone.
+    fn remove(&mut self, object: &K);
+    /// The objects of which something holds.
+    fn those(&self, holds: impl Fn(&K) -> bool) -> Vec<K>;
 }
 
-impl<K> Default for Watched<K>
+impl<K> Keep<K> for Shelf<K>
 where
-    K: Resource<DynamicType = ()> + Clone + 'static,
+    K: Resource<DynamicType = ()> + Serialize + DeserializeOwned + 'static,
 {
-    fn default() -> Self {
-        let writer = Writer::new(());
-        Self { store: writer.as_reader(), writer: Some(writer), ready: watch::Sender::new(false) }
+    fn put(&mut self, object: &K) {
+        Shelf::put(self, object);
+    }
+
+    fn remove(&mut self, object: &K) {
+        Shelf::remove(self, object);
+    }
+
+    fn those(&self, holds: impl Fn(&K) -> bool) -> Vec<K> {
+        self.filtered(holds)
     }
 }
 
-impl<K> Watched<K>
+/// As they are, for whoever looks at all of them often.
+impl<K> Keep<K> for Writer<K>
+where
+    K: Resource<DynamicType = ()> + Clone + Send + Sync + 'static,
+{
+    fn put(&mut self, object: &K) {
+        self.apply_watcher_event(&Event::Apply(object.clone()));
+    }
+
+    fn remove(&mut self, object: &K) {
+        self.apply_watcher_event(&Event::Delete(object.clone()));
+    }
+
+    fn those(&self, holds: impl Fn(&K) -> bool) -> Vec<K> {
+        let those = self.as_reader().state_filter(holds);
+        those.into_iter().map(|object| K::clone(&object)).collect()
+    }
+}
+
+/// A watch that has begun.
+pub struct Begun {
+    /// Ends by itself only with the runtime.
+    pub task: tokio::task::JoinHandle<()>,
+    /// Whether the first lists are complete.
+    pub complete: watch::Receiver<bool>,
+}
+
+/// Begins to watch; `prune` takes out of each object what nobody reads; `seen` hears of every
+/// object that is new, changed or gone.
+pub fn begin<K>(
+    parts: Vec<Part<K>>,
+    keep: impl Keep<K>,
+    prune: fn(&mut K),
+    seen: impl Fn(&K, Seen) + Send + 'static,
+) -> Begun
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    /// Whether the first lists are complete.
-    pub fn ready(&self) -> watch::Receiver<bool> {
-        self.ready.subscribe()
-    }
-
-    /// Begins to watch; `prune` takes out of each object what nobody reads; `seen` hears of every
-    /// object that is new, changed or gone.
-    pub fn start(
-        &mut self,
-        parts: Vec<Part<K>>,
-        prune: fn(&mut K),
-        seen: impl Fn(&K, Seen) + Send + 'static,
-    ) -> tokio::task::JoinHandle<()> {
-        let writer = self.writer.take().expect("a watch is started once");
-        let ready = self.ready.clone();
-        let scopes = parts.iter().map(|part| part.scope.clone()).collect();
-        tokio::spawn(follow(scopes, merged(&parts), writer, ready, prune, seen))
-    }
+    let scopes = parts.iter().map(|part| part.scope.clone()).collect();
+    let ready = watch::Sender::new(false);
+    let complete = ready.subscribe();
+    Begun { task: tokio::spawn(follow(scopes, merged(&parts), keep, ready, prune, seen)), complete }
 }
 
 /// What became of an object.
@@ -181,15 +212,14 @@ pub enum Seen {
 async fn follow<K>(
     scopes: Vec<Scope>,
     mut events: impl Stream<Item = (usize, Told<K>)> + Unpin,
-    mut writer: Writer<K>,
+    mut keep: impl Keep<K>,
     ready: watch::Sender<bool>,
     prune: fn(&mut K),
     seen: impl Fn(&K, Seen),
 ) where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    let store = writer.as_reader();
-    let mut listed: Vec<HashSet<ObjectRef<K>>> = scopes.iter().map(|_| HashSet::new()).collect();
+    let mut listed: Vec<BTreeSet<Name>> = scopes.iter().map(|_| BTreeSet::new()).collect();
     let mut unlisted: BTreeSet<usize> = (0..scopes.len()).collect();
     while let Some((part, event)) = events.next().await {
         let event = match event {
@@ -199,36 +229,26 @@ async fn follow<K>(
                 continue;
             }
         };
-        // The store knows one list; what several parts say comes to it object by object.
-        let event = match read(event) {
-            Some(Event::InitApply(mut object)) => {
+        let Some(event) = read(event) else { continue };
+        // What several parts list is kept together, so each object of a list comes by itself.
+        if let Event::InitApply(object) = &event {
+            listed[part].insert(named(object));
+        }
+        match event {
+            Event::Apply(mut object) | Event::InitApply(mut object) => {
                 prune(&mut object);
-                listed[part].insert(ObjectRef::from_obj(&object));
-                Event::Apply(object)
-            }
-            Some(Event::Apply(mut object)) => {
-                prune(&mut object);
-                Event::Apply(object)
-            }
-            Some(other) => other,
-            None => continue,
-        };
-        match &event {
-            Event::Apply(object) => {
-                writer.apply_watcher_event(&event);
-                seen(object, Seen::There);
+                keep.put(&object);
+                seen(&object, Seen::There);
             }
             Event::Delete(object) => {
-                writer.apply_watcher_event(&event);
-                seen(object, Seen::Gone);
+                keep.remove(&object);
+                seen(&object, Seen::Gone);
             }
-            Event::Init | Event::InitApply(_) => listed[part].clear(),
+            Event::Init => listed[part].clear(),
             Event::InitDone => {
                 let names = std::mem::take(&mut listed[part]);
-                let missing =
-                    |o: &K| scopes[part].holds(o) && !names.contains(&ObjectRef::from_obj(o));
-                for object in store.state_filter(missing) {
-                    writer.apply_watcher_event(&Event::Delete(K::clone(&object)));
+                for object in keep.those(|o| scopes[part].holds(o) && !names.contains(&named(o))) {
+                    keep.remove(&object);
                     seen(&object, Seen::Gone);
                 }
                 unlisted.remove(&part);
@@ -289,7 +309,7 @@ pub async fn follow_claims(
             Event::Init => listed[part] = Default::default(),
             Event::InitApply(object) => {
                 let (names, newest) = &mut listed[part];
-                names.insert(name_of(&object));
+                names.insert(named(&object));
                 *newest = (*newest).max(version(&object));
                 put(&table, &handle, object);
             }
@@ -306,8 +326,8 @@ pub async fn follow_claims(
             }
             Event::Delete(object) => {
                 table.gone(&object);
-                handle.claim_changed(&name_of(&object));
-                handle.owner_changed(&object.spec.owner.uid);
+                handle.claim_changed(&named(&object));
+                handle.owner_changed(&owner_of(&object));
                 handle.money_moved(&object.namespace().unwrap_or_default());
             }
         }
@@ -316,22 +336,22 @@ pub async fn follow_claims(
 
 /// Known first, or whoever is woken looks at what was before.
 fn put(table: &ClaimTable, handle: &Handle, object: ComputeClaim) {
-    let (name, owner) = (name_of(&object), object.spec.owner.uid.clone());
+    let (name, owner) = (named(&object), owner_of(&object));
     table.put(object);
     handle.claim_changed(&name);
     handle.owner_changed(&owner);
     handle.money_moved(&name.0);
 }
 
+fn owner_of(claim: &ComputeClaim) -> WorkloadId {
+    let ClaimOwner { kind, name, uid } = claim.spec.owner.clone();
+    WorkloadId { kind: kind.into(), namespace: claim.namespace().unwrap_or_default(), name, uid }
+}
+
 /// Jobs: into their queue; and the services that serve what they make into theirs.
 pub fn on_job(handle: Handle, models: Models) -> impl Fn(&TrainingJob, Seen) {
     move |job, seen| {
-        let name = (job.namespace().unwrap_or_default(), job.name_any());
-        let uid = job.uid().unwrap_or_default();
-        match seen {
-            Seen::There => handle.know_owner(uid, OwnerKind::TrainingJob, name.clone()),
-            Seen::Gone => handle.forget_owner(&uid),
-        }
+        let name = named(job);
         if seen == Seen::Gone || job.status.as_ref().is_some_and(is_over) {
             models.services_of(&name).iter().for_each(|service| handle.service_changed(service));
         }
@@ -341,15 +361,7 @@ pub fn on_job(handle: Handle, models: Models) -> impl Fn(&TrainingJob, Seen) {
 
 /// Services: into their queue.
 pub fn on_service(handle: Handle) -> impl Fn(&InferenceService, Seen) {
-    move |service, seen| {
-        let name = (service.namespace().unwrap_or_default(), service.name_any());
-        let uid = service.uid().unwrap_or_default();
-        match seen {
-            Seen::There => handle.know_owner(uid, OwnerKind::InferenceService, name.clone()),
-            Seen::Gone => handle.forget_owner(&uid),
-        }
-        handle.services.add(name);
-    }
+    move |service, _| handle.services.add(named(service))
 }
 
 /// What belongs to gateways: into the queue of their service.
@@ -398,7 +410,8 @@ mod tests {
     async fn a_new_list_of_one_namespace_takes_nothing_from_the_others() {
         let scopes =
             ["a", "b"].map(|name| Scope { namespace: Some(name.to_owned()), label: None }).to_vec();
-        let mut watched = Watched::<ConfigMap>::default();
+        let shelf = Shelf::new(|_: &ConfigMap| false);
+        let ready = watch::Sender::new(false);
         let seen = Arc::new(Mutex::new(Vec::new()));
         let notes = seen.clone();
         let note = move |object: &ConfigMap, what| {
@@ -417,11 +430,9 @@ mod tests {
             (0, Event::InitDone),
         ];
         let events = futures::stream::iter(events.map(|(part, event)| (part, Ok(event))));
-        let writer = watched.writer.take().expect("a writer");
-        let ready = watched.ready();
-        follow(scopes, events, writer, watched.ready.clone(), |_| {}, note).await;
+        follow(scopes, events, shelf.clone(), ready.clone(), |_| {}, note).await;
         assert!(*ready.borrow());
-        let mut left: Vec<String> = watched.store.state().iter().map(|o| o.name_any()).collect();
+        let mut left: Vec<String> = shelf.all().iter().map(ResourceExt::name_any).collect();
         left.sort();
         assert_eq!(left, ["other", "stays"]);
         let gone: Vec<_> = seen
@@ -436,12 +447,11 @@ mod tests {
 
     #[tokio::test]
     async fn nothing_is_complete_before_every_part_is() {
-        let mut watched = Watched::<ConfigMap>::default();
-        let ready = watched.ready();
+        let ready = watch::Sender::new(false);
         let scopes = vec![Scope::default(), Scope::default()];
         let events = futures::stream::iter([(0, Ok(Event::Init)), (0, Ok(Event::InitDone))]);
-        let writer = watched.writer.take().expect("a writer");
-        follow(scopes, events, writer, watched.ready.clone(), |_| {}, |_, _| {}).await;
+        let shelf = Shelf::new(|_: &ConfigMap| false);
+        follow(scopes, events, shelf, ready.clone(), |_| {}, |_, _| {}).await;
         assert!(!*ready.borrow());
     }
 }

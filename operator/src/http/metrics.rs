@@ -26,6 +26,7 @@ use prometheus_client::registry::{Metric, Registry};
 
 use super::auth::What;
 use super::{Api, Refusal};
+use crate::claims::StoredClaim;
 use crate::cluster::Operator;
 use crate::cluster::book::Bought;
 use crate::cluster::operate::Queues;
@@ -135,10 +136,11 @@ fn now(operator: &Operator, queues: &Queues) -> Registry {
         depth.get_or_create(&OfController { controller }).set(waiting as i64);
     }
     if operator.health.has_begun() {
-        machines(operator, &mut all);
+        let claims = operator.table.all();
+        machines(&claims, &mut all);
         spent(operator, &mut all);
         offers(operator, &mut all);
-        budgets(operator, &mut all);
+        budgets(operator, &claims, &mut all);
     }
     all
 }
@@ -150,19 +152,19 @@ fn add<M: Metric + Default + Clone>(all: &mut Registry, name: &str, help: &str) 
     metric
 }
 
-fn machines(operator: &Operator, all: &mut Registry) {
+fn machines(claims: &[StoredClaim], all: &mut Registry) {
     let hourly = add::<Family<OfMachine, Float>>(
         all,
         "compute_hourly_cost_usd",
         "Dollars an hour that each machine costs now",
     );
-    let claims =
+    let phases =
         add::<Family<OfClaims, Gauge>>(all, "compute_claims", "Claims that are not gone, by phase");
-    for stored in operator.table.all() {
-        let claim = stored.claim;
+    for stored in claims {
+        let claim = &stored.claim;
         let (offer, owner) = (&claim.spec.offer, &claim.spec.owner);
         let phase = phase(&claim.phase);
-        claims.get_or_create(&OfClaims { provider: offer.provider.clone(), phase }).inc();
+        phases.get_or_create(&OfClaims { provider: offer.provider.clone(), phase }).inc();
         let (Phase::Launched { instance, .. } | Phase::Ending { instance: Some(instance), .. }) =
             &claim.phase
         else {
@@ -256,14 +258,13 @@ fn offers(operator: &Operator, all: &mut Registry) {
     }
 }
 
-fn budgets(operator: &Operator, all: &mut Registry) {
+fn budgets(operator: &Operator, claims: &[StoredClaim], all: &mut Registry) {
     let mut add = |name, help| add::<Family<OfBudget, Float>>(all, name, help);
     let limit = add("budget_limit_usd", "Dollars that a budget allows in its period");
     let spent = add("budget_spent_usd", "Dollars spent in the running period, up to now");
     let end = add("budget_projected_usd", "Dollars at the period's end if all goes on as now");
     let now = operator.clock.now();
-    let claims = operator.table.all();
-    for budget in operator.budgets(now) {
+    for budget in operator.budgets(claims, now) {
         let rate = claims
             .iter()
             .filter(|stored| {

@@ -64,21 +64,18 @@ async fn a_job_is_trained_to_the_same_hash_and_nothing_is_left() -> Result<()> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_operator_that_dies_before_it_wrote_down_the_end_buys_no_second_machine() -> Result<()> {
-    let cluster = Cluster::start("unwritten").await?;
+/// A job that is trained to its end under an operator that hears so, cannot write it down, and dies.
+async fn unwritten(name: &str) -> Result<Cluster> {
+    let cluster = Cluster::start(name).await?;
     let proxy = cluster.plane.proxy()?;
     let first = cluster.operator_as(&cluster.plane.admin().through(&proxy)?).await?;
-    cluster.create(&tiny("unwritten")?).await?;
-    let running = |job: &TrainingJob| {
-        job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Running"))
-    };
-    cluster.until("unwritten", "Running", Duration::from_secs(120), running).await?;
+    cluster.create(&tiny(name)?).await?;
+    cluster.until(name, "Running", Duration::from_secs(120), runs).await?;
     let claims = cluster.claims().await?;
     let claim = (cluster.namespace.clone(), claims.first().context("a claim")?.name_any());
     // From here on it hears its agent, and can write nothing.
     proxy.set(Link::Refused);
-    ensure!(running(&cluster.job("unwritten").await?), "too late: it was over already");
+    ensure!(runs(&cluster.job(name).await?), "too late: it was over already");
     eventually("the operator has heard the end", Duration::from_secs(240), || async {
         match first.operator.agents.run(&claim).and_then(|run| run.end) {
             Some(_) => Ok(()),
@@ -87,14 +84,20 @@ async fn an_operator_that_dies_before_it_wrote_down_the_end_buys_no_second_machi
     })
     .await?;
     drop(first);
-    // Longer than an agent stays that was asked to end.
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    ensure!(running(&cluster.job("unwritten").await?), "the end was written down");
+    ensure!(runs(&cluster.job(name).await?), "the end was written down");
     ensure!(cluster.cloud.billed_now().len() == 1, "{:?}", cluster.cloud.billed_now());
+    Ok(cluster)
+}
 
+fn runs(job: &TrainingJob) -> bool {
+    job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Running"))
+}
+
+/// The next operator finds out, and has no reason to buy.
+async fn completes_on_its_one_machine(cluster: &Cluster, name: &str) -> Result<()> {
     let _second = cluster.operator().await?;
     let job = cluster
-        .until("unwritten", "Complete", Duration::from_secs(240), |job| {
+        .until(name, "Complete", Duration::from_secs(240), |job| {
             job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Complete"))
         })
         .await?;
@@ -105,6 +108,30 @@ async fn an_operator_that_dies_before_it_wrote_down_the_end_buys_no_second_machi
     ensure!(cluster.cloud.created() == 1, "{} machines", cluster.cloud.created());
     ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_dies_before_it_wrote_down_the_end_buys_no_second_machine() -> Result<()> {
+    let cluster = unwritten("unwritten").await?;
+    // Longer than an agent stays that was asked to end.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    completes_on_its_one_machine(&cluster, "unwritten").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_a_command_ended_is_known_though_its_machine_and_its_agent_are_gone() -> Result<()> {
+    let cluster = unwritten("forsaken").await?;
+    let logs = Path::new(&cluster.store()).join("logs").join(&cluster.namespace).join("forsaken");
+    eventually("the exit report is in the store", Duration::from_secs(60), || async {
+        let claims = std::fs::read_dir(&logs).map_err(|error| error.to_string())?;
+        let mut reports = claims.flatten().map(|claim| claim.path().join("exit.json"));
+        reports.any(|report| report.exists()).then_some(()).ok_or_else(|| "not yet".to_owned())
+    })
+    .await?;
+    for machine in cluster.cloud.billed_now() {
+        cluster.cloud.interrupt(&machine.id, None);
+    }
+    completes_on_its_one_machine(&cluster, "forsaken").await
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,6 +29,9 @@ pub enum Error {
     /// The ledger cannot be read or written.
     #[error(transparent)]
     Ledger(#[from] ledger::Error),
+    /// The store of results cannot be read.
+    #[error("the store: {0}")]
+    Store(#[from] petaflop_store::StoreError),
     /// Another process leads now.
     #[error("another process leads")]
     NotLeading,
@@ -45,7 +48,7 @@ impl Error {
         match self {
             // Somebody wrote first; their writing comes by the watch, or has come.
             Self::Api { source, .. } if is_conflict(source) => Again::LostRace,
-            Self::Api { .. } | Self::Claims(_) | Self::Ledger(_) => Again::Backoff,
+            Self::Api { .. } | Self::Claims(_) | Self::Ledger(_) | Self::Store(_) => Again::Backoff,
             Self::Act(ActError::Provider(error)) => provider_again(error),
             Self::Act(ActError::Claims(_) | ActError::Ledger(_)) => Again::Backoff,
             Self::NotLeading => Again::OnChange,
@@ -60,6 +63,7 @@ impl Error {
             | Self::Api { .. }
             | Self::Claims(_)
             | Self::Ledger(_)
+            | Self::Store(_)
             | Self::NotLeading => Reason::Unreachable,
         }
     }

@@ -11,6 +11,7 @@ use crate::claims::StoredClaim;
 use crate::cluster::budgets::Counted;
 use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::queue::Again;
+use crate::cluster::run::left_behind;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
 use crate::cluster::{Operator, admit, events, finalizer, secrets};
@@ -48,8 +49,14 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     }
     let claims = operator.table.of_owner(&uid);
     let newest = claims.iter().max_by_key(|c| c.claim.spec.placement);
-    let run = newest
+    let mut run = newest
         .and_then(|stored| operator.agents.run(&(name.0.clone(), stored.claim.spec.name.clone())));
+    if let Some(stored) = newest
+        && training_job::is_unexplained(stored, job.status.as_ref(), run.as_ref())
+        && let Some(exit) = left_behind(&operator.settings.store, &stored.claim.spec).await?
+    {
+        run.get_or_insert_default().exited(&exit);
+    }
     let said = operator.placement.said(&uid);
     let now = operator.clock.now();
     let stop = operator.stop_of(&Counted::job(&job));

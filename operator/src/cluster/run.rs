@@ -2,8 +2,13 @@
 //! new leader asks the agents again.
 
 use petaflop_agent_api::message::{Exit, Why};
+use petaflop_arbiter::claim::ClaimSpec;
 use petaflop_crds::training_job::TrainingProgress;
+use petaflop_store::StoreError;
+use petaflop_store::logs::{LogReader, prefix};
 use petaflop_store::report::Progress;
+
+use crate::cluster::settings::StoreAt;
 
 /// A claim's command, as its agent reports it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -56,6 +61,18 @@ pub enum End {
         /// Whether another try could help.
         retry: bool,
     },
+}
+
+/// How the command of a claim ended, as its agent left it in the store: its machine is gone, and
+/// with it the agent. `None`: it left nothing, so the machine went first.
+///
+/// # Errors
+/// The store cannot be read, which says nothing about the command.
+pub async fn left_behind(store: &StoreAt, claim: &ClaimSpec) -> Result<Option<Exit>, StoreError> {
+    let owner = &claim.owner;
+    let reader =
+        LogReader::new(store.objects()?, &prefix(&owner.namespace, &owner.name, &claim.name));
+    Ok(reader.exit().await?.and_then(|report| serde_json::from_slice(&report).ok()))
 }
 
 impl Run {

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use object_store::ObjectStore;
 use petaflop_agent_api::task::Secret;
+use petaflop_store::{StoreError, place};
 
 /// What the operator is started with.
 #[derive(Clone, Debug)]
@@ -48,4 +51,16 @@ pub struct StoreAt {
     pub uri: String,
     /// As the environment would name it (`AWS_ACCESS_KEY_ID`, …).
     pub credentials: BTreeMap<String, Secret>,
+}
+
+impl StoreAt {
+    /// What lies there, by path.
+    ///
+    /// # Errors
+    /// It cannot be used.
+    pub fn objects(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
+        let credentials: place::Credentials<'_> =
+            self.credentials.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
+        place::objects(&self.uri, Some(&credentials).filter(|given| !given.is_empty()))
+    }
 }

@@ -86,6 +86,21 @@ pub fn is_over(status: &TrainingJobStatus) -> bool {
     is_true(&status.conditions, "Complete") || is_true(&status.conditions, "Failed")
 }
 
+/// Whether a machine of it went, nobody knows how its command ended, and it is not counted yet.
+pub fn is_unexplained(
+    stored: &StoredClaim,
+    status: Option<&TrainingJobStatus>,
+    run: Option<&Run>,
+) -> bool {
+    let (ClaimPhase::Ending { reason, .. } | ClaimPhase::Ended { reason }) = stored.claim.phase
+    else {
+        return false;
+    };
+    matches!(reason, Reason::SpotInterrupted | Reason::HeartbeatLost)
+        && run.is_none_or(|run| run.end.is_none())
+        && stored.claim.spec.placement > status.map_or(0, settled)
+}
+
 /// Number of the last placement whose end was counted.
 fn settled(status: &TrainingJobStatus) -> u32 {
     status.placement.as_ref().and_then(|p| p.settled).unwrap_or(0)

@@ -16,7 +16,6 @@ use object_store::ObjectStore;
 use object_store::path::Path;
 use petaflop_arbiter::workload::OwnerKind;
 use petaflop_store::logs::{LogReader, prefix};
-use petaflop_store::{StoreError, place};
 use serde::Deserialize;
 
 use super::auth::What;
@@ -45,7 +44,7 @@ pub(super) async fn answer(
     let Query(Wanted { follow }) = query?;
     api.reviews.allow(&headers, &What::Logs(kind, namespace.clone(), name.clone())).await?;
     let operator = api.operator.clone();
-    let objects = objects(&operator).map_err(|error| refused(error.into()))?;
+    let objects = operator.settings.store.objects().map_err(|error| refused(error.into()))?;
     let mut tail = Tail {
         operator,
         objects,
@@ -71,14 +70,6 @@ fn refused(error: BoxError) -> Refusal {
 
 /// What the store said.
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// The store that agents ship their logs to.
-fn objects(operator: &Operator) -> Result<Arc<dyn ObjectStore>, StoreError> {
-    let at = &operator.settings.store;
-    let credentials: place::Credentials<'_> =
-        at.credentials.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
-    place::objects(&at.uri, Some(&credentials).filter(|given| !given.is_empty()))
-}
 
 /// Machines in the order they came: uid of the owner, placement, index.
 type Order = (String, u32, u32);
@@ -162,10 +153,10 @@ impl Tail {
 
     /// Whether nothing will be written any more: it has ended, and no machine of it is left.
     fn is_over(&self) -> bool {
-        let claims = self.operator.table.all();
+        let claims = self.operator.table.of_namespace(&self.namespace);
         let works = claims.iter().any(|stored| {
             let owner = &stored.claim.spec.owner;
-            (owner.kind, &owner.namespace, &owner.name) == (self.kind, &self.namespace, &self.name)
+            (owner.kind, &owner.name) == (self.kind, &self.name)
         });
         let ended = match self.kind {
             OwnerKind::TrainingJob => self

@@ -71,6 +71,8 @@ impl Outcome {
             let hit = match object.as_str() {
                 "events" => reference.at_once,
                 object if object.contains("computeclaims") => reference.at_once,
+                // A service's status tells of each of its replicas.
+                object if object.contains("inferenceservices/status") => reference.at_once,
                 _ => 1,
             };
             let most = usual + MORE_WRITES * u64::from(self.struck) * hit.max(1);

@@ -29,6 +29,10 @@ const CHARGE: SignedDuration = SignedDuration::from_secs(300);
 /// Between two looks at something that takes time.
 const SOON: SignedDuration = SignedDuration::from_secs(2);
 
+/// Of many jobs at once all claims are written before machines are bought for some: what is reserved
+/// stands sooner, and so does the word on each job. The end of a pass wakes its claims; none waits longer.
+const CLAIMS_FIRST: SignedDuration = SignedDuration::from_secs(2);
+
 /// A machine that is to be ended is usually gone after this long.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(120);
 
@@ -42,6 +46,11 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     let stored = claims::read(&object)?;
     if abandon::act(operator, &object, &stored).await? {
         return Ok(Again::OnChange);
+    }
+    let planned = stored.claim.phase == Phase::Planned && !stored.deleting;
+    let age = operator.clock.now().duration_since(stored.claim.spec.decided_at);
+    if planned && age < CLAIMS_FIRST && operator.placement.is_under_way() {
+        return Ok(Again::After(CLAIMS_FIRST.unsigned_abs()));
     }
     let seller = &stored.claim.spec.offer.provider;
     let Some(provider) = operator.providers.get(seller).and_then(|known| known.provider.ok())

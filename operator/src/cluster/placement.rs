@@ -2,6 +2,7 @@
 //! stable order: observe → [`World`] → [`decide`] → claims. It never buys; writing a claim twice is safe.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -53,6 +54,23 @@ struct Inner {
     asked: Notify,
     last: Mutex<HashMap<String, Arc<Said>>>,
     passed: Mutex<Option<Timestamp>>,
+    under_way: AtomicBool,
+}
+
+/// While it lives, a pass is deciding or writes what it decided.
+struct UnderWay<'a>(&'a AtomicBool);
+
+impl<'a> UnderWay<'a> {
+    fn begin(inner: &'a Inner) -> Self {
+        inner.under_way.store(true, Ordering::Relaxed);
+        Self(&inner.under_way)
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
+    }
 }
 
 /// What a pass said of a workload.
@@ -122,12 +140,18 @@ impl Placement {
     /// Waits until one is asked for, and a moment more for whoever asks next.
     pub async fn asked(&self, operator: &Operator) {
         self.inner.asked.notified().await;
+        self.inner.under_way.store(true, Ordering::Relaxed);
         operator.clock.sleep(TOGETHER).await;
     }
 
     /// What the last pass said of a workload.
     pub fn said(&self, uid: &str) -> Option<Arc<Said>> {
         self.inner.last.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
+    }
+
+    /// Whether claims may be written soon or now.
+    pub fn is_under_way(&self) -> bool {
+        self.inner.under_way.load(Ordering::Relaxed)
     }
 
     /// When the last pass was made, if there was one.
@@ -145,6 +169,7 @@ pub fn recorded(operator: &Operator) -> Recorded {
 
 /// One pass. Returns when to look again though nothing happens.
 pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
+    let under_way = UnderWay::begin(&operator.placement.inner);
     let now = operator.clock.now();
     let Looked { world, mut said, generations, revisions, settled } =
         world(operator, now, Of::WhoeverLacksOne);
@@ -179,6 +204,7 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await?;
+    drop(under_way);
     for stored in created.into_iter().flatten() {
         let spec = stored.claim.spec;
         operator.claim_changed(&(spec.owner.namespace, spec.name));

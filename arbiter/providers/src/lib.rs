@@ -9,6 +9,7 @@
 //! | [`price`] | dollars an hour of an owned machine |
 //! | [`host`] | this machine (feature `host`) |
 //! | [`nodes`] | the nodes of this cluster (feature `nodes`) |
+//! | [`runpod`] | an account at RunPod (feature `runpod`) |
 //! | [`snapshot`] | dated prices of RunPod and AWS, never bought from (feature `snapshot`) |
 
 pub mod error;
@@ -20,6 +21,8 @@ pub mod nodes;
 #[cfg(any(feature = "host", feature = "nodes"))]
 pub mod price;
 pub mod provider;
+#[cfg(feature = "runpod")]
+pub mod runpod;
 #[cfg(feature = "snapshot")]
 pub mod snapshot;
 

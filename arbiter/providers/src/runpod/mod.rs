@@ -1,0 +1,491 @@
+//! RunPod as a provider: an instance is a pod, an offer so many accelerators of one type (or
+//! processors of one flavour) in one of its two clouds.
+//!
+//! REST v2 does everything it can do; GraphQL sells spot pods, which REST v2 does not know.
+//! docs/providers/runpod.md says what of its behaviour this is built on, and which test shows each.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `thing` | a kind of pod and its name; pure |
+//! | `catalogue` | RunPod's catalogue; pure |
+//! | `spot` | prices and answers of GraphQL; pure |
+//! | `offers` | catalogue in, offers out; pure |
+//! | `request` | the purchase of a pod; pure |
+//! | `entry` | how the agent gets into a pod; pure |
+//! | `pod` | pods as instances, pages of lists; pure |
+//! | `answer` | what answers mean; pure |
+//! | `quota` | how often it may be asked; pure |
+//! | `dollars` | prices as RunPod writes them; pure |
+//! | `api` | the one place from which it is called |
+
+mod answer;
+mod api;
+mod catalogue;
+mod dollars;
+mod entry;
+mod offers;
+mod pod;
+mod quota;
+mod request;
+mod spot;
+mod thing;
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::{SignedDuration, Timestamp};
+use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
+use petaflop_arbiter::money::UsdPerHour;
+use petaflop_arbiter::offer::Offer;
+
+use crate::error::{LaunchError, ProviderError};
+use crate::machine::EnrolmentToken;
+use crate::provider::{
+    Billing, Capabilities, Instance, InstanceId, Listing, Order, Provider, Work,
+};
+use answer::{Answer, SameWords};
+use api::{Api, Interface, NoAnswer};
+pub use entry::AgentDownload;
+use offers::{Seen, Terms};
+use pod::{Next, Pod};
+use quota::Purpose;
+use request::{Call, Frozen};
+use thing::Cloud;
+
+/// RunPod's own address; `RUNPOD_API_BASE_URL` names another for its command-line tools, and so here.
+pub const BASE: &str = "https://api.runpod.io";
+/// Variable with another address.
+pub const BASE_VARIABLE: &str = "RUNPOD_API_BASE_URL";
+/// Variable with the API key.
+pub const KEY_VARIABLE: &str = "RUNPOD_API_KEY";
+
+/// Between two looks at the catalogue: whoever asks sooner hears the last one again.
+const PASS: SignedDuration = SignedDuration::from_secs(60);
+/// What RunPod's own rounding may add to a price: micro-dollars an hour.
+const ROUNDING_MICROS: i64 = 1_000;
+/// Tries to end a pod that came dearer than it was quoted. Each is harmless.
+const TRIES_TO_END: u32 = 3;
+/// Pages after which a list is taken for endless.
+const MOST_PAGES: u32 = 1_000;
+
+/// An API key. It is in no output.
+#[derive(Clone)]
+pub struct ApiKey(String);
+
+impl ApiKey {
+    /// A key. White space around it, as files have it, is none of it.
+    pub fn new(text: impl AsRef<str>) -> Self {
+        Self(text.as_ref().trim().to_owned())
+    }
+}
+
+impl fmt::Debug for ApiKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ApiKey(…)")
+    }
+}
+
+/// How an account of RunPod's is used.
+#[derive(Clone, Debug)]
+pub struct RunPodConfig {
+    /// Name of the ComputeProvider, in offers and claims.
+    pub name: String,
+    /// Where the API is: [`BASE`], or what [`BASE_VARIABLE`] says.
+    pub base: String,
+    /// The account's key: docs/providers/runpod.md says which rights it needs.
+    pub key: ApiKey,
+    /// Where pods fetch the agent.
+    pub agent: AgentDownload,
+    /// How many accelerators a pod may have: each size is a request for each cloud and pass.
+    pub counts: Vec<u32>,
+    /// How many processors a pod without accelerators may have, powers of two: each is a request a pass.
+    pub vcpu_counts: Vec<u32>,
+    /// Data centres in which pods may be; empty: any, and Community machines.
+    pub data_centers: Vec<String>,
+    /// Container disk of each pod, in GB. It is part of the price.
+    pub disk_gb: u32,
+    /// Whether spot prices are asked for.
+    pub spot: bool,
+    /// After this long RunPod ends a spot pod, whatever becomes of us.
+    pub spot_life: Duration,
+    /// The account's credential for the registry of the images, where they are not public.
+    pub registry: Option<String>,
+    /// What the owner adds to every price that is quoted here, in per cent, before it is decided on.
+    pub price_adjustment_percent: i32,
+}
+
+impl RunPodConfig {
+    /// The usual settings.
+    pub fn new(name: &str, key: ApiKey, agent: AgentDownload) -> Self {
+        Self {
+            name: name.to_owned(),
+            base: BASE.to_owned(),
+            key,
+            agent,
+            counts: vec![1, 2, 4, 8],
+            vcpu_counts: vec![2, 4, 8, 16, 32],
+            data_centers: Vec::new(),
+            disk_gb: 40,
+            spot: true,
+            spot_life: Duration::from_secs(24 * 3600),
+            registry: None,
+            price_adjustment_percent: 0,
+        }
+    }
+}
+
+/// An account at RunPod.
+pub struct RunPod {
+    config: RunPodConfig,
+    api: Api,
+    /// GraphQL was switched off, or does not let us in: there are no spot offers.
+    no_spot: AtomicBool,
+    last: Mutex<Option<(Timestamp, Vec<Offer>)>>,
+    refused: Mutex<SameWords>,
+    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
+}
+
+impl fmt::Debug for RunPod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RunPod").field("config", &self.config).finish_non_exhaustive()
+    }
+}
+
+impl RunPod {
+    /// Calls nobody yet.
+    ///
+    /// # Errors
+    /// When the settings make no sense.
+    pub fn new(config: RunPodConfig) -> Result<Self, ProviderError> {
+        let wrong = |detail| ProviderError::Misconfigured { provider: config.name.clone(), detail };
+        config.agent.check().map_err(wrong)?;
+        let powers = config.vcpu_counts.iter().all(|count| count.is_power_of_two() && *count >= 2);
+        if !powers || config.counts.contains(&0) || config.disk_gb == 0 {
+            let detail =
+                "a pod has 1 or more accelerators, or 2, 4, 8… processors, and 1 or more GB";
+            return Err(wrong(detail.to_owned()));
+        }
+        let api = Api::new(&config.base, &config.key.0).map_err(wrong)?;
+        Ok(Self {
+            config,
+            api,
+            no_spot: AtomicBool::new(false),
+            last: Mutex::default(),
+            refused: Mutex::default(),
+            now: Arc::new(Timestamp::now),
+        })
+    }
+
+    /// Quotes carry the time of this clock instead of the system's, and quotas run by it.
+    #[must_use]
+    pub fn by_clock(mut self, now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        self.now = Arc::new(now);
+        self
+    }
+
+    fn now(&self) -> Timestamp {
+        (self.now)()
+    }
+
+    fn unreachable(&self, what: &str, detail: impl fmt::Display) -> ProviderError {
+        let detail = format!("{what}: {detail}");
+        ProviderError::Unreachable { provider: self.config.name.clone(), detail }
+    }
+
+    fn failed(&self, what: &str, failure: NoAnswer) -> ProviderError {
+        match failure {
+            NoAnswer::Wait(wait) => {
+                ProviderError::RateLimited { provider: self.config.name.clone(), wait }
+            }
+            NoAnswer::NotSent(detail) | NoAnswer::Lost(detail) => self.unreachable(what, detail),
+        }
+    }
+
+    /// The answer, if it is success.
+    fn good(&self, what: &str, answer: Result<Answer, NoAnswer>) -> Result<Answer, ProviderError> {
+        let answer = answer.map_err(|failure| self.failed(what, failure))?;
+        match answer.status {
+            200..=299 => Ok(answer),
+            _ => Err(answer::of_call(&self.config.name, what, &answer)),
+        }
+    }
+
+    /// One look at the whole catalogue: a request for each cloud and size.
+    async fn look(&self) -> Result<Seen, ProviderError> {
+        let mut seen = Seen::default();
+        let kind = [("include", "AVAILABILITY"), ("product", "POD")];
+        let price = Purpose::Price;
+        for cloud in Cloud::ALL {
+            // Community machines are in no data centre that could be named.
+            if cloud == Cloud::Community && !self.config.data_centers.is_empty() {
+                continue;
+            }
+            for count in &self.config.counts {
+                let what = format!("prices of {count} accelerators ({})", cloud.as_str());
+                let size = count.to_string();
+                let query = [kind[0], kind[1], ("count", size.as_str()), ("cloud", cloud.as_str())];
+                let answer = self.api.get(&["catalog", "gpus"], &query, price, self.now()).await;
+                let answer = self.good(&what, answer)?;
+                let gpus = catalogue::gpus(&answer.body, cloud, *count);
+                let gpus = gpus.map_err(|detail| self.unreachable(&what, detail))?;
+                seen.gpus.push((cloud, *count, gpus));
+            }
+        }
+        for count in &self.config.vcpu_counts {
+            let what = format!("prices of {count} processors");
+            let size = count.to_string();
+            let query = [kind[0], kind[1], ("vcpuCount", size.as_str())];
+            let answer = self.api.get(&["catalog", "cpus"], &query, price, self.now()).await;
+            let answer = self.good(&what, answer)?;
+            let cpus = catalogue::cpus(&answer.body);
+            seen.cpus.push((*count, cpus.map_err(|detail| self.unreachable(&what, detail))?));
+        }
+        if self.config.spot && !self.no_spot.load(Ordering::Relaxed) {
+            seen.spot = self.spot_prices().await;
+        }
+        Ok(seen)
+    }
+
+    /// Spot prices; none where they cannot be had, which takes nothing from the other offers.
+    async fn spot_prices(&self) -> spot::Prices {
+        let what = "spot prices";
+        let counts = &self.config.counts;
+        let answer = self.api.ask(&spot::question(counts), self.now()).await;
+        let prices = self.good(what, answer).and_then(|answer| {
+            spot::prices(&answer.body, counts).map_err(|detail| self.unreachable(what, detail))
+        });
+        prices.unwrap_or_else(|error| {
+            let over =
+                matches!(error, ProviderError::Retired { .. } | ProviderError::Unauthorized { .. });
+            if over {
+                self.no_spot.store(true, Ordering::Relaxed);
+            }
+            tracing::warn!(%error, for_good = over, "no spot offers");
+            spot::Prices::new()
+        })
+    }
+
+    fn last(&self) -> MutexGuard<'_, Option<(Timestamp, Vec<Offer>)>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All pods of the account, and whether these are all.
+    async fn pods(&self) -> Result<(Vec<Pod>, bool), ProviderError> {
+        let what = "list pods";
+        let (mut seen, mut cursors, mut complete) = (Vec::new(), BTreeSet::new(), true);
+        let mut cursor: Option<String> = None;
+        for _ in 0..MOST_PAGES {
+            let query: Vec<(&str, &str)> =
+                cursor.iter().map(|cursor| ("cursor", cursor.as_str())).collect();
+            let answer = self.api.get(&["pods"], &query, Purpose::Machine, self.now()).await;
+            let page = self.good(what, answer).and_then(|answer| {
+                pod::page(&answer.body).map_err(|detail| self.unreachable(what, detail))
+            });
+            let page = match page {
+                Ok(page) => page,
+                // What was seen is true; what was not seen may be there.
+                Err(_) if cursor.is_some() => return Ok((seen, false)),
+                Err(error) => return Err(error),
+            };
+            seen.extend(page.pods);
+            complete &= page.readable;
+            match page.next {
+                Next::Nothing => return Ok((seen, complete)),
+                // A cursor that repeats leads round and round.
+                Next::Page(next) if cursors.insert(next.clone()) => cursor = Some(next),
+                Next::Page(_) | Next::Lost => return Ok((seen, false)),
+            }
+        }
+        Ok((seen, false))
+    }
+
+    async fn pod(&self, id: &InstanceId) -> Result<Option<Pod>, ProviderError> {
+        let what = "get a pod";
+        let path = ["pods", id.0.as_str()];
+        let answer = self.api.get(&path, &[], Purpose::Machine, self.now()).await;
+        let answer = answer.map_err(|failure| self.failed(what, failure))?;
+        if answer.is_unknown() {
+            return Ok(None);
+        }
+        let answer = self.good(what, Ok(answer))?;
+        match pod::one(&answer.body) {
+            Some(pod) => Ok(Some(pod)),
+            None => Err(self.unreachable(what, "the answer is no pod")),
+        }
+    }
+
+    /// What an answer to a create means that is no pod.
+    fn judge(&self, thing: &str, answer: &Answer) -> LaunchError {
+        let mut same = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        answer::of_launch(thing, answer, &mut same)
+    }
+
+    /// A pod was made. It is kept if it costs no more than was decided on.
+    async fn keep(
+        &self,
+        id: String,
+        cost: Option<UsdPerHour>,
+        most: UsdPerHour,
+    ) -> Result<InstanceId, LaunchError> {
+        let id = InstanceId(id);
+        let cost = match cost {
+            Some(cost) => Some(cost),
+            None => self.pod(&id).await.ok().flatten().and_then(|pod| pod.cost),
+        };
+        let Some(cost) = cost else {
+            tracing::warn!(%id, "RunPod does not say what this pod costs");
+            return Ok(id);
+        };
+        if cost.micros() <= most.micros().saturating_add(ROUNDING_MICROS) {
+            return Ok(id);
+        }
+        // It is given back before anything runs on it.
+        let detail = format!("{cost} $ an hour instead of {most}");
+        let mut last = None;
+        for _ in 0..TRIES_TO_END {
+            match self.terminate(&id).await {
+                Ok(()) => {
+                    return Err(LaunchError::Refused { kind: Refusal::PriceChanged, detail });
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        let error = last.map(|error| error.to_string()).unwrap_or_default();
+        Err(LaunchError::Ambiguous {
+            detail: format!("{detail}; {id} could not be ended: {error}"),
+        })
+    }
+}
+
+fn refused(kind: Refusal, detail: impl Into<String>) -> LaunchError {
+    LaunchError::Refused { kind, detail: detail.into() }
+}
+
+#[async_trait]
+impl Provider for RunPod {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            // Names are not unique and there is no token. Pods that were made though the call
+            // failed have been seen to turn up in lists for up to a minute.
+            launch_safety: LaunchSafety { idempotent: false, settle_seconds: 60 },
+            // Large images are pulled in this time.
+            launch_timeout: Duration::from_secs(20 * 60),
+            termination_timeout: Duration::from_secs(2 * 60),
+            billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::ZERO },
+            sells: true,
+            own_address: false,
+        }
+    }
+
+    async fn quote(&self) -> Result<Vec<Offer>, ProviderError> {
+        let now = self.now();
+        if let Some((at, offers)) = &*self.last()
+            && (SignedDuration::ZERO..PASS).contains(&now.duration_since(*at))
+        {
+            return Ok(offers.clone());
+        }
+        let seen = self.look().await?;
+        let unknown: BTreeSet<&str> = offers::unknown(&seen).collect();
+        if !unknown.is_empty() {
+            tracing::info!(?unknown, "accelerators that are not in the table, and so never used");
+        }
+        let RunPodConfig { name, disk_gb, data_centers, .. } = &self.config;
+        let terms = Terms { provider: name, disk_gb: *disk_gb, data_centers };
+        let offers = offers::offers(&terms, &seen, now);
+        *self.last() = Some((now, offers.clone()));
+        Ok(offers)
+    }
+
+    async fn prepare(&self, order: Order<'_>) -> Result<FrozenRequest, LaunchError> {
+        let Order { identity, offer, work } = order;
+        let Work::Machine(machine) = work else {
+            let detail = "RunPod runs images, not commands of this host";
+            return Err(refused(Refusal::Invalid, detail));
+        };
+        request::freeze(&self.config, identity, offer, machine, self.now())
+            .map_err(|detail| refused(Refusal::Invalid, detail))
+    }
+
+    async fn launch(
+        &self,
+        request: &FrozenRequest,
+        token: &EnrolmentToken,
+    ) -> Result<InstanceId, LaunchError> {
+        let frozen = Frozen::read(request).map_err(|error| refused(Refusal::Invalid, error))?;
+        let (most, thing) = (frozen.most, frozen.thing.clone());
+        let interface = match &frozen.call {
+            Call::Rest(_) => Interface::Rest,
+            Call::Spot(_) => Interface::GraphQl,
+        };
+        let body = frozen.body(token);
+        let answer = self.api.buy(interface, body, token.expose(), self.now()).await;
+        let answer = answer.map_err(|failure| match failure {
+            NoAnswer::Wait(wait) => {
+                refused(Refusal::RateLimited, format!("not asked: {} s to wait", wait.as_secs()))
+            }
+            NoAnswer::NotSent(detail) => refused(Refusal::Transient, detail),
+            NoAnswer::Lost(detail) => LaunchError::Ambiguous { detail },
+        })?;
+        let made = match (interface, answer.status) {
+            (Interface::Rest, 200..=299) => {
+                let pod = pod::one(&answer.body).map(|pod| (pod.id, pod.cost));
+                // Success in which no pod can be read: there is one.
+                pod.ok_or_else(|| self.judge(&thing, &answer))
+            }
+            (Interface::GraphQl, 200..=299) => match spot::rented(&answer.body) {
+                spot::Rented::Made { id, cost } => Ok((id, cost)),
+                spot::Rented::Invalid(words) => Err(refused(Refusal::Invalid, words)),
+                spot::Rented::Refused(words) => {
+                    // The same words as REST's 400, and the same doubts.
+                    let body = serde_json::json!({ "detail": words }).to_string().into_bytes();
+                    let answer = Answer { status: 400, wait: Duration::ZERO, body };
+                    Err(self.judge(&thing, &answer))
+                }
+                spot::Rented::Unclear => {
+                    Err(LaunchError::Ambiguous { detail: "neither a pod nor an error".to_owned() })
+                }
+            },
+            _ => Err(self.judge(&thing, &answer)),
+        };
+        let (id, cost) = made?;
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).made();
+        self.keep(id, cost, most).await
+    }
+
+    async fn find(&self, identity: &Identity) -> Result<Listing, ProviderError> {
+        let (pods, complete) = self.pods().await?;
+        let ours = pods.into_iter().filter_map(|pod| {
+            let identity = pod.of_claim(identity)?;
+            Some(Instance { identity: Some(identity), ..pod.instance() })
+        });
+        Ok(Listing { instances: ours.collect(), complete })
+    }
+
+    async fn list(&self, installation: &str) -> Result<Listing, ProviderError> {
+        let (pods, complete) = self.pods().await?;
+        let ours = pods.into_iter().filter(|pod| pod.of_installation(installation));
+        Ok(Listing { instances: ours.map(Pod::instance).collect(), complete })
+    }
+
+    async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, ProviderError> {
+        Ok(self.pod(id).await?.map(Pod::instance))
+    }
+
+    async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
+        let what = "end a pod";
+        let answer = self.api.delete(&["pods", id.0.as_str()], self.now()).await;
+        let answer = answer.map_err(|failure| self.failed(what, failure))?;
+        if answer.is_unknown() {
+            return Ok(());
+        }
+        self.good(what, Ok(answer)).map(drop)
+    }
+}

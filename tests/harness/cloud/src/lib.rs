@@ -1,0 +1,18 @@
+//! The cloud in a box: providers whose APIs behave as the real ones were seen to behave, in front of
+//! one deterministic engine that rents, evicts and bills. What bills here shares no code with
+//! petaflop's ledger, so that each can be held against the other.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`engine`] | products, prices, machines and their life, account, invoice; pure |
+//! | [`faults`] | every way to misbehave, by name, and when |
+//! | [`host`] | what a rented machine *is*: a trait, and machines that are only a state |
+//! | [`runpod`] | RunPod's REST v2 and GraphQL |
+//!
+//! Every statement of RunPod's API that is kept here, and the test that holds it, stand in
+//! `docs/providers/box.md`.
+
+pub mod engine;
+pub mod faults;
+pub mod host;
+pub mod runpod;

@@ -1,7 +1,7 @@
 //! The one place from which RunPod is called: one connection a call, nothing repeated, no
 //! redirects, within the quota, and no secret in what is said about it.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -44,7 +44,11 @@ pub(super) struct Api {
     header: HeaderValue,
     rest: Mutex<Pace>,
     graphql: Mutex<Pace>,
+    now: Now,
 }
+
+/// A clock.
+pub(super) type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 impl Api {
     /// # Errors
@@ -77,7 +81,18 @@ impl Api {
         }
         let http = http.build().map_err(|error| error.to_string())?;
         let key = key.to_owned();
-        Ok(Self { http, base, key, header, rest: Mutex::default(), graphql: Mutex::default() })
+        let (rest, graphql) = (Mutex::default(), Mutex::default());
+        Ok(Self { http, base, key, header, rest, graphql, now: Arc::new(Timestamp::now) })
+    }
+
+    /// Quotas run by this clock.
+    pub(super) fn by_clock(self, now: Now) -> Self {
+        Self { now, ..self }
+    }
+
+    /// What the clock says.
+    pub(super) fn now(&self) -> Timestamp {
+        (self.now)()
     }
 
     /// `GET /v2/<path>?<query>`.
@@ -86,21 +101,20 @@ impl Api {
         path: &[&str],
         query: &[(&str, &str)],
         purpose: Purpose,
-        now: Timestamp,
     ) -> Result<Answer, NoAnswer> {
         let mut url = self.url(Interface::Rest, path);
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
         }
         let call = Call { method: Method::GET, url, body: None, patience: PATIENCE, secret: "" };
-        self.call(Interface::Rest, purpose, call, now).await
+        self.call(Interface::Rest, purpose, call).await
     }
 
     /// `DELETE /v2/<path>`.
-    pub(super) async fn delete(&self, path: &[&str], now: Timestamp) -> Result<Answer, NoAnswer> {
+    pub(super) async fn delete(&self, path: &[&str]) -> Result<Answer, NoAnswer> {
         let url = self.url(Interface::Rest, path);
         let call = Call { method: Method::DELETE, url, body: None, patience: PATIENCE, secret: "" };
-        self.call(Interface::Rest, Purpose::Machine, call, now).await
+        self.call(Interface::Rest, Purpose::Machine, call).await
     }
 
     /// `POST`s a purchase to `/v2/pods` or `/graphql`. `secret` is in the body and nowhere else.
@@ -109,7 +123,6 @@ impl Api {
         interface: Interface,
         body: Vec<u8>,
         secret: &str,
-        now: Timestamp,
     ) -> Result<Answer, NoAnswer> {
         let path: &[&str] = match interface {
             Interface::Rest => &["pods"],
@@ -118,16 +131,16 @@ impl Api {
         let url = self.url(interface, path);
         let patience = CREATE_PATIENCE;
         let call = Call { method: Method::POST, url, body: Some(body), patience, secret };
-        self.call(interface, Purpose::Machine, call, now).await
+        self.call(interface, Purpose::Machine, call).await
     }
 
     /// A GraphQL query about prices.
-    pub(super) async fn ask(&self, query: &str, now: Timestamp) -> Result<Answer, NoAnswer> {
+    pub(super) async fn ask(&self, query: &str) -> Result<Answer, NoAnswer> {
         let body = serde_json::json!({ "query": query }).to_string().into_bytes();
         let url = self.url(Interface::GraphQl, &[]);
         let call =
             Call { method: Method::POST, url, body: Some(body), patience: PATIENCE, secret: "" };
-        self.call(Interface::GraphQl, Purpose::Price, call, now).await
+        self.call(Interface::GraphQl, Purpose::Price, call).await
     }
 
     fn url(&self, interface: Interface, path: &[&str]) -> Url {
@@ -158,10 +171,9 @@ impl Api {
         interface: Interface,
         purpose: Purpose,
         call: Call<'_>,
-        now: Timestamp,
     ) -> Result<Answer, NoAnswer> {
         let Call { method, url, body, patience, secret } = call;
-        if let Some(wait) = self.pace(interface).call(purpose, now) {
+        if let Some(wait) = self.pace(interface).call(purpose, self.now()) {
             return Err(NoAnswer::Wait(wait));
         }
         let posted = method == Method::POST;
@@ -176,6 +188,8 @@ impl Api {
             if sent { NoAnswer::Lost(words) } else { NoAnswer::NotSent(words) }
         })?;
         let status = answer.status().as_u16();
+        // By the time of the answer, which is what it counts from.
+        let now = self.now();
         let wait = self.pace(interface).heard(&told(answer.headers()), status, now);
         let mut body = Vec::new();
         while let Some(piece) =

@@ -75,6 +75,7 @@ sure "$f" || fetch || {{ echo "petaflop: the agent cannot be had, or is not the 
 "$f" supervise &
 a=$!
 trap 'kill -TERM $a' TERM INT
+wait $a; c=$?
 while kill -0 $a 2>/dev/null; do wait $a; c=$?; done
 over $c
 "#

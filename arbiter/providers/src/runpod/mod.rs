@@ -6,6 +6,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `config` | how an account is used |
 //! | `thing` | a kind of pod and its name; pure |
 //! | `catalogue` | RunPod's catalogue; pure |
 //! | `spot` | prices and answers of GraphQL; pure |
@@ -21,6 +22,7 @@
 mod answer;
 mod api;
 mod catalogue;
+mod config;
 mod dollars;
 mod entry;
 mod offers;
@@ -49,19 +51,13 @@ use crate::provider::{
 };
 use answer::{Answer, SameWords};
 use api::{Api, Interface, NoAnswer};
+pub use config::{ApiKey, BASE, BASE_VARIABLE, KEY_VARIABLE, RunPodConfig};
 pub use entry::AgentDownload;
 use offers::{Seen, Terms};
 use pod::{Next, Pod};
 use quota::Purpose;
 use request::{Call, Frozen};
 use thing::Cloud;
-
-/// RunPod's own address; `RUNPOD_API_BASE_URL` names another for its command-line tools, and so here.
-pub const BASE: &str = "https://api.runpod.io";
-/// Variable with another address.
-pub const BASE_VARIABLE: &str = "RUNPOD_API_BASE_URL";
-/// Variable with the API key.
-pub const KEY_VARIABLE: &str = "RUNPOD_API_KEY";
 
 /// Between two looks at the catalogue: whoever asks sooner hears the last one again.
 const PASS: SignedDuration = SignedDuration::from_secs(60);
@@ -72,72 +68,6 @@ const TRIES_TO_END: u32 = 3;
 /// Pages after which a list is taken for endless.
 const MOST_PAGES: u32 = 1_000;
 
-/// An API key. It is in no output.
-#[derive(Clone)]
-pub struct ApiKey(String);
-
-impl ApiKey {
-    /// A key. White space around it, as files have it, is none of it.
-    pub fn new(text: impl AsRef<str>) -> Self {
-        Self(text.as_ref().trim().to_owned())
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(…)")
-    }
-}
-
-/// How an account of RunPod's is used.
-#[derive(Clone, Debug)]
-pub struct RunPodConfig {
-    /// Name of the ComputeProvider, in offers and claims.
-    pub name: String,
-    /// Where the API is: [`BASE`], or what [`BASE_VARIABLE`] says.
-    pub base: String,
-    /// The account's key: docs/providers/runpod.md says which rights it needs.
-    pub key: ApiKey,
-    /// Where pods fetch the agent.
-    pub agent: AgentDownload,
-    /// How many accelerators a pod may have: each size is a request for each cloud and pass.
-    pub counts: Vec<u32>,
-    /// How many processors a pod without accelerators may have, powers of two: each is a request a pass.
-    pub vcpu_counts: Vec<u32>,
-    /// Data centres in which pods may be; empty: any, and Community machines.
-    pub data_centers: Vec<String>,
-    /// Container disk of each pod, in GB. It is part of the price.
-    pub disk_gb: u32,
-    /// Whether spot prices are asked for.
-    pub spot: bool,
-    /// After this long RunPod ends a spot pod, whatever becomes of us.
-    pub spot_life: Duration,
-    /// The account's credential for the registry of the images, where they are not public.
-    pub registry: Option<String>,
-    /// What the owner adds to every price that is quoted here, in per cent, before it is decided on.
-    pub price_adjustment_percent: i32,
-}
-
-impl RunPodConfig {
-    /// The usual settings.
-    pub fn new(name: &str, key: ApiKey, agent: AgentDownload) -> Self {
-        Self {
-            name: name.to_owned(),
-            base: BASE.to_owned(),
-            key,
-            agent,
-            counts: vec![1, 2, 4, 8],
-            vcpu_counts: vec![2, 4, 8, 16, 32],
-            data_centers: Vec::new(),
-            disk_gb: 40,
-            spot: true,
-            spot_life: Duration::from_secs(24 * 3600),
-            registry: None,
-            price_adjustment_percent: 0,
-        }
-    }
-}
-
 /// An account at RunPod.
 pub struct RunPod {
     config: RunPodConfig,
@@ -146,7 +76,6 @@ pub struct RunPod {
     no_spot: AtomicBool,
     last: Mutex<Option<(Timestamp, Vec<Offer>)>>,
     refused: Mutex<SameWords>,
-    now: Arc<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
 impl fmt::Debug for RunPod {
@@ -162,33 +91,21 @@ impl RunPod {
     /// When the settings make no sense.
     pub fn new(config: RunPodConfig) -> Result<Self, ProviderError> {
         let wrong = |detail| ProviderError::Misconfigured { provider: config.name.clone(), detail };
-        config.agent.check().map_err(wrong)?;
-        let powers = config.vcpu_counts.iter().all(|count| count.is_power_of_two() && *count >= 2);
-        if !powers || config.counts.contains(&0) || config.disk_gb == 0 {
-            let detail =
-                "a pod has 1 or more accelerators, or 2, 4, 8… processors, and 1 or more GB";
-            return Err(wrong(detail.to_owned()));
-        }
-        let api = Api::new(&config.base, &config.key.0).map_err(wrong)?;
+        config.check().map_err(wrong)?;
+        let api = Api::new(&config.base, config.key.expose()).map_err(wrong)?;
         Ok(Self {
             config,
             api,
             no_spot: AtomicBool::new(false),
             last: Mutex::default(),
             refused: Mutex::default(),
-            now: Arc::new(Timestamp::now),
         })
     }
 
     /// Quotes carry the time of this clock instead of the system's, and quotas run by it.
     #[must_use]
-    pub fn by_clock(mut self, now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
-        self.now = Arc::new(now);
-        self
-    }
-
-    fn now(&self) -> Timestamp {
-        (self.now)()
+    pub fn by_clock(self, now: impl Fn() -> Timestamp + Send + Sync + 'static) -> Self {
+        Self { api: self.api.by_clock(Arc::new(now)), ..self }
     }
 
     fn unreachable(&self, what: &str, detail: impl fmt::Display) -> ProviderError {
@@ -228,7 +145,7 @@ impl RunPod {
                 let what = format!("prices of {count} accelerators ({})", cloud.as_str());
                 let size = count.to_string();
                 let query = [kind[0], kind[1], ("count", size.as_str()), ("cloud", cloud.as_str())];
-                let answer = self.api.get(&["catalog", "gpus"], &query, price, self.now()).await;
+                let answer = self.api.get(&["catalog", "gpus"], &query, price).await;
                 let answer = self.good(&what, answer)?;
                 let gpus = catalogue::gpus(&answer.body, cloud, *count);
                 let gpus = gpus.map_err(|detail| self.unreachable(&what, detail))?;
@@ -239,7 +156,7 @@ impl RunPod {
             let what = format!("prices of {count} processors");
             let size = count.to_string();
             let query = [kind[0], kind[1], ("vcpuCount", size.as_str())];
-            let answer = self.api.get(&["catalog", "cpus"], &query, price, self.now()).await;
+            let answer = self.api.get(&["catalog", "cpus"], &query, price).await;
             let answer = self.good(&what, answer)?;
             let cpus = catalogue::cpus(&answer.body);
             seen.cpus.push((*count, cpus.map_err(|detail| self.unreachable(&what, detail))?));
@@ -254,7 +171,7 @@ impl RunPod {
     async fn spot_prices(&self) -> spot::Prices {
         let what = "spot prices";
         let counts = &self.config.counts;
-        let answer = self.api.ask(&spot::question(counts), self.now()).await;
+        let answer = self.api.ask(&spot::question(counts)).await;
         let prices = self.good(what, answer).and_then(|answer| {
             spot::prices(&answer.body, counts).map_err(|detail| self.unreachable(what, detail))
         });
@@ -281,7 +198,7 @@ impl RunPod {
         for _ in 0..MOST_PAGES {
             let query: Vec<(&str, &str)> =
                 cursor.iter().map(|cursor| ("cursor", cursor.as_str())).collect();
-            let answer = self.api.get(&["pods"], &query, Purpose::Machine, self.now()).await;
+            let answer = self.api.get(&["pods"], &query, Purpose::Machine).await;
             let page = self.good(what, answer).and_then(|answer| {
                 pod::page(&answer.body).map_err(|detail| self.unreachable(what, detail))
             });
@@ -306,7 +223,7 @@ impl RunPod {
     async fn pod(&self, id: &InstanceId) -> Result<Option<Pod>, ProviderError> {
         let what = "get a pod";
         let path = ["pods", id.0.as_str()];
-        let answer = self.api.get(&path, &[], Purpose::Machine, self.now()).await;
+        let answer = self.api.get(&path, &[], Purpose::Machine).await;
         let answer = answer.map_err(|failure| self.failed(what, failure))?;
         if answer.is_unknown() {
             return Ok(None);
@@ -386,7 +303,7 @@ impl Provider for RunPod {
     }
 
     async fn quote(&self) -> Result<Vec<Offer>, ProviderError> {
-        let now = self.now();
+        let now = self.api.now();
         if let Some((at, offers)) = &*self.last()
             && (SignedDuration::ZERO..PASS).contains(&now.duration_since(*at))
         {
@@ -410,7 +327,7 @@ impl Provider for RunPod {
             let detail = "RunPod runs images, not commands of this host";
             return Err(refused(Refusal::Invalid, detail));
         };
-        request::freeze(&self.config, identity, offer, machine, self.now())
+        request::freeze(&self.config, identity, offer, machine, self.api.now())
             .map_err(|detail| refused(Refusal::Invalid, detail))
     }
 
@@ -426,7 +343,7 @@ impl Provider for RunPod {
             Call::Spot(_) => Interface::GraphQl,
         };
         let body = frozen.body(token);
-        let answer = self.api.buy(interface, body, token.expose(), self.now()).await;
+        let answer = self.api.buy(interface, body, token.expose()).await;
         let answer = answer.map_err(|failure| match failure {
             NoAnswer::Wait(wait) => {
                 refused(Refusal::RateLimited, format!("not asked: {} s to wait", wait.as_secs()))
@@ -481,7 +398,7 @@ impl Provider for RunPod {
 
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
         let what = "end a pod";
-        let answer = self.api.delete(&["pods", id.0.as_str()], self.now()).await;
+        let answer = self.api.delete(&["pods", id.0.as_str()]).await;
         let answer = answer.map_err(|failure| self.failed(what, failure))?;
         if answer.is_unknown() {
             return Ok(());

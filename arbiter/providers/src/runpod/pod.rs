@@ -83,6 +83,8 @@ fn read(pod: &Value) -> Option<Pod> {
     let text = |key: &str| pod.get(key).and_then(Value::as_str);
     let id = text("id").filter(|id| !id.is_empty())?.to_owned();
     let variable = |name: &str| pod.get("env")?.get(name)?.as_str();
+    // A pod of unknown age would never be old enough for the sweep.
+    let time = |key: &str| text(key).and_then(|time| time.parse::<Timestamp>().ok());
     let port = variable(env::PORT).and_then(|port| port.parse::<u16>().ok());
     Some(Pod {
         id,
@@ -90,7 +92,7 @@ fn read(pod: &Value) -> Option<Pod> {
         cost: pod.get("cost").and_then(dollars::hourly),
         identity: variable(env::IDENTITY).and_then(parse_identity),
         status: text("status").unwrap_or_default().to_owned(),
-        created: text("createdAt").and_then(|time| time.parse().ok()),
+        created: time("createdAt").or_else(|| time("startedAt")),
         offer: variable(OFFER).and_then(|offer| serde_json::from_str(offer).ok()),
         endpoint: port.and_then(|port| endpoint(pod, port)),
     })

@@ -71,6 +71,20 @@ async fn a_create_has_documented_fields_only_and_carries_who_it_is_for() {
     assert_eq!(body["gpu"], json!({ "id": "NVIDIA GeForce RTX 4090", "count": 1 }));
     assert_eq!((&body["disk"], &body["ports"]), (&json!(40), &json!(["7443/tcp", "8000/tcp"])));
     let env = &body["env"];
+    // Nothing of the operator's own environment, and nothing of the cluster's.
+    let variables: Vec<_> = env.as_object().expect("an object").keys().collect();
+    assert_eq!(
+        variables,
+        [
+            "PETAFLOP_IDENTITY",
+            "PETAFLOP_OFFER",
+            "PETAFLOP_OPERATOR_KEY",
+            "PETAFLOP_PORT",
+            "PETAFLOP_WORK",
+            "RUNPOD_POD_USER",
+            "PETAFLOP_TOKEN",
+        ]
+    );
     assert_eq!(env["PETAFLOP_TOKEN"], json!(TOKEN));
     assert_eq!(env["PETAFLOP_PORT"], json!("7443"));
     assert_eq!(
@@ -269,6 +283,8 @@ async fn spot_is_bid_for_by_graphql_for_each_accelerator_and_ends_by_itself() {
     // 1.00548 less 40 GB of disk, by two: never the whole pod's price for each.
     assert_eq!((&input["bidPerGpu"], &input["gpuCount"]), (&json!(0.5), &json!(2)));
     assert_eq!(input["ports"], json!("7443/tcp,8000/tcp"));
+    // No volume, which would stay behind and bill.
+    assert_eq!((&input["volumeInGb"], &input["containerDiskInGb"]), (&json!(0), &json!(40)));
     assert_eq!(input["name"], json!(identity().unique_name()));
     let ends: jiff::Timestamp =
         input["terminateAfter"].as_str().expect("text").parse().expect("a time");

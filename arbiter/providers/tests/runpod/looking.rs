@@ -156,6 +156,18 @@ async fn an_id_from_outside_leads_nowhere_else() {
 }
 
 #[tokio::test]
+async fn nothing_is_promised_that_runpod_does_not_keep() {
+    let provider = client(config("http://127.0.0.1:9")).0;
+    let promises = provider.capabilities();
+    // No token, names that are not unique, pods that turn up within a minute.
+    assert!(!promises.launch_safety.idempotent);
+    assert!(promises.launch_safety.settle_seconds >= 60);
+    assert!(promises.launch_timeout.as_secs() >= 20 * 60, "large images are pulled in this time");
+    let second = std::time::Duration::from_secs(1);
+    assert_eq!((promises.billing.granularity, promises.billing.minimum.is_zero()), (second, true));
+}
+
+#[tokio::test]
 async fn a_stopped_pod_is_still_there_and_nobody_says_why() {
     let mut stopped = ours("p", &identity());
     stopped["status"] = json!("EXITED");

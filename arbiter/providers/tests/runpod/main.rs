@@ -3,6 +3,7 @@
 #![cfg(feature = "runpod")]
 
 mod buying;
+mod documented;
 mod entry;
 mod looking;
 mod quotes;

@@ -6,6 +6,7 @@ mod buying;
 mod documented;
 mod entry;
 mod looking;
+mod protocol;
 mod quotes;
 mod server;
 

@@ -1,6 +1,7 @@
 //! What a rented machine *is*. The engine says when one starts and when it ends; a [`Host`] does it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 /// What starts on a machine.
@@ -32,6 +33,9 @@ pub trait Host: Send {
 
     /// A machine that was started and not ended still runs its program.
     fn alive(&mut self, machine: &str) -> bool;
+
+    /// Where a port of a machine is reached from outside; `None`: nowhere yet.
+    fn address(&self, machine: &str, port: u16) -> Option<SocketAddr>;
 }
 
 /// Machines that are only a state: nothing runs. A program ends when a test says so. For tests of
@@ -40,14 +44,22 @@ pub trait Host: Send {
 pub struct StateOnly {
     running: BTreeSet<String>,
     ends: BTreeSet<String>,
+    listening: BTreeMap<u16, SocketAddr>,
 }
 
 impl StateOnly {
-    /// One whose programs end by themselves for these machine names' images: every machine with
-    /// this image runs a program that ends at once.
-    pub fn ending(images: &[&str]) -> Self {
-        let ends = images.iter().map(|image| (*image).to_owned()).collect();
-        Self { running: BTreeSet::new(), ends }
+    /// The programs of these images end as soon as they start.
+    #[must_use]
+    pub fn ending(mut self, images: &[&str]) -> Self {
+        self.ends.extend(images.iter().map(|image| (*image).to_owned()));
+        self
+    }
+
+    /// Whoever asks where this port of any machine is, is sent there: the test itself listens.
+    #[must_use]
+    pub fn listening(mut self, port: u16, at: SocketAddr) -> Self {
+        self.listening.insert(port, at);
+        self
     }
 }
 
@@ -66,5 +78,9 @@ impl Host for StateOnly {
 
     fn alive(&mut self, machine: &str) -> bool {
         self.running.contains(machine)
+    }
+
+    fn address(&self, machine: &str, port: u16) -> Option<SocketAddr> {
+        self.listening.get(&port).copied().filter(|_| self.running.contains(machine))
     }
 }

@@ -27,6 +27,7 @@ pub mod product;
 pub mod series;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -153,6 +154,7 @@ impl Engine {
             let ((at, _), event) = due.remove_entry();
             self.now = self.now.max(at);
             self.happen(event);
+            self.notice_ended_programs();
         }
         self.now = self.now.max(now);
         self.notice_ended_programs();
@@ -341,6 +343,11 @@ impl Engine {
         let since = |at: Timestamp, lag: Duration| self.now >= later(at, lag);
         since(machine.created, self.pace.appear)
             && machine.ended.is_none_or(|ended| !since(ended, self.pace.vanish))
+    }
+
+    /// Where a port of a machine is reached from outside.
+    pub fn address(&self, id: &str, port: u16) -> Option<SocketAddr> {
+        self.host.address(id, port)
     }
 
     /// What everything cost until now.

@@ -44,7 +44,8 @@ fn view(world: &World, machine: &Machine, spec: &Spec) -> Value {
     let gpu = json!({ "id": spec.kind, "count": spec.units });
     let cpu = json!({ "id": spec.kind, "vcpuCount": spec.units });
     let uptime = machine.started.map_or(0, |at| world.engine.now().duration_since(at).as_secs());
-    let ports: Vec<Value> = spec.ports.iter().map(|port| runtime_port(port)).collect();
+    let ports: Vec<Value> =
+        spec.ports.iter().map(|port| runtime_port(world, &machine.id, port)).collect();
     let runtime = json!({ "uptime": uptime, "gpus": [], "cpu": { "util": 0 },
         "memory": { "util": 0 }, "ports": ports });
     let volume = spec.volume.as_ref();
@@ -76,11 +77,13 @@ fn view(world: &World, machine: &Machine, spec: &Spec) -> Value {
     pod
 }
 
-/// TCP has a public port, HTTP goes through the proxy. Nothing listens in a machine that is only a
-/// state, so no public port is made up.
-fn runtime_port(port: &str) -> Value {
+/// TCP has a public port of the host's, HTTP goes through the proxy.
+fn runtime_port(world: &World, id: &str, port: &str) -> Value {
     let (number, kind) = port.split_once('/').unwrap_or((port, "tcp"));
-    json!({ "private": number.parse::<u16>().ok(), "public": null, "type": kind, "ip": null })
+    let number = number.parse().unwrap_or_default();
+    let public = world.engine.address(id, number).filter(|_| kind == "tcp");
+    json!({ "private": number, "public": public.map(|at| at.port()), "type": kind,
+        "ip": public.map(|at| at.ip().to_string()) })
 }
 
 /// `GET /v2/pods`.

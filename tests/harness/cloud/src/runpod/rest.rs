@@ -43,7 +43,7 @@ pub(crate) fn answer(world: &mut World, ask: &Ask<'_>) -> Answer {
         ("POST", ["pods", id, "action"]) => pods::act(world, ask, id),
         ("GET", ["catalog", "gpus"]) => gpus(world, ask, None),
         ("GET", ["catalog", "gpus", id]) => gpus(world, ask, Some(id)),
-        ("GET", ["catalog", "cpus"]) => cpus(world),
+        ("GET", ["catalog", "cpus"]) => cpus(world, ask),
         ("GET", ["catalog", "datacenters"]) => datacenters(world, ask),
         ("GET", ["registries"]) => {
             let list =
@@ -192,11 +192,24 @@ fn add_stock(world: &World, gpu: &mut Value, kind: &str, wanted: &Wanted<'_>) {
     }
 }
 
-/// `GET /v2/catalog/cpus`.
-fn cpus(world: &World) -> Answer {
+/// `GET /v2/catalog/cpus`; they are Secure only.
+fn cpus(world: &World, ask: &Ask<'_>) -> Answer {
+    let stock = ask.parameter("include") == Some("AVAILABILITY");
+    let vcpus = ask.parameter("vcpuCount").map_or(Some(2), |count| count.parse::<u32>().ok());
+    let fail = |text: &str| Answer::problem(400, text);
+    if stock && !["POD", "SERVERLESS"].contains(&ask.parameter("product").unwrap_or_default()) {
+        return fail("include=AVAILABILITY needs product");
+    }
+    if !stock && ask.parameter("vcpuCount").is_some() {
+        return fail("vcpuCount needs include=AVAILABILITY");
+    }
+    let Some(count) = vcpus.filter(|count| *count >= 2 && count.is_power_of_two()) else {
+        return fail("vcpuCount: must be a power of two of at least 2");
+    };
+    let wanted = Wanted { count, cloud: "SECURE", countries: Vec::new() };
     let list = world.catalog.cpus.iter().map(|flavour| {
         let sold = cheapest(world, &flavour.id, "SECURE");
-        json!({
+        let mut cpu = json!({
             "id": flavour.id,
             "name": flavour.id,
             "group": flavour.id,
@@ -204,7 +217,11 @@ fn cpus(world: &World) -> Answer {
             "ramGbPerVcpu": flavour.ram,
             "price": { "securePerVcpu": sold.map(|product| dollars(product.on_demand)),
                 "serverlessPerVcpu": null },
-        })
+        });
+        if stock {
+            add_stock(world, &mut cpu, &flavour.id, &wanted);
+        }
+        cpu
     });
     Answer::ok(json!({ "cpus": list.collect::<Vec<_>>() }))
 }

@@ -77,6 +77,15 @@ async fn cpu_flavours_have_a_price_for_one_vcpu() {
     let cpus = fixture.get("/v2/catalog/cpus").await.body["cpus"].clone();
     assert_eq!(find(&cpus, "cpu5g")["price"]["securePerVcpu"], 0.046);
     assert_eq!(find(&cpus, "cpu5m")["ramGbPerVcpu"], 8);
+    let stock = "/v2/catalog/cpus?include=AVAILABILITY&product=POD&vcpuCount=";
+    let of = async |count: u32| {
+        let seen = fixture.get(&format!("{stock}{count}")).await;
+        (seen.status, seen.body["cpus"][0]["availability"].clone())
+    };
+    assert_eq!(of(32).await, (200, json!("MEDIUM")), "128 of them");
+    assert_eq!(of(64).await, (200, json!("NONE")), "larger than any");
+    assert_eq!(of(3).await.0, 400);
+    assert_eq!(fixture.get("/v2/catalog/cpus?vcpuCount=2").await.status, 400);
 }
 
 #[tokio::test]

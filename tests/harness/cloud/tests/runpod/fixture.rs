@@ -90,7 +90,7 @@ impl Fixture {
             deposit: 1_000_000_000,
             limits: Limits::new(1000, 10_000, 100_000),
             page: None,
-            host: Box::new(StateOnly::ending(&[ENDS])),
+            host: Box::new(StateOnly::default().ending(&[ENDS])),
         };
         change(&mut setup);
         let cloud = RunPod::start(setup).unwrap();

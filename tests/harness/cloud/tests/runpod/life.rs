@@ -1,8 +1,10 @@
 //! Machines that do not do what one hopes, and listings that are late.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use petaflop_cloud_box::faults::{Fault, Operation};
+use petaflop_cloud_box::host::StateOnly;
 use petaflop_cloud_box::runpod::PACE;
 use serde_json::json;
 
@@ -25,11 +27,27 @@ async fn a_program_that_ends_leaves_an_exited_pod_that_is_still_there() {
     let fields =
         json!({ "image": ENDS, "mounts": { "persistent": { "size": 73, "path": "/data" } } });
     let id = fixture.create(&wish_with(&fields)).await.id();
-    fixture.clock.advance(SECOND * 25);
+    fixture.clock.advance(HOUR);
+    let ended = fixture.machines()[0].stopped.map(|(at, _)| at.to_string());
+    assert_eq!(ended.as_deref(), Some("2026-11-20T10:00:25Z"), "whenever one looks");
     assert_eq!(fixture.pod(&id).await["status"], "EXITED");
     let before = fixture.billed();
     fixture.clock.advance(HOUR);
     assert_eq!(fixture.billed() - before, 20_000, "0.20 dollars a GB-month for what it keeps");
+}
+
+#[tokio::test]
+async fn a_tcp_port_is_mapped_to_one_of_the_hosts_once_the_pod_runs() {
+    let at: SocketAddr = "127.0.0.1:10341".parse().unwrap();
+    let fixture =
+        Fixture::with(|setup| setup.host = Box::new(StateOnly::default().listening(7443, at)));
+    let id = fixture.create(&wish_with(&json!({ "ports": ["7443/tcp", "8080/http"] }))).await.id();
+    assert!(fixture.pod(&id).await["runtime"].is_null());
+    fixture.clock.advance(SECOND * 25);
+    let ports = fixture.pod(&id).await["runtime"]["ports"].clone();
+    let mapped = json!({ "private": 7443, "public": 10341, "type": "tcp", "ip": "127.0.0.1" });
+    let proxied = json!({ "private": 8080, "public": null, "type": "http", "ip": null });
+    assert_eq!(ports, json!([mapped, proxied]));
 }
 
 #[tokio::test]

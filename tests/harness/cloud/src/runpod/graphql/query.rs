@@ -156,8 +156,19 @@ pub(super) fn view(world: &World, machine: &Machine, spec: &Spec) -> Value {
         "machineId": machine.order.product.0.to_string(),
         "podType": if spot { "INTERRUPTABLE" } else { "RESERVED" },
         "uptimeSeconds": uptime.unwrap_or(0),
-        "runtime": uptime.map(|uptime| json!({ "uptimeInSeconds": uptime, "ports": [] })),
+        "runtime": uptime.map(|up| json!({ "uptimeInSeconds": up, "ports": ports(world, machine, spec) })),
         "machine": { "podHostId": machine.id, "gpuDisplayName": spec.kind,
             "location": world.engine.product(machine.order.product).region },
     })
+}
+
+fn ports(world: &World, machine: &Machine, spec: &Spec) -> Vec<Value> {
+    let ports = spec.ports.iter().filter_map(|port| {
+        let (number, kind) = port.split_once('/')?;
+        let number = number.parse().ok()?;
+        let public = world.engine.address(&machine.id, number).filter(|_| kind == "tcp")?;
+        Some(json!({ "ip": public.ip().to_string(), "isIpPublic": true, "privatePort": number,
+            "publicPort": public.port(), "type": kind }))
+    });
+    ports.collect()
 }

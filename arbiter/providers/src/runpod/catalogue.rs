@@ -86,7 +86,8 @@ fn cpu(entry: &Value) -> Option<Cpu> {
         vcpus: (limit("min").unwrap_or(1), limit("max").unwrap_or(u32::MAX)),
         ram_gb_per_vcpu: ram.filter(|gb| *gb > 0.0 && *gb < 1e6)?,
         price_per_vcpu: dollars::hourly(entry.get("price")?.get("securePerVcpu")?)?,
-        in_stock: in_stock(entry),
+        // Descriptions of the API differ on whether flavours tell it; a refused create costs nothing.
+        in_stock: entry.get("availability").is_none() || in_stock(entry),
         data_centers: data_centers(entry),
     })
 }
@@ -208,5 +209,14 @@ mod tests {
         assert_eq!(all.len(), 1);
         assert_eq!((all[0].vcpus, all[0].price_per_vcpu.micros()), ((2, 32), 46_000));
         assert!(all[0].in_stock);
+        let stock = |stock: Value| {
+            let mut body = body.clone();
+            body["cpus"][0]["availability"] = stock;
+            cpus(body.to_string().as_bytes()).expect("a catalogue")[0].in_stock
+        };
+        assert!(!stock(json!("NONE")) && !stock(json!(null)));
+        let mut silent = body.clone();
+        silent["cpus"][0].as_object_mut().expect("an object").remove("availability");
+        assert!(cpus(silent.to_string().as_bytes()).expect("a catalogue")[0].in_stock);
     }
 }

@@ -3,17 +3,19 @@
 #![cfg(feature = "runpod")]
 
 mod buying;
+mod cloud_box;
 mod documented;
+mod drive;
 mod entry;
 mod looking;
 mod protocol;
 mod quotes;
 mod server;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
 
 use jiff::Timestamp;
+use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Identity;
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Capacity, HostOwner, Offer, Sale};
@@ -28,15 +30,15 @@ pub(crate) const TOKEN: &str = "canary_token";
 
 /// A clock that stands still until it is moved.
 #[derive(Clone)]
-pub(crate) struct Hands(Arc<AtomicI64>);
+pub(crate) struct Hands(pub(crate) Clock);
 
 impl Hands {
     pub(crate) fn now(&self) -> Timestamp {
-        Timestamp::from_second(self.0.load(Ordering::SeqCst)).expect("a time")
+        self.0.now()
     }
 
     pub(crate) fn forward(&self, seconds: i64) {
-        self.0.fetch_add(seconds, Ordering::SeqCst);
+        self.0.advance(Duration::from_secs(seconds.unsigned_abs()));
     }
 }
 
@@ -54,7 +56,11 @@ pub(crate) fn config(base: &str) -> RunPodConfig {
 }
 
 pub(crate) fn client(config: RunPodConfig) -> (RunPod, Hands) {
-    let hands = Hands(Arc::new(AtomicI64::new(1_795_000_000)));
+    let hands = Hands(Clock::manual("2026-11-20T10:00:00Z".parse().expect("a time")));
+    client_by(config, hands)
+}
+
+pub(crate) fn client_by(config: RunPodConfig, hands: Hands) -> (RunPod, Hands) {
     let by = hands.clone();
     let provider = RunPod::new(config).expect("settings").by_clock(move || by.now());
     (provider, hands)

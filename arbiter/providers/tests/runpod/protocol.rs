@@ -3,20 +3,15 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use petaflop_arbiter::claim::{Claim, ClaimSpec, Device, Identity, Phase};
-use petaflop_arbiter::launch::{
-    LaunchAnswer, Listing, Observation, ReadBack, Step, Wanted, next_step,
-};
-use petaflop_arbiter::money::Usd;
-use petaflop_arbiter::offer::{Capacity, Offer};
+use petaflop_arbiter::claim::Phase;
+use petaflop_arbiter::launch::Wanted;
+use petaflop_arbiter::offer::Capacity;
 use petaflop_arbiter::reason::Reason;
-use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
-use petaflop_providers::runpod::RunPod;
-use petaflop_providers::{EnrolmentToken, InstanceId, Machine, Order, Provider, Work};
 use serde_json::{Value, json};
 
+use super::drive::Buyer;
 use super::server::{Reply, Server, problem};
-use super::{Hands, TOKEN, client, config, identity, machine, offer, pod};
+use super::{client, config, offer, pod};
 
 /// An account.
 #[derive(Default)]
@@ -52,10 +47,7 @@ enum Create {
 /// An account, its server, and a client of it.
 struct Deal {
     account: Arc<Mutex<Account>>,
-    provider: RunPod,
-    hands: Hands,
-    machine: Machine,
-    claim: Claim,
+    buyer: Buyer,
     _server: Server,
 }
 
@@ -130,87 +122,8 @@ impl Deal {
         })
         .await;
         let (provider, hands) = client(config(&server.base));
-        let claim = claim(offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.3"), &hands);
-        Self { account, provider, hands, machine: machine(), claim, _server: server }
-    }
-
-    fn identity(&self) -> Identity {
-        self.claim.identity(&identity().installation)
-    }
-
-    async fn look(&self) -> Listing {
-        match self.provider.find(&self.identity()).await {
-            Ok(found) if found.complete => {
-                let there = found.instances.into_iter().filter(|one| one.state.may_bill());
-                Listing::Complete(there.map(|one| one.id.0).collect())
-            }
-            _ => Listing::Failed,
-        }
-    }
-
-    /// Drives the claim until there is nothing to do, or until `crash` launches were sent.
-    async fn drive(&mut self, wanted: Wanted, crash: Option<u32>) {
-        let safety = self.provider.capabilities().launch_safety;
-        let mut seen = Observation::new(self.hands.now(), wanted);
-        if matches!(self.claim.phase, Phase::Launched { .. }) {
-            seen.looked(self.look().await);
-        }
-        let mut launches = 0;
-        for _ in 0..500 {
-            match next_step(&self.claim, safety, &seen) {
-                Step::ReadBack => seen.read = ReadBack::Ours,
-                Step::Look { after_millis } => {
-                    self.hands.forward((after_millis + 999) / 1000);
-                    seen.now = self.hands.now();
-                    seen.looked(self.look().await);
-                }
-                Step::WriteAttempt { request } => {
-                    let identity = self.identity();
-                    let offer = &self.claim.spec.offer;
-                    let work = Work::Machine(&self.machine);
-                    let order = Order { identity: &identity, offer, work };
-                    let request = match request {
-                        Some(request) => request,
-                        None => self.provider.prepare(order).await.expect("a request"),
-                    };
-                    self.claim.phase = Phase::Attempted { request, at: self.hands.now() };
-                    seen = Observation::new(self.hands.now(), wanted);
-                    seen.fresh_attempt = true;
-                }
-                Step::Launch { request } => {
-                    let token = EnrolmentToken::new(TOKEN);
-                    let answer = self.provider.launch(&request, &token).await;
-                    launches += 1;
-                    if crash == Some(launches) {
-                        return;
-                    }
-                    seen.now = self.hands.now();
-                    seen.answer = Some(match answer {
-                        Ok(InstanceId(instance)) => LaunchAnswer::Accepted { instance },
-                        Err(error) => error.answer(),
-                    });
-                }
-                Step::Record { phase, attempt, note: _ } => {
-                    (self.claim.phase, self.claim.attempt) = (phase, attempt);
-                    seen = Observation::new(self.hands.now(), wanted);
-                }
-                Step::Terminate { instance } => {
-                    // A failure is met again at the next pass.
-                    match self.provider.terminate(&InstanceId(instance)).await {
-                        Ok(()) => seen.terminate_sent = true,
-                        Err(_) => seen = Observation::new(self.hands.now(), wanted),
-                    }
-                }
-                Step::CloseLedger => seen.ledger_closed = true,
-                Step::WaitUntil { at, reason: _ } => {
-                    let wait = at.duration_since(self.hands.now()).as_secs().max(1);
-                    self.hands.forward(wait);
-                    seen = Observation::new(self.hands.now(), wanted);
-                }
-                Step::Leave | Step::Nothing | Step::Release => return,
-            }
-        }
-        panic!("the claim does not settle: {:?}", self.claim.phase);
+        let offer = offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.3");
+        Self { account, buyer: Buyer::new(provider, hands, offer), _server: server }
     }
 
     fn billing(&self) -> usize {
@@ -220,24 +133,6 @@ impl Deal {
     fn made(&self) -> usize {
         lock(&self.account).made
     }
-}
-
-fn claim(offer: Offer, hands: &Hands) -> Claim {
-    let Identity { namespace, claim, claim_uid, .. } = identity();
-    let owner =
-        WorkloadId { kind: OwnerKind::TrainingJob, namespace, name: "a".into(), uid: "u".into() };
-    let spec = ClaimSpec {
-        name: claim,
-        owner,
-        placement: 1,
-        index: 0,
-        offer,
-        device: Device::Cpu,
-        reserved: Usd::ZERO,
-        decided_at: hands.now(),
-        revision: None,
-    };
-    Claim { spec, uid: claim_uid, phase: Phase::Planned, attempt: 1, spent: Usd::ZERO }
 }
 
 const NONE: &str = "There are no longer any instances available";
@@ -259,16 +154,20 @@ async fn one_pod_is_bought_whatever_is_lost_in_between() {
     ] {
         let told = format!("{creates:?} {lag} {lists_fail}");
         let mut deal = Deal::new(Account { creates, lag, lists_fail, ..Account::default() }).await;
-        deal.drive(Wanted::Yes, None).await;
+        deal.buyer.drive(Wanted::Yes, None).await;
         assert!(
-            matches!(deal.claim.phase, Phase::Launched { .. }),
+            matches!(deal.buyer.claim.phase, Phase::Launched { .. }),
             "{told}: {:?}",
-            deal.claim.phase
+            deal.buyer.claim.phase
         );
         assert_eq!((deal.made(), deal.billing()), (1, 1), "{told}");
 
-        deal.drive(Wanted::No(Reason::Suspended), None).await;
-        assert!(matches!(deal.claim.phase, Phase::Ended { .. }), "{told}: {:?}", deal.claim.phase);
+        deal.buyer.drive(Wanted::No(Reason::Suspended), None).await;
+        assert!(
+            matches!(deal.buyer.claim.phase, Phase::Ended { .. }),
+            "{told}: {:?}",
+            deal.buyer.claim.phase
+        );
         assert_eq!((deal.made(), deal.billing()), (1, 0), "{told}");
     }
 }
@@ -278,10 +177,10 @@ async fn whoever_dies_after_the_call_finds_the_pod_again() {
     for create in [Create::Made(0.3), Create::MadeButLost, Create::MadeBut(500, "failed")] {
         let creates = vec![create];
         let mut deal = Deal::new(Account { creates, ..Account::default() }).await;
-        deal.drive(Wanted::Yes, Some(1)).await;
-        assert!(matches!(deal.claim.phase, Phase::Attempted { .. }));
-        deal.drive(Wanted::Yes, None).await;
-        assert!(matches!(deal.claim.phase, Phase::Launched { .. }), "{create:?}");
+        deal.buyer.drive(Wanted::Yes, Some(1)).await;
+        assert!(matches!(deal.buyer.claim.phase, Phase::Attempted { .. }));
+        deal.buyer.drive(Wanted::Yes, None).await;
+        assert!(matches!(deal.buyer.claim.phase, Phase::Launched { .. }), "{create:?}");
         assert_eq!((deal.made(), deal.billing()), (1, 1), "{create:?}");
     }
 }
@@ -300,8 +199,8 @@ async fn a_refused_claim_leaves_no_pod_behind() {
     ] {
         let creates = vec![create];
         let mut deal = Deal::new(Account { creates, ..Account::default() }).await;
-        deal.drive(Wanted::Yes, None).await;
-        assert_eq!(deal.claim.phase, Phase::Ended { reason }, "{create:?}");
+        deal.buyer.drive(Wanted::Yes, None).await;
+        assert_eq!(deal.buyer.claim.phase, Phase::Ended { reason }, "{create:?}");
         assert_eq!(deal.billing(), 0, "{create:?}");
     }
 }
@@ -309,8 +208,8 @@ async fn a_refused_claim_leaves_no_pod_behind() {
 #[tokio::test]
 async fn a_pod_that_will_not_end_is_ended_again_until_it_does() {
     let mut deal = Deal::new(Account { deletes_fail: 4, ..Account::default() }).await;
-    deal.drive(Wanted::Yes, None).await;
-    deal.drive(Wanted::No(Reason::Suspended), None).await;
-    assert!(matches!(deal.claim.phase, Phase::Ended { .. }));
+    deal.buyer.drive(Wanted::Yes, None).await;
+    deal.buyer.drive(Wanted::No(Reason::Suspended), None).await;
+    assert!(matches!(deal.buyer.claim.phase, Phase::Ended { .. }));
     assert_eq!((deal.made(), deal.billing()), (1, 0));
 }

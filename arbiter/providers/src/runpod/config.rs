@@ -74,7 +74,9 @@ impl RunPodConfig {
             counts: vec![1, 2, 4, 8],
             vcpu_counts: vec![2, 4, 8, 16, 32],
             data_centers: Vec::new(),
-            disk_gb: 40,
+            // A cent an hour, with nothing to round: the ledger and the bill are equal to the
+            // micro-dollar.
+            disk_gb: 73,
             spot: true,
             spot_life: Duration::from_secs(24 * 3600),
             registry: None,

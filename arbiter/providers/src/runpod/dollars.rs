@@ -70,6 +70,7 @@ mod tests {
     #[test]
     fn disk_costs_a_tenth_of_a_dollar_a_month() {
         assert_eq!(disk(40).micros(), 5_480);
+        assert_eq!(disk(73).micros(), 10_000);
         assert_eq!(disk(730).micros(), 100_000);
         assert_eq!(times(disk(730), 3).micros(), 300_000);
     }

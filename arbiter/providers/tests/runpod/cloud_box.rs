@@ -1,5 +1,6 @@
-//! The client against the cloud in a box, which was written from RunPod's description by itself:
-//! both have read it alike, and what bills in there agrees that no pod is left.
+//! The buying protocol over the client, against the cloud in a box: what bills in there agrees that
+//! one pod was bought and none is left. What the client alone makes of the box's ways, the box's
+//! own tests show.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +10,13 @@ use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::offer::{Capacity, Offer};
 use petaflop_arbiter::reason::Reason;
 use petaflop_cloud_box::engine::Pace;
-use petaflop_cloud_box::engine::series::{Series, Source};
 use petaflop_cloud_box::faults::{Fault, Operation};
 use petaflop_cloud_box::host::StateOnly;
 use petaflop_cloud_box::runpod::keys::Scope;
 use petaflop_cloud_box::runpod::limits::Limits;
 use petaflop_cloud_box::runpod::{self, PACE, Setup};
+use petaflop_providers::Provider;
 use petaflop_providers::runpod::{RunPod, RunPodConfig};
-use petaflop_providers::{InstanceId, InstanceState, Provider};
 
 use super::drive::Buyer;
 use super::{Hands, KEY, client_by, config};
@@ -37,7 +37,7 @@ fn open(pace: Pace, page: Option<usize>) -> Shop {
         deposit: 1_000_000_000,
         limits: Limits::new(1000, 10_000, 100_000),
         page,
-        host: Box::new(StateOnly::ending(&[])),
+        host: Box::new(StateOnly::default()),
     })
     .expect("a cloud");
     let settings = RunPodConfig {
@@ -70,23 +70,6 @@ fn billed(cloud: &runpod::RunPod) -> usize {
 
 fn made(cloud: &runpod::RunPod) -> usize {
     cloud.engine(|engine| engine.machines().len())
-}
-
-#[tokio::test]
-async fn its_catalogue_is_read_and_no_spot_offer_comes_of_it() {
-    let offers = open(PACE, None).offers().await;
-    assert!(offers.iter().all(|offer| offer.capacity == Capacity::OnDemand), "spot saves nothing");
-    let price = |name: &str| {
-        let found = offers.iter().find(|offer| offer.instance_type == name);
-        found.map(|offer| offer.price.micros() - 5_480)
-    };
-    assert_eq!(price("1x NVIDIA GeForce RTX 4090 COMMUNITY"), Some(340_000));
-    assert_eq!(price("8x NVIDIA H200 SECURE"), Some(8 * 4_590_000));
-    assert_eq!(price("4 vCPU cpu5g SECURE"), Some(4 * 46_000));
-    // Without stock, without the cloud, with a price of 0.
-    assert_eq!(price("8x NVIDIA L40S SECURE"), None);
-    assert_eq!(price("1x AMD Instinct MI300X OAM COMMUNITY"), None);
-    assert_eq!(price("1x NVIDIA A100-SXM4-40GB SECURE"), None);
 }
 
 #[tokio::test]
@@ -139,44 +122,6 @@ async fn each_no_of_the_box_has_its_reason_and_leaves_nothing() {
         assert_eq!(buyer.claim.phase, Phase::Ended { reason }, "{fault:?}");
         assert_eq!(billed(&cloud), 0, "{fault:?}");
     }
-}
-
-#[tokio::test]
-async fn a_spot_pod_costs_its_bid_and_an_eviction_is_seen() {
-    let open = open(PACE, None);
-    // A made series: half of what on demand costs.
-    open.cloud.engine(|engine| {
-        let ids: Vec<_> = engine
-            .products()
-            .filter(|(_, product)| product.kind == "NVIDIA H200" && product.pool == "SECURE")
-            .map(|(id, _)| id)
-            .collect();
-        for id in ids {
-            let half = Series::constant(Source::Recorded("made".to_owned()), 2_295_000);
-            engine.product_mut(id).spot = Some(half);
-        }
-    });
-    let (cloud, mut buyer) = open.buyer("8x NVIDIA H200 SECURE", Capacity::Spot).await;
-    buyer.drive(Wanted::Yes, None).await;
-    let Phase::Launched { instance, .. } = buyer.claim.phase.clone() else {
-        panic!("{:?}", buyer.claim.phase)
-    };
-    let rate = cloud.engine(|engine| engine.machine(&instance).map(|machine| machine.rate));
-    assert_eq!(rate, Some(8 * 2_295_000), "the bid is for each");
-
-    buyer.hands.forward(60);
-    let id = InstanceId(instance.clone());
-    let seen = buyer.provider.get(&id).await.expect("an answer").expect("a pod");
-    assert_eq!(seen.state, InstanceState::Running);
-    assert_eq!(seen.identity, Some(buyer.identity()));
-    assert_eq!(seen.offer.as_ref(), Some(&buyer.claim.spec.offer));
-
-    cloud.engine(|engine| engine.evict(&instance, None)).expect("evicted");
-    let seen = buyer.provider.get(&id).await.expect("an answer").expect("still listed");
-    assert!(seen.state.may_bill() && seen.trouble.is_some());
-    buyer.drive(Wanted::No(Reason::SpotInterrupted), None).await;
-    assert_eq!(billed(&cloud), 0);
-    assert_eq!(buyer.provider.get(&id).await, Ok(None));
 }
 
 #[tokio::test]

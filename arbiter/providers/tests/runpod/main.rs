@@ -50,6 +50,7 @@ pub(crate) fn config(base: &str) -> RunPodConfig {
         base: base.to_owned(),
         counts: vec![1],
         vcpu_counts: Vec::new(),
+        disk_gb: 40,
         spot: false,
         ..RunPodConfig::new("rp", ApiKey::new(format!(" {KEY}\n")), agent)
     }

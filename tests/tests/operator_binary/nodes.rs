@@ -144,41 +144,40 @@ async fn jobs_that_want_more_than_half_of_a_node_each_are_not_placed_on_it_in_on
     let world = World::new("filled").await?;
     world.provide_nodes().await?;
     let jobs = world.api::<TrainingJob>();
-    // Of eight processors: the first is given four, the second all that are free.
-    for (name, cpu) in [("first", "4"), ("second", "5")] {
+    // Of eight processors. Which of them comes into the first pass is left open.
+    for (name, cpu) in [("four", "4"), ("five", "5")] {
         let mut job = tiny(name)?;
         job.spec.resources = serde_json::from_value(json!({ "cpu": cpu }))?;
         jobs.create(&PostParams::default(), &job).await?;
-        // Whoever came first is known by whole seconds.
-        tokio::time::sleep(Duration::from_millis(1100)).await;
     }
     let clock = Clock::manual(Timestamp::now());
     let operator = operator(&world, &clock).await?;
-    let waits = async |name: &str| {
-        let job = jobs.get(name).await.map_err(|error| error.to_string())?;
+    let runs = async || {
+        let claims = running(&world, 1).await?;
+        Ok(claims[0].spec.owner.name.clone())
+    };
+    let one = passing(&clock, "one runs", runs).await?;
+    let other = if one == "four" { "five" } else { "four" };
+    let waits = async || {
+        let job = jobs.get(other).await.map_err(|error| error.to_string())?;
         let conditions = job.status.unwrap_or_default().conditions;
         let found = conditions.iter().find(|c| c.type_ == "OfferSelected" && c.status == "False");
         found.cloned().ok_or_else(|| format!("{conditions:#?}"))
     };
-    let second = passing(&clock, "the second waits", async || waits("second").await).await?;
-    ensure!(second.reason == "InsufficientCapacity", "{second:?}");
-    ensure!(second.message.contains("of filled/cpu"), "{second:?}");
-    let claims = passing(&clock, "the first runs", async || running(&world, 1).await).await?;
-    ensure!(claims[0].spec.owner.name == "first", "{claims:#?}");
+    let condition = passing(&clock, "the other waits", waits).await?;
+    ensure!(condition.reason == "InsufficientCapacity", "{condition:?}");
+    ensure!(condition.message.contains("of filled/cpu"), "{condition:?}");
     let seen = petaflop_operator::cluster::placement::recorded(&operator.operator);
     ensure!(seen.world.workloads.len() == 2);
 
     // The node is free again, and its turn has come.
-    jobs.delete("first", &DeleteParams::default()).await?;
-    passing(&clock, "the second runs", async || {
-        let claims = running(&world, 1).await?;
-        match claims[0].spec.owner.name.as_str() {
-            "second" => Ok(()),
-            other => Err(format!("{other} has the node")),
-        }
+    jobs.delete(&one, &DeleteParams::default()).await?;
+    passing(&clock, "the other runs", async || match runs().await?.as_str() {
+        name if name == other => Ok(()),
+        name => Err(format!("{name} has the node")),
     })
     .await?;
-    jobs.delete("second", &DeleteParams::default()).await?;
+    jobs.delete(other, &DeleteParams::default()).await?;
     passing(&clock, "nothing is left", async || match world.all::<TrainingJob>().await?.len() {
         0 => Ok(()),
         _ => Err("the job is there".to_owned()),

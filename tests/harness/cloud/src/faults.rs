@@ -60,6 +60,8 @@ pub enum Fault {
     Unavailable,
     /// The API was retired: 410.
     Retired,
+    /// RunPod's GraphQL was retired, its REST was not.
+    GraphQlRetired,
 }
 
 impl Fault {
@@ -80,6 +82,7 @@ impl Fault {
             Self::Forbidden => "forbidden",
             Self::Unavailable => "unavailable",
             Self::Retired => "retired",
+            Self::GraphQlRetired => "graphql-retired",
         }
     }
 }

@@ -288,6 +288,16 @@ async fn a_listing_is_complete_only_when_every_page_was_seen() {
 }
 
 #[tokio::test]
+async fn without_graphql_everything_but_spot_is_still_sold() {
+    let deal = Deal::new();
+    deal.discount_spot(200_000);
+    deal.cloud.faults(|faults| faults.on(Fault::GraphQlRetired, None, When::Always));
+    let offers = deal.client.quote().await.unwrap();
+    assert!(offers.len() > 10 && offers.iter().all(|o| o.capacity == Capacity::OnDemand));
+    deal.buy_community(1).await.unwrap();
+}
+
+#[tokio::test]
 async fn an_api_that_was_retired_is_no_machine_that_is_gone() {
     let deal = Deal::new();
     let id = deal.buy_community(1).await.unwrap();

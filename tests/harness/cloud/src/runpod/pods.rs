@@ -102,7 +102,7 @@ pub(crate) fn list(world: &World, ask: &Ask<'_>) -> Answer {
         Some(Ok(from)) => from,
         Some(Err(_)) => return Answer::problem(400, "cursor: unknown"),
     };
-    let next = Some(from + size).filter(|next| *next < pods.len());
+    let next = Some(from.saturating_add(size)).filter(|next| *next < pods.len());
     let next = if ask.shows(Fault::RepeatedCursor) { Some(from) } else { next };
     let page: Vec<Value> = pods.into_iter().skip(from).take(size).collect();
     let pagination =

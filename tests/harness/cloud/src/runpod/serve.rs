@@ -90,9 +90,13 @@ fn turn(world: &mut World, parts: &Parts, body: Option<&[u8]>) -> Done {
     let call = world.calls.len() - 1;
     let done = |answer, quota, faults| Done { call, faults, answer, quota };
 
-    if let Some(answer) = faults.iter().find_map(|fault| refusal(*fault)) {
+    if let Some(answer) = faults.iter().find_map(|fault| refusal(*fault, query.is_some())) {
         let quota = Some(header_values(world));
         return done(answer, quota, faults);
+    }
+    // REST v1 was to go on 2026-11-15.
+    if segments.first() == Some(&"v1") {
+        return done(retired(), None, faults);
     }
     let scope = key(parts).and_then(|key| world.keys.get(&key).cloned());
     let public = matches!(&query, Some(Ok(query)) if query.is_public());
@@ -139,7 +143,7 @@ fn v2(
 }
 
 /// What is said before anything is done.
-fn refusal(fault: Fault) -> Option<Answer> {
+fn refusal(fault: Fault, graphql: bool) -> Option<Answer> {
     Some(match fault {
         // It is not sent: the connection is cut.
         Fault::LostRequest => Answer::problem(500, "lost"),
@@ -147,9 +151,14 @@ fn refusal(fault: Fault) -> Option<Answer> {
         Fault::RateLimited(wait) => limited(wait),
         Fault::Forbidden => Answer::problem(403, "this key may not do that"),
         Fault::Unavailable => Answer::problem(503, "upstream is unavailable"),
-        Fault::Retired => Answer::problem(410, "this API was retired"),
+        Fault::GraphQlRetired if graphql => retired(),
+        Fault::Retired => retired(),
         _ => return None,
     })
+}
+
+fn retired() -> Answer {
+    Answer::problem(410, "this API was retired")
 }
 
 fn limited(wait: u32) -> Answer {

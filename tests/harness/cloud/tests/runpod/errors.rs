@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use petaflop_cloud_box::faults::{Fault, Operation};
+use petaflop_cloud_box::faults::{Fault, Operation, When};
 use petaflop_cloud_box::runpod::limits::Limits;
 use serde_json::{Value, json};
 
@@ -90,11 +90,22 @@ async fn quotas_stand_in_the_headers_and_beyond_them_is_429_until_they_are_renew
 async fn an_api_that_was_retired_answers_410_to_everything() {
     let fixture = Fixture::new();
     fixture.cloud.faults(|faults| {
-        faults.on(Fault::Retired, None, petaflop_cloud_box::faults::When::Always);
+        faults.on(Fault::Retired, None, When::Always);
     });
     assert_eq!(fixture.get("/v2/pods").await.status, 410);
     assert_eq!(fixture.graphql("{myself{id}}", &Value::Null).await.status, 410);
     fixture.cloud.faults(|faults| faults.off("retired"));
+    assert_eq!(fixture.get("/v2/pods").await.status, 200);
+}
+
+#[tokio::test]
+async fn rest_v1_is_gone_and_graphql_may_go_alone() {
+    let fixture = Fixture::new();
+    assert_eq!(fixture.get("/v1/pods").await.status, 410);
+    fixture.cloud.faults(|faults| {
+        faults.on(Fault::GraphQlRetired, None, When::Always);
+    });
+    assert_eq!(fixture.graphql("{myself{id}}", &Value::Null).await.status, 410);
     assert_eq!(fixture.get("/v2/pods").await.status, 200);
 }
 

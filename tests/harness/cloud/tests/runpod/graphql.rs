@@ -184,6 +184,17 @@ async fn the_server_ends_a_pod_at_its_deadline() {
 }
 
 #[tokio::test]
+async fn the_server_stops_a_pod_that_it_was_told_to_stop_and_keeps_its_volume() {
+    let fixture = Fixture::new();
+    let fields =
+        json!({ "stopAfter": "2026-11-20T11:00:00Z", "containerDiskInGb": 0, "volumeInGb": 73 });
+    let id = rent(&fixture, &fields).await;
+    fixture.clock.advance(HOUR * 2);
+    assert_eq!(pod(&fixture, &id).await["desiredStatus"], "EXITED");
+    assert_eq!(fixture.billed(), 340_000 + 10_000 + 20_000);
+}
+
+#[tokio::test]
 async fn an_evicted_pod_is_exited_by_runpod_stays_listed_and_its_volume_bills_twice() {
     let fixture = Fixture::new();
     let fields = json!({ "containerDiskInGb": 0, "volumeInGb": 73 });

@@ -106,4 +106,7 @@ async fn billing_has_buckets_whose_sum_is_the_invoice() {
     let of_pod = fixture.cloud.engine(|engine| engine.invoice().by_machine()[&id]);
     assert_eq!(sum(&hours), of_pod);
     assert_eq!(fixture.get("/v2/billing/pods?startTime=yesterday").await.status, 400);
+    let ages = "bucketSize=hour&startTime=-009000-01-01T00:00:00Z&endTime=9000-01-01T00:00:00Z";
+    let ages = fixture.get(&format!("/v2/billing/pods?{ages}")).await.body;
+    assert_eq!(sum(&ages), fixture.billed());
 }

@@ -246,6 +246,9 @@ async fn a_listing_comes_in_one_piece_or_in_pages_that_end() {
     let last = paged.get(&format!("/v2/pods?cursor={cursor}")).await.body;
     assert_eq!(last["pods"].as_array().unwrap().len(), 1);
     assert_eq!(last["pagination"], json!({ "hasNextPage": false, "nextCursor": null }));
+    let beyond = paged.get(&format!("/v2/pods?cursor={}", u64::MAX)).await.body;
+    assert_eq!(beyond["pods"], json!([]));
+    assert_eq!(paged.get("/v2/pods?cursor=x").await.status, 400);
 }
 
 #[tokio::test]

@@ -85,6 +85,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
+use kube::runtime::reflector::Store;
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Identity;
@@ -175,8 +176,9 @@ pub struct Operator {
     pub suspects: Shared<Name>,
     jobs: Shelf<TrainingJob>,
     services: Shelf<InferenceService>,
-    deployments: Shelf<Deployment>,
-    cluster_services: Shelf<Service>,
+    // Few, and large types: as they are.
+    deployments: Store<Deployment>,
+    cluster_services: Store<Service>,
     budgets: Shelf<SpendBudget>,
     exhausted: budgets::Exhausted,
     provider_objects: Shelf<ComputeProvider>,

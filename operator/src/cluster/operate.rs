@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
+use kube::runtime::reflector;
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
 use petaflop_crds::TrainingJob;
@@ -217,8 +218,9 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
     let is_over = |job: &TrainingJob| job.status.as_ref().is_some_and(training_job::is_over);
     let jobs = Shelf::new(is_over);
     let services = Shelf::new(|_| false);
-    let deployments = Shelf::new(|_| false);
-    let cluster_services = Shelf::new(|_| false);
+    let (deployments, keep_deployments) = reflector::store();
+    let (cluster_services, keep_services) = reflector::store();
+    let (_, keep_pods) = reflector::store();
     let provider_objects = Shelf::new(|_| false);
     let budgets = Shelf::new(|_| false);
     let handle = Handle {
@@ -259,8 +261,8 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         suspects: handle.suspects.clone(),
         jobs: jobs.clone(),
         services: services.clone(),
-        deployments: deployments.clone(),
-        cluster_services: cluster_services.clone(),
+        deployments,
+        cluster_services,
         budgets: budgets.clone(),
         exhausted: Default::default(),
         provider_objects: provider_objects.clone(),
@@ -295,19 +297,19 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         ),
         watches::begin(
             of_gateways(&client, namespaces),
-            deployments,
+            keep_deployments,
             |_| {},
             on_gateway_object(handle.clone()),
         ),
         watches::begin(
             of_gateways(&client, namespaces),
-            cluster_services,
+            keep_services,
             |_| {},
             on_gateway_object(handle.clone()),
         ),
         watches::begin(
             of_gateways(&client, namespaces),
-            Shelf::new(|_| false),
+            keep_pods,
             |pod: &mut Pod| pod.spec = None,
             operator.gateways.on_pod(handle.clone()),
         ),

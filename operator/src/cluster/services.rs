@@ -8,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
 use kube::api::{Patch, PatchParams, PostParams};
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Resource, ResourceExt};
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::inference_service::InferenceServicePhase as Phase;
@@ -22,7 +23,6 @@ use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::gateway_objects::{self, Given};
 use crate::cluster::inference_service::{self, Failure, Model, Replica, Seen, Wants};
 use crate::cluster::queue::Again;
-use crate::cluster::shelf::Shelf;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::Waits;
 use crate::cluster::{Operator, events, finalizer};
@@ -202,7 +202,7 @@ async fn objects(operator: &Operator, service: &InferenceService) -> Result<Opti
 /// Makes an object so, or makes it.
 async fn keep<K>(
     operator: &Operator,
-    known: &Shelf<K>,
+    known: &Store<K>,
     owner: &InferenceService,
     wanted: K,
 ) -> Result<Option<Waits>, Error>
@@ -223,8 +223,8 @@ where
     let is_ours = |object: &K| {
         object.owner_references().iter().any(|of| Some(&of.uid) == owner.metadata.uid.as_ref())
     };
-    let there = match known.get(&namespace, &name) {
-        Some(there) => there,
+    let there = match known.get(&ObjectRef::new(&name).within(&namespace)) {
+        Some(there) => K::clone(&there),
         None => match api.create(&PostParams::default(), &wanted).await {
             Ok(_) => return Ok(None),
             // Ours, and the watch is behind; or without our label, and the watch does not see it.

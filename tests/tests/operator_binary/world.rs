@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -89,6 +90,14 @@ pub(crate) async fn nothing_refused(writes: &Writes, namespace: &str) -> Result<
     Ok(())
 }
 
+/// Where the program of a test answers, also after it was started anew: on a loopback address that no
+/// other socket has. A port of 127.0.0.1 that was free once may be somebody's by then.
+fn own_address() -> SocketAddr {
+    static NEXT: AtomicU8 = AtomicU8::new(1);
+    let [.., high, low] = std::process::id().to_be_bytes();
+    SocketAddr::from(([127, 64 | high & 63, low, NEXT.fetch_add(1, Ordering::Relaxed)], 8080))
+}
+
 impl World {
     /// A fresh one, whose operator works for its own namespace.
     pub(crate) async fn new(test: &'static str) -> Result<Self> {
@@ -120,7 +129,7 @@ impl World {
         ensure!(NODES.contains(&test), "no node is called {test}");
         let folder = tempfile::tempdir()?;
         let writes = plane.writes().await?;
-        let http = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let http = own_address();
         let world = Self { http, plane, client, namespace, test, watched, writes, folder };
         roles(plane, world.namespace.name(), test, &world.watched)?;
         Ok(world)

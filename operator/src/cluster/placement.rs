@@ -244,11 +244,9 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
                 (uid, now)
             })
             .collect();
-        let waits = |of: &HashMap<String, Arc<Said>>, uid: &str| {
-            of.get(uid).and_then(|said| said.waits.clone())
-        };
+        let waits = |uid: &str| said.get(uid).and_then(|said| said.waits.as_ref());
         let new = said.iter().filter(|(uid, _)| !last.contains_key(*uid));
-        let other = last.iter().filter(|(uid, _)| waits(&last, uid) != waits(&said, uid));
+        let other = last.iter().filter(|(uid, before)| before.waits.as_ref() != waits(uid));
         let changed = new.chain(other).map(|(_, said)| said.workload.clone()).collect();
         *last = said;
         changed

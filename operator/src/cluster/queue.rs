@@ -95,15 +95,13 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
         let at = self.inner.clock.boottime().saturating_add(wait);
         let key = Arc::new(key);
         let mut state = self.lock();
-        match state.due.remove(&key) {
-            Some(known) if known <= at => {
-                state.due.insert(key, known);
+        if let Some(known) = state.due.get(&key).copied() {
+            if known <= at {
                 return;
             }
-            Some(known) => {
-                state.later.remove(&(known, key.clone()));
-            }
-            None => {}
+            // Both, for the two share one key.
+            state.due.remove(&key);
+            state.later.remove(&(known, key.clone()));
         }
         state.due.insert(key.clone(), at);
         state.later.insert((at, key));

@@ -275,7 +275,8 @@ pub(crate) struct Kubelet {
 
 struct Started {
     address: String,
-    process: Child,
+    /// None while another takes its place.
+    process: Option<Child>,
 }
 
 impl Kubelet {
@@ -322,12 +323,15 @@ impl Kubelet {
         let pods = self.of(service).await.map_err(anyhow::Error::msg)?;
         let pod = pods.first().context("its Pod")?;
         let uid = pod.uid().context("a uid")?;
-        let before = self.lock().remove(&uid);
-        let mut before = before.context("it runs")?;
-        before.process.kill().await?;
-        let program = petaflop_tests::binary("petaflop")?;
-        let process = launch(&program, pod, &before.address)?;
-        self.lock().insert(uid, Started { address: before.address, process });
+        // It stays in the table, so that nothing else is started for its Pod meanwhile.
+        let (address, process) = {
+            let mut running = self.lock();
+            let started = running.get_mut(&uid).context("it runs")?;
+            (started.address.clone(), started.process.take())
+        };
+        process.context("one restart at a time")?.kill().await?;
+        let process = launch(&petaflop_tests::binary("petaflop")?, pod, &address)?;
+        self.lock().get_mut(&uid).context("its Pod is there")?.process = Some(process);
         Ok(())
     }
 
@@ -381,7 +385,7 @@ async fn sync(
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let process = std::process::id();
         let address = format!("127.{}.{}.{}", 64 + number / 200, process % 251, 1 + number % 200);
-        let started = Started { process: launch(program, &pod, &address)?, address };
+        let started = Started { process: Some(launch(program, &pod, &address)?), address };
         let status = json!({ "status": {
             "phase": "Running",
             "podIP": started.address,

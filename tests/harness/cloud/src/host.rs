@@ -2,12 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// What starts on a machine.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Boot {
-    /// The image.
+    /// The image: of a container, or of a whole machine.
     pub image: String,
     /// Instead of the image's own entrypoint.
     pub entrypoint: Option<Vec<String>>,
@@ -17,16 +18,66 @@ pub struct Boot {
     pub environment: BTreeMap<String, String>,
     /// Ports that shall be reached from outside.
     pub ports: Vec<u16>,
+    /// Processors in thousandths; 0: as many as there are.
+    pub cpu_millis: u32,
+    /// Bytes of memory; 0: as much as there is.
+    pub memory: u64,
+    /// What the machine's own metadata service tells; `None`: there is no such service, and what
+    /// starts is a container rather than a machine that runs containers.
+    pub metadata: Option<Metadata>,
 }
+
+/// What a machine may ask of its own metadata service (EC2's), beside its id and notices.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Metadata {
+    /// Run by root when the machine first starts, if it begins with `#!`.
+    pub user_data: Vec<u8>,
+    /// Account it belongs to.
+    pub account: String,
+    /// Region.
+    pub region: String,
+    /// Availability zone by the account's own name.
+    pub zone: String,
+    /// The same zone by its id.
+    pub zone_id: String,
+    /// Instance type.
+    pub instance_type: String,
+    /// Whether it may be taken away.
+    pub spot: bool,
+    /// Instance profile: name of the role whose credentials are told, and those.
+    pub role: Option<(String, Credentials)>,
+    /// Network hops that an answer with a token may go: 1 keeps containers out.
+    pub hop_limit: u32,
+}
+
+/// Credentials that a role gives for a while.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// `AccessKeyId`.
+    pub id: String,
+    /// `SecretAccessKey`.
+    pub secret: String,
+    /// `Token`.
+    pub token: String,
+}
+
+/// Called, from any thread, when a machine's program has ended by itself.
+pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
 /// Where machines live. All calls come in the order of the engine's time, which may run ahead in
 /// leaps: a host does at once what it is told, and waits for nothing.
 pub trait Host: Send {
+    /// Whom to wake when a machine's program ends by itself. Said once, before the first start.
+    fn wakes(&mut self, _wake: Wake) {}
+
     /// A machine starts.
     fn start(&mut self, machine: &str, boot: &Boot);
 
     /// A machine will be taken away in so long, and may know.
     fn notice(&mut self, machine: &str, left: Duration);
+
+    /// A machine is likely to be taken away, and may know.
+    fn recommend(&mut self, _machine: &str) {}
 
     /// A machine is told to end, and ended by force after so long.
     fn end(&mut self, machine: &str, grace: Duration);

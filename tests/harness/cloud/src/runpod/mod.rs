@@ -89,7 +89,7 @@ struct Inner {
     began: (Timestamp, Duration),
     world: Mutex<World>,
     /// Something is due earlier than was thought.
-    changed: Notify,
+    changed: Arc<Notify>,
 }
 
 impl RunPod {
@@ -98,7 +98,10 @@ impl RunPod {
     /// # Errors
     /// When there is no port.
     pub fn start(setup: Setup) -> io::Result<Self> {
-        let Setup { clock, seed, keys, pace, deposit, limits, page, host } = setup;
+        let Setup { clock, seed, keys, pace, deposit, limits, page, mut host } = setup;
+        let changed = Arc::new(Notify::new());
+        let wake = changed.clone();
+        host.wakes(Arc::new(move || wake.notify_one()));
         let (catalog, products) = catalog::captured();
         let began = (clock.now(), clock.boottime());
         let engine = EngineSetup {
@@ -122,7 +125,7 @@ impl RunPod {
             page,
             calls: Vec::new(),
         };
-        let inner = Inner { clock, began, world: Mutex::new(world), changed: Notify::new() };
+        let inner = Inner { clock, began, world: Mutex::new(world), changed };
         let inner = Arc::new(inner);
         let runtime = Builder::new_multi_thread()
             .worker_threads(1)

@@ -84,6 +84,7 @@ impl Spec {
             command,
             environment: self.env.clone(),
             ports: numbers.collect(),
+            ..Boot::default()
         }
     }
 }

@@ -8,11 +8,15 @@
 //! | [`faults`] | every way to misbehave, by name, and when |
 //! | [`host`] | what a rented machine *is*: a trait, and machines that are only a state |
 //! | [`runpod`] | RunPod's REST v2 and GraphQL |
+//! | [`ec2`] | EC2's query protocol, and what of SSM, Pricing and STS belongs to buying there |
+//! | `shell` | what each of them stands in: port, clock, lock, faults of the connection |
 //!
-//! Every statement of RunPod's API that is kept here, and the test that holds it, stand in
+//! Every statement of these APIs that is kept here, and the test that holds it, stand in
 //! `docs/providers/box.md`.
 
+pub mod ec2;
 pub mod engine;
 pub mod faults;
 pub mod host;
 pub mod runpod;
+mod shell;

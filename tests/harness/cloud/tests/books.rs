@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use petaflop_cloud_box::engine::bill::{Item, Rules};
 use petaflop_cloud_box::engine::chance::Chance;
-use petaflop_cloud_box::engine::machine::{Life, Order, Why};
+use petaflop_cloud_box::engine::machine::{AtEnd, Life, Order, Why};
 use petaflop_cloud_box::engine::product::{Product, ProductId, Sale};
 use petaflop_cloud_box::engine::series::{Series, Walk};
 use petaflop_cloud_box::engine::{Engine, Setup};
@@ -44,6 +44,7 @@ fn engine(rules: Rules, deposit: Option<i64>, seed: u64) -> Engine {
         deposit,
         spend_limit: 6_000_000,
         seed,
+        name: |chance| chance.word(14),
         host: Box::new(StateOnly::default().ending(&["ends"])),
     };
     Engine::new(setup, start)
@@ -78,6 +79,7 @@ fn step(engine: &mut Engine, chance: &mut Chance) {
                 boot: Boot { image: image.to_owned(), ..Boot::default() },
                 stop_after: deadline(engine, chance),
                 end_after: deadline(engine, chance),
+                at_end: AtEnd::KEPT,
             };
             engine.buy(order).map(drop)
         }

@@ -13,7 +13,11 @@ pub(super) enum Event {
     /// A machine of this attempt gets as far as this.
     Enter(String, u32, Life),
     /// The notice of a machine of this attempt is over.
-    Evict(String, u32),
+    Evict(String, u32, Why),
+    /// The price may have passed the bid for a machine of this attempt.
+    Outbid(String, u32),
+    /// A machine of this attempt has ended.
+    Gone(String, u32),
     /// A machine's own deadline to stop.
     Stop(String),
     /// A machine's own deadline to end.
@@ -27,10 +31,12 @@ impl Engine {
         // What became of a machine meanwhile decides; then there is nothing to do.
         let _ = match event {
             Event::Enter(id, attempt, life) => self.enter(&id, attempt, life),
-            Event::Evict(id, attempt) => match self.machine(&id) {
-                Some(machine) if machine.attempt == attempt => self.halt(&id, Why::Evicted),
+            Event::Evict(id, attempt, why) => match self.machine(&id) {
+                Some(machine) if machine.attempt == attempt => self.leave(&id, why),
                 _ => Ok(()),
             },
+            Event::Outbid(id, attempt) => self.outbid(&id, attempt),
+            Event::Gone(id, attempt) => self.gone(&id, attempt),
             Event::Stop(id) => self.halt(&id, Why::Deadline),
             Event::End(id) => self.end(&id, Why::Deadline),
             Event::Settle => self.settle(),
@@ -40,13 +46,24 @@ impl Engine {
     fn enter(&mut self, id: &str, attempt: u32, life: Life) -> Result<(), Refusal> {
         let now = self.now;
         let machine = self.known(id)?;
-        if machine.attempt != attempt || (machine.stuck && life == Life::Running) {
+        if machine.attempt != attempt {
+            return Ok(());
+        }
+        if machine.stuck && life == Life::Running {
+            // Where billing begins with running, the provider takes it for running.
+            if self.biller.rules().billed_once_it_runs {
+                self.known(id)?.started = Some(now);
+                self.bill_compute(id);
+            }
             return Ok(());
         }
         machine.life = life;
         if life == Life::Running {
             machine.started = Some(now);
             let boot = machine.order.boot.clone();
+            if self.biller.rules().billed_once_it_runs {
+                self.bill_compute(id);
+            }
             self.host.start(id, &boot);
         }
         Ok(())
@@ -72,7 +89,7 @@ impl Engine {
         for id in running {
             if !self.host.alive(&id) {
                 // It runs: it was just asked.
-                let _ = self.halt(&id, Why::Process);
+                let _ = self.leave(&id, Why::Process);
             }
         }
     }

@@ -17,11 +17,15 @@ const MONTH: i64 = 730 * HOUR;
 /// How a provider bills.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rules {
-    /// Each start is billed for at least so many seconds.
+    /// Each start, and each disk, is billed for at least so many seconds.
     pub minimum_seconds: i64,
     /// What can be taken away costs what was bid; else the market's price at the start of each of
     /// the machine's hours.
     pub spot_costs_the_bid: bool,
+    /// Times are cut to whole seconds, as the provider tells them.
+    pub whole_seconds: bool,
+    /// Billing begins when the machine runs; else when it was bought.
+    pub billed_once_it_runs: bool,
     /// What is taken away in its first hour costs nothing.
     pub first_hour_free_if_evicted: bool,
     /// Disk of a running machine, micro-dollars a GB and month.
@@ -38,6 +42,8 @@ impl Rules {
     pub const RUNPOD: Self = Self {
         minimum_seconds: 0,
         spot_costs_the_bid: true,
+        whole_seconds: false,
+        billed_once_it_runs: false,
         first_hour_free_if_evicted: false,
         disk: 100_000,
         volume_running: 100_000,
@@ -45,11 +51,13 @@ impl Rules {
     };
 
     /// EC2's for Linux, as read on 2026-11-20: by the second and at least a minute; the spot price
-    /// in force at the start of each hour; no charge when interrupted in the first one. Volumes are
-    /// the next one's to add.
+    /// in force at the start of each hour; no charge when interrupted in the first one; while it is
+    /// pending nothing is charged. Its volumes are disks of their own.
     pub const EC2_LINUX: Self = Self {
         minimum_seconds: 60,
         spot_costs_the_bid: false,
+        whole_seconds: true,
+        billed_once_it_runs: true,
         first_hour_free_if_evicted: true,
         disk: 0,
         volume_running: 0,
@@ -150,20 +158,37 @@ impl Biller {
         &self.rules
     }
 
+    /// A time as the provider tells it.
+    fn told(&self, at: Timestamp) -> Timestamp {
+        let whole = Timestamp::from_second(at.as_second()).ok();
+        whole.filter(|_| self.rules.whole_seconds).unwrap_or(at)
+    }
+
     /// Something begins to bill.
     pub fn open(&mut self, machine: &str, item: Item, price: Price, from: Timestamp) {
-        let minimum = if item == Item::Compute { self.rules.minimum_seconds } else { 0 };
-        let machine = machine.to_owned();
+        let minimum = self.rules.minimum_seconds;
+        let (machine, from) = (machine.to_owned(), self.told(from));
         self.lines.push(Line { machine, item, price, from, until: None, waived: false, minimum });
     }
 
     /// All that bills of a machine ends; `evicted`: because the provider took it back.
     pub fn close(&mut self, machine: &str, until: Timestamp, evicted: bool) {
+        let until = self.told(until);
         let open = self.lines.iter_mut().filter(|line| line.until.is_none());
         for line in open.filter(|line| line.machine == machine) {
             let young = until.duration_since(line.from).as_secs() < HOUR;
             line.until = Some(until);
             line.waived = evicted && young && self.rules.first_hour_free_if_evicted;
+        }
+    }
+
+    /// The market in which a machine pays has another series, the same until now.
+    pub fn reprice(&mut self, machine: &str, series: &Series) {
+        let open = self.lines.iter_mut().filter(|l| l.until.is_none() && l.machine == machine);
+        for line in open {
+            if let Price::Market(known, _) = &mut line.price {
+                *known = series.clone();
+            }
         }
     }
 

@@ -16,6 +16,8 @@ pub enum Life {
     Running,
     /// Its program does not run; what it keeps bills on.
     Exited,
+    /// It will be gone soon, and bills no longer.
+    Ending,
     /// Gone, for ever.
     Terminated,
 }
@@ -29,10 +31,53 @@ pub enum Why {
     Process,
     /// The provider wanted it back, or its host died.
     Evicted,
+    /// The market's price passed what was bid.
+    Price,
     /// The account has no money left.
     Balance,
     /// Its own deadline came.
     Deadline,
+}
+
+impl Why {
+    /// The provider took it back.
+    pub(super) fn is_taken(self) -> bool {
+        matches!(self, Self::Evicted | Self::Price)
+    }
+}
+
+/// What becomes of a machine that runs no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is kept, and what it keeps bills.
+    Stops,
+    /// It is terminated.
+    Ends,
+}
+
+/// What becomes of a machine that nobody told to stop or end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtEnd {
+    /// Its program ended.
+    pub program: Outcome,
+    /// The provider took it back.
+    pub eviction: Outcome,
+}
+
+impl AtEnd {
+    /// It is kept whatever happens.
+    pub const KEPT: Self = Self { program: Outcome::Stops, eviction: Outcome::Stops };
+}
+
+/// That a machine will be taken away.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// When it was told so.
+    pub given: Timestamp,
+    /// When it is taken away.
+    pub due: Timestamp,
+    /// Why.
+    pub why: Why,
 }
 
 /// What is bought.
@@ -56,6 +101,8 @@ pub struct Order {
     pub stop_after: Option<Timestamp>,
     /// When the provider terminates it by itself.
     pub end_after: Option<Timestamp>,
+    /// What becomes of it when it ends by itself or is taken away.
+    pub at_end: AtEnd,
 }
 
 /// A rented machine.
@@ -75,6 +122,10 @@ pub struct Machine {
     pub started: Option<Timestamp>,
     /// When, and why, it stopped running.
     pub stopped: Option<(Timestamp, Why)>,
+    /// It was told that it will be taken away.
+    pub noticed: Option<Notice>,
+    /// When, and why, it began to end for ever.
+    pub leaving: Option<(Timestamp, Why)>,
     /// When it was terminated.
     pub ended: Option<Timestamp>,
     /// Its host never gets as far as the program.

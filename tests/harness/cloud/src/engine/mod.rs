@@ -9,6 +9,8 @@
 //! | [`machine`] | a rented machine and its life |
 //! | [`bill`] | the biller: rules of each provider, lines, invoice |
 //! | [`chance`] | seeded random numbers |
+//! | [`disk`] | disks that may outlive their machine |
+//! | `life` | what is done to a machine |
 //! | `agenda` | what happens by itself, and when |
 //!
 //! | life | ends by |
@@ -17,11 +19,14 @@
 //! | starting | the image is there: [`Pace::start`] |
 //! | running | its program ends, [`Engine::halt`], an eviction, a deadline, an empty account |
 //! | exited | [`Engine::resume`], [`Engine::end`] |
+//! | ending | its time to end is over: [`Pace::wind_down`] |
 //! | terminated | – |
 
 mod agenda;
 pub mod bill;
 pub mod chance;
+pub mod disk;
+mod life;
 pub mod machine;
 pub mod product;
 pub mod series;
@@ -33,9 +38,10 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 
 use self::agenda::Event;
-use self::bill::{Biller, Invoice, Item, Price, Rules};
+use self::bill::{Biller, Invoice, Rules};
 use self::chance::Chance;
-use self::machine::{Life, Machine, Order, Why};
+use self::disk::Disk;
+use self::machine::{Life, Machine, Order};
 use self::product::{Product, ProductId, Sale};
 use crate::host::Host;
 
@@ -54,6 +60,10 @@ pub struct Pace {
     pub settle: Duration,
     /// From being told to end until it is ended by force.
     pub grace: Duration,
+    /// From the end of the bill until the machine is gone.
+    pub wind_down: Duration,
+    /// From the notice to who bid less than the price until he is taken away.
+    pub notice: Duration,
 }
 
 /// What an engine is made of.
@@ -70,6 +80,8 @@ pub struct Setup {
     pub spend_limit: i64,
     /// For ids.
     pub seed: u64,
+    /// How an id of a machine looks.
+    pub name: fn(&mut Chance) -> String,
     /// Where machines live.
     pub host: Box<dyn Host>,
 }
@@ -105,6 +117,7 @@ pub struct Engine {
     now: Timestamp,
     products: Vec<Product>,
     machines: Vec<Machine>,
+    disks: Vec<Disk>,
     agenda: BTreeMap<(Timestamp, u64), Event>,
     planned: u64,
     pace: Pace,
@@ -112,17 +125,19 @@ pub struct Engine {
     deposit: Option<i64>,
     spend_limit: i64,
     chance: Chance,
+    name: fn(&mut Chance) -> String,
     host: Box<dyn Host>,
 }
 
 impl Engine {
     /// One in which nothing is rented.
     pub fn new(setup: Setup, now: Timestamp) -> Self {
-        let Setup { products, rules, pace, deposit, spend_limit, seed, host } = setup;
+        let Setup { products, rules, pace, deposit, spend_limit, seed, name, host } = setup;
         let mut engine = Self {
             now,
             products,
             machines: Vec::new(),
+            disks: Vec::new(),
             agenda: BTreeMap::new(),
             planned: 0,
             pace,
@@ -130,6 +145,7 @@ impl Engine {
             deposit,
             spend_limit,
             chance: Chance::new(seed),
+            name,
             host,
         };
         if deposit.is_some() {
@@ -170,7 +186,8 @@ impl Engine {
         &self.products[id.0]
     }
 
-    /// A product, to change what it costs or how much there is of it. What was bought stays bought.
+    /// A product, to change what it costs or how much there is of it. What was bought stays bought;
+    /// a market whose price shall move for those who are in it, [`Engine::set_spot`] moves.
     pub fn product_mut(&mut self, id: ProductId) -> &mut Product {
         &mut self.products[id.0]
     }
@@ -180,6 +197,11 @@ impl Engine {
         let rented = self.machines.iter().filter(|m| m.order.product == id && m.holds_units());
         let rented: u32 = rented.map(|machine| machine.order.units).sum();
         self.products[id.0].capacity.saturating_sub(rented)
+    }
+
+    /// The source of ids, for what a provider makes beside machines.
+    pub fn chance(&mut self) -> &mut Chance {
+        &mut self.chance
     }
 
     /// What a unit can be had for now, micro-dollars an hour.
@@ -202,7 +224,7 @@ impl Engine {
         if self.free(order.product) < order.units {
             return Err(Refusal::NoCapacity);
         }
-        let id = self.chance.word(14);
+        let id = (self.name)(&mut self.chance);
         let deadlines = [
             order.stop_after.map(|at| (at, Event::Stop(id.clone()))),
             order.end_after.map(|at| (at, Event::End(id.clone()))),
@@ -218,93 +240,14 @@ impl Engine {
             created: self.now,
             started: None,
             stopped: None,
+            noticed: None,
+            leaving: None,
             ended: None,
             stuck: false,
             attempt: 0,
         });
         self.begin(&id);
         Ok(id)
-    }
-
-    /// Stops a machine: its program ends, its units are free, what it keeps bills on.
-    ///
-    /// # Errors
-    /// When it does not exist or does not run.
-    pub fn halt(&mut self, id: &str, why: Why) -> Result<(), Refusal> {
-        let (now, grace) = (self.now, self.pace.grace);
-        let machine = self.known(id)?;
-        if !machine.holds_units() {
-            return Err(Refusal::State);
-        }
-        machine.life = Life::Exited;
-        machine.stopped = Some((now, why));
-        machine.attempt += 1;
-        let volume = machine.order.volume;
-        self.host.end(id, grace);
-        self.biller.close(id, now, why == Why::Evicted);
-        self.bill_volume(id, volume, Item::VolumeStopped);
-        Ok(())
-    }
-
-    /// Starts a stopped machine again, on its host, for so much an hour and unit, or for what it
-    /// cost.
-    ///
-    /// # Errors
-    /// When it does not exist, is not stopped, or somebody else has its units now.
-    pub fn resume(&mut self, id: &str, unit_rate: Option<i64>) -> Result<(), Refusal> {
-        let machine = self.known(id)?;
-        let (product, units) = (machine.order.product, machine.order.units);
-        if machine.life != Life::Exited {
-            return Err(Refusal::State);
-        }
-        let rate = unit_rate.map_or(machine.rate, |rate| rate.saturating_mul(i64::from(units)));
-        self.affordable(rate)?;
-        if self.free(product) < units {
-            return Err(Refusal::NoCapacity);
-        }
-        let now = self.now;
-        self.biller.close(id, now, false);
-        self.known(id)?.rate = rate;
-        self.begin(id);
-        Ok(())
-    }
-
-    /// Ends a machine for ever, with all that it keeps.
-    ///
-    /// # Errors
-    /// When it does not exist, or no longer.
-    pub fn end(&mut self, id: &str, why: Why) -> Result<(), Refusal> {
-        let (now, grace) = (self.now, self.pace.grace);
-        let machine = self.known(id)?;
-        if machine.life == Life::Terminated {
-            return Err(Refusal::Unknown);
-        }
-        if machine.holds_units() {
-            self.host.end(id, grace);
-        }
-        let machine = self.known(id)?;
-        machine.stopped.get_or_insert((now, why));
-        machine.life = Life::Terminated;
-        machine.ended = Some(now);
-        machine.attempt += 1;
-        self.biller.close(id, now, why == Why::Evicted);
-        Ok(())
-    }
-
-    /// Takes a machine away, now or after telling it so.
-    ///
-    /// # Errors
-    /// When it does not exist or does not run.
-    pub fn evict(&mut self, id: &str, notice: Option<Duration>) -> Result<(), Refusal> {
-        let machine = self.known(id)?;
-        let attempt = machine.attempt;
-        if !machine.holds_units() {
-            return Err(Refusal::State);
-        }
-        let Some(left) = notice else { return self.halt(id, Why::Evicted) };
-        self.host.notice(id, left);
-        self.plan(left, Event::Evict(id.to_owned(), attempt));
-        Ok(())
     }
 
     /// A machine's host never gets as far as its program.
@@ -375,7 +318,7 @@ impl Engine {
         Ok(unit.saturating_mul(i64::from(order.units)))
     }
 
-    fn affordable(&self, rate: i64) -> Result<(), Refusal> {
+    pub(super) fn affordable(&self, rate: i64) -> Result<(), Refusal> {
         if self.balance().is_some_and(|left| left < rate) {
             return Err(Refusal::Balance);
         }
@@ -387,43 +330,7 @@ impl Engine {
         Ok(())
     }
 
-    /// A machine, old or new, begins to bill and to start.
-    fn begin(&mut self, id: &str) {
-        let (now, pace) = (self.now, self.pace);
-        let Ok(machine) = self.known(id) else { return };
-        machine.life = Life::Provisioning;
-        machine.stopped = None;
-        machine.attempt += 1;
-        let (attempt, order, rate) = (machine.attempt, machine.order.clone(), machine.rate);
-        let spot = &self.products[order.product.0].spot;
-        let price = match (order.sale, spot) {
-            (Sale::Spot { .. }, Some(series)) if !self.biller.rules().spot_costs_the_bid => {
-                Price::Market(series.clone(), order.units)
-            }
-            _ => Price::Hourly(rate),
-        };
-        self.biller.open(id, Item::Compute, price, now);
-        let disk = self.biller.rules().disk.saturating_mul(i64::from(order.disk));
-        if disk > 0 {
-            self.biller.open(id, Item::Disk, Price::Monthly(disk), now);
-        }
-        self.bill_volume(id, order.volume, Item::Volume);
-        self.plan(pace.provision, Event::Enter(id.to_owned(), attempt, Life::Starting));
-        let ready = pace.provision.saturating_add(pace.start);
-        self.plan(ready, Event::Enter(id.to_owned(), attempt, Life::Running));
-    }
-
-    fn bill_volume(&mut self, id: &str, volume: u32, item: Item) {
-        let rules = self.biller.rules();
-        let stopped = item == Item::VolumeStopped;
-        let price = if stopped { rules.volume_stopped } else { rules.volume_running };
-        let price = price.saturating_mul(i64::from(volume));
-        if price > 0 {
-            self.biller.open(id, item, Price::Monthly(price), self.now);
-        }
-    }
-
-    fn known(&mut self, id: &str) -> Result<&mut Machine, Refusal> {
+    pub(super) fn known(&mut self, id: &str) -> Result<&mut Machine, Refusal> {
         self.machines.iter_mut().find(|machine| machine.id == id).ok_or(Refusal::Unknown)
     }
 }

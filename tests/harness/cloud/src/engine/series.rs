@@ -78,6 +78,25 @@ impl Series {
         &self.0.source
     }
 
+    /// The same until a time, and one price from then on.
+    #[must_use]
+    pub fn then(&self, from: Timestamp, price: i64) -> Self {
+        let Log { source, first, changes } = &*self.0;
+        let mut changes: Vec<_> =
+            changes.iter().copied().take_while(|(at, _)| *at < from).collect();
+        changes.push((from, price));
+        Self(Arc::new(Log { source: source.clone(), first: *first, changes }))
+    }
+
+    /// When, at this time or later, the price is first above a limit.
+    pub fn above(&self, limit: i64, from: Timestamp) -> Option<Timestamp> {
+        if self.at(from) > limit {
+            return Some(from);
+        }
+        let later = self.0.changes.iter().filter(|(at, _)| *at > from);
+        later.filter(|(_, price)| *price > limit).map(|(at, _)| *at).next()
+    }
+
     /// The price at a time, micro-dollars an hour and unit.
     pub fn at(&self, time: Timestamp) -> i64 {
         let past = self.0.changes.partition_point(|(at, _)| *at <= time);

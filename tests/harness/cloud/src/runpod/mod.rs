@@ -2,7 +2,7 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | `serve` | HTTP: connections, cut ones too; keys, quota, faults; then one of the two APIs |
+//! | `serve` | a call: keys, quota, faults; then one of the two APIs |
 //! | `rest` | REST v2: which call is which; catalogue, credentials, billing |
 //! | `pods` | pods of REST v2 |
 //! | `wire` | bodies of REST v2 that are read, and their contract |
@@ -26,22 +26,20 @@ mod world;
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use petaflop_agent_api::clock::Clock;
-use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Notify;
 
 use self::keys::Scope;
 use self::limits::Limits;
-pub use self::world::Call;
 use self::world::World;
 use crate::engine::bill::Rules;
 use crate::engine::{Engine, Pace, Setup as EngineSetup};
 use crate::faults::Faults;
 use crate::host::Host;
+pub use crate::shell::Call;
+use crate::shell::Shell;
 
 /// How fast RunPod is where nobody says otherwise: these times are made, but for the 5 seconds
 /// between SIGTERM and SIGKILL and the 5 minutes between settlements.
@@ -52,6 +50,8 @@ pub const PACE: Pace = Pace {
     vanish: Duration::ZERO,
     settle: Duration::from_secs(300),
     grace: Duration::from_secs(5),
+    wind_down: Duration::ZERO,
+    notice: Duration::ZERO,
 };
 
 /// Default spend limit of an account: 80 dollars an hour.
@@ -77,20 +77,8 @@ pub struct Setup {
     pub host: Box<dyn Host>,
 }
 
-/// A running RunPod. It has a runtime of its own: its machines outlive whoever uses it.
-pub struct RunPod {
-    inner: Arc<Inner>,
-    address: SocketAddr,
-    runtime: Option<Runtime>,
-}
-
-struct Inner {
-    clock: Clock,
-    began: (Timestamp, Duration),
-    world: Mutex<World>,
-    /// Something is due earlier than was thought.
-    changed: Arc<Notify>,
-}
+/// A running RunPod.
+pub struct RunPod(Shell<World>);
 
 impl RunPod {
     /// Starts one on a free port of this host.
@@ -99,119 +87,65 @@ impl RunPod {
     /// When there is no port.
     pub fn start(setup: Setup) -> io::Result<Self> {
         let Setup { clock, seed, keys, pace, deposit, limits, page, mut host } = setup;
-        let changed = Arc::new(Notify::new());
-        let wake = changed.clone();
-        host.wakes(Arc::new(move || wake.notify_one()));
         let (catalog, products) = catalog::captured();
-        let began = (clock.now(), clock.boottime());
-        let engine = EngineSetup {
-            products,
-            rules: Rules::RUNPOD,
-            pace,
-            deposit: Some(deposit),
-            spend_limit: SPEND_LIMIT,
-            seed,
-            host,
+        let make = |now, wake| {
+            host.wakes(wake);
+            let engine = EngineSetup {
+                products,
+                rules: Rules::RUNPOD,
+                pace,
+                deposit: Some(deposit),
+                spend_limit: SPEND_LIMIT,
+                seed,
+                name: |chance| chance.word(14),
+                host,
+            };
+            World {
+                engine: Engine::new(engine, now),
+                catalog,
+                faults: Faults::default(),
+                keys,
+                limits,
+                specs: BTreeMap::new(),
+                registries: Vec::new(),
+                named: 0,
+                page,
+                calls: Vec::new(),
+            }
         };
-        let world = World {
-            engine: Engine::new(engine, began.0),
-            catalog,
-            faults: Faults::default(),
-            keys,
-            limits,
-            specs: BTreeMap::new(),
-            registries: Vec::new(),
-            named: 0,
-            page,
-            calls: Vec::new(),
-        };
-        let inner = Inner { clock, began, world: Mutex::new(world), changed };
-        let inner = Arc::new(inner);
-        let runtime = Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("runpod")
-            .enable_all()
-            .build()?;
-        let listener = std::net::TcpListener::bind("127.0.0.1:0")?;
-        listener.set_nonblocking(true)?;
-        let address = listener.local_addr()?;
-        let listener = {
-            let _inside = runtime.enter();
-            tokio::net::TcpListener::from_std(listener)?
-        };
-        runtime.spawn(serve::serve(listener, inner.clone()));
-        runtime.spawn(keep_time(inner.clone()));
-        Ok(Self { inner, address, runtime: Some(runtime) })
+        Ok(Self(Shell::start("runpod", clock, SocketAddr::from(([127, 0, 0, 1], 0)), make)?))
     }
 
     /// What stands before `/v2` and `/graphql`: `http://127.0.0.1:…`.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.0.url()
     }
 
     /// Looks at what is rented and billed, and changes it, as of now.
     pub fn engine<T>(&self, look: impl FnOnce(&mut Engine) -> T) -> T {
-        let output = look(&mut self.inner.world().engine);
-        self.inner.changed.notify_one();
-        output
+        self.0.world(|world| look(&mut world.engine))
     }
 
     /// Switches faults on and off.
     pub fn faults<T>(&self, switch: impl FnOnce(&mut Faults) -> T) -> T {
-        switch(&mut self.inner.world().faults)
+        self.0.world(|world| switch(&mut world.faults))
     }
 
     /// Every call so far.
     pub fn calls(&self) -> Vec<Call> {
-        self.inner.world().calls.clone()
+        self.0.world(|world| world.calls.clone())
     }
 
     /// The key that the provider put into a pod.
     pub fn pod_key(&self, pod: &str) -> Option<String> {
-        let machine = self.inner.world().engine.machine(pod)?.order.boot.environment.clone();
-        machine.get("RUNPOD_API_KEY").cloned()
+        self.0.world(|world| {
+            let environment = &world.engine.machine(pod)?.order.boot.environment;
+            environment.get("RUNPOD_API_KEY").cloned()
+        })
     }
 
     /// The provider's own time.
     pub fn now(&self) -> Timestamp {
-        self.inner.now()
-    }
-}
-
-impl Drop for RunPod {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // Also from inside another runtime, where waiting would be refused.
-            runtime.shutdown_background();
-        }
-    }
-}
-
-impl Inner {
-    fn now(&self) -> Timestamp {
-        let (wall, boottime) = self.began;
-        let passed = self.clock.boottime().saturating_sub(boottime);
-        wall + SignedDuration::try_from(passed).unwrap_or(SignedDuration::MAX)
-    }
-
-    /// The world as of now.
-    fn world(&self) -> MutexGuard<'_, World> {
-        let mut world = self.world.lock().unwrap_or_else(PoisonError::into_inner);
-        world.engine.advance(self.now());
-        world
-    }
-}
-
-/// Lets happen what is due when nobody calls: machines that are more than a state end by it.
-async fn keep_time(inner: Arc<Inner>) {
-    loop {
-        let next = inner.world().engine.next_event();
-        let wait = next.map_or(Duration::MAX, |next| {
-            Duration::try_from(next.duration_since(inner.now())).unwrap_or(Duration::ZERO)
-        });
-        tokio::select! {
-            () = inner.clock.sleep(wait) => {}
-            () = inner.changed.notified() => {}
-        }
+        self.0.now()
     }
 }

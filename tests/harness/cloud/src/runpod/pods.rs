@@ -19,7 +19,7 @@ pub(crate) fn status(life: Life) -> &'static str {
         Life::Starting => "STARTING",
         Life::Running => "RUNNING",
         Life::Exited => "EXITED",
-        Life::Terminated => "TERMINATED",
+        Life::Ending | Life::Terminated => "TERMINATED",
     }
 }
 
@@ -28,7 +28,7 @@ fn actions(life: Life) -> &'static [&'static str] {
         Life::Running => &["stop", "restart", "terminate"],
         Life::Exited => &["start", "terminate"],
         Life::Provisioning | Life::Starting => &["stop", "terminate"],
-        Life::Terminated => &[],
+        Life::Ending | Life::Terminated => &[],
     }
 }
 

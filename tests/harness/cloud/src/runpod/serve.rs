@@ -1,71 +1,34 @@
-//! HTTP: what is looked at before either API sees a call, and what becomes of its answer.
+//! What is looked at before either API sees a call, and how its answer is written.
 
-use std::sync::Arc;
-
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::http::request::Parts;
-use axum::http::{HeaderName, HeaderValue, Request, Response, StatusCode, header};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpListener;
+use axum::http::{HeaderName, HeaderValue, Response, StatusCode, header};
 
 use super::answer::{Answer, Ask};
 use super::graphql::{self, Request as Query};
 use super::keys::Scope;
+use super::rest;
 use super::wire::LONGEST_BODY;
-use super::world::{Call, SOMETHING, World};
-use super::{Inner, rest};
+use super::world::{SOMETHING, World};
+use crate::engine::Engine;
 use crate::faults::{Fault, Operation};
+use crate::shell::{self, Call, Done};
 
-/// Ends a connection.
-#[derive(Debug, thiserror::Error)]
-#[error("the connection is cut on purpose")]
-struct Cut;
-
-/// Serves until the runtime ends.
-pub(super) async fn serve(listener: TcpListener, inner: Arc<Inner>) {
-    while let Ok((stream, _)) = listener.accept().await {
-        let inner = inner.clone();
-        let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-            let inner = inner.clone();
-            async move { answer(&inner, request.map(Body::new)).await }
-        });
-        tokio::spawn(async move {
-            // What ends early was cut by us on purpose, or by the client.
-            let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
-        });
-    }
-}
-
-/// A call after it was done: what is said, and the headers of its account.
-struct Done {
-    call: usize,
-    faults: Vec<Fault>,
-    answer: Answer,
-    quota: Option<(String, String)>,
-}
-
-async fn answer(inner: &Inner, request: Request<Body>) -> Result<Response<Body>, Cut> {
-    let (parts, body) = request.into_parts();
+impl shell::World for World {
     // One more than is allowed is enough to know.
-    let body = to_bytes(body, LONGEST_BODY * 2).await.ok();
-    let Done { call, faults, answer, quota } = {
-        let mut world = inner.world();
-        turn(&mut world, &parts, body.as_deref())
-    };
-    inner.changed.notify_one();
-    for fault in &faults {
-        match fault {
-            Fault::SlowAnswer(late) => inner.clock.sleep(*late).await,
-            Fault::LostRequest | Fault::LostAnswer => return Err(Cut),
-            _ => {}
-        }
+    const READ: usize = LONGEST_BODY * 2;
+
+    fn engine(&mut self) -> &mut Engine {
+        &mut self.engine
     }
-    if let Some(call) = inner.world().calls.get_mut(call) {
-        call.status = Some(answer.status);
+
+    fn calls(&mut self) -> &mut Vec<Call> {
+        &mut self.calls
     }
-    Ok(written(answer, quota))
+
+    fn turn(&mut self, parts: &Parts, body: Option<&[u8]>) -> Done {
+        turn(self, parts, body)
+    }
 }
 
 /// One call, from what was sent to what is said.
@@ -88,7 +51,7 @@ fn turn(world: &mut World, parts: &Parts, body: Option<&[u8]>) -> Done {
     let names = faults.iter().map(|fault| fault.name()).collect();
     world.calls.push(Call { operation, line, status: None, faults: names });
     let call = world.calls.len() - 1;
-    let done = |answer, quota, faults| Done { call, faults, answer, quota };
+    let done = |answer, quota, faults| Done { call, faults, response: written(answer, quota) };
 
     if let Some(answer) = faults.iter().find_map(|fault| refusal(*fault, query.is_some())) {
         let quota = Some(header_values(world));

@@ -7,11 +7,12 @@ use jiff::Timestamp;
 use super::catalog::Catalog;
 use super::keys::Scope;
 use super::limits::Limits;
-use crate::engine::machine::{Life, Machine, Order};
+use crate::engine::machine::{AtEnd, Life, Machine, Order};
 use crate::engine::product::{ProductId, Sale};
 use crate::engine::{Engine, Refusal};
-use crate::faults::{Fault, Faults, Operation};
+use crate::faults::{Fault, Faults};
 use crate::host::Boot;
+use crate::shell::Call;
 
 /// What v2 and the on-demand mutation say when there is none.
 pub(crate) const NONE_LEFT: &str = "There are no longer any instances available with the requested \
@@ -25,19 +26,6 @@ pub(crate) const HOST_FULL: &str =
 /// Nobody knows what that means.
 pub(crate) const SOMETHING: &str =
     "Something went wrong. Please try again later or contact support.";
-
-/// A call that came, and how it was answered.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Call {
-    /// What was asked.
-    pub operation: Operation,
-    /// `POST /v2/pods`, `POST /graphql`.
-    pub line: String,
-    /// `None`: the connection was cut, or there is none yet.
-    pub status: Option<u16>,
-    /// Names of the faults that showed in it.
-    pub faults: Vec<&'static str>,
-}
 
 /// What was asked for, in the words of v2.
 #[derive(Clone, Debug)]
@@ -171,6 +159,7 @@ impl World {
                 boot: spec.boot(),
                 stop_after: spec.stop_after,
                 end_after: spec.end_after,
+                at_end: AtEnd::KEPT,
             };
             match self.engine.buy(order) {
                 Ok(id) => {

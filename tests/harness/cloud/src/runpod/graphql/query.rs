@@ -133,7 +133,7 @@ pub(super) fn view(world: &World, machine: &Machine, spec: &Spec) -> Value {
     let uptime = machine.started.filter(|_| runs).map(|at| now.duration_since(at).as_secs());
     let status = match machine.life {
         Life::Exited => "EXITED",
-        Life::Terminated => "TERMINATED",
+        Life::Ending | Life::Terminated => "TERMINATED",
         _ => "RUNNING",
     };
     // An eviction and any other stop by the platform read alike.

@@ -1,0 +1,40 @@
+//! Access keys and roles: what each may do.
+
+use std::collections::BTreeSet;
+
+/// What a key or role may do.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Policy {
+    /// Everything.
+    #[default]
+    Everything,
+    /// These actions alone: `ec2:RunInstances`.
+    Only(BTreeSet<String>),
+}
+
+impl Policy {
+    /// These actions alone.
+    pub fn only(actions: &[&str]) -> Self {
+        Self::Only(actions.iter().map(|action| (*action).to_owned()).collect())
+    }
+
+    pub(crate) fn allows(&self, action: &str) -> bool {
+        match self {
+            Self::Everything => true,
+            Self::Only(actions) => actions.contains(action),
+        }
+    }
+}
+
+/// An access key, or credentials that a role gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// Its secret.
+    pub secret: String,
+    /// Token that goes with it, of credentials that a role gave.
+    pub token: Option<String>,
+    /// The user or role: `user/petaflop`.
+    pub principal: String,
+    /// What it may do.
+    pub policy: Policy,
+}

@@ -147,7 +147,8 @@ impl<'a> Pass<'a> {
         Some((course, promise))
     }
 
-    fn promise(&self, workload: &Workload, course: &Course) -> Promise {
+    /// How a course stands to the workload's deadline.
+    pub(crate) fn promise(&self, workload: &Workload, course: &Course) -> Promise {
         let (Some(finish_by), Some(expected), Some(late)) =
             (workload.finish_by, course.millis_to_end(), course.late_millis_to_end())
         else {

@@ -36,6 +36,7 @@ pub fn decide(world: &World, now: Timestamp) -> Plan {
         Outcome::Waiting { .. } => true,
         Outcome::Placed { lacking, .. } => *lacking > 0,
         Outcome::Settled { .. } => false,
+        Outcome::Moves { .. } => true,
     });
     Plan { actions, requeue_at: waits.then(|| look_again(world, now)), decisions }
 }
@@ -69,8 +70,17 @@ fn decide_one<'a>(
     let wanted = workload.machines_wanted();
     let have = working.len() as u32;
     if have >= wanted {
+        let settled = Outcome::Settled { machines: wanted };
+        let unfinished = own.iter().filter(|claim| claim.is_unfinished()).count();
+        let outcome = match working.as_slice() {
+            &[claim] if have == wanted && unfinished == 1 => pass.better_place(workload, claim),
+            _ => None,
+        };
+        if let (Some(Outcome::Moves { reason, .. }), [claim]) = (&outcome, working.as_slice()) {
+            actions.push(Action::EndClaim { uid: claim.uid.clone(), reason: *reason });
+        }
         end_surplus(workload, working, wanted, actions);
-        return without_search(workload, Outcome::Settled { machines: wanted });
+        return without_search(workload, outcome.unwrap_or(settled));
     }
     if let Some(outcome) = must_wait(workload, &own) {
         return without_search(workload, outcome);

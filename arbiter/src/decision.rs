@@ -87,6 +87,19 @@ pub enum Outcome {
         /// Machines that it still lacks, for want of offers.
         lacking: u32,
     },
+    /// It has its machine, and leaves it: the next pass after that one is gone places it anew.
+    Moves {
+        /// Name of the claim that is ended.
+        claim: String,
+        /// The offer that is better now.
+        to: OfferId,
+        /// Because it is cheaper, or because of the deadline.
+        reason: Reason,
+        /// Dollars to the end where it is.
+        stays: Usd,
+        /// Dollars to the end at the other place, the move included.
+        goes: Usd,
+    },
     /// Nothing could be planned.
     Waiting {
         /// The reason in the API's words.

@@ -38,6 +38,7 @@ pub mod launch;
 pub mod ledger;
 pub mod market;
 pub mod money;
+mod moves;
 mod objective;
 pub mod obstacle;
 pub mod offer;

@@ -40,6 +40,28 @@ pub struct Class {
     pub buyable: bool,
 }
 
+impl Class {
+    /// That of an offer, whether the market still holds it or not.
+    pub fn of(offer: &Offer) -> Class {
+        Class {
+            provider: offer.provider.clone(),
+            capacity: offer.capacity,
+            catalogue_row: offer
+                .accelerators
+                .as_ref()
+                .and_then(|devices| Catalogue::embedded().position(&devices.model)),
+            accelerators: offer.accelerators.clone(),
+            arch: offer.arch,
+            vcpu_milli: offer.vcpu_milli,
+            memory: offer.memory,
+            owner: offer.owner,
+            measured: offer.measured,
+            interruptions_per_hour: offer.interruptions_per_hour,
+            buyable: offer.sale.is_buyable(),
+        }
+    }
+}
+
 /// What makes a class one class, with floats as their bits.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct ClassKey {
@@ -128,22 +150,7 @@ impl Market {
             return class;
         }
         let class = u32::try_from(self.classes.len()).expect("fewer classes than offers");
-        self.classes.push(Class {
-            provider: offer.provider.clone(),
-            capacity: offer.capacity,
-            catalogue_row: offer
-                .accelerators
-                .as_ref()
-                .and_then(|devices| Catalogue::embedded().position(&devices.model)),
-            accelerators: offer.accelerators.clone(),
-            arch: offer.arch,
-            vcpu_milli: offer.vcpu_milli,
-            memory: offer.memory,
-            owner: offer.owner,
-            measured: offer.measured,
-            interruptions_per_hour: offer.interruptions_per_hour,
-            buyable: offer.sale.is_buyable(),
-        });
+        self.classes.push(Class::of(offer));
         self.members.push(Vec::new());
         self.class_keys.insert(key, class);
         class

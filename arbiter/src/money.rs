@@ -128,6 +128,11 @@ impl UsdPerHour {
         UsdPerHour(self.0.saturating_add(other.0))
     }
 
+    /// What is left of a rate without another: nothing, where that one is larger.
+    pub const fn saturating_sub(self, other: UsdPerHour) -> UsdPerHour {
+        UsdPerHour(if self.0 > other.0 { self.0 - other.0 } else { 0 })
+    }
+
     /// The amount that one hour costs.
     pub const fn one_hour(self) -> Usd {
         Usd(self.0)

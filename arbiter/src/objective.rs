@@ -75,6 +75,13 @@ impl Course {
         }
     }
 
+    /// The rest of it where the work is under way: the machine is there, with all that it needs.
+    pub(crate) const fn under_way(self) -> Course {
+        let there = self.start_up + self.image + self.inputs;
+        let range = (self.range.0 - there, self.range.1 - there);
+        Course { start_up: 0, image: 0, inputs: 0, range, ..self }
+    }
+
     /// One hour of a machine, of which nothing else is known.
     const fn an_hour() -> Course {
         Course {
@@ -196,10 +203,7 @@ fn training(
 ) -> Course {
     let left = work.steps.saturating_sub(steps_done) as f64;
     let tokens = left * work.tokens_per_step as f64;
-    let transfer = |bytes: u64| match provider.fetch_bytes_per_second {
-        Some(rate) => to_millis(bytes as f64 / rate.max(1) as f64),
-        None => 0,
-    };
+    let transfer = |bytes: u64| transfer_millis(provider, bytes);
     let resumed = if steps_done > 0 { work.checkpoint_bytes } else { 0 };
     let start_up = provider.startup_millis.clamp(0, LONGEST_MILLIS);
     let image = transfer(assumptions.image_bytes);
@@ -241,6 +245,12 @@ fn training(
         millis_per_token: None,
         bounded: true,
     }
+}
+
+/// Milliseconds in which bytes come to a provider's machine, or leave it.
+pub(crate) fn transfer_millis(provider: &ProviderState, bytes: u64) -> i64 {
+    let seconds = |rate: u64| bytes as f64 / rate.max(1) as f64;
+    provider.fetch_bytes_per_second.map_or(0, |rate| to_millis(seconds(rate)))
 }
 
 /// Dollars for bytes at a price for 10⁹ of them, rounded up.

@@ -38,6 +38,13 @@ pub(crate) struct Taken<'a> {
     pub(crate) workloads: HashMap<&'a str, Usd>,
 }
 
+/// Which way an account goes.
+#[derive(Clone, Copy)]
+enum Way {
+    Take,
+    GiveBack,
+}
+
 /// What a claim may still cost.
 fn outstanding(claim: &Claim) -> Usd {
     claim.spec.reserved.saturating_sub(claim.spent).max(Usd::ZERO)
@@ -84,12 +91,7 @@ impl<'a> Pass<'a> {
             let spec = &claim.spec;
             pass.claims.entry(spec.owner.uid.as_str()).or_default().push(claim);
             if claim.is_unfinished() && except != Some(spec.owner.uid.as_str()) {
-                pass.reserve(
-                    &spec.offer,
-                    &spec.owner.namespace,
-                    &spec.owner.uid,
-                    outstanding(claim),
-                );
+                pass.hold(claim);
             }
         }
         pass
@@ -119,28 +121,60 @@ impl<'a> Pass<'a> {
 
     /// Takes an offer's slot and money.
     pub(crate) fn reserve(&mut self, offer: &'a Offer, namespace: &str, uid: &'a str, cost: Usd) {
+        self.account(offer, namespace, uid, cost, Way::Take);
+    }
+
+    /// Takes what an unfinished claim holds.
+    pub(crate) fn hold(&mut self, claim: &'a Claim) {
+        let spec = &claim.spec;
+        let id = &spec.owner;
+        self.account(&spec.offer, &id.namespace, &id.uid, outstanding(claim), Way::Take);
+    }
+
+    /// The reverse of [`Pass::hold`], for a look at what there would be without the claim.
+    pub(crate) fn release(&mut self, claim: &'a Claim) {
+        let spec = &claim.spec;
+        let id = &spec.owner;
+        self.account(&spec.offer, &id.namespace, &id.uid, outstanding(claim), Way::GiveBack);
+    }
+
+    fn account(&mut self, offer: &'a Offer, namespace: &str, uid: &'a str, cost: Usd, way: Way) {
         let counted: Vec<(usize, Usd)> = self
             .budgets_of(namespace, uid)
             .map(|(index, budget)| (index, self.before(budget.period_ends_at, offer.price, cost)))
             .collect();
         let month = self.provider(&offer.provider).and_then(|state| state.monthly.as_ref());
         let this_month = month.map_or(cost, |month| self.before(month.ends_at, offer.price, cost));
+        let money = |sum: &mut Usd, by: Usd| match way {
+            Way::Take => *sum = sum.saturating_add(by),
+            Way::GiveBack => *sum = sum.saturating_sub(by),
+        };
+        let count = |sum: &mut u32| match way {
+            Way::Take => *sum = sum.saturating_add(1),
+            Way::GiveBack => *sum = sum.saturating_sub(1),
+        };
         let taken = &mut self.taken;
-        *taken.slots.entry(&offer.id).or_default() += 1;
+        count(taken.slots.entry(&offer.id).or_default());
         for share in &offer.shares {
             let sum = taken.shares.entry((&offer.provider, &share.of)).or_default();
-            *sum = sum.saturating_add(share.amount);
+            match way {
+                Way::Take => *sum = sum.saturating_add(share.amount),
+                Way::GiveBack => *sum = sum.saturating_sub(share.amount),
+            }
         }
         if let Some(&provider) = self.providers.get(offer.provider.as_str()) {
-            taken.hourly[provider] = taken.hourly[provider].saturating_add(offer.price);
-            taken.machines[provider] = taken.machines[provider].saturating_add(1);
-            taken.outstanding[provider] = taken.outstanding[provider].saturating_add(this_month);
+            let hourly = &mut taken.hourly[provider];
+            *hourly = match way {
+                Way::Take => hourly.saturating_add(offer.price),
+                Way::GiveBack => hourly.saturating_sub(offer.price),
+            };
+            count(&mut taken.machines[provider]);
+            money(&mut taken.outstanding[provider], this_month);
         }
         for (index, cost) in counted {
-            taken.budgets[index] = taken.budgets[index].saturating_add(cost);
+            money(&mut taken.budgets[index], cost);
         }
-        let own = taken.workloads.entry(uid).or_default();
-        *own = own.saturating_add(cost);
+        money(taken.workloads.entry(uid).or_default(), cost);
     }
 
     pub(crate) fn provider(&self, name: &str) -> Option<&'a ProviderState> {

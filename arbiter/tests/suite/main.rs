@@ -8,5 +8,6 @@ mod hostile;
 mod launches;
 mod ledger;
 mod money;
+mod moves;
 mod properties;
 mod worlds;

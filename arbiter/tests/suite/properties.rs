@@ -196,7 +196,7 @@ fn choice(world: &World) -> Option<(Option<Reason>, Usd)> {
     let decision = &plan.decisions[0];
     match decision.outcome {
         Outcome::Placed { .. } => Some((decision.warning, decision.ranked[0].cost.total)),
-        Outcome::Settled { .. } | Outcome::Waiting { .. } => None,
+        Outcome::Settled { .. } | Outcome::Moves { .. } | Outcome::Waiting { .. } => None,
     }
 }
 

@@ -1,0 +1,85 @@
+//! Leaving a place that works, for one where the rest costs less or ends in time.
+//!
+//! Staying costs the rest of the work at today's price here. Going costs what any placement costs
+//! (start-up, image, inputs and checkpoint, the rest of the work) and writing the checkpoint here
+//! first. The difference must be `switchIfSavingsPercent` of what staying costs, and a place is
+//! kept for `minHoldSeconds` whatever is cheaper meanwhile: prices that swing do not carry a job to
+//! and fro. Only where staying is expected to miss the deadline, and going is not, dollars do not
+//! count.
+
+use jiff::SignedDuration;
+
+use crate::candidates::{Candidate, Promise};
+use crate::claim::{Claim, Phase};
+use crate::decision::Outcome;
+use crate::market::Class;
+use crate::money::{Usd, UsdPerHour};
+use crate::objective::{Course, transfer_millis};
+use crate::offer::Capacity;
+use crate::pass::Pass;
+use crate::reason::Reason;
+use crate::workload::{InterruptionPolicy, Work, Workload};
+
+impl<'a> Pass<'a> {
+    /// Where a job that has this claim, and no other, should rather be: [`Outcome::Moves`].
+    pub(crate) fn better_place(
+        &mut self,
+        workload: &'a Workload,
+        claim: &'a Claim,
+    ) -> Option<Outcome> {
+        let Work::Training(work) = &workload.work else { return None };
+        let Phase::Launched { at, .. } = claim.phase else { return None };
+        // What one owns is paid for whether it is used or not; a move frees it for nobody in particular.
+        if claim.spec.offer.capacity == Capacity::Owned {
+            return None;
+        }
+        let interruption = &workload.interruption;
+        let hold = SignedDuration::from_secs(i64::from(interruption.min_hold_seconds));
+        if interruption.policy == InterruptionPolicy::Fail || self.now.duration_since(at) < hold {
+            return None;
+        }
+        let offer = &claim.spec.offer;
+        let provider = self.provider(&offer.provider)?;
+        let class = Class::of(offer);
+        let course = Course::of(self.world, workload, &class, provider, claim.spec.device)?;
+        let here = course.under_way();
+        let price = self.price_now(claim);
+        let stays = here.dollars(price);
+        let ends = self.promise(workload, &here);
+        // What it holds here would be free.
+        self.release(claim);
+        let best = self.search(workload).takeable.first().copied();
+        self.hold(claim);
+        let best: Candidate<'a> = best.filter(|best| best.offer.id != offer.id)?;
+        let leaving = price.for_millis(transfer_millis(provider, work.checkpoint_bytes));
+        let goes = best.total.saturating_add(leaving);
+        let reason = match (ends, best.promise) {
+            (Promise::Broken(_), Promise::Kept | Promise::AtRisk(_)) => Reason::DeadlineAtRisk,
+            (Promise::Kept, Promise::AtRisk(_)) | (_, Promise::Broken(_)) => return None,
+            _ if saves(stays, goes, interruption.switch_if_savings_percent) => {
+                Reason::CheaperOfferMigration
+            }
+            _ => return None,
+        };
+        // Others do not take it meanwhile; this pass at least.
+        self.reserve(best.offer, &workload.id.namespace, &workload.id.uid, best.total);
+        let claim = claim.spec.name.clone();
+        Some(Outcome::Moves { claim, to: best.offer.id.clone(), reason, stays, goes })
+    }
+
+    /// What an hour of a claim's machine costs now: spot follows its market, all else is as bought.
+    fn price_now(&self, claim: &Claim) -> UsdPerHour {
+        let bought = &claim.spec.offer;
+        let quoted = match bought.capacity {
+            Capacity::Spot => self.world.market.get(&bought.id),
+            Capacity::OnDemand | Capacity::Owned => None,
+        };
+        quoted.map_or(bought.price, |offer| offer.price)
+    }
+}
+
+/// Whether going saves so many percent of what staying costs, and anything at all.
+fn saves(stays: Usd, goes: Usd, percent: u32) -> bool {
+    let saved = i128::from(stays.micros()) - i128::from(goes.micros());
+    saved > 0 && saved * 100 >= i128::from(stays.micros()) * i128::from(percent)
+}

@@ -1,0 +1,181 @@
+//! Leaving a place that works, for a better one.
+
+use jiff::SignedDuration;
+use petaflop_arbiter::claim::Phase;
+use petaflop_arbiter::decide::decide;
+use petaflop_arbiter::decision::{Action, Outcome, Plan};
+use petaflop_arbiter::money::UsdPerHour;
+use petaflop_arbiter::offer::{Capacity, Offer};
+use petaflop_arbiter::reason::Reason;
+use petaflop_arbiter::workload::{InterruptionPolicy, Work, Workload};
+use petaflop_arbiter::world::World;
+use proptest::prelude::*;
+
+use crate::worlds::{after, machine, now, only, placed, rate, taken, training, world, written};
+
+/// Hours of training, so that a start is little beside it.
+fn long(name: &str) -> Workload {
+    let mut workload = training(name);
+    if let Work::Training(work) = &mut workload.work {
+        work.steps = 2_000_000;
+    }
+    workload
+}
+
+fn elsewhere(price: &str) -> Offer {
+    placed("other", "r2", "r2-a", "m", Capacity::OnDemand, rate(price))
+}
+
+/// A job that has had the first offer for so long, and then sees these.
+fn holding(workload: Workload, first: Offer, seconds: i64, then: Vec<Offer>) -> World {
+    let before = world(vec![first], vec![workload]);
+    let mut claims = written(&decide(&before, now()));
+    for claim in &mut claims {
+        claim.phase = Phase::Launched { instance: "i-1".into(), at: after(-seconds) };
+    }
+    World { claims, ..world(then, before.workloads) }
+}
+
+fn outcome(plan: &Plan) -> &Outcome {
+    &only(plan).outcome
+}
+
+#[test]
+fn a_job_moves_when_the_rest_costs_a_fifth_less_elsewhere_and_not_for_less() {
+    let stays = |price: &str| {
+        let offers = vec![machine("m", "1.00"), elsewhere(price)];
+        let world = holding(long("a"), machine("m", "1.00"), 1_000, offers);
+        let plan = decide(&world, now());
+        (matches!(outcome(&plan), Outcome::Settled { machines: 1 }), plan)
+    };
+    assert!(stays("0.95").0 && stays("0.82").0, "too little is saved");
+    let (stays, plan) = stays("0.70");
+    assert!(!stays);
+    let Outcome::Moves { to, reason, stays, goes, .. } = outcome(&plan) else {
+        panic!("{plan:#?}");
+    };
+    assert_eq!(to.0, "other/r2/r2-a/m/on-demand");
+    assert_eq!(*reason, Reason::CheaperOfferMigration);
+    assert!(goes.micros() * 100 <= stays.micros() * 80, "{goes} of {stays}");
+    let end = Action::EndClaim { uid: "uid-of-trj-a-00000061-1-0".into(), reason: *reason };
+    assert_eq!(plan.actions, [end], "nothing is bought before the old one is gone");
+    assert!(plan.requeue_at.is_some());
+}
+
+#[test]
+fn a_place_is_kept_for_a_while_whatever_is_cheaper() {
+    let offers = || vec![machine("m", "1.00"), elsewhere("0.10")];
+    let moves = |seconds, workload| {
+        let world = holding(workload, machine("m", "1.00"), seconds, offers());
+        matches!(outcome(&decide(&world, now())), Outcome::Moves { .. })
+    };
+    assert!(!moves(899, long("a")));
+    assert!(moves(900, long("a")));
+    let mut impatient = long("a");
+    impatient.interruption.min_hold_seconds = 60;
+    assert!(moves(60, impatient));
+    let mut fails = long("a");
+    fails.interruption.policy = InterruptionPolicy::Fail;
+    assert!(!moves(5_000, fails), "it may not be started twice");
+}
+
+#[test]
+fn the_cost_of_moving_counts_so_that_the_end_of_a_job_does_not_move() {
+    let offers = vec![machine("m", "1.00"), elsewhere("0.50")];
+    let mut nearly = long("a");
+    nearly.progress.steps_done = 1_999_900;
+    let world = holding(nearly, machine("m", "1.00"), 5_000, offers.clone());
+    assert!(matches!(outcome(&decide(&world, now())), Outcome::Settled { .. }));
+    let world = holding(long("a"), machine("m", "1.00"), 5_000, offers);
+    assert!(matches!(outcome(&decide(&world, now())), Outcome::Moves { .. }));
+}
+
+#[test]
+fn spot_stays_at_todays_price_and_all_else_at_the_price_it_was_bought_at() {
+    let spot = |price: &str| placed("cloud", "r1", "r1-a", "s", Capacity::Spot, rate(price));
+    // Cheap when it was bought, dear now.
+    let world = holding(long("a"), spot("0.30"), 1_000, vec![spot("0.90"), elsewhere("0.45")]);
+    assert!(matches!(outcome(&decide(&world, now())), Outcome::Moves { .. }));
+    let bought = machine("m", "0.30");
+    let dearer = vec![machine("m", "0.90"), elsewhere("0.45")];
+    let world = holding(long("a"), bought, 1_000, dearer);
+    assert!(matches!(outcome(&decide(&world, now())), Outcome::Settled { .. }));
+}
+
+#[test]
+fn a_deadline_that_would_be_missed_moves_a_job_to_a_dearer_place_that_meets_it() {
+    let slow = Offer { vcpu_milli: Some(2_000), ..machine("slow", "0.10") };
+    let fast = Offer { vcpu_milli: Some(64_000), ..elsewhere("50.00") };
+    let mut hurried = long("a");
+    let mut world = holding(hurried.clone(), slow.clone(), 1_000, vec![slow.clone(), fast.clone()]);
+    let afresh = decide(&World { claims: Vec::new(), ..world.clone() }, now());
+    let cost = |kind: &str| {
+        let place = only(&afresh).ranked.iter().find(|place| place.offer.instance_type == kind);
+        place.expect("it is shown").cost.clone()
+    };
+    let between = (cost("slow").millis + cost("m").millis_range.1) / 2;
+    hurried.finish_by = Some(now() + SignedDuration::from_millis(between));
+    world.workloads = vec![hurried];
+    let plan = decide(&world, now());
+    let Outcome::Moves { reason, stays, goes, .. } = outcome(&plan) else { panic!("{plan:#?}") };
+    assert_eq!(*reason, Reason::DeadlineAtRisk);
+    assert!(goes > stays, "it costs more: {goes}, {stays}");
+}
+
+#[test]
+fn what_a_job_holds_counts_as_free_when_it_looks_for_a_better_place() {
+    // The budget has room for one: its own reservation must not stand in its way.
+    let offers = vec![machine("m", "1.00"), elsewhere("0.50")];
+    let mut world = holding(long("a"), machine("m", "1.00"), 1_000, offers);
+    world.workloads[0].max_total_cost = Some(world.claims[0].spec.reserved);
+    assert!(matches!(outcome(&decide(&world, now())), Outcome::Moves { .. }));
+}
+
+#[test]
+fn the_place_that_a_job_moves_to_is_not_given_to_the_next_in_line() {
+    let slot = |offer: Offer| Offer { slots: Some(1), ..offer };
+    let offers = vec![slot(machine("m", "1.00")), slot(elsewhere("0.50"))];
+    let mut world = holding(long("a"), slot(machine("m", "1.00")), 1_000, offers);
+    let mut second = long("b");
+    second.created_at = after(-60);
+    world.workloads.push(second);
+    let plan = decide(&world, now());
+    assert!(matches!(plan.decisions[0].outcome, Outcome::Moves { .. }), "{plan:#?}");
+    assert_eq!(taken(&plan), [""; 0]);
+    // Once the old machine is gone, the first takes the better place and the second the other.
+    world.claims.clear();
+    world.workloads[0].progress.placements = 1;
+    let plan = decide(&world, now());
+    assert_eq!(taken(&plan), ["other/r2/r2-a/m/on-demand", "cloud/r1/r1-a/m/on-demand"]);
+}
+
+proptest! {
+    #[test]
+    fn on_prices_that_stay_nobody_moves_twice(
+        prices in proptest::collection::vec(1u32..5_000, 2..6),
+        at in 0usize..6,
+        percent in 0u32..60,
+        done in 0u64..2_000_000,
+    ) {
+        let offers: Vec<Offer> = prices
+            .iter()
+            .enumerate()
+            .map(|(place, price)| {
+                let price = UsdPerHour::from_micros(i64::from(*price) * 1_000).expect("a price");
+                Offer { price, ..machine(&format!("m{place}"), "1.00") }
+            })
+            .collect();
+        let mut job = long("a");
+        job.interruption.switch_if_savings_percent = percent;
+        job.progress.steps_done = done;
+        let first = offers[at % offers.len()].clone();
+        let world = holding(job.clone(), first, 5_000, offers.clone());
+        if let Outcome::Moves { to, stays, goes, .. } = outcome(&decide(&world, now())) {
+            prop_assert!(goes < stays);
+            let there = offers.iter().find(|offer| offer.id == *to).expect("it is one of them");
+            let world = holding(job, there.clone(), 5_000, offers.clone());
+            let stays = matches!(outcome(&decide(&world, now())), Outcome::Settled { .. });
+            prop_assert!(stays);
+        }
+    }
+}

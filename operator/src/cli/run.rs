@@ -357,7 +357,7 @@ pub(super) async fn first_place(
     folder.write_status(status)?;
     say(show::decision(&placed.decision));
     match &placed.decision.outcome {
-        Decided::Placed { .. } | Decided::Settled { .. } => Ok(None),
+        Decided::Placed { .. } | Decided::Settled { .. } | Decided::Moves { .. } => Ok(None),
         Decided::Waiting { .. } => {
             if !placed.decision.misses.is_empty() {
                 say(show::misses(&placed.decision.misses));

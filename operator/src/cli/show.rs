@@ -137,6 +137,12 @@ pub(crate) fn decision(decision: &Decision) -> String {
         Outcome::Settled { machines } => {
             text.push_str(&format!("→ has what it wants ({machines} machines)"));
         }
+        Outcome::Moves { claim, to, reason, stays, goes } => {
+            let saves = stays.saturating_sub(*goes);
+            text.push_str(&format!(
+                "→ {reason}: leaves {claim} for {to}: {goes} $ to the end there, the move included, {stays} $ here; saves {saves} $"
+            ));
+        }
         Outcome::Waiting { reason, message } => text.push_str(&format!("→ {reason}: {message}")),
     }
     if let Some(warning) = decision.warning {

@@ -88,6 +88,11 @@ impl Event {
         Self { reason: what.as_str(), warning: what.needs_an_eye(), note: note.into() }
     }
 
+    /// Nothing is wrong; this is why.
+    pub fn because(reason: Reason, note: impl Into<String>) -> Self {
+        Self { reason: reason.as_str(), warning: false, note: note.into() }
+    }
+
     /// Something is wrong, or stands in the way.
     pub fn warning(reason: Reason, note: impl Into<String>) -> Self {
         Self { reason: reason.as_str(), warning: true, note: note.into() }

@@ -287,6 +287,7 @@ impl Metrics {
                 // Nothing was to be decided.
                 Decided::Settled { .. } => continue,
                 Decided::Placed { .. } => ("placed", decision.warning.map_or("", Reason::as_str)),
+                Decided::Moves { reason, .. } => ("moved", reason.as_str()),
                 Decided::Waiting { reason, .. } => ("waiting", reason.as_str()),
             };
             self.decisions.get_or_create(&OfDecision { result, reason }).inc();

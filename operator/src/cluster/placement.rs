@@ -3,16 +3,17 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use petaflop_arbiter::claim::Claim;
+use petaflop_arbiter::claim::{Claim, Phase};
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Decision, Outcome};
 use petaflop_arbiter::estimate::Corrections;
 use petaflop_arbiter::market::Market;
+use petaflop_arbiter::offer::Capacity;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::support::SupportTable;
 use petaflop_arbiter::workload::{Progress, Workload, WorkloadId};
@@ -27,6 +28,7 @@ use crate::claims::{Claims, StoredClaim};
 use crate::cluster::Operator;
 use crate::cluster::budgets::{self, Counted};
 use crate::cluster::error::Error;
+use crate::cluster::events::Event;
 use crate::cluster::inference_service::{self, revision::Revision};
 use crate::cluster::providers::Registry;
 use crate::cluster::training_job::{self, Waits};
@@ -36,6 +38,9 @@ const TOGETHER: Duration = Duration::from_millis(20);
 
 /// What is said of a workload that waits is kept this long while only its numbers move.
 const SAID_FOR: SignedDuration = SignedDuration::from_secs(300);
+
+/// How often jobs that have a rented machine are looked at: a better one may be there.
+const MOVES: Duration = Duration::from_secs(30);
 
 /// Until a watch has caught up.
 const SOON: Duration = Duration::from_millis(200);
@@ -55,6 +60,17 @@ struct Inner {
     last: Mutex<HashMap<String, Arc<Said>>>,
     passed: Mutex<Option<Timestamp>>,
     under_way: AtomicBool,
+    moves: Mutex<Moves>,
+}
+
+/// Machines that are left for better ones.
+#[derive(Debug, Default)]
+struct Moves {
+    /// When all were looked at last.
+    looked: Option<Timestamp>,
+    /// Why, by the uid of the claim. Of this process: after a restart a claim that is on its way out
+    /// ends for another reason, and no less.
+    leaves: HashMap<String, Reason>,
 }
 
 /// While it lives, a pass is deciding or writes what it decided.
@@ -154,6 +170,26 @@ impl Placement {
         self.inner.under_way.load(Ordering::Relaxed)
     }
 
+    /// Why a claim was given up for a better place, if it was.
+    pub fn leaves(&self, claim_uid: &str) -> Option<Reason> {
+        self.moves().leaves.get(claim_uid).copied()
+    }
+
+    fn moves(&self) -> MutexGuard<'_, Moves> {
+        self.inner.moves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this pass looks for better places.
+    fn moves_are_due(&self, now: Timestamp) -> bool {
+        let mut moves = self.moves();
+        let since = moves.looked.map(|at| Duration::try_from(now.duration_since(at)));
+        let due = since.is_none_or(|since| since.is_ok_and(|since| since >= MOVES));
+        if due {
+            moves.looked = Some(now);
+        }
+        due
+    }
+
     /// When the last pass was made, if there was one.
     pub fn passed(&self) -> Option<Timestamp> {
         *self.inner.passed.lock().unwrap_or_else(PoisonError::into_inner)
@@ -171,8 +207,16 @@ pub fn recorded(operator: &Operator) -> Recorded {
 pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     let under_way = UnderWay::begin(&operator.placement.inner);
     let now = operator.clock.now();
-    let Looked { world, mut said, generations, revisions, settled } =
-        world(operator, now, Of::WhoeverLacksOne);
+    let of = match operator.placement.moves_are_due(now) {
+        true => Of::WhoeverMayMove,
+        false => Of::WhoeverLacksOne,
+    };
+    let Looked { world, mut said, generations, revisions, settled } = world(operator, now, of);
+    let rents = world.claims.iter().any(may_move);
+    if of == Of::WhoeverMayMove {
+        let there: HashSet<&str> = world.claims.iter().map(|claim| claim.uid.as_str()).collect();
+        operator.placement.moves().leaves.retain(|uid, _| there.contains(uid.as_str()));
+    }
     let began = operator.clock.boottime();
     let plan = decide(&world, now);
     let took = operator.clock.boottime().saturating_sub(began);
@@ -184,7 +228,7 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
                 spec.revision = revisions.get(&spec.owner.uid).cloned();
                 writes.push(spec);
             }
-            // A claim is ended by whoever asked for it: its controller deletes it.
+            // A claim is ended by whoever asked for it: its controller deletes it. What moves, below.
             Action::EndClaim { .. } => {}
         }
     }
@@ -209,6 +253,9 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
         let spec = stored.claim.spec;
         operator.claim_changed(&(spec.owner.namespace, spec.name));
     }
+    for decision in &plan.decisions {
+        leave(operator, decision).await?;
+    }
     for decision in plan.decisions {
         let waits = match &decision.outcome {
             Outcome::Waiting { reason, message } => {
@@ -218,13 +265,14 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
                 let message = unknown.unreadable.get(&decision.workload.namespace).cloned();
                 message.map(|message| Waits { reason: Reason::InvalidSpec, message })
             }
-            Outcome::Settled { .. } => None,
+            Outcome::Settled { .. } | Outcome::Moves { .. } => None,
         };
         let workload = decision.workload.clone();
         let uid = workload.uid.clone();
         let generation = generations.get(&uid).copied().flatten();
         let at_risk = decision.warning == Some(Reason::DeadlineAtRisk);
-        let settled = matches!(decision.outcome, Outcome::Settled { machines: 1.. });
+        let settled =
+            matches!(decision.outcome, Outcome::Settled { machines: 1.. } | Outcome::Moves { .. });
         let nothing = matches!(decision.outcome, Outcome::Settled { .. });
         let decision = (!nothing).then(|| Box::new(decision));
         said.insert(uid, Said { workload, decision, waits, at_risk, settled, generation, at: now });
@@ -256,7 +304,44 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     if !unknown.late.is_empty() {
         return Ok(Some(SOON));
     }
-    Ok(plan.requeue_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default()))
+    let again =
+        plan.requeue_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
+    Ok(again.into_iter().chain(rents.then_some(MOVES)).min())
+}
+
+/// Gives a machine up for a better place: its claim is deleted, so its agent writes a checkpoint
+/// and its job is placed anew.
+async fn leave(operator: &Operator, decision: &Decision) -> Result<(), Error> {
+    let Outcome::Moves { claim, to, reason, stays, goes } = &decision.outcome else {
+        return Ok(());
+    };
+    let WorkloadId { namespace, name, uid, .. } = &decision.workload;
+    let claims = operator.table.of_owner(uid);
+    let Some(stored) = claims.iter().find(|stored| stored.claim.spec.name == *claim) else {
+        return Ok(());
+    };
+    if !operator.leadership.leads() {
+        return Err(Error::NotLeading);
+    }
+    let from = &stored.claim.spec.offer.id;
+    operator.placement.moves().leaves.insert(stored.claim.uid.clone(), *reason);
+    operator.claims.delete(stored).await?;
+    tracing::info!(job = %name, %from, %to, %stays, %goes, "moves");
+    if let Some(job) = operator.job(namespace, name) {
+        let note = format!("from {from} to {to}: {goes} $ to the end there, {stays} $ here");
+        operator.events.tell(&job, [Event::because(*reason, note)]);
+    }
+    operator.claim_changed(&(namespace.clone(), claim.clone()));
+    Ok(())
+}
+
+/// Whether a better place than a claim's is worth looking for: its machine is there, and rented.
+fn may_move(claim: &Claim) -> bool {
+    let rented = match claim.spec.offer.capacity {
+        Capacity::Spot | Capacity::OnDemand => true,
+        Capacity::Owned => false,
+    };
+    rented && matches!(claim.phase, Phase::Launched { .. })
 }
 
 /// What a pass looks at.
@@ -278,6 +363,8 @@ struct Looked {
 enum Of {
     /// Jobs without a machine, and services: nothing is to decide for a job that has its one.
     WhoeverLacksOne,
+    /// And jobs whose machine is rented.
+    WhoeverMayMove,
     /// All that have not come to their end.
     Everybody,
 }
@@ -290,10 +377,14 @@ fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
     // One look at the claims for all: what is counted for a service is what is decided by.
     let claims: Vec<StoredClaim> = operator.table.all();
     let working = claims.iter().filter(|stored| stored.claim.is_working());
-    let settled: HashSet<String> = match of {
-        Of::WhoeverLacksOne => working.map(|stored| stored.claim.spec.owner.uid.clone()).collect(),
-        Of::Everybody => HashSet::new(),
-    };
+    let settled: HashSet<String> = working
+        .filter(|stored| match of {
+            Of::WhoeverLacksOne => true,
+            Of::WhoeverMayMove => stored.deleting || !may_move(&stored.claim),
+            Of::Everybody => false,
+        })
+        .map(|stored| stored.claim.spec.owner.uid.clone())
+        .collect();
     for job in operator.jobs.unfinished(|uid| settled.contains(uid)) {
         if !training_job::is_ours(&job) || job.metadata.deletion_timestamp.is_some() {
             continue;

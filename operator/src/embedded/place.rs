@@ -117,7 +117,7 @@ pub async fn place(
         });
     }
     match &decision.outcome {
-        Outcome::Placed { .. } | Outcome::Settled { .. } => {
+        Outcome::Placed { .. } | Outcome::Settled { .. } | Outcome::Moves { .. } => {
             status.reason = decision.warning;
             status.message.clear();
         }

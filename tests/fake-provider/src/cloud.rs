@@ -220,6 +220,11 @@ impl Cloud {
         self.inner.all().walk = (percent > 0).then_some((seed, percent.min(99)));
     }
 
+    /// Sells something else too.
+    pub fn sell(&self, offer: Offer) {
+        self.inner.all().offers.push(offer);
+    }
+
     /// Stops selling something. What was bought runs on.
     pub fn withdraw(&self, offer: &OfferId) {
         self.inner.all().offers.retain(|known| known.id != *offer);

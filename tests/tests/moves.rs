@@ -1,0 +1,101 @@
+//! A job leaves the machine it has for a cheaper one and loses nothing by it.
+
+mod operator;
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use kube::ResourceExt;
+use operator::{Cluster, tiny};
+use petaflop_arbiter::offer::{Offer, OfferId};
+use petaflop_fake_provider::cloud::small_offer;
+use petaflop_harness::eventually;
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(120);
+
+/// Processes that train on a cluster's machines.
+fn trainers(machines: &Path) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
+        let at = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        let argv = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if at.starts_with(machines) && String::from_utf8_lossy(&argv).contains("train") {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_moves_to_a_cheaper_place_and_ends_with_the_same_hash() -> Result<()> {
+    let cluster = Cluster::start("moves").await?;
+    let first = small_offer(&cluster.provider, "0.40".parse()?);
+    let second = Offer {
+        id: OfferId(format!("{}/r/other", cluster.provider)),
+        instance_type: "other".into(),
+        price: "0.80".parse()?,
+        ..first.clone()
+    };
+    cluster.cloud.sell(second.clone());
+    let running = cluster.operator().await?;
+    let mut job = tiny("tiny")?;
+    job.spec.placement.interruption.min_hold_seconds = 0;
+    cluster.create(&job).await?;
+    cluster
+        .until("tiny", "Running", SOON, |job| {
+            job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Running"))
+        })
+        .await?;
+    // It rests, so that it is not over before anybody looks at prices.
+    let at_rest = trainers(&cluster.machines())?;
+    ensure!(!at_rest.is_empty(), "nothing trains, or it is over already");
+    at_rest.iter().try_for_each(|pid| kill_process(*pid, Signal::STOP))?;
+    let claims = cluster.claims().await?;
+    let left = claims.first().context("a claim")?;
+    ensure!(left.spec.offer.instance_type == "small", "{:?}", left.spec.offer);
+
+    cluster.cloud.set_price(&second.id, "0.04".parse()?);
+    eventually("its machine is given up", SOON, || async {
+        let claims = cluster.claims().await.map_err(|error| error.to_string())?;
+        match claims.iter().find(|claim| claim.name_any() == left.name_any()) {
+            Some(claim) if claim.metadata.deletion_timestamp.is_none() => {
+                Err(format!("{:?}", claim.status))
+            }
+            _ => Ok(()),
+        }
+    })
+    .await?;
+    at_rest.iter().try_for_each(|pid| kill_process(*pid, Signal::CONT))?;
+
+    let job = cluster
+        .until("tiny", "Complete", Duration::from_secs(240), |job| {
+            job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Complete"))
+        })
+        .await?;
+    let status = job.status.clone().context("a status")?;
+    let golden: Value = serde_json::from_str(include_str!("../golden/tiny.json"))?;
+    ensure!(status.artifact.as_deref() == golden["artifact"].as_str(), "{status:#?}");
+    ensure!(status.interruptions == 0 && status.failures == 0, "a move is no loss: {status:#?}");
+    let place = status.placement.as_ref().and_then(|place| place.instance_type.clone());
+    ensure!(place.as_deref() == Some("other"), "{status:#?}");
+    let told = cluster.events("tiny").await?;
+    let moved = told.iter().find(|(reason, _)| reason == "CheaperOfferMigration");
+    let (_, note) = moved.with_context(|| format!("{told:?}"))?;
+    ensure!(note.contains(&first.id.0) && note.contains(&second.id.0), "{note}");
+
+    cluster.until_no_claims().await?;
+    cluster.quiet(&running).await?;
+    ensure!(cluster.cloud.created() == 2, "{} machines", cluster.cloud.created());
+    ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
+    let rows = cluster.rows().await?;
+    let paid = |kind: &str| rows.iter().any(|row| row.instance_type == kind);
+    ensure!(paid("small") && paid("other"), "{rows:#?}");
+    Ok(())
+}

@@ -1,5 +1,6 @@
-//! `petaflop audit`: machines that carry this installation's identity and that no claim knows. It
-//! needs no running operator.
+//! `petaflop audit`: machines that carry this installation's identity and should not be there: no
+//! claim knows them, their claim has another one, or their lease has lapsed. It needs no running
+//! operator.
 
 use petaflop_agent_api::clock::Clock;
 
@@ -57,6 +58,7 @@ async fn look(args: &Args) -> Result<Findings, Failure> {
         client,
         clock,
         installation: &uid,
+        namespace: &namespace,
         make: &make,
         provider_labels: args.provider_labels.as_deref(),
         terminate: args.terminate,
@@ -66,14 +68,14 @@ async fn look(args: &Args) -> Result<Findings, Failure> {
 }
 
 fn tell(findings: &Findings) -> Result<(), Failure> {
-    let Findings { machines, unclaimed, unasked } = findings;
-    if !unclaimed.is_empty() {
+    let Findings { machines, unclaimed, surplus, lapsed, unasked } = findings;
+    if findings.found().next().is_some() {
         let mut table = show::table(
-            &["PROVIDER", "MACHINE", "FOR CLAIM", "SINCE", "$/H", "COST $", ""],
+            &["PROVIDER", "MACHINE", "FOR CLAIM", "SINCE", "$/H", "COST $", "WHY", ""],
             &[4, 5],
         );
         let unknown = || "?".to_owned();
-        for machine in unclaimed {
+        for (why, machine) in findings.found() {
             table.add_row([
                 machine.provider.clone(),
                 machine.machine.clone(),
@@ -81,6 +83,7 @@ fn tell(findings: &Findings) -> Result<(), Failure> {
                 machine.started_at.map_or_else(unknown, |at| at.strftime("%FT%TZ").to_string()),
                 machine.hourly_price.map_or_else(unknown, |price| price.to_string()),
                 machine.cost.map_or_else(unknown, |cost| cost.to_string()),
+                why.to_owned(),
                 fate(machine.fate).to_owned(),
             ]);
         }
@@ -89,15 +92,17 @@ fn tell(findings: &Findings) -> Result<(), Failure> {
     for provider in unasked {
         say(format_args!("{}: not known: {}", provider.provider, provider.why));
     }
-    let goes_on = |fate| unclaimed.iter().filter(|machine| machine.fate == fate).count();
     say(format_args!(
-        "{machines} machines carry our identity, {} without a claim",
-        unclaimed.len()
+        "{machines} machines carry our identity: {} without a claim, {} beside their claim's own, {} with a lapsed lease",
+        unclaimed.len(),
+        surplus.len(),
+        lapsed.len(),
     ));
-    if goes_on(Fate::GoesOn) > 0 {
-        say("`petaflop audit --terminate` ends those without a claim");
+    let any = |fate| findings.found().any(|(_, machine)| machine.fate == fate);
+    if any(Fate::GoesOn) {
+        say("`petaflop audit --terminate` ends them");
     }
-    if goes_on(Fate::Spared) > 0 {
+    if any(Fate::Spared) {
         say(
             "more than half of all are without a claim, so rather the claims are gone: nothing was ended; \
              look at `kubectl get computeclaims -A`, and end machines by hand if they are not wanted",

@@ -147,6 +147,16 @@ impl Election {
             .map_err(Error::api("resigning"))
     }
 
+    /// When the Lease was renewed last, by the clock of whoever did, and the version that says so;
+    /// `None`: nobody ever led.
+    pub async fn renewed(api: &Api<Lease>) -> Result<Option<(String, Timestamp)>, Error> {
+        let read = api.get_opt(LEASE).await.map_err(Error::api("reading the Lease"))?;
+        Ok(read.and_then(|lease| {
+            let MicroTime(at) = lease.spec?.renew_time?;
+            Some((lease.metadata.resource_version?, at))
+        }))
+    }
+
     /// Takes the Lease from whoever has it, for this long: nobody leads, until it runs out or is given
     /// back. Returns how long the one who led may still think so; `None`: nobody ever led.
     pub async fn seize(

@@ -6,6 +6,7 @@
 //! nothing. Young machines are left alone for longer than a list may lag behind.
 
 use std::collections::{HashMap, HashSet};
+use std::iter;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -89,34 +90,82 @@ async fn orphans(
     Ok(())
 }
 
-/// Machines of an installation that may bill and that no claim wants: each one's claim is asked
-/// for at the API server itself.
+/// What a machine that may bill is to the claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// No claim wants it.
+    Unclaimed,
+    /// Its claim has another one.
+    Surplus,
+    /// Its claim has this one.
+    Claimed,
+}
+
+/// Machines of an installation that may bill, and how each stands: its claim is asked for at the API
+/// server itself.
 ///
 /// # Errors
 /// The server refuses or does not answer, which proves nothing about any machine.
-pub async fn unclaimed<'a>(
+pub async fn standings<'a>(
     claims: &dyn Claims,
     installation: &str,
     listing: &'a Listing,
-) -> Result<Vec<&'a Instance>, ClaimsError> {
-    let mut unclaimed = Vec::new();
+) -> Result<Vec<(&'a Instance, Standing)>, ClaimsError> {
+    let mut standings = Vec::new();
+    // Machines of each claim, the one that it says it has first, else the oldest.
+    let mut claimed: HashMap<&str, Vec<(bool, &Instance)>> = HashMap::new();
     for instance in listing.instances.iter().filter(|instance| instance.state.may_bill()) {
         let Some(identity) = &instance.identity else { continue };
         // Lists are not trusted to hold only what was asked for.
         if identity.installation != installation {
             continue;
         }
-        let claimed = match claims.get(&identity.namespace, &identity.claim).await {
-            Ok(claim) => claim.is_some_and(|stored| stored.claim.uid == identity.claim_uid),
+        let recorded = match claims.get(&identity.namespace, &identity.claim).await {
+            Ok(Some(stored)) if stored.claim.uid == identity.claim_uid => {
+                says(&stored.claim.phase) == Some(instance.id.0.as_str())
+            }
             // It is there, whatever it says.
             Err(ClaimsError::Damaged { .. }) => true,
+            Ok(_) => {
+                standings.push((instance, Standing::Unclaimed));
+                continue;
+            }
             Err(error) => return Err(error),
         };
-        if !claimed {
-            unclaimed.push(instance);
-        }
+        claimed.entry(&identity.claim_uid).or_default().push((recorded, instance));
     }
-    Ok(unclaimed)
+    for mut machines in claimed.into_values() {
+        machines.sort_by_key(|(recorded, machine)| (!recorded, machine.started, &machine.id));
+        let standing = iter::once(Standing::Claimed).chain(iter::repeat(Standing::Surplus));
+        standings.extend(machines.into_iter().map(|(_, machine)| machine).zip(standing));
+    }
+    Ok(standings)
+}
+
+/// The machine that a claim says it has.
+fn says(phase: &Phase) -> Option<&str> {
+    match phase {
+        Phase::Launched { instance, .. } => Some(instance),
+        Phase::Ending { instance, .. } => instance.as_deref(),
+        Phase::Planned
+        | Phase::Attempted { .. }
+        | Phase::Ambiguous { .. }
+        | Phase::Ended { .. } => None,
+    }
+}
+
+/// Those of [`standings`] that no claim wants.
+///
+/// # Errors
+/// As there.
+pub async fn unclaimed<'a>(
+    claims: &dyn Claims,
+    installation: &str,
+    listing: &'a Listing,
+) -> Result<Vec<&'a Instance>, ClaimsError> {
+    let all = standings(claims, installation, listing).await?;
+    let unclaimed = all.into_iter().filter(|(_, standing)| *standing == Standing::Unclaimed);
+    Ok(unclaimed.map(|(machine, _)| machine).collect())
 }
 
 /// Whether so many are without a claim that rather our view of the claims is wrong.

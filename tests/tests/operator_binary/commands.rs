@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jiff::SignedDuration;
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
@@ -50,6 +51,7 @@ async fn audit_finds_and_ends_what_no_claim_knows_without_an_operator() -> Resul
     ensure!(well.status.success(), "{}", said(&well));
     let found: Value = serde_json::from_slice(&well.stdout)?;
     ensure!(found["machines"] == 1 && found["unclaimed"] == json!([]), "{found}");
+    ensure!(found["surplus"] == json!([]) && found["lapsed"] == json!([]), "{found}");
 
     world.api::<Pod>().create(&PostParams::default(), &nobodys(&pod)?).await?;
     // Too young at first; then a finding, with its price, and no word that all is well.
@@ -76,6 +78,52 @@ async fn audit_finds_and_ends_what_no_claim_knows_without_an_operator() -> Resul
         let names: Vec<String> =
             world.all::<Pod>().await?.iter().map(ResourceExt::name_any).collect();
         if names == [pod.name_any()] { Ok(()) } else { Err(format!("{names:?}")) }
+    })
+    .await?;
+    world.nothing_refused().await
+}
+
+/// The claim's own machine, and one more with its identity; then nobody has led for so long that the
+/// lease of every machine has lapsed.
+#[tokio::test(flavor = "multi_thread")]
+async fn audit_finds_and_ends_a_second_machine_and_those_whose_lease_has_lapsed() -> Result<()> {
+    let world = World::new("lapsed").await?;
+    world.provide_nodes().await?;
+    let program = world.start().await?;
+    let pod = world.job_runs(&program, "tiny").await?;
+    program.kill();
+    let mut twin = Pod { status: None, ..pod.clone() };
+    twin.metadata.name = Some("twin".into());
+    (twin.metadata.uid, twin.metadata.resource_version) = (None, None);
+    world.api::<Pod>().create(&PostParams::default(), &twin).await?;
+
+    let arguments = ["audit", "--json", "--provider-labels=test=lapsed"];
+    let until = async |what: &str, list: &str, machine: &str| {
+        eventually(what, SOON, || async {
+            let output = world.command("-audit", &arguments).await.map_err(|e| e.to_string())?;
+            let found: Value = serde_json::from_slice(&output.stdout).map_err(|e| e.to_string())?;
+            let first = &found[list][0];
+            let named = first["machine"].as_str().is_some_and(|name| name.contains(machine));
+            match first["fate"].as_str() {
+                Some("goesOn") if named && !output.status.success() => Ok(found),
+                _ => Err(said(&output)),
+            }
+        })
+        .await
+    };
+    let found = until("a second machine", "surplus", "twin").await?;
+    ensure!(found["unclaimed"] == json!([]) && found["lapsed"] == json!([]), "{found}");
+
+    world.nobody_led_for(SignedDuration::from_mins(41)).await?;
+    let found = until("a lapsed lease", "lapsed", &pod.name_any()).await?;
+    ensure!(found["surplus"][0]["machine"].as_str().is_some(), "{found}");
+    let terminate = ["audit", "--terminate", "--provider-labels=test=lapsed"];
+    let ended = world.command("-audit", &terminate).await?;
+    ensure!(ended.status.success() && said(&ended).contains("ended"), "{}", said(&ended));
+    eventually("both are gone", SOON, || async {
+        let pods = world.all::<Pod>().await?;
+        let left: Vec<String> = pods.iter().map(ResourceExt::name_any).collect();
+        if left.is_empty() { Ok(()) } else { Err(format!("{left:?}")) }
     })
     .await?;
     world.nothing_refused().await

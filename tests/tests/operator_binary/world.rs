@@ -7,10 +7,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{DeleteParams, ListParams, PostParams};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
+use kube::api::{DeleteParams, ListParams, Patch, PatchParams, PostParams};
 use kube::core::NamespaceResourceScope;
 use kube::{Api, Client, Resource};
 use petaflop_crds::{ComputeClaim, ComputeProvider, TrainingJob};
@@ -28,8 +29,8 @@ use crate::support::{chart, documents, helm};
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 /// A node for each test that has machines, by its name.
-const NODES: [&str; 8] =
-    ["begins", "stalls", "two", "audited", "guarded", "taken", "filled", "killed"];
+const NODES: [&str; 9] =
+    ["begins", "stalls", "two", "audited", "lapsed", "guarded", "taken", "filled", "killed"];
 
 /// What one test works with.
 pub(crate) struct World {
@@ -338,6 +339,14 @@ impl World {
         let lease = self.api::<Lease>().get_opt("petaflop-operator").await;
         let lease = lease.map_err(|error| error.to_string())?;
         Ok(lease.and_then(|lease| lease.spec).and_then(|spec| spec.holder_identity))
+    }
+
+    /// Makes the Lease say that it was renewed so long ago.
+    pub(crate) async fn nobody_led_for(&self, long: SignedDuration) -> Result<()> {
+        let spec = json!({ "renewTime": MicroTime(Timestamp::now() - long) });
+        let change = Patch::Merge(json!({ "spec": spec }));
+        self.api::<Lease>().patch("petaflop-operator", &PatchParams::default(), &change).await?;
+        Ok(())
     }
 }
 

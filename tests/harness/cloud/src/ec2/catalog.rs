@@ -198,8 +198,8 @@ fn sold(
     if seen.is_none() && (zone.local || missing) {
         return Vec::new();
     }
-    // Away from us-east-1 the same costs a little more, as it does.
-    let on_demand = kind.price + kind.price * i64::try_from(place).unwrap_or_default() / 20;
+    // us-east-2 costs as us-east-1 does, others cost more.
+    let on_demand = kind.price + kind.price * i64::from(place > 1) / 10;
     let (low, high) = match seen {
         Some((_, _, low, high)) => (low * 1000, high * 1000),
         None => (on_demand * 3 / 10, on_demand * 9 / 20),

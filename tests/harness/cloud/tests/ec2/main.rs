@@ -4,6 +4,11 @@
 mod faults;
 mod fixture;
 mod launch;
+mod life;
+mod limits;
+mod lists;
+mod money;
 mod prices;
 mod services;
+mod table;
 mod xml;

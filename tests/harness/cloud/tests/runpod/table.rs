@@ -20,7 +20,11 @@ fn each_statement_has_a_test_and_each_test_stands_at_a_statement() {
         .flat_map(|source| source.split("#[tokio::test]\nasync fn ").skip(1))
         .filter_map(|rest| rest.split('(').next())
         .collect();
-    let rows = TABLE.lines().filter(|line| line.starts_with("| ") && line.ends_with("` |"));
+    let own = TABLE.split("\n## ").find(|part| part.starts_with("RunPod's API"));
+    let rows = own
+        .unwrap_or_default()
+        .lines()
+        .filter(|line| line.starts_with("| ") && line.ends_with("` |"));
     let named: BTreeSet<&str> = rows.filter_map(|row| row.rsplit('`').nth(1)).collect();
     let missing: Vec<_> = named.difference(&tests).collect();
     let unnamed: Vec<_> = tests.difference(&named).collect();

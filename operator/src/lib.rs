@@ -8,6 +8,8 @@
 //! | module | holds |
 //! |---|---|
 //! | [`act`] | one claim through the buying protocol: **the line that buys** is here |
+//! | [`agents`], [`run`] | whoever is on a claimed machine: met, enrolled, listened to; what its command does |
+//! | [`installation`] | whose machines they are |
 //! | [`claims`], [`ledger`] | what is durable: claims wherever they are stored; what they cost |
 //! | [`costs`] | what was spent |
 //! | [`status`] | what a running job says of itself |
@@ -21,6 +23,7 @@
 //! | [`cli`] | the commands, one file each |
 
 pub mod act;
+pub mod agents;
 pub mod claims;
 pub mod cli;
 pub mod cluster;
@@ -28,8 +31,10 @@ pub mod costs;
 pub mod embedded;
 pub mod gateway;
 pub mod http;
+pub mod installation;
 pub mod ledger;
 pub mod models;
 pub mod restart;
+pub mod run;
 pub mod status;
 pub mod uid;

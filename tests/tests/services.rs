@@ -18,8 +18,8 @@ use operator::Cluster;
 use petaflop_agent_api::task::Secret;
 use petaflop_crds::InferenceServiceStatus;
 use petaflop_crds::inference_service::InferenceServicePhase as Phase;
-use petaflop_operator::cluster::installation::Installation;
 use petaflop_operator::cluster::settings::Settings;
+use petaflop_operator::installation::Installation;
 use serde_json::json;
 use serving::{Chat, Kubelet, Says, models};
 

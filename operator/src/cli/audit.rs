@@ -7,8 +7,8 @@ use petaflop_agent_api::clock::Clock;
 use super::{Code, Failure, Outcome, print, print_json, say, show, waiting};
 use crate::cluster::audit::{Audit, Fate, Findings};
 use crate::cluster::begin;
-use crate::cluster::installation::Installation;
 use crate::cluster::make::Make;
+use crate::installation::Installation;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {

@@ -19,7 +19,7 @@ use petaflop_providers::{Instance, Provider};
 use serde::Serialize;
 
 use crate::act::ActError;
-use crate::cluster::agents::LEASE_SECONDS;
+use crate::agents::LEASE_SECONDS;
 use crate::cluster::claims::ObjectClaims;
 use crate::cluster::error::Error;
 use crate::cluster::events::Events;

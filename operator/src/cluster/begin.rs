@@ -12,11 +12,12 @@ use petaflop_store::StoreError;
 use petaflop_store::place::{self, Credentials};
 
 use crate::cluster::error::chain;
-use crate::cluster::installation::{Installation, InstallationError};
+use crate::cluster::installation::InstallationError;
 use crate::cluster::make::Make;
 use crate::cluster::operate::{Parts, Running, StartError, start};
 use crate::cluster::probe::{ProbeError, probe};
 use crate::cluster::settings::{Settings, StoreAt};
+use crate::installation::Installation;
 use crate::ledger::Ledger;
 
 /// How long a store may take to answer the first question.

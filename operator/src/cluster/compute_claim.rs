@@ -186,9 +186,9 @@ impl Pass<'_> {
             return Ok(Again::After(SOON.unsigned_abs()));
         };
         let met = self.owner.is_none_or(|owner| {
-            operator.agents.meet(operator, self.name, &stored, endpoint, || {
-                owner.task(operator, self.provider, &stored)
-            })
+            operator
+                .agents
+                .meet(self.name, &stored, endpoint, || owner.task(operator, self.provider, &stored))
         });
         if !met {
             return Ok(Again::After(SOON.unsigned_abs()));

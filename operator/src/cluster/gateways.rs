@@ -17,9 +17,9 @@ use tokio::sync::watch;
 use crate::cluster::Handle;
 use crate::cluster::gateway_objects::{GATEWAY_LABEL, OWN};
 use crate::cluster::inference_service::Route;
-use crate::cluster::installation::Installation;
 use crate::cluster::table::Name;
 use crate::cluster::watches::Seen;
+use crate::installation::Installation;
 
 /// How long a gateway waits for something new before it answers.
 const WATCH: Duration = Duration::from_secs(30);

@@ -31,9 +31,9 @@ use petaflop_crds::inference_service::InferenceServicePhase as Phase;
 use petaflop_crds::{InferenceService, InferenceServiceStatus, MANAGED_BY};
 
 use crate::claims::StoredClaim;
-use crate::cluster::run::Run;
 use crate::cluster::status::is_true;
 use crate::cluster::training_job::Waits;
+use crate::run::Run;
 
 mod failures;
 pub mod revision;

@@ -1,4 +1,4 @@
-//! Who this installation is, in a cluster: a Secret in the operator's namespace, made once and
+//! Where [`Installation`] is kept in a cluster: a Secret in the operator's namespace, made once and
 //! kept, with the uid that its machines carry and the root of its keys. Two releases in one
 //! cluster, or a cluster restored from a backup of another, never sweep each other's machines.
 
@@ -11,20 +11,12 @@ use kube::{Api, Client};
 use petaflop_agent_api::keys::OperatorRoot;
 
 use crate::cluster::error::{Error, is_conflict};
+use crate::installation::Installation;
 
 /// Name of the Secret.
 pub const SECRET: &str = "petaflop-installation";
 const UID: &str = "uid";
 const ROOT: &str = "root";
-
-/// One installation.
-#[derive(Debug)]
-pub struct Installation {
-    /// What its machines carry.
-    pub uid: String,
-    /// From which its keys are derived.
-    pub root: OperatorRoot,
-}
 
 /// Why there is none.
 #[derive(Debug, thiserror::Error)]

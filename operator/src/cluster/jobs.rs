@@ -11,10 +11,10 @@ use crate::claims::StoredClaim;
 use crate::cluster::budgets::Counted;
 use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::queue::Again;
-use crate::cluster::run::left_behind;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
 use crate::cluster::{Operator, admit, events, finalizer, secrets};
+use crate::run::left_behind;
 
 /// A job that was only just seen is written to after its first placement pass, which saves a
 /// write; but not later than this.
@@ -53,7 +53,8 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         .and_then(|stored| operator.agents.run(&(name.0.clone(), stored.claim.spec.name.clone())));
     if let Some(stored) = newest
         && training_job::is_unexplained(stored, job.status.as_ref(), run.as_ref())
-        && let Some(exit) = left_behind(&operator.settings.store, &stored.claim.spec).await?
+        && let Some(exit) =
+            left_behind(operator.settings.store.objects()?, &stored.claim.spec).await?
     {
         run.get_or_insert_default().exited(&exit);
     }

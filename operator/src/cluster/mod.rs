@@ -16,7 +16,7 @@
 //! | [`served`] | the models that services serve |
 //! | [`gateways`], [`gateway_objects`] | talking to gateways; their Deployment and Service |
 //! | [`owner`] | whoever asked for a claim |
-//! | [`compute_claim`], [`machine`], [`agents`], [`run`] | ComputeClaim: buying, and whoever is there |
+//! | [`compute_claim`], [`machine`] | ComputeClaim: buying, and whoever is there |
 //! | [`providers`], [`compute_provider`] | ComputeProvider: whom to ask, and what they offer |
 //! | [`spend_budget`], [`budgets`] | SpendBudget: what follows from its sums; the sums, and doing it |
 //! | [`book`] | what was spent, in memory |
@@ -32,7 +32,6 @@
 
 pub mod abandon;
 pub mod admit;
-pub mod agents;
 pub mod audit;
 pub mod begin;
 pub mod book;
@@ -61,7 +60,6 @@ pub mod placement;
 pub mod probe;
 pub mod providers;
 pub mod queue;
-pub mod run;
 pub mod schema;
 pub mod secrets;
 pub mod served;
@@ -94,13 +92,13 @@ use petaflop_crds::{ComputeProvider, InferenceService, SpendBudget, TrainingJob}
 use petaflop_providers::{EnrolmentToken, Provider, Work};
 
 use crate::act::Actor;
+use crate::agents::{Agents, Listener};
+use crate::installation::Installation;
 use crate::ledger::Ledger;
 use admit::Admissions;
-use agents::Agents;
 use book::Book;
 use claims::ObjectClaims;
 use health::Health;
-use installation::Installation;
 use leader::Leadership;
 use metrics::Metrics;
 use placement::Placement;
@@ -197,6 +195,17 @@ pub struct Handle {
     suspects: Shared<Name>,
     /// Names of the budgets of a namespace.
     budget_names: Arc<std::sync::Mutex<BTreeMap<String, BTreeSet<String>>>>,
+}
+
+impl Listener for Handle {
+    fn heard(&self, claim: &Name, owner: &WorkloadId) {
+        self.owner_changed(owner);
+        self.claim_changed(claim);
+    }
+
+    fn silent(&self, claim: &Name) {
+        self.suspect(claim);
+    }
 }
 
 impl Handle {

@@ -12,19 +12,17 @@ use kube::runtime::reflector;
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
 use petaflop_crds::TrainingJob;
-use petaflop_providers::EnrolmentToken;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::Instrument;
 
+use crate::agents::Agents;
 use crate::claims::Claims;
-use crate::cluster::agents::Agents;
 use crate::cluster::claims::ObjectClaims;
 use crate::cluster::error::Error;
 use crate::cluster::events::Events;
 use crate::cluster::gateway_objects::GATEWAY_LABEL;
 use crate::cluster::gateways::Gateways;
-use crate::cluster::installation::Installation;
 use crate::cluster::leader::{Election, Leadership};
 use crate::cluster::metrics::{Controller, Metrics, Outcome};
 use crate::cluster::providers::{MakeProvider, Registry};
@@ -41,6 +39,7 @@ use crate::cluster::{
     training_job, watches,
 };
 use crate::http;
+use crate::installation::Installation;
 use crate::ledger::Ledger;
 
 /// Objects of one kind that are worked on at once.
@@ -237,16 +236,22 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
     let root = installation.clone();
     let leads = leadership.clone();
     let metrics = Metrics::new(clock.clone());
+    let claims = ObjectClaims::new(
+        client.clone(),
+        settings.watch_namespaces.clone(),
+        table.clone(),
+        clock.clone(),
+        events.clone(),
+    );
     let operator = Arc::new(Operator {
-        claims: ObjectClaims::new(
-            client.clone(),
-            settings.watch_namespaces.clone(),
-            table.clone(),
+        agents: Agents::new(
             clock.clone(),
-            events.clone(),
-        ),
+            installation.clone(),
+            Arc::new(claims.clone()),
+            Arc::new(handle.clone()),
+        )?,
+        claims,
         events,
-        agents: Agents::new(clock.clone())?,
         providers: Registry::new(make, metrics.clone()),
         metrics,
         health: Default::default(),
@@ -267,10 +272,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         exhausted: Default::default(),
         provider_objects: provider_objects.clone(),
         handle: handle.clone(),
-        token: Box::new(move |identity| {
-            let token = root.root.token(&identity.claim_uid, identity.attempt);
-            EnrolmentToken::new(token.expose().as_str())
-        }),
+        token: Box::new(move |identity| root.token(identity)),
         leads: Box::new(move || leads.leads()),
         client: client.clone(),
         clock,

@@ -12,7 +12,7 @@ use crate::cluster::claims;
 use crate::cluster::shelf::{Packed, Packer, named};
 
 /// Namespace and name.
-pub type Name = (String, String);
+pub use crate::agents::Name;
 
 /// The claims of a cluster. Clones are the same table.
 #[derive(Clone, Debug, Default)]

@@ -19,9 +19,9 @@ use petaflop_crds::{MANAGED_BY, TrainingJob, TrainingJobStatus};
 
 use crate::claims::StoredClaim;
 use crate::cluster::budgets::{Stop, Stopped};
-use crate::cluster::run::{End, Run};
 use crate::cluster::status::{Conditions, Is, is_true, time};
 use crate::restart;
+use crate::run::{End, Run};
 
 /// Cost and progress are written at most this often while something runs.
 pub const REFRESH: SignedDuration = SignedDuration::from_secs(300);

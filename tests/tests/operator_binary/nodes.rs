@@ -14,10 +14,10 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_crds::compute_claim::ComputeClaimPhase;
 use petaflop_crds::{ComputeClaim, TrainingJob};
 use petaflop_harness::eventually;
-use petaflop_operator::cluster::installation::Installation;
 use petaflop_operator::cluster::make::Make;
 use petaflop_operator::cluster::operate::{Parts, Running, start};
 use petaflop_operator::cluster::settings::{Settings, StoreAt};
+use petaflop_operator::installation::Installation;
 use petaflop_operator::ledger::Ledger;
 use serde_json::json;
 

@@ -9,9 +9,9 @@ use petaflop_crds::InferenceServiceStatus;
 
 use super::revision::Revision;
 use super::{Failure, Model, Next, Replica, Seen, names};
-use crate::cluster::run::End;
 use crate::cluster::status::time;
 use crate::restart;
+use crate::run::End;
 
 /// What earlier failures allow.
 #[derive(Debug, PartialEq, Eq)]

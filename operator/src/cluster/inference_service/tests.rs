@@ -3,9 +3,9 @@ use petaflop_arbiter::workload::{OwnerKind, Precision, WorkloadId};
 use serde_json::{Value, json};
 
 use super::*;
-use crate::cluster::run::{End, Serving};
 use crate::cluster::status::time;
 use crate::cluster::testing::offer;
+use crate::run::{End, Serving};
 
 const MODEL: &str = "aaaa";
 const IMAGE: &str = "runtime:1";

@@ -25,10 +25,20 @@ use petaflop_store::report::Progress;
 use tokio::sync::watch;
 
 use crate::claims::{Claims, ClaimsError, StoredClaim};
-use crate::cluster::Operator;
-use crate::cluster::claims::ObjectClaims;
-use crate::cluster::run::Run;
-use crate::cluster::table::Name;
+use crate::installation::Installation;
+use crate::run::Run;
+
+/// Namespace and name of a claim.
+pub type Name = (String, String);
+
+/// Who wants to know what agents say.
+pub trait Listener: Send + Sync {
+    /// Something that matters is new of the command of this claim, which is this owner's.
+    fn heard(&self, claim: &Name, owner: &WorkloadId);
+
+    /// The agent was not heard from for long: the machine may be gone.
+    fn silent(&self, claim: &Name);
+}
 
 /// How long an agent may keep its machine without hearing from us.
 pub const LEASE_SECONDS: u64 = 30 * 60;
@@ -72,6 +82,9 @@ enum TalkError {
 pub struct Agents {
     http: reqwest::Client,
     clock: Clock,
+    installation: Arc<Installation>,
+    claims: Arc<dyn Claims>,
+    listener: Arc<dyn Listener>,
     sessions: Arc<Mutex<HashMap<Name, Session>>>,
 }
 
@@ -91,12 +104,20 @@ impl Drop for Session {
 }
 
 impl Agents {
-    /// None yet.
-    pub fn new(clock: Clock) -> Result<Self, reqwest::Error> {
+    /// None yet. Their keys are pinned in these claims.
+    ///
+    /// # Errors
+    /// There is no TLS on this machine.
+    pub fn new(
+        clock: Clock,
+        installation: Arc<Installation>,
+        claims: Arc<dyn Claims>,
+        listener: Arc<dyn Listener>,
+    ) -> Result<Self, reqwest::Error> {
         // Sessions are encrypted and authentic by themselves; proxies of the environment are for the
         // world outside, not for machines.
         let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
-        Ok(Self { http, clock, sessions: Arc::default() })
+        Ok(Self { http, clock, installation, claims, listener, sessions: Arc::default() })
     }
 
     /// What an agent said last of its command.
@@ -131,7 +152,6 @@ impl Agents {
     /// what it is to do.
     pub fn meet(
         &self,
-        operator: &Operator,
         name: &Name,
         stored: &StoredClaim,
         endpoint: String,
@@ -146,14 +166,14 @@ impl Agents {
         let talk = Talk {
             http: self.http.clone(),
             clock: self.clock.clone(),
-            root: operator.installation.clone(),
-            claims: operator.claims.clone(),
+            installation: self.installation.clone(),
+            claims: self.claims.clone(),
             name: name.clone(),
             owner: stored.claim.spec.owner.clone(),
             endpoint,
             task,
             asked,
-            operator: operator.handle(),
+            listener: self.listener.clone(),
             sessions: Arc::downgrade(&self.sessions),
         };
         let task = tokio::spawn(talk.go_on()).abort_handle();
@@ -172,14 +192,14 @@ impl Agents {
 struct Talk {
     http: reqwest::Client,
     clock: Clock,
-    root: Arc<crate::cluster::installation::Installation>,
-    claims: ObjectClaims,
+    installation: Arc<Installation>,
+    claims: Arc<dyn Claims>,
     name: Name,
     owner: WorkloadId,
     endpoint: String,
     task: Task,
     asked: watch::Receiver<Option<Duration>>,
-    operator: crate::cluster::Handle,
+    listener: Arc<dyn Listener>,
     sessions: std::sync::Weak<Mutex<HashMap<Name, Session>>>,
 }
 
@@ -203,7 +223,7 @@ impl Talk {
             }
             if self.clock.boottime().saturating_sub(heard) > SILENCE {
                 heard = self.clock.boottime();
-                self.operator.suspect(&self.name);
+                self.listener.silent(&self.name);
             }
             self.clock.sleep(AGAIN).await;
         }
@@ -293,8 +313,7 @@ impl Talk {
             || (before.heard, &before.serving) != (run.heard, &run.serving);
         drop(sessions);
         if matters {
-            self.operator.owner_changed(&self.owner);
-            self.operator.claim_changed(&self.name);
+            self.listener.heard(&self.name, &self.owner);
         }
         over
     }
@@ -330,14 +349,14 @@ impl Talk {
     ) -> Result<Enrolled, TalkError> {
         let url = format!("http://{}/v1/hello", self.endpoint);
         let message = self.body(self.http.get(&url)).await?;
-        let identity = stored.claim.identity(&self.root.uid);
+        let identity = stored.claim.identity(&self.installation.uid);
         let expected = Expected {
             identity: &identity_text(&identity),
             claim_uid: &stored.claim.uid,
             attempt: identity.attempt,
             enrolment: pinned.map_or(Enrolment::Open, Enrolment::Pinned),
         };
-        let admitted = judge(&self.root.root, expected, &message)?;
+        let admitted = judge(&self.installation.root, expected, &message)?;
         let agent = admitted.candidate.agent();
         let claim_uid = stored.claim.uid.clone();
         if pinned.is_none() {
@@ -350,7 +369,7 @@ impl Talk {
         let enrolled = Enrolled { agent, start, claim_uid, sequence };
         let welcome = Welcome {
             version: VERSION,
-            lease_keys: vec![self.root.root.lease().public()],
+            lease_keys: vec![self.installation.root.lease().public()],
             lease: self.lease(&enrolled, lease_nonce, 1),
             task: Some(self.task.clone()),
         };
@@ -378,7 +397,7 @@ impl Talk {
             sequence,
             duration_seconds: LEASE_SECONDS,
         }
-        .sign(&self.root.root.lease())
+        .sign(&self.installation.root.lease())
     }
 
     /// One round trip.
@@ -386,7 +405,7 @@ impl Talk {
         enrolled.sequence += 1;
         let request =
             Request { version: VERSION, start: enrolled.start, sequence: enrolled.sequence, ask };
-        let secret = self.root.root.noise();
+        let secret = self.installation.root.noise();
         let call = Call::begin(&secret, &enrolled.agent, &to_bytes(&request))?;
         let url = format!("http://{}/v1/rpc", self.endpoint);
         let answer = self.body(self.http.post(&url).body(call.message().to_vec())).await?;

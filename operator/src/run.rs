@@ -1,14 +1,15 @@
 //! What an agent said last of the command that it supervises, folded together. Held in memory: a
 //! new leader asks the agents again.
 
+use std::sync::Arc;
+
+use object_store::ObjectStore;
 use petaflop_agent_api::message::{Exit, Why};
 use petaflop_arbiter::claim::ClaimSpec;
 use petaflop_crds::training_job::TrainingProgress;
 use petaflop_store::StoreError;
 use petaflop_store::logs::{LogReader, prefix};
 use petaflop_store::report::Progress;
-
-use crate::cluster::settings::StoreAt;
 
 /// A claim's command, as its agent reports it.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -68,10 +69,12 @@ pub enum End {
 ///
 /// # Errors
 /// The store cannot be read, which says nothing about the command.
-pub async fn left_behind(store: &StoreAt, claim: &ClaimSpec) -> Result<Option<Exit>, StoreError> {
+pub async fn left_behind(
+    store: Arc<dyn ObjectStore>,
+    claim: &ClaimSpec,
+) -> Result<Option<Exit>, StoreError> {
     let owner = &claim.owner;
-    let reader =
-        LogReader::new(store.objects()?, &prefix(&owner.namespace, &owner.name, &claim.name));
+    let reader = LogReader::new(store, &prefix(&owner.namespace, &owner.name, &claim.name));
     Ok(reader.exit().await?.and_then(|report| serde_json::from_slice(&report).ok()))
 }
 

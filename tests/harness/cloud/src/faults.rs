@@ -62,6 +62,8 @@ pub enum Fault {
     Retired,
     /// RunPod's GraphQL was retired, its REST was not.
     GraphQlRetired,
+    /// EC2 refuses with this status and code, nothing done.
+    Refused(u16, &'static str),
 }
 
 impl Fault {
@@ -83,6 +85,7 @@ impl Fault {
             Self::Unavailable => "unavailable",
             Self::Retired => "retired",
             Self::GraphQlRetired => "graphql-retired",
+            Self::Refused(..) => "refused",
         }
     }
 }

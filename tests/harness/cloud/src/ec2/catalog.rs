@@ -95,6 +95,8 @@ pub struct Image {
     pub architecture: &'static str,
     /// GB of its snapshot.
     pub size: u32,
+    /// Device of its root volume; a mapping of another device is another volume.
+    pub root: &'static str,
 }
 
 impl Catalog {
@@ -273,7 +275,8 @@ fn region(name: &str, zones: Zones, ports: &[u16]) -> Region {
     for (path, name, architecture, size) in IMAGES {
         let id = long("ami", &mut chance);
         parameters.insert((*path).to_owned(), id.clone());
-        images.push(Image { id, name: (*name).to_owned(), architecture, size: *size });
+        let root = if path.contains("ubuntu") { "/dev/sda1" } else { "/dev/xvda" };
+        images.push(Image { id, name: (*name).to_owned(), architecture, size: *size, root });
     }
     if let Some(id) = parameters.get(&format!("{ECS}/image_id")).cloned() {
         let value = serde_json::json!({ "image_id": id, "schema_version": 1 });

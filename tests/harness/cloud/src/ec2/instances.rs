@@ -110,7 +110,7 @@ fn view(xml: &mut Xml, world: &World, machine: &Machine, instance: &Instance) {
         .leaf("virtualizationType", "hvm")
         .leaf("hypervisor", "xen")
         .leaf("rootDeviceType", "ebs")
-        .leaf("rootDeviceName", "/dev/xvda")
+        .leaf("rootDeviceName", instance.root)
         .leaf("amiLaunchIndex", 0)
         .leaf("ebsOptimized", false);
     let (private, public) = addresses(world, machine, instance);
@@ -203,7 +203,7 @@ fn reason(machine: &Machine, instance: &Instance) -> Option<(&'static str, &'sta
             "Server.SpotInstanceTermination: Spot instance termination",
         ),
         Why::Evicted | Why::Price => {
-            ("Server.InternalError", "Server.InternalError: Internal error on launch")
+            ("Server.InternalError", "Server.InternalError: Internal error")
         }
     })
 }
@@ -229,10 +229,10 @@ pub(crate) fn status(world: &World, ask: &Ask<'_>) -> Result<Xml, Error> {
     xml.items("instanceStatusSet", found, |xml, (machine, instance)| {
         let (code, name) = state(machine);
         let well = if machine.life == Life::Running { "ok" } else { "initializing" };
-        let reachable = match (machine.stuck, name) {
-            (true, "running") => ("impaired", "failed"),
-            (_, "running") => (well, "passed"),
-            _ => ("not-applicable", "not-applicable"),
+        let (status, check) = match (machine.stuck, name) {
+            (true, "running") => ("impaired", Some("failed")),
+            (_, "running") => (well, Some("passed")),
+            _ => ("not-applicable", None),
         };
         xml.leaf("instanceId", &machine.id)
             .leaf("availabilityZone", &instance.zone.name)
@@ -242,7 +242,7 @@ pub(crate) fn status(world: &World, ask: &Ask<'_>) -> Result<Xml, Error> {
             });
         for each in ["instanceStatus", "systemStatus"] {
             xml.within(each, |xml| {
-                xml.leaf("status", reachable.0).items("details", [reachable.1], |xml, status| {
+                xml.leaf("status", status).items("details", check, |xml, status| {
                     xml.leaf("name", "reachability").leaf("status", status);
                 });
             });
@@ -270,6 +270,7 @@ pub(crate) fn terminate(world: &mut World, ask: &Ask<'_>) -> Result<Xml, Error> 
         );
         return Err(Error::client("OperationNotPermitted", message));
     }
+    ask.owns("ec2:TerminateInstances", &ids, world)?;
     let count = u32::try_from(ids.len()).unwrap_or(u32::MAX);
     let before: Vec<_> = found.iter().map(|(machine, _)| state(machine)).collect();
     if !world.bucket(&ask.region.name, "ended", world.limits.ended, count) {

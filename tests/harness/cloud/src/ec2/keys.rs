@@ -10,6 +10,13 @@ pub enum Policy {
     Everything,
     /// These actions alone: `ec2:RunInstances`.
     Only(BTreeSet<String>),
+    /// These actions alone, and of those that end or delete, only on what has this tag.
+    Owned {
+        /// `ec2:TerminateInstances`.
+        actions: BTreeSet<String>,
+        /// Key and value.
+        tag: (String, String),
+    },
 }
 
 impl Policy {
@@ -18,10 +25,16 @@ impl Policy {
         Self::Only(actions.iter().map(|action| (*action).to_owned()).collect())
     }
 
+    /// These actions alone, where they end or delete on what has this tag.
+    pub fn owned(actions: &[&str], key: &str, value: &str) -> Self {
+        let actions = actions.iter().map(|action| (*action).to_owned()).collect();
+        Self::Owned { actions, tag: (key.to_owned(), value.to_owned()) }
+    }
+
     pub(crate) fn allows(&self, action: &str) -> bool {
         match self {
             Self::Everything => true,
-            Self::Only(actions) => actions.contains(action),
+            Self::Only(actions) | Self::Owned { actions, .. } => actions.contains(action),
         }
     }
 }

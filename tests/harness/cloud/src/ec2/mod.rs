@@ -7,7 +7,7 @@
 //! | `serve` | a call: service, signature, faults, buckets, action; how its answer is written |
 //! | `form`, `filter`, `page`, `xml`, `error` | the protocol: what is read, sorted out, cut, written, refused |
 //! | `sign`, [`keys`] | whose request it is, and what he may do |
-//! | `launch`, `buy` | `RunInstances`: what is asked for; whether and how it is bought |
+//! | `launch`, `place`, `buy` | `RunInstances`: what is asked for; from where, if at all; the purchase |
 //! | `instances` | how instances look and are ended |
 //! | `prices` | the log of spot prices |
 //! | `types`, `places`, `volumes`, `requests` | the other lists; tags |
@@ -28,6 +28,7 @@ pub mod kinds;
 mod launch;
 pub mod limits;
 mod page;
+mod place;
 mod places;
 mod prices;
 pub mod quota;

@@ -99,20 +99,13 @@ pub(crate) fn subnets(world: &World, ask: &Ask<'_>) -> Result<Xml, Error> {
             })
     });
     let (found, next) = page.cut(ask, world.page, fits.collect::<Vec<_>>())?;
-    let taken = |subnet: &Subnet| {
-        let own = world.instances.iter().filter(|(_, it)| it.subnet == subnet.id);
-        let alive = own.filter(|(id, _)| {
-            world.engine.machine(id).is_some_and(|machine| machine.ended.is_none())
-        });
-        u32::try_from(alive.count()).unwrap_or(u32::MAX)
-    };
     let mut xml = Xml::default();
     xml.items("subnetSet", found, |xml, subnet| {
         xml.leaf("subnetId", &subnet.id)
             .leaf("state", "available")
             .leaf("vpcId", &region.vpc)
             .leaf("cidrBlock", format!("172.31.{}.0/20", subnet.net))
-            .leaf("availableIpAddressCount", subnet.addresses.saturating_sub(taken(subnet)))
+            .leaf("availableIpAddressCount", world.addresses(subnet))
             .leaf("availabilityZone", &subnet.zone)
             .leaf("availabilityZoneId", zone_id(subnet))
             .leaf("defaultForAz", true)
@@ -209,10 +202,10 @@ pub(crate) fn images(world: &World, ask: &Ask<'_>) -> Result<Xml, Error> {
             .leaf("imageType", "machine")
             .leaf("platformDetails", "Linux/UNIX")
             .leaf("rootDeviceType", "ebs")
-            .leaf("rootDeviceName", "/dev/xvda")
+            .leaf("rootDeviceName", image.root)
             .leaf("virtualizationType", "hvm")
             .items("blockDeviceMapping", [image.size], |xml, size| {
-                xml.leaf("deviceName", "/dev/xvda").within("ebs", |xml| {
+                xml.leaf("deviceName", image.root).within("ebs", |xml| {
                     xml.leaf("volumeSize", size)
                         .leaf("volumeType", "gp3")
                         .leaf("deleteOnTermination", true);

@@ -124,6 +124,7 @@ pub(crate) fn cancel(world: &mut World, ask: &Ask<'_>) -> Result<Xml, Error> {
     ask.ready()?;
     let seen: Vec<_> = world.spot_requests(&ask.region.name).map(|(id, ..)| id.clone()).collect();
     known(&ids, seen.iter())?;
+    ask.owns("ec2:CancelSpotInstanceRequests", &ids, world)?;
     let now = world.engine.now();
     for id in &ids {
         if let Some(request) = world.requests.get_mut(id) {

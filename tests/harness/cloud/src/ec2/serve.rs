@@ -249,6 +249,7 @@ fn refusal(fault: Fault, question: &Question) -> Option<Error> {
             Error::unauthorized(&format!("{}:{}", question.service.name(), question.action))
         }
         Fault::Unavailable => Error::unavailable(),
+        Fault::Refused(status, code) => Error::new(status, code, "refused on request"),
         _ => return None,
     })
 }

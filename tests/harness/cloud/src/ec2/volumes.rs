@@ -78,6 +78,7 @@ pub(crate) fn delete(world: &mut World, ask: &Ask<'_>) -> Result<Xml, Error> {
     let Some(instance) = here.map(|volume| volume.instance.clone()) else {
         return Err(unknown(&id));
     };
+    ask.owns("ec2:DeleteVolume", std::slice::from_ref(&id), world)?;
     world.engine.delete_disk(&id).map_err(|refusal| match refusal {
         Refusal::State => {
             let message = format!("Volume {id} is currently attached to {instance}");

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 
 use jiff::Timestamp;
 
-use super::catalog::{Catalog, ON_DEMAND, Region, SPOT, Zone};
+use super::catalog::{Catalog, ON_DEMAND, Region, SPOT, Subnet, Zone};
 use super::error::Error;
 use super::form::{Form, Tag};
 use super::keys::{Key, Policy};
@@ -25,6 +25,8 @@ pub(crate) struct Instance {
     pub(crate) kind: String,
     pub(crate) architecture: &'static str,
     pub(crate) image: String,
+    /// Device of its root volume.
+    pub(crate) root: &'static str,
     pub(crate) vpc: String,
     pub(crate) subnet: String,
     /// Ids and names.
@@ -122,6 +124,14 @@ impl Ask<'_> {
     pub(crate) fn may(&self, action: &str) -> Result<(), Error> {
         if self.key.policy.allows(action) { Ok(()) } else { Err(Error::unauthorized(action)) }
     }
+
+    /// # Errors
+    /// When the key may do that to its own alone, and one of these is not.
+    pub(crate) fn owns(&self, action: &str, ids: &[String], world: &World) -> Result<(), Error> {
+        let Policy::Owned { tag, .. } = &self.key.policy else { return Ok(()) };
+        let own = ids.iter().all(|id| world.tags_of(id).contains(tag));
+        if own { Ok(()) } else { Err(Error::unauthorized(action)) }
+    }
 }
 
 impl World {
@@ -186,6 +196,15 @@ impl World {
             [false, true].iter().any(|spot| self.product(kind, &zone.id, *spot).is_some())
         };
         zones.filter(sold).collect()
+    }
+
+    /// Addresses of a subnet that no instance has.
+    pub(crate) fn addresses(&self, subnet: &Subnet) -> u32 {
+        let own = self.instances.iter().filter(|(_, it)| it.subnet == subnet.id);
+        let alive = own.filter(|(id, _)| {
+            self.engine.machine(id).is_some_and(|machine| machine.ended.is_none())
+        });
+        subnet.addresses.saturating_sub(u32::try_from(alive.count()).unwrap_or(u32::MAX))
     }
 
     pub(crate) fn tags_of(&self, id: &str) -> &[Tag] {

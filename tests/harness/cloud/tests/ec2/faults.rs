@@ -107,3 +107,14 @@ async fn an_instance_on_a_bad_host_is_running_impaired_and_billed() {
     assert_eq!(seen.body.at("instanceStatusSet/item/instanceStatus/status"), "impaired");
     assert!(fixture.billed(&id) > 88_000);
 }
+
+#[tokio::test]
+async fn any_other_refusal_comes_by_its_code() {
+    let fixture = Fixture::new();
+    for (status, code) in [(403, "PendingVerification"), (400, "UnfulfillableCapacity")] {
+        fixture.fault(Fault::Refused(status, code), Operation::Create);
+        let seen = fixture.spot(&[]).await;
+        assert_eq!((seen.status, seen.code()), (status, code));
+    }
+    assert!(fixture.machines().is_empty());
+}

@@ -200,6 +200,26 @@ async fn an_image_may_be_named_by_its_parameter() {
 }
 
 #[tokio::test]
+async fn a_mapping_of_the_images_root_is_its_root_and_any_other_one_more_volume() {
+    let fixture = Fixture::new();
+    let path = "/aws/service/deeplearning/ami/x86_64/base-oss-nvidia-driver-gpu-ubuntu-24.04/latest/ami-id";
+    let ubuntu =
+        fixture.cloud.catalog(|catalog| catalog.region(HOME).unwrap().parameters[path].clone());
+    let launch = async |device: &str| {
+        let fields = [
+            ("ImageId", ubuntu.as_str()),
+            ("BlockDeviceMapping.1.DeviceName", device),
+            ("BlockDeviceMapping.1.Ebs.VolumeSize", "80"),
+        ];
+        let seen = fixture.launch(&fields).await;
+        let root = seen.body.at("instancesSet/item/rootDeviceName").to_owned();
+        (root, seen.body.all("instancesSet/item/blockDeviceMapping/item").len())
+    };
+    assert_eq!(launch("/dev/sda1").await, ("/dev/sda1".to_owned(), 1));
+    assert_eq!(launch("/dev/xvda").await, ("/dev/sda1".to_owned(), 2));
+}
+
+#[tokio::test]
 async fn no_capacity_fails_at_once_as_a_servers_error_and_leaves_nothing() {
     let fixture = Fixture::new();
     for spot in [false, true] {

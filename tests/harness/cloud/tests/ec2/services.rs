@@ -137,3 +137,27 @@ async fn an_action_that_is_not_served_is_invalid() {
         assert!(!seen.body.at("RequestID").is_empty());
     }
 }
+
+#[tokio::test]
+async fn a_key_may_be_kept_from_ending_what_is_not_its_own() {
+    let fixture = Fixture::with(|setup| {
+        let actions = ["ec2:TerminateInstances", "ec2:DescribeInstances", "ec2:DeleteVolume"];
+        let policy = Policy::owned(&actions, "petaflop.dev/cluster-id", "one");
+        let key = petaflop_cloud_box::ec2::keys::Key { policy, ..setup.keys["AKIDBOX"].clone() };
+        setup.keys.insert("AKIDOWN".to_owned(), key);
+    });
+    let tags = [
+        ("TagSpecification.1.ResourceType", "instance"),
+        ("TagSpecification.1.Tag.1.Key", "petaflop.dev/cluster-id"),
+        ("TagSpecification.1.Tag.1.Value", "one"),
+    ];
+    let (own, other) = (fixture.running(false, &tags).await, fixture.running(false, &[]).await);
+    let signer = Signer::of("AKIDOWN", "secret");
+    let end = async |id: &str| {
+        let ids = [("InstanceId.1", id)];
+        fixture.ask_as(&signer, HOME, "TerminateInstances", &ids).await.unwrap()
+    };
+    assert_eq!(end(&other).await.code(), "UnauthorizedOperation");
+    assert_eq!(end(&own).await.status, 200);
+    assert_eq!(fixture.state(&other).await, "running");
+}

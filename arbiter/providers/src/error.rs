@@ -4,8 +4,12 @@
 
 use std::time::Duration;
 
+use jiff::Timestamp;
 use petaflop_arbiter::claim::{LaunchAnswer, Refusal};
+use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::reason::Reason;
+
+use crate::provider::InstanceId;
 
 /// When it makes sense to try the same call again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +25,15 @@ pub enum Retry {
 /// A provider could not do what was asked. Nothing was bought: for launches see [`LaunchError`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProviderError {
-    /// Credentials are missing or refused.
+    /// There are no credentials.
+    #[error("{provider}: {detail}")]
+    NoCredentials {
+        /// The provider.
+        provider: String,
+        /// Where they were looked for, and the mend.
+        detail: String,
+    },
+    /// Credentials are refused.
     #[error("{provider}: not authorised: {detail}")]
     Unauthorized {
         /// The provider.
@@ -75,6 +87,7 @@ impl ProviderError {
     /// The reason in conditions, events and metrics.
     pub fn reason(&self) -> Reason {
         match self {
+            Self::NoCredentials { .. } => Reason::SecretNotFound,
             Self::Unauthorized { .. } => Reason::Unauthorized,
             Self::RateLimited { .. } => Reason::RateLimited,
             Self::Unreachable { .. } => Reason::Unreachable,
@@ -89,7 +102,8 @@ impl ProviderError {
         match self {
             Self::RateLimited { wait, .. } => Retry::After(*wait),
             Self::Unreachable { .. } => Retry::After(Duration::from_secs(10)),
-            Self::Unauthorized { .. }
+            Self::NoCredentials { .. }
+            | Self::Unauthorized { .. }
             | Self::Misconfigured { .. }
             | Self::Retired { .. }
             | Self::NotOffered { .. } => Retry::AfterChange,
@@ -108,6 +122,22 @@ pub enum LaunchError {
         /// The provider's words.
         detail: String,
     },
+    /// A definite no for now: nothing was started, and nothing will be before this long.
+    #[error("asked to slow down for {} s: {detail}", wait.as_secs())]
+    Later {
+        /// How long the provider wants to be left alone.
+        wait: Duration,
+        /// The provider's words.
+        detail: String,
+    },
+    /// What was made was dearer than what was decided on. It was ended at once, and cost something.
+    #[error("{}: {detail}", Reason::PriceChanged)]
+    GivenBack {
+        /// What it cost.
+        waste: Box<Waste>,
+        /// What was wrong with it.
+        detail: String,
+    },
     /// The answer was lost or says nothing: an instance may exist. Find out by
     /// identity before anything else; never launch again on this.
     #[error("unclear whether the launch happened: {detail}")]
@@ -122,6 +152,8 @@ impl LaunchError {
     pub fn reason(&self) -> Reason {
         match self {
             Self::Refused { kind, .. } => kind.reason(),
+            Self::Later { .. } => Reason::RateLimited,
+            Self::GivenBack { .. } => Reason::PriceChanged,
             Self::Ambiguous { .. } => Reason::LaunchAmbiguous,
         }
     }
@@ -129,6 +161,8 @@ impl LaunchError {
     /// When to try again. An ambiguous launch is never repeated; its wait is until the next look.
     pub fn retry(&self) -> Retry {
         match self {
+            Self::Later { wait, .. } => Retry::After(*wait),
+            Self::GivenBack { .. } => Retry::ElsewhereFor(Duration::from_secs(60)),
             Self::Refused { kind, .. } => match kind {
                 Refusal::NoCapacity => Retry::ElsewhereFor(Duration::from_secs(180)),
                 Refusal::Quota => Retry::ElsewhereFor(Duration::from_secs(900)),
@@ -148,7 +182,22 @@ impl LaunchError {
     pub fn answer(&self) -> LaunchAnswer {
         match self {
             Self::Refused { kind, .. } => LaunchAnswer::Refused(*kind),
+            Self::Later { .. } => LaunchAnswer::Refused(Refusal::RateLimited),
+            Self::GivenBack { .. } => LaunchAnswer::Refused(Refusal::PriceChanged),
             Self::Ambiguous { .. } => LaunchAnswer::Unclear,
         }
     }
+}
+
+/// A machine that was paid for and never used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Waste {
+    /// The provider's name of it.
+    pub instance: InstanceId,
+    /// What an hour of it cost.
+    pub price: UsdPerHour,
+    /// When it began to bill.
+    pub from: Timestamp,
+    /// When it was told to end, and did.
+    pub to: Timestamp,
 }

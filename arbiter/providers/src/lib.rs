@@ -26,7 +26,7 @@ pub mod runpod;
 #[cfg(feature = "snapshot")]
 pub mod snapshot;
 
-pub use error::{LaunchError, ProviderError, Retry};
+pub use error::{LaunchError, ProviderError, Retry, Waste};
 pub use machine::{EnrolmentToken, Machine};
 pub use provider::{
     Billing, Capabilities, Command, Exit, Instance, InstanceId, InstanceState, Listing, Order,

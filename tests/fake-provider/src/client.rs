@@ -214,7 +214,10 @@ impl FakeProvider {
             (402, _) => Refusal::BalanceTooLow,
             (403, _) => Refusal::Quota,
             (410, _) => Refusal::Retired,
-            (429, _) => Refusal::RateLimited,
+            (429, _) => {
+                let wait = Duration::from_secs(answer.retry_after.unwrap_or(5));
+                return LaunchError::Later { wait, detail: message };
+            }
             (400..=499, _) => Refusal::Invalid,
             (status, _) => {
                 return LaunchError::Ambiguous { detail: format!("{status}: {message}") };

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use petaflop_agent_api::clock::Clock;
-use petaflop_arbiter::claim::{FrozenRequest, Identity, Refusal};
+use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchAnswer, Refusal};
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, Sale};
 use petaflop_fake_provider::cloud::Setup;
@@ -133,10 +133,9 @@ fn machine() -> Machine {
 }
 
 fn refusal(answer: Result<InstanceId, LaunchError>) -> Refusal {
-    match answer {
-        Err(LaunchError::Refused { kind, .. }) => kind,
-        other => panic!("not a refusal: {other:?}"),
-    }
+    let told = answer.as_ref().err().map(LaunchError::answer);
+    let Some(LaunchAnswer::Refused(kind)) = told else { panic!("not a refusal: {answer:?}") };
+    kind
 }
 
 fn is_ambiguous(answer: &Result<InstanceId, LaunchError>) -> bool {

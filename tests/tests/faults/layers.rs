@@ -16,7 +16,7 @@ use object_store::{
     CopyOptions, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
-use petaflop_arbiter::claim::{FrozenRequest, Identity, Refusal};
+use petaflop_arbiter::claim::{FrozenRequest, Identity};
 use petaflop_arbiter::offer::Offer;
 use petaflop_providers::{
     Capabilities, EnrolmentToken, Instance, InstanceId, LaunchError, Listing, Order, Provider,
@@ -166,7 +166,8 @@ impl Provider for Sold {
         let fail = |trouble| {
             Err(match trouble {
                 Trouble::Status(429) => {
-                    LaunchError::Refused { kind: Refusal::RateLimited, detail: "429".to_owned() }
+                    let wait = std::time::Duration::from_secs(5);
+                    LaunchError::Later { wait, detail: "429".to_owned() }
                 }
                 trouble => LaunchError::Ambiguous { detail: format!("{trouble:?}") },
             })

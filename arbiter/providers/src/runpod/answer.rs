@@ -87,7 +87,7 @@ pub(super) fn of_launch(thing: &str, answer: &Answer, refused: &mut SameWords) -
         404 if answer.is_unknown() => Refusal::Invalid,
         405 | 413 | 422 => Refusal::Invalid,
         410 => Refusal::Retired,
-        429 => Refusal::RateLimited,
+        429 => return LaunchError::Later { wait: answer.wait, detail: words },
         // 5xx, a time-out, a redirect, success without an id: it may be there.
         status => return LaunchError::Ambiguous { detail: format!("{status}: {words}") },
     };
@@ -192,7 +192,6 @@ pub(super) mod tests {
             (410, "gone for good", Some(Refusal::Retired)),
             (413, "too large", Some(Refusal::Invalid)),
             (422, "interruptible: additionalProperties", Some(Refusal::Invalid)),
-            (429, "slow down", Some(Refusal::RateLimited)),
             (500, "create pod failed", None),
             (502, "bad gateway", None),
             (504, "upstream timed out", None),
@@ -210,6 +209,14 @@ pub(super) mod tests {
                 (other, _) => panic!("{status} {words}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn too_many_calls_are_a_no_until_the_time_that_was_said() {
+        let error =
+            of_launch("1x L4 SECURE", &problem(429, "slow down"), &mut SameWords::default());
+        let wait = Duration::from_secs(7);
+        assert_eq!(error, LaunchError::Later { wait, detail: "slow down".into() });
     }
 
     #[test]

@@ -13,7 +13,7 @@ pub const BASE_VARIABLE: &str = "RUNPOD_API_BASE_URL";
 pub const KEY_VARIABLE: &str = "RUNPOD_API_KEY";
 
 /// An API key. It is in no output.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct ApiKey(String);
 
 impl ApiKey {
@@ -43,8 +43,8 @@ pub struct RunPodConfig {
     pub base: String,
     /// The account's key: docs/providers/runpod.md says which rights it needs.
     pub key: ApiKey,
-    /// Where pods fetch the agent.
-    pub agent: AgentDownload,
+    /// Where pods fetch the agent; `None`: prices can be asked for, and machines ended.
+    pub agent: Option<AgentDownload>,
     /// How many accelerators a pod may have: each size is a request for each cloud and pass.
     pub counts: Vec<u32>,
     /// How many processors a pod without accelerators may have, powers of two: each is a request a pass.
@@ -65,12 +65,12 @@ pub struct RunPodConfig {
 
 impl RunPodConfig {
     /// The usual settings.
-    pub fn new(name: &str, key: ApiKey, agent: AgentDownload) -> Self {
+    pub fn new(name: &str, key: ApiKey) -> Self {
         Self {
             name: name.to_owned(),
             base: BASE.to_owned(),
             key,
-            agent,
+            agent: None,
             counts: vec![1, 2, 4, 8],
             vcpu_counts: vec![2, 4, 8, 16, 32],
             data_centers: Vec::new(),
@@ -86,7 +86,9 @@ impl RunPodConfig {
 
     /// What makes no sense, in words.
     pub(super) fn check(&self) -> Result<(), String> {
-        self.agent.check()?;
+        if let Some(agent) = &self.agent {
+            agent.check()?;
+        }
         let powers = self.vcpu_counts.iter().all(|count| count.is_power_of_two() && *count >= 2);
         if !powers || self.counts.contains(&0) || self.disk_gb == 0 {
             return Err(

@@ -32,7 +32,7 @@ mod request;
 mod spot;
 mod thing;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -44,10 +44,10 @@ use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::Offer;
 
-use crate::error::{LaunchError, ProviderError};
+use crate::error::{LaunchError, ProviderError, Waste};
 use crate::machine::EnrolmentToken;
 use crate::provider::{
-    Billing, Capabilities, Instance, InstanceId, Listing, Order, Provider, Work,
+    Billing, Capabilities, Instance, InstanceId, InstanceState, Listing, Order, Provider, Work,
 };
 use answer::{Answer, SameWords};
 use api::{Api, Interface, NoAnswer};
@@ -65,6 +65,9 @@ const PASS: SignedDuration = SignedDuration::from_secs(60);
 const ROUNDING_MICROS: i64 = 1_000;
 /// Tries to end a pod that came dearer than it was quoted. Each is harmless.
 const TRIES_TO_END: u32 = 3;
+/// So many pods are remembered when they were ended, and later ones this long.
+const ENDS_KEPT: usize = 10_000;
+const REMEMBERED: SignedDuration = SignedDuration::from_hours(1);
 /// Pages after which a list is taken for endless.
 const MOST_PAGES: u32 = 1_000;
 
@@ -76,7 +79,24 @@ pub struct RunPod {
     no_spot: AtomicBool,
     last: Mutex<Option<(Timestamp, Vec<Offer>)>>,
     refused: Mutex<SameWords>,
+    ends: Mutex<Ends>,
 }
+
+/// When pods were ended here. RunPod forgets a pod with its end, and its last second is money.
+type Ends = BTreeMap<String, Timestamp>;
+
+/// What its API can promise.
+pub const CAPABILITIES: Capabilities = Capabilities {
+    // Names are not unique and there is no token. Pods that were made though the call failed have
+    // been seen to turn up in lists for up to a minute.
+    launch_safety: LaunchSafety { idempotent: false, settle_seconds: 60 },
+    // Large images are pulled in this time.
+    launch_timeout: Duration::from_secs(20 * 60),
+    termination_timeout: Duration::from_secs(2 * 60),
+    billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::ZERO },
+    sells: true,
+    own_address: false,
+};
 
 impl fmt::Debug for RunPod {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -99,6 +119,7 @@ impl RunPod {
             no_spot: AtomicBool::new(false),
             last: Mutex::default(),
             refused: Mutex::default(),
+            ends: Mutex::default(),
         })
     }
 
@@ -186,6 +207,10 @@ impl RunPod {
         })
     }
 
+    fn ends(&self) -> MutexGuard<'_, Ends> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn last(&self) -> MutexGuard<'_, Option<(Timestamp, Vec<Offer>)>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -242,17 +267,14 @@ impl RunPod {
     }
 
     /// A pod was made. It is kept if it costs no more than was decided on.
-    async fn keep(
-        &self,
-        id: String,
-        cost: Option<UsdPerHour>,
-        most: UsdPerHour,
-    ) -> Result<InstanceId, LaunchError> {
-        let id = InstanceId(id);
-        let cost = match cost {
-            Some(cost) => Some(cost),
-            None => self.pod(&id).await.ok().flatten().and_then(|pod| pod.cost),
-        };
+    async fn keep(&self, made: Made, most: UsdPerHour) -> Result<InstanceId, LaunchError> {
+        let id = InstanceId(made.id);
+        let (mut cost, mut since) = (made.cost, made.since);
+        if cost.is_none()
+            && let Ok(Some(pod)) = self.pod(&id).await
+        {
+            (cost, since) = (pod.cost, since.or(pod.created));
+        }
         let Some(cost) = cost else {
             tracing::warn!(%id, "RunPod does not say what this pod costs");
             return Ok(id);
@@ -266,7 +288,13 @@ impl RunPod {
         for _ in 0..TRIES_TO_END {
             match self.terminate(&id).await {
                 Ok(()) => {
-                    return Err(LaunchError::Refused { kind: Refusal::PriceChanged, detail });
+                    let to = self.api.now();
+                    let from = since.unwrap_or(made.asked);
+                    // Its disk is billed beside what RunPod says that it costs.
+                    let price = cost.saturating_add(dollars::disk(self.config.disk_gb));
+                    let price = request::adjusted(price, self.config.price_adjustment_percent);
+                    let waste = Box::new(Waste { instance: id, price, from, to });
+                    return Err(LaunchError::GivenBack { waste, detail });
                 }
                 Err(error) => last = Some(error),
             }
@@ -276,6 +304,17 @@ impl RunPod {
             detail: format!("{detail}; {id} could not be ended: {error}"),
         })
     }
+}
+
+/// A pod that a create answered with.
+struct Made {
+    id: String,
+    /// Dollars an hour for all of it, where it was said.
+    cost: Option<UsdPerHour>,
+    /// When it was made, where that was said.
+    since: Option<Timestamp>,
+    /// When it was asked for.
+    asked: Timestamp,
 }
 
 fn refused(kind: Refusal, detail: impl Into<String>) -> LaunchError {
@@ -289,17 +328,7 @@ impl Provider for RunPod {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            // Names are not unique and there is no token. Pods that were made though the call
-            // failed have been seen to turn up in lists for up to a minute.
-            launch_safety: LaunchSafety { idempotent: false, settle_seconds: 60 },
-            // Large images are pulled in this time.
-            launch_timeout: Duration::from_secs(20 * 60),
-            termination_timeout: Duration::from_secs(2 * 60),
-            billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::ZERO },
-            sells: true,
-            own_address: false,
-        }
+        CAPABILITIES
     }
 
     async fn quote(&self) -> Result<Vec<Offer>, ProviderError> {
@@ -343,22 +372,25 @@ impl Provider for RunPod {
             Call::Spot(_) => Interface::GraphQl,
         };
         let body = frozen.body(token);
+        let asked = self.api.now();
         let answer = self.api.buy(interface, body, token.expose()).await;
         let answer = answer.map_err(|failure| match failure {
             NoAnswer::Wait(wait) => {
-                refused(Refusal::RateLimited, format!("not asked: {} s to wait", wait.as_secs()))
+                LaunchError::Later { wait, detail: "the quota of calls is used up".to_owned() }
             }
             NoAnswer::NotSent(detail) => refused(Refusal::Transient, detail),
             NoAnswer::Lost(detail) => LaunchError::Ambiguous { detail },
         })?;
         let made = match (interface, answer.status) {
             (Interface::Rest, 200..=299) => {
-                let pod = pod::one(&answer.body).map(|pod| (pod.id, pod.cost));
+                let pod = pod::one(&answer.body);
+                let pod =
+                    pod.map(|pod| Made { id: pod.id, cost: pod.cost, since: pod.created, asked });
                 // Success in which no pod can be read: there is one.
                 pod.ok_or_else(|| self.judge(&thing, &answer))
             }
             (Interface::GraphQl, 200..=299) => match spot::rented(&answer.body) {
-                spot::Rented::Made { id, cost } => Ok((id, cost)),
+                spot::Rented::Made { id, cost } => Ok(Made { id, cost, since: None, asked }),
                 spot::Rented::Invalid(words) => Err(refused(Refusal::Invalid, words)),
                 spot::Rented::Refused(words) => {
                     // The same words as REST's 400, and the same doubts.
@@ -372,9 +404,9 @@ impl Provider for RunPod {
             },
             _ => Err(self.judge(&thing, &answer)),
         };
-        let (id, cost) = made?;
+        let made = made?;
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).made();
-        self.keep(id, cost, most).await
+        self.keep(made, most).await
     }
 
     async fn find(&self, identity: &Identity) -> Result<Listing, ProviderError> {
@@ -393,16 +425,36 @@ impl Provider for RunPod {
     }
 
     async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, ProviderError> {
-        Ok(self.pod(id).await?.map(Pod::instance))
+        if let Some(pod) = self.pod(id).await? {
+            return Ok(Some(pod.instance()));
+        }
+        let ended = self.ends().get(&id.0).copied();
+        Ok(ended.map(|at| Instance {
+            id: id.clone(),
+            identity: None,
+            state: InstanceState::Terminated,
+            started: None,
+            ended: Some(at),
+            offer: None,
+            endpoint: None,
+            exit: None,
+            trouble: None,
+        }))
     }
 
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
         let what = "end a pod";
         let answer = self.api.delete(&["pods", id.0.as_str()]).await;
         let answer = answer.map_err(|failure| self.failed(what, failure))?;
-        if answer.is_unknown() {
-            return Ok(());
+        if !answer.is_unknown() {
+            self.good(what, Ok(answer))?;
         }
-        self.good(what, Ok(answer)).map(drop)
+        let now = self.api.now();
+        let mut ends = self.ends();
+        ends.entry(id.0.clone()).or_insert(now);
+        if ends.len() > ENDS_KEPT {
+            ends.retain(|_, at| now.duration_since(*at) < REMEMBERED);
+        }
+        Ok(())
     }
 }

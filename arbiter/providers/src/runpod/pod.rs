@@ -29,7 +29,7 @@ pub(super) struct Pod {
     pub(super) cost: Option<UsdPerHour>,
     pub(super) identity: Option<Identity>,
     status: String,
-    created: Option<Timestamp>,
+    pub(super) created: Option<Timestamp>,
     offer: Option<Offer>,
     endpoint: Option<String>,
 }

@@ -92,13 +92,19 @@ pub(super) fn freeze(
         .parse()
         .map_err(|_| format!("offer {} is no kind of pod: {:?}", offer.id, offer.instance_type))?;
     fits(config, offer, machine)?;
+    let agent = config.agent.as_ref().ok_or("nobody said where pods fetch the agent")?;
     let most = quoted(offer.price, config.price_adjustment_percent);
-    let environment = environment(identity, offer, machine)?;
+    let wish = Wish {
+        config,
+        name: identity.unique_name(),
+        thing: &thing,
+        machine,
+        start: entry::start(agent, &config.base),
+        environment: environment(identity, offer, machine)?,
+    };
     let call = match offer.capacity {
-        Capacity::OnDemand => Call::Rest(rest(config, identity, &thing, machine, &environment)),
-        Capacity::Spot => {
-            Call::Spot(bid(config, identity, &thing, machine, &environment, most, now)?)
-        }
+        Capacity::OnDemand => Call::Rest(rest(&wish)),
+        Capacity::Spot => Call::Spot(bid(&wish, most, now)?),
         Capacity::Owned => return Err(format!("offer {} is of an owned machine", offer.id)),
     };
     let frozen = Frozen { thing: thing.to_string(), most, call };
@@ -114,6 +120,13 @@ pub(super) fn freeze(
 fn quoted(price: UsdPerHour, percent: i32) -> UsdPerHour {
     let factor = i128::from(percent.clamp(-99, 1000)) + 100;
     let micros = (i128::from(price.micros()) * 100 + factor - 1) / factor;
+    UsdPerHour::from_micros(i64::try_from(micros).unwrap_or(i64::MAX)).unwrap_or(price)
+}
+
+/// The reverse: a price of RunPod's as it is decided on and booked. Rounded up.
+pub(super) fn adjusted(price: UsdPerHour, percent: i32) -> UsdPerHour {
+    let factor = i128::from(percent.clamp(-99, 1000)) + 100;
+    let micros = (i128::from(price.micros()) * factor + 99) / 100;
     UsdPerHour::from_micros(i64::try_from(micros).unwrap_or(i64::MAX)).unwrap_or(price)
 }
 
@@ -184,18 +197,23 @@ fn ports(machine: &Machine) -> Vec<String> {
     agent.into_iter().chain(others).map(|port| format!("{port}/tcp")).collect()
 }
 
-fn rest(
-    config: &RunPodConfig,
-    identity: &Identity,
-    thing: &Thing,
-    machine: &Machine,
-    environment: &BTreeMap<String, String>,
-) -> Map<String, Value> {
+/// What either call says.
+struct Wish<'a> {
+    config: &'a RunPodConfig,
+    name: String,
+    thing: &'a Thing,
+    machine: &'a Machine,
+    start: String,
+    environment: BTreeMap<String, String>,
+}
+
+fn rest(wish: &Wish<'_>) -> Map<String, Value> {
+    let Wish { config, name, thing, machine, start, environment } = wish;
     let mut body = Map::new();
     let mut put = |key: &str, value: Value| body.insert(key.to_owned(), value);
-    put("name", json!(identity.unique_name()));
+    put("name", json!(name));
     put("image", json!(machine.image));
-    put("args", json!(entry::start(&config.agent, &config.base)));
+    put("args", json!(start));
     put("env", json!(environment));
     put("disk", json!(config.disk_gb));
     put("ports", json!(ports(machine)));
@@ -213,15 +231,8 @@ fn rest(
     body
 }
 
-fn bid(
-    config: &RunPodConfig,
-    identity: &Identity,
-    thing: &Thing,
-    machine: &Machine,
-    environment: &BTreeMap<String, String>,
-    most: UsdPerHour,
-    now: Timestamp,
-) -> Result<Map<String, Value>, String> {
+fn bid(wish: &Wish<'_>, most: UsdPerHour, now: Timestamp) -> Result<Map<String, Value>, String> {
+    let Wish { config, name, thing, machine, start, environment } = wish;
     let What::Gpu { id, count } = &thing.what else {
         return Err(format!("{thing} is not sold as spot"));
     };
@@ -237,9 +248,9 @@ fn bid(
         environment.iter().map(|(key, value)| json!({ "key": key, "value": value })).collect();
     let mut input = Map::new();
     let mut put = |key: &str, value: Value| input.insert(key.to_owned(), value);
-    put("name", json!(identity.unique_name()));
+    put("name", json!(name));
     put("imageName", json!(machine.image));
-    put("dockerArgs", json!(entry::start(&config.agent, &config.base)));
+    put("dockerArgs", json!(start));
     put("env", json!(env));
     put("containerDiskInGb", json!(config.disk_gb));
     put("volumeInGb", json!(0));

@@ -21,20 +21,18 @@ pub(super) type Prices = BTreeMap<(Cloud, u32, String), UsdPerHour>;
 pub(super) const RENT: &str = "mutation($i:PodRentInterruptableInput!){podRentInterruptable(input:$i)\
                                {id costPerHr}}";
 
-/// Asks for all prices at all sizes in one request.
+/// Asks for all prices at all sizes in one request. Community's `lowestPrice` is one country's, and
+/// null where none is named: there the type's own spot price is the least bid that is known.
 pub(super) fn question(counts: &[u32]) -> String {
     let mut query =
         "query{gpuTypes{id secureCloud communityCloud secureSpotPrice communitySpotPrice"
             .to_owned();
     for count in counts {
-        for (letter, secure) in [('s', true), ('c', false)] {
-            // Writing to a string cannot fail.
-            let _ = write!(
-                query,
-                " {letter}{count}:lowestPrice(input:{{gpuCount:{count},secureCloud:{secure}}})\
-                 {{minimumBidPrice}}"
-            );
-        }
+        // Writing to a string cannot fail.
+        let _ = write!(
+            query,
+            " s{count}:lowestPrice(input:{{gpuCount:{count},secureCloud:true}}){{minimumBidPrice}}"
+        );
     }
     query.push_str("}}");
     query
@@ -54,9 +52,9 @@ pub(super) fn prices(body: &[u8], counts: &[u32]) -> Result<Prices, String> {
     let mut prices = Prices::new();
     for entry in types {
         let Some(id) = entry.get("id").and_then(Value::as_str) else { continue };
-        for (cloud, letter, flag, usual) in [
-            (Cloud::Secure, 's', "secureCloud", "secureSpotPrice"),
-            (Cloud::Community, 'c', "communityCloud", "communitySpotPrice"),
+        for (cloud, flag, usual) in [
+            (Cloud::Secure, "secureCloud", "secureSpotPrice"),
+            (Cloud::Community, "communityCloud", "communitySpotPrice"),
         ] {
             // A price may be there for a cloud that does not have the type.
             if entry.get(flag).and_then(Value::as_bool) != Some(true) {
@@ -64,7 +62,10 @@ pub(super) fn prices(body: &[u8], counts: &[u32]) -> Result<Prices, String> {
             }
             let usual = entry.get(usual).and_then(dollars::hourly);
             for count in counts {
-                let lowest = entry.get(format!("{letter}{count}"));
+                let lowest = match cloud {
+                    Cloud::Secure => entry.get(format!("s{count}")),
+                    Cloud::Community => None,
+                };
                 let bid = lowest.and_then(|lowest| lowest.get("minimumBidPrice"));
                 // Null at this size means that nothing is quoted, not that it is delisted.
                 if let Some(price) = bid.and_then(dollars::hourly).or(usual) {
@@ -128,7 +129,8 @@ mod tests {
     fn all_sizes_are_asked_for_at_once() {
         let question = question(&[1, 8]);
         assert!(question.contains("s1:lowestPrice(input:{gpuCount:1,secureCloud:true})"));
-        assert!(question.contains("c8:lowestPrice(input:{gpuCount:8,secureCloud:false})"));
+        assert!(question.contains("s8:lowestPrice(input:{gpuCount:8,secureCloud:true})"));
+        assert!(!question.contains("secureCloud:false"), "nothing is said without a country");
         assert_eq!(question.matches('{').count(), question.matches('}').count());
     }
 
@@ -138,18 +140,22 @@ mod tests {
             { "id": "L40S", "secureCloud": true, "communityCloud": false, "secureSpotPrice": 0.5,
               "communitySpotPrice": 0.1, "s1": { "minimumBidPrice": 0.4 },
               "s8": { "minimumBidPrice": null }, "c1": { "minimumBidPrice": 0.1 } },
+            { "id": "A40", "secureCloud": false, "communityCloud": true, "secureSpotPrice": 0.2,
+              "communitySpotPrice": 0.3, "s1": { "minimumBidPrice": 0.1 } },
             { "id": "gone", "secureCloud": true, "communityCloud": true, "secureSpotPrice": 0,
               "communitySpotPrice": null, "s1": null },
             null, { "id": 7 },
         ] } });
         let prices = prices(body.to_string().as_bytes(), &[1, 8]).expect("prices");
-        let of = |cloud, count| {
-            prices.get(&(cloud, count, "L40S".to_owned())).map(|price| price.micros())
+        let of = |cloud, count, id: &str| {
+            prices.get(&(cloud, count, id.to_owned())).map(|price| price.micros())
         };
-        assert_eq!(of(Cloud::Secure, 1), Some(400_000));
-        assert_eq!(of(Cloud::Secure, 8), Some(500_000));
-        assert_eq!(of(Cloud::Community, 1), None);
-        assert_eq!(prices.len(), 2);
+        assert_eq!(of(Cloud::Secure, 1, "L40S"), Some(400_000));
+        assert_eq!(of(Cloud::Secure, 8, "L40S"), Some(500_000));
+        assert_eq!(of(Cloud::Community, 1, "L40S"), None);
+        assert_eq!(of(Cloud::Community, 1, "A40"), Some(300_000));
+        assert_eq!(of(Cloud::Community, 8, "A40"), Some(300_000));
+        assert_eq!(prices.len(), 4);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use petaflop_arbiter::claim::{FrozenRequest, Refusal};
+use petaflop_arbiter::claim::{FrozenRequest, LaunchAnswer, Refusal};
 use petaflop_arbiter::offer::{Capacity, Offer};
 use petaflop_providers::machine::{Volume, VolumeSource};
 use petaflop_providers::runpod::{RunPod, RunPodConfig};
@@ -35,9 +35,9 @@ async fn buy(provider: &RunPod, offer: &Offer) -> Result<InstanceId, LaunchError
 }
 
 fn refusal(answer: &Result<InstanceId, LaunchError>) -> Option<Refusal> {
-    match answer {
-        Err(LaunchError::Refused { kind, .. }) => Some(*kind),
-        _ => None,
+    match answer.as_ref().err()?.answer() {
+        LaunchAnswer::Refused(kind) => Some(kind),
+        LaunchAnswer::Accepted { .. } | LaunchAnswer::Unclear => None,
     }
 }
 
@@ -218,6 +218,10 @@ async fn a_pod_that_is_dearer_than_quoted_is_ended_and_refused() {
     let answer = buy(&client(config(&server.base)).0, &community()).await;
     assert_eq!(refusal(&answer), Some(Refusal::PriceChanged), "{answer:?}");
     assert_eq!(server.lines(), ["POST /v2/pods", "DELETE /v2/pods/abc123"]);
+    // What it cost meanwhile is told, its disk of 40 GB included.
+    let Err(LaunchError::GivenBack { waste, .. }) = answer else { panic!("{answer:?}") };
+    assert_eq!((waste.instance.0.as_str(), waste.price.micros()), ("abc123", 395_480));
+    assert_eq!(Some(waste.from), "2026-11-20T10:00:00Z".parse().ok());
     // As dear as quoted, or cheaper, is kept.
     for cost in [0.34548, 0.2] {
         let server = Server::start(move |call| made(call, cost)).await;
@@ -345,6 +349,9 @@ async fn what_cannot_be_had_is_refused_before_anything_is_asked() {
         let refused = matches!(answer, Err(LaunchError::Refused { kind: Refusal::Invalid, .. }));
         assert!(refused, "{answer:?}");
     }
+    let settings = RunPodConfig { agent: None, ..config(&server.base) };
+    let answer = freeze(&client(settings).0, &community(), &machine()).await;
+    assert_eq!(refusal(&answer.map(|_| InstanceId(String::new()))), Some(Refusal::Invalid));
     let foreign = Offer { provider: "other".into(), ..community() };
     let nonsense = offer("p5.48xlarge", Capacity::OnDemand, "1");
     let spot_cpu = offer("2 vCPU cpu5g SECURE", Capacity::Spot, "1");

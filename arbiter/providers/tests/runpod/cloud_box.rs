@@ -1,6 +1,6 @@
 //! The buying protocol over the client, against the cloud in a box: what bills in there agrees that
-//! one pod was bought and none is left. What the client alone makes of the box's ways, the box's
-//! own tests show.
+//! one pod was bought and none is left. What the client alone makes of the box's ways, `shopping`
+//! shows.
 
 use std::collections::BTreeMap;
 
@@ -21,36 +21,45 @@ use petaflop_providers::runpod::{RunPod, RunPodConfig};
 use super::drive::Buyer;
 use super::{Hands, KEY, client_by, config};
 
-struct Shop {
-    cloud: runpod::RunPod,
-    provider: RunPod,
-    hands: Hands,
+/// The cloud in a box, and the client in front of it.
+pub(crate) struct Shop {
+    pub(crate) cloud: runpod::RunPod,
+    pub(crate) provider: RunPod,
+    pub(crate) hands: Hands,
 }
 
 fn open(pace: Pace, page: Option<usize>) -> Shop {
-    let clock = Clock::manual("2026-11-20T10:00:00Z".parse().expect("a time"));
-    let cloud = runpod::RunPod::start(Setup {
-        clock: clock.clone(),
-        seed: 1,
-        keys: BTreeMap::from([(KEY.to_owned(), Scope::All)]),
-        pace,
-        deposit: 1_000_000_000,
-        limits: Limits::new(1000, 10_000, 100_000),
-        page,
-        host: Box::new(StateOnly::default()),
-    })
-    .expect("a cloud");
-    let settings = RunPodConfig {
-        counts: vec![1, 8],
-        vcpu_counts: vec![4],
-        spot: true,
-        ..config(&cloud.url())
-    };
-    let (provider, hands) = client_by(settings, Hands(clock));
-    Shop { cloud, provider, hands }
+    Shop::open(|setup| (setup.pace, setup.page) = (pace, page), |config| config)
 }
 
 impl Shop {
+    pub(crate) fn open(
+        change: impl FnOnce(&mut Setup),
+        settings: impl FnOnce(RunPodConfig) -> RunPodConfig,
+    ) -> Self {
+        let clock = Clock::manual("2026-11-20T10:00:00Z".parse().expect("a time"));
+        let mut setup = Setup {
+            clock: clock.clone(),
+            seed: 1,
+            keys: BTreeMap::from([(KEY.to_owned(), Scope::All)]),
+            pace: PACE,
+            deposit: 1_000_000_000,
+            limits: Limits::new(1000, 10_000, 100_000),
+            page: None,
+            host: Box::new(StateOnly::default()),
+        };
+        change(&mut setup);
+        let cloud = runpod::RunPod::start(setup).expect("a cloud");
+        let usual = RunPodConfig {
+            counts: vec![1, 8],
+            vcpu_counts: vec![4],
+            spot: true,
+            ..config(&cloud.url())
+        };
+        let (provider, hands) = client_by(settings(usual), Hands(clock));
+        Self { cloud, provider, hands }
+    }
+
     async fn offers(&self) -> Vec<Offer> {
         self.provider.quote().await.expect("offers")
     }

@@ -29,7 +29,7 @@ async fn live(sha256: String) -> (String, Option<i32>, Vec<Call>) {
     })
     .await;
     let agent = AgentDownload { url: format!("{}/agent", server.base), sha256 };
-    let (provider, _) = client(RunPodConfig { agent, ..config(&server.base) });
+    let (provider, _) = client(RunPodConfig { agent: Some(agent), ..config(&server.base) });
     let machine = machine();
     let offer = offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.3");
     let order = Order { identity: &identity(), offer: &offer, work: Work::Machine(&machine) };

@@ -11,6 +11,7 @@ mod looking;
 mod protocol;
 mod quotes;
 mod server;
+mod shopping;
 
 use std::time::Duration;
 
@@ -52,7 +53,8 @@ pub(crate) fn config(base: &str) -> RunPodConfig {
         vcpu_counts: Vec::new(),
         disk_gb: 40,
         spot: false,
-        ..RunPodConfig::new("rp", ApiKey::new(format!(" {KEY}\n")), agent)
+        agent: Some(agent),
+        ..RunPodConfig::new("rp", ApiKey::new(format!(" {KEY}\n")))
     }
 }
 

@@ -115,6 +115,7 @@ fn provider(name: &str) -> ProviderState {
         startup_millis: 60_000,
         fetch_bytes_per_second: Some(100_000_000),
         egress_usd_per_gb: Usd::from_micros(90_000),
+        remote: false,
     }
 }
 
@@ -137,6 +138,7 @@ fn workload(now: Timestamp, work: Work, engine: Engine) -> Workload {
         interruption: Interruption::default(),
         progress: Progress::default(),
         suspended: false,
+        tied: Vec::new(),
     }
 }
 

@@ -64,6 +64,15 @@ impl<'a> Pass<'a> {
         {
             return None;
         }
+        if state.remote
+            && !workload.tied.is_empty()
+            && !sink.hit(Check::OutOfReach, || Obstacle::OutOfReach {
+                provider: state.name.clone(),
+                needs: workload.tied.join(" and "),
+            })
+        {
+            return None;
+        }
         Some(state)
     }
 

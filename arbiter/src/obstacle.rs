@@ -84,6 +84,13 @@ obstacles! {
     },
     /// Its owner is unknown, and `allowUntrustedHosts` is false.
     UntrustedHost,
+    /// Its machines are elsewhere, and cannot reach what is needed.
+    OutOfReach {
+        /// The provider.
+        provider: String,
+        /// What is needed, in words.
+        needs: String,
+    },
     /// Its devices are not among those asked for.
     AcceleratorModel {
         /// Asked for.
@@ -295,7 +302,9 @@ impl Obstacle {
             Obstacle::Engine { level: Level::CompiledOnly | Level::Verified, .. } => 3.0,
             Obstacle::AcceleratorModel { .. } | Obstacle::ComputeCapability { .. } => 5.0,
             Obstacle::NotForSale { .. } => 20.0,
-            Obstacle::ProviderOff { .. } | Obstacle::FutureQuote { .. } => 30.0,
+            Obstacle::ProviderOff { .. }
+            | Obstacle::FutureQuote { .. }
+            | Obstacle::OutOfReach { .. } => 30.0,
             Obstacle::NamespaceNotAllowed { .. } | Obstacle::ProviderUnknown { .. } => 40.0,
             Obstacle::Engine { level: Level::None, .. } => 100.0,
         }
@@ -323,6 +332,7 @@ impl Obstacle {
             | Obstacle::Region { .. }
             | Obstacle::Zone { .. }
             | Obstacle::UntrustedHost
+            | Obstacle::OutOfReach { .. }
             | Obstacle::AcceleratorModel { .. }
             | Obstacle::AcceleratorCount { .. }
             | Obstacle::AcceleratorMemory { .. }
@@ -407,6 +417,7 @@ impl Obstacle {
             }
             Obstacle::ProviderUnknown { .. }
             | Obstacle::ProviderOff { .. }
+            | Obstacle::OutOfReach { .. }
             | Obstacle::ComputeCapability { has: None, .. }
             | Obstacle::Vcpus { has: None, .. }
             | Obstacle::Memory { has: None, .. }
@@ -478,6 +489,9 @@ impl fmt::Display for Obstacle {
             }
             Obstacle::Zone { has } => write!(f, "zone {} is not in placement.zones", place(has)),
             Obstacle::UntrustedHost => f.write_str("unknown owner, allowUntrustedHosts is false"),
+            Obstacle::OutOfReach { provider, needs } => {
+                write!(f, "machines of {provider} cannot reach {needs}")
+            }
             Obstacle::AcceleratorModel { needs, has } => write!(f, "needs {needs}, has {has}"),
             Obstacle::AcceleratorCount { needs, has } => {
                 write!(f, "needs {needs} devices, has {has}")

@@ -80,6 +80,10 @@ pub struct Workload {
     pub progress: Progress,
     /// Wants no machine now.
     pub suspended: bool,
+    /// What it needs that only the cluster, or this host, has, in words. With any of it, remote
+    /// machines are not for it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tied: Vec<String>,
 }
 
 /// What runs the workload.

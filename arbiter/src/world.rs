@@ -79,6 +79,10 @@ pub struct ProviderState {
     pub fetch_bytes_per_second: Option<u64>,
     /// Price of 10⁹ bytes that leave the place.
     pub egress_usd_per_gb: Usd,
+    /// Whether its machines are elsewhere, and reach nothing that only the cluster or this host has:
+    /// [`Workload::tied`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remote: bool,
 }
 
 /// Whether a provider takes new claims.

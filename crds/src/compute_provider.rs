@@ -22,6 +22,11 @@ mod state;
 
 pub use state::ProviderFacts;
 
+/// A data centre of RunPod's.
+pub(crate) const DATA_CENTER_PATTERN: &str = "^[A-Z0-9]+(-[A-Z0-9]+)*$";
+/// An address of an API.
+pub(crate) const ADDRESS_PATTERN: &str = "^https?://[^/?#@]+(/[^?#]*)?$";
+
 /// A namespace's name, or all of them.
 pub(crate) const NAMESPACE_PATTERN: &str = "^([*]|[a-z0-9]([-a-z0-9]*[a-z0-9])?)$";
 
@@ -55,8 +60,6 @@ pub(crate) const NAMESPACE_PATTERN: &str = "^([*]|[a-z0-9]([-a-z0-9]*[a-z0-9])?)
 #[serde(rename_all = "camelCase")]
 // Not built yet. Whoever builds one of these removes its line.
 #[x_kube(
-    validation = Rule::new("!has(self.runpod)").field_path(".runpod").reason(Reason::FieldValueForbidden)
-        .message("runpod is not built yet: use nodes"),
     validation = Rule::new("!has(self.aws)").field_path(".aws").reason(Reason::FieldValueForbidden)
         .message("aws is not built yet: use nodes"),
 )]
@@ -68,6 +71,8 @@ pub(crate) const NAMESPACE_PATTERN: &str = "^([*]|[a-z0-9]([-a-z0-9]*[a-z0-9])?)
         .message("a provider's type is immutable: create another ComputeProvider"),
     validation = Rule::new("!has(self.credentialsSecretRef) || has(self.runpod) || has(self.aws)").field_path(".credentialsSecretRef")
         .message("credentialsSecretRef belongs to runpod and aws: machines of one's own need none"),
+    validation = Rule::new("!has(self.runpod) || has(self.credentialsSecretRef)").field_path(".credentialsSecretRef").reason(Reason::FieldValueRequired)
+        .message("runpod needs credentialsSecretRef: a Secret in the operator's namespace that holds the key RUNPOD_API_KEY"),
     validation = Rule::new("!has(self.power) || has(self.nodes) || has(self.host)").field_path(".power")
         .message("power belongs to nodes and host: others state their own prices"),
 )]
@@ -92,7 +97,9 @@ pub struct ComputeProviderSpec {
     /// Whether new machines are had from it.
     #[serde(default)]
     pub state: ProviderSwitch,
-    /// Secret with its credentials, in the operator's namespace.
+    /// Secret with its credentials, in the operator's namespace; for RunPod its key is
+    /// `RUNPOD_API_KEY`. It is read again when it changes. The operator must be allowed to read it:
+    /// `providerSecrets` in the chart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<NameRef>,
     /// Hard limits, whoever asks.
@@ -173,9 +180,78 @@ pub enum TaintEffect {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostProvider {}
 
-/// A RunPod account.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct RunPodProvider {}
+/// A RunPod account. Its machines fetch the agent themselves: the operator must be told where it
+/// lies (`agentDownload` in the chart), and keep its store where they reach it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.vcpuCounts.all(n, n in [2, 4, 8, 16, 32, 64, 128])").field_path(".vcpuCounts")
+        .message("vcpuCounts are powers of two, from 2 to 128"),
+    validation = Rule::new("size(self.acceleratorCounts) + size(self.vcpuCounts) > 0").field_path(".acceleratorCounts")
+        .message("acceleratorCounts and vcpuCounts are both empty: nothing could be had"),
+)]
+pub struct RunPodProvider {
+    /// Data centres in which machines may be, by RunPod's names (`EU-RO-1`). Empty: any, and the
+    /// Community cloud, whose machines are in none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63), regex(pattern = DATA_CENTER_PATTERN)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub data_centers: Vec<String>,
+    /// How many accelerators a machine may have. Prices of each size are asked for by themselves,
+    /// once a minute and cloud. Empty: no machines with accelerators.
+    #[serde(default = "accelerator_counts")]
+    #[schemars(length(max = 8), inner(range(min = 1, max = 64)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub accelerator_counts: Vec<u32>,
+    /// How many processors a machine without accelerators may have. Empty: no such machines.
+    #[serde(default = "vcpu_counts")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub vcpu_counts: Vec<u32>,
+    /// Disk of each machine, GB: gone with it, and a part of its price.
+    #[serde(default = "disk_gb")]
+    #[schemars(range(min = 10, max = 20_000))]
+    pub disk_gb: u32,
+    /// Whether machines are had that may be taken away, where they are cheaper.
+    #[serde(default = "yes")]
+    pub spot: bool,
+    /// Id of a registry credential in the account, where images are not public.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub registry_credential_id: Option<String>,
+    /// Where the API is, if not at `https://api.runpod.io`: a proxy.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), regex(pattern = ADDRESS_PATTERN))]
+    pub api_base_url: Option<String>,
+}
+
+fn accelerator_counts() -> Vec<u32> {
+    vec![1, 2, 4, 8]
+}
+fn vcpu_counts() -> Vec<u32> {
+    vec![2, 4, 8, 16, 32]
+}
+// A cent an hour, with nothing to round.
+fn disk_gb() -> u32 {
+    73
+}
+fn yes() -> bool {
+    true
+}
+
+impl Default for RunPodProvider {
+    fn default() -> Self {
+        Self {
+            data_centers: Vec::new(),
+            accelerator_counts: accelerator_counts(),
+            vcpu_counts: vcpu_counts(),
+            disk_gb: disk_gb(),
+            spot: yes(),
+            registry_credential_id: None,
+            api_base_url: None,
+        }
+    }
+}
 
 /// An AWS account.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

@@ -16,9 +16,10 @@ use petaflop_arbiter::workload::{
 
 use crate::field_error::Errors;
 use crate::inference_service::InferenceServiceSpec;
+use crate::recipe::Recipe;
 use crate::scalar::{Money, Quantity};
-use crate::shared::{self, Accelerator, CapacityType, Deadline, Vendor};
-use crate::training_job::TrainingJobSpec;
+use crate::shared::{self, Accelerator, CapacityType, Deadline, NameRef, Vendor};
+use crate::training_job::{JobInput, TrainingJobSpec};
 use crate::{FieldError, MANAGED_BY};
 
 /// What is known of an object beside its spec.
@@ -59,7 +60,7 @@ impl TrainingJobSpec {
         let TrainingJobSpec {
             recipe,
             container,
-            inputs: _, // in `work`, and fetched by the runtime
+            inputs,    // in `work`, and fetched by the runtime
             output: _, // of the runtime
             nodes,
             resources,
@@ -68,9 +69,9 @@ impl TrainingJobSpec {
             checkpoint: _, // its interval is in `work`
             volumes: _,
             ports: _,
-            service_account_name: _,
-            image_pull_secrets: _,
-            secrets: _,
+            service_account_name,
+            image_pull_secrets,
+            secrets: _,    // read by the operator, and told over the enrolled channel
             budget_ref: _, // every budget that selects the object applies, by the world
             max_total_cost,
             backoff_limit: _,           // of the controller
@@ -104,6 +105,7 @@ impl TrainingJobSpec {
             interruption: interruption(placement),
             progress: observed.progress,
             suspended: *suspend,
+            tied: tied(recipe.as_ref(), inputs, service_account_name, image_pull_secrets),
         };
         errors.or(workload)
     }
@@ -203,6 +205,9 @@ impl InferenceServiceSpec {
             interruption: interruption(placement),
             progress: observed.progress,
             suspended: *suspend,
+            // Whatever else it names: its gateway dials the port on which a replica listens, and
+            // elsewhere that is mapped to another.
+            tied: vec!["the gateway of an InferenceService".to_owned()],
         };
         errors.or(workload)
     }
@@ -251,6 +256,27 @@ impl InferenceServiceSpec {
             ("spec.managedBy", managed_by != MANAGED_BY),
         ])
     }
+}
+
+/// What of a job only the cluster has. Its Secrets are not among it: they go to the agent.
+fn tied(
+    recipe: Option<&Recipe>,
+    inputs: &[JobInput],
+    service_account: &Option<String>,
+    pull_secrets: &[NameRef],
+) -> Vec<String> {
+    let datasets = recipe.map_or(&[][..], |recipe| &recipe.datasets);
+    let datasets = datasets.iter().map(|dataset| dataset.path.as_str());
+    let inputs = inputs.iter().map(|input| input.uri.as_str());
+    let local = |uri: &str| {
+        let file = uri.starts_with('/') && !uri.starts_with("/inputs/");
+        file || uri.starts_with("file://") || uri.starts_with("configmap://")
+    };
+    let mut tied: Vec<String> =
+        datasets.chain(inputs).filter(|uri| local(uri)).map(str::to_owned).collect();
+    tied.extend(service_account.iter().map(|name| format!("ServiceAccount {name}")));
+    tied.extend(pull_secrets.iter().map(|secret| format!("image pull Secret {}", secret.name)));
+    tied
 }
 
 /// The paths whose flag is set.

@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::world::Switch;
 use petaflop_crds::ComputeProvider;
-use petaflop_crds::compute_provider::{Power, ProviderFacts, ProviderType};
+use petaflop_crds::compute_provider::{Power, ProviderFacts, ProviderType, RunPodProvider};
 use serde_json::{Value, json};
 
 fn at(text: &str) -> Timestamp {
@@ -120,6 +120,19 @@ fn a_provider_is_of_one_type() {
     ] {
         assert_eq!(provider(spec.clone()).spec.type_(), type_, "{spec}");
     }
+}
+
+#[test]
+fn machines_elsewhere_are_for_workloads_that_nothing_ties_to_the_cluster() {
+    let state = |spec| provider(spec).state(&facts(), Timestamp::UNIX_EPOCH).expect("it is sound");
+    assert!(!state(json!({ "nodes": {} })).remote);
+    assert!(state(json!({ "runpod": {}, "credentialsSecretRef": { "name": "key" } })).remote);
+}
+
+#[test]
+fn the_runpod_settings_that_are_left_out_are_the_default_ones() {
+    let runpod: RunPodProvider = serde_json::from_value(json!({})).expect("all has defaults");
+    assert_eq!(runpod, RunPodProvider::default());
 }
 
 #[test]

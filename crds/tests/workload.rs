@@ -121,6 +121,20 @@ fn every_constraint_reaches_the_arbiter_exactly() {
 }
 
 #[test]
+fn what_only_the_cluster_has_ties_a_job_to_it() {
+    assert_eq!(fine("").tied, Vec::<String>::new());
+    let workload = fine(
+        r#"
+        inputs: [{name: text, uri: "file:///data/text"}],
+        serviceAccountName: trainer, imagePullSecrets: [{name: pull}], secrets: [{name: keys, env: true}],"#,
+    );
+    assert_eq!(
+        workload.tied,
+        ["file:///data/text", "ServiceAccount trainer", "image pull Secret pull"]
+    );
+}
+
+#[test]
 fn alternatives_keep_their_order_and_none_is_the_processor() {
     let workload = fine("resources: {anyOf: [{models: [MI300X]}, {vendor: None}]},");
     assert!(matches!(&workload.accelerators[..], [Alternative::Devices(_), Alternative::Cpu]));

@@ -60,6 +60,15 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
             offer(w, |o| o.owner = HostOwner::Unknown);
         }),
         (
+            Check::OutOfReach,
+            "NoMatchingOffer",
+            "machines of cloud cannot reach the store /data and spec.serviceAccountName",
+            |w| {
+                w.providers[1].remote = true;
+                job(w).tied = vec!["the store /data".into(), "spec.serviceAccountName".into()];
+            },
+        ),
+        (
             Check::AcceleratorModel,
             "NoMatchingOffer",
             "needs H100 or MI300X, has no accelerator",

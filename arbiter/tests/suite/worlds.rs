@@ -97,6 +97,7 @@ pub(crate) fn provider(name: &str) -> ProviderState {
         startup_millis: if name == "host" { 0 } else { 60_000 },
         fetch_bytes_per_second: (name != "host").then_some(100_000_000),
         egress_usd_per_gb: if name == "host" { Usd::ZERO } else { usd("0.09") },
+        remote: false,
     }
 }
 
@@ -119,6 +120,7 @@ fn workload(name: &str, kind: OwnerKind, work: Work) -> Workload {
         interruption: Interruption::default(),
         progress: Progress::default(),
         suspended: false,
+        tied: Vec::new(),
     }
 }
 

@@ -59,8 +59,8 @@ impl ComputeProvider {
         let ComputeProviderSpec {
             nodes: _, // of the provider's module
             host: _,
-            runpod: _,
-            aws: _,
+            runpod,
+            aws,
             allowed_namespaces,
             state,
             credentials_secret_ref: _, // `facts.usable` tells
@@ -96,6 +96,7 @@ impl ComputeProvider {
             startup_millis: facts.startup_millis,
             fetch_bytes_per_second: facts.fetch_bytes_per_second,
             egress_usd_per_gb: facts.egress_usd_per_gb,
+            remote: runpod.is_some() || aws.is_some(),
         };
         errors.or(provider)
     }

@@ -27,6 +27,8 @@ const PATTERNS: &[(&str, &str)] = &[
     (QUANTITY_PATTERN, "a quantity such as 8, 500m, 0.5 or 64Gi"),
     (SPAN_PATTERN, "a span of time such as 90s, 45m, 52h or 2d12h"),
     (DECIMAL_PATTERN, "a number of 0 or more, as text, such as \"0.05\" or \"1.5e3\""),
+    (crate::compute_provider::DATA_CENTER_PATTERN, "a data centre of RunPod's such as EU-RO-1"),
+    (crate::compute_provider::ADDRESS_PATTERN, "an address such as https://api.runpod.io"),
     (crate::compute_provider::NAMESPACE_PATTERN, "the name of a namespace, or \"*\" for all"),
     (crate::shared::ACCELERATOR_PATTERN, "an accelerator's name such as H100 or A100-SXM-80"),
     (crate::shared::CAPABILITY_PATTERN, "a compute capability such as \"8.0\""),

@@ -222,6 +222,7 @@ fn of_model(args: &Args, model: &str) -> Result<(Workload, u64), Failure> {
         interruption: Default::default(),
         progress: Default::default(),
         suspended: false,
+        tied: Vec::new(),
     };
     Ok((workload, shape.parameters()))
 }

@@ -483,6 +483,7 @@ fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Wo
             errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
         said.join("; ")
     })?;
+    workload.tied.extend(store_at_home(&operator.settings.store.uri));
     // What runs goes on, also when its budget was taken away.
     if let (Some(message), true) = (operator.no_such_budget(&Counted::job(job)), claims.is_empty())
     {
@@ -493,6 +494,12 @@ fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Wo
     let works = claims.iter().any(|stored| stored.claim.is_working());
     workload.suspended |= !works && !operator.waiting.contains(&observed.uid);
     Ok(workload)
+}
+
+/// The store, in words, where it is a folder: machines elsewhere do not reach it.
+fn store_at_home(uri: &str) -> Option<String> {
+    let folder = uri.starts_with("file://") || !uri.contains("://");
+    folder.then(|| format!("the store {uri}"))
 }
 
 /// What is asked of the arbiter for a service; nothing, before the first pass over it.

@@ -76,6 +76,8 @@ fn provider_states() -> Vec<ProviderState> {
         startup_millis: startup_seconds * 1000,
         fetch_bytes_per_second: fetch,
         egress_usd_per_gb: Usd::from_micros(egress),
+        // Dated prices are compared with, wherever they are.
+        remote: false,
     };
     vec![
         state("aws", 90, Some(100_000_000), 90_000),

@@ -12,7 +12,8 @@ use petaflop_arbiter::launch::{
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::{
-    EnrolmentToken, Instance, InstanceId, LaunchError, Order, Provider, ProviderError, Retry, Work,
+    EnrolmentToken, Instance, InstanceId, LaunchError, Order, Provider, ProviderError, Retry,
+    Waste, Work,
 };
 
 use crate::claims::{Claims, ClaimsError, StoredClaim};
@@ -74,7 +75,8 @@ pub struct Actor<'a> {
 }
 
 impl Actor<'_> {
-    /// Drives a claim as far as it goes now. The second value is what a refused launch said.
+    /// Drives a claim as far as it goes now. The second value is what a refused launch said: before
+    /// its time has passed the claim is not to be driven again, or it is refused for ever.
     pub async fn drive(
         &self,
         mut stored: StoredClaim,
@@ -149,6 +151,9 @@ impl Actor<'_> {
                         Ok(InstanceId(instance)) => LaunchAnswer::Accepted { instance },
                         Err(error) => {
                             tracing::warn!(%error, claim = %stored.claim.spec.name, "launch");
+                            if let LaunchError::GivenBack { waste, .. } = &error {
+                                self.account_waste(&stored, waste).await?;
+                            }
                             let answer = error.answer();
                             refusal = Some(error);
                             answer
@@ -159,9 +164,17 @@ impl Actor<'_> {
                     if let Some(reason) = note {
                         tracing::info!(claim = %stored.claim.spec.name, %reason, "{phase:?}");
                     }
+                    let again = matches!(phase, Phase::Planned);
                     match self.write(&stored, phase, attempt).await? {
                         Some(written) => stored = written,
                         None => return Ok((Driven::Gone, refusal)),
+                    }
+                    // Refused, and worth repeating: in its time, not at once.
+                    if again {
+                        return Ok((
+                            Driven::Waiting(stored, note.unwrap_or(Reason::Launching)),
+                            refusal,
+                        ));
                     }
                     seen = Observation::new(self.clock.now(), wanted);
                 }
@@ -301,6 +314,19 @@ impl Actor<'_> {
         Ok(())
     }
 
+    /// What a machine cost that was given back within the call that made it.
+    async fn account_waste(&self, stored: &StoredClaim, waste: &Waste) -> Result<(), ActError> {
+        let Waste { instance, price, from, to } = waste;
+        let claim = &stored.claim;
+        let mut spec = claim.spec.clone();
+        spec.offer.price = *price;
+        let uid = format!("{}.{instance}", claim.uid);
+        let mut rows = self.ledger.claim(&spec, &uid, *from).await?;
+        rows.budgets.clone_from(&self.budgets);
+        self.ledger.bring_up(&mut rows, *to, true).await?;
+        Ok(())
+    }
+
     async fn look(&self, stored: &StoredClaim) -> Listing {
         match self.provider.find(&self.identity(stored)).await {
             Ok(listing) if listing.complete => {
@@ -358,6 +384,30 @@ pub fn left_alone_for(error: &LaunchError) -> Option<Duration> {
     match error.retry() {
         Retry::ElsewhereFor(wait) => Some(wait),
         Retry::After(_) | Retry::AfterChange => None,
+    }
+}
+
+/// How long all offers of a provider are left alone after it refused us, and not this one thing.
+pub fn shut_for(error: &LaunchError) -> Option<Duration> {
+    match error {
+        LaunchError::Refused {
+            kind: Refusal::Unauthorized | Refusal::BalanceTooLow | Refusal::Retired,
+            ..
+        } => Some(Duration::from_secs(600)),
+        LaunchError::Refused { .. }
+        | LaunchError::Later { .. }
+        | LaunchError::GivenBack { .. }
+        | LaunchError::Ambiguous { .. } => None,
+    }
+}
+
+/// When a launch that was refused for now may be tried again.
+pub fn rest(error: &LaunchError) -> Option<Duration> {
+    match (error.answer(), error.retry()) {
+        (LaunchAnswer::Refused(refusal), Retry::After(wait)) if refusal.is_worth_repeating() => {
+            Some(wait)
+        }
+        _ => None,
     }
 }
 

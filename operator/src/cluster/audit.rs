@@ -195,7 +195,7 @@ impl Audit<'_> {
             self.clock.clone(),
             Events::silent(),
         );
-        let standings = sweep::standings(&claims, self.installation, &listing).await?;
+        let standings = sweep::standings(&claims, self.installation, provider, &listing).await?;
         let unclaimed = standings.iter().filter(|(_, is)| *is == Standing::Unclaimed);
         let unclaimed: Vec<&Instance> = unclaimed.map(|(machine, _)| *machine).collect();
         let spared = sweep::too_many(&unclaimed, &listing);

@@ -12,7 +12,7 @@ use petaflop_crds::ComputeClaim;
 use petaflop_crds::spend_budget::Period;
 use petaflop_providers::{Instance, InstanceId, Provider, Work};
 
-use crate::act::{ActError, Driven, left_alone_for};
+use crate::act::{self, ActError, Driven};
 use crate::claims::{Claims, StoredClaim};
 use crate::cluster::budgets::Stopped;
 use crate::cluster::error::Error;
@@ -62,6 +62,14 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     let owner = owner(operator, &stored).await?;
     let pass = Pass { operator, provider: provider.as_ref(), owner: owner.as_ref(), name };
     let wanted = pass.wanted(&stored);
+    // Refused for now: asked again when its time has come, whatever else wakes us.
+    let now = operator.clock.now();
+    if stored.claim.phase == Phase::Planned
+        && wanted == Wanted::Yes
+        && let Some(rest) = operator.providers.rests_for(&stored.claim.uid, now)
+    {
+        return Ok(Again::After(rest.unsigned_abs()));
+    }
     match (&stored.claim.phase, wanted) {
         (Phase::Launched { instance, .. }, Wanted::Yes) => {
             let instance = InstanceId(instance.clone());
@@ -167,7 +175,14 @@ impl Pass<'_> {
         let operator = self.operator;
         // The sweep saw no such machine, or its agent is silent: the protocol looks for itself.
         if operator.suspects.remove(self.name) {
-            return self.drive(stored, Wanted::Yes).await;
+            // It may be there and over: a stopped pod stays listed until it is ended.
+            let seen = self.provider.get(instance).await.ok().flatten();
+            let there = seen.filter(|instance| instance.state.may_bill());
+            let wanted = match self.hopeless(&stored, there.as_ref()) {
+                Some(reason) => Wanted::No(reason),
+                None => Wanted::Yes,
+            };
+            return self.drive(stored, wanted).await;
         }
         let endpoint = match &stored.endpoint {
             Some(endpoint) => Some(endpoint.clone()),
@@ -251,14 +266,25 @@ impl Pass<'_> {
         let work = machine.as_ref().map(Work::Machine);
         let owner = stored.claim.spec.owner.clone();
         let offer = stored.claim.spec.offer.id.clone();
+        let uid = stored.claim.uid.clone();
         let (driven, refusal) =
             operator.actor(&owner, self.provider, work).drive(stored, wanted).await?;
-        if let Some(error) = refusal
-            && let Some(wait) = left_alone_for(&error)
-        {
-            let wait = SignedDuration::try_from(wait).unwrap_or(CHARGE);
-            let until = operator.clock.now().saturating_add(wait).unwrap_or(jiff::Timestamp::MAX);
-            operator.providers.leave_alone(&offer, until, error.reason());
+        if let Some(error) = refusal {
+            let now = operator.clock.now();
+            let in_future = |wait| {
+                let wait = SignedDuration::try_from(wait).unwrap_or(CHARGE);
+                now.saturating_add(wait).unwrap_or(jiff::Timestamp::MAX)
+            };
+            if let Some(wait) = act::left_alone_for(&error) {
+                operator.providers.leave_alone(&offer, in_future(wait), error.reason());
+            }
+            if let Some(wait) = act::shut_for(&error) {
+                let seller = self.provider.name();
+                operator.providers.leave_all_alone(seller, in_future(wait), error.reason());
+            }
+            if let Some(wait) = act::rest(&error) {
+                operator.providers.rest(&uid, in_future(wait), now);
+            }
         }
         operator.owner_changed(&owner);
         match driven {

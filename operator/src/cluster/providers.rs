@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::{Offer, OfferId};
 use petaflop_arbiter::reason::Reason;
@@ -71,6 +71,8 @@ struct Inner {
     /// When sums and prices of a provider were written last.
     figures: BTreeMap<String, Timestamp>,
     unavailable: Vec<Unavailable>,
+    /// By claim's uid, until when it is not bought for.
+    rests: BTreeMap<String, Timestamp>,
 }
 
 impl Registry {
@@ -167,6 +169,25 @@ impl Registry {
         let mut inner = self.lock();
         inner.unavailable.retain(|entry| entry.offer != *offer);
         inner.unavailable.push(Unavailable { offer: offer.clone(), until, reason });
+    }
+
+    /// Leaves everything that a provider offers alone for a while.
+    pub fn leave_all_alone(&self, name: &str, until: Timestamp, reason: Reason) {
+        let offers = self.get(name).map(|known| known.offers).unwrap_or_default();
+        offers.iter().for_each(|offer| self.leave_alone(&offer.id, until, reason));
+    }
+
+    /// A claim's purchase was refused for now.
+    pub fn rest(&self, claim_uid: &str, until: Timestamp, now: Timestamp) {
+        let mut inner = self.lock();
+        inner.rests.retain(|_, until| *until > now);
+        inner.rests.insert(claim_uid.to_owned(), until);
+    }
+
+    /// How long a claim is not to be bought for yet.
+    pub fn rests_for(&self, claim_uid: &str, now: Timestamp) -> Option<SignedDuration> {
+        let until = self.lock().rests.get(claim_uid).copied()?;
+        Some(until.duration_since(now)).filter(SignedDuration::is_positive)
     }
 
     /// Offers that are left alone now.

@@ -12,7 +12,8 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use petaflop_arbiter::claim::{Identity, Phase};
 use petaflop_arbiter::ledger::Row;
-use petaflop_providers::{Instance, Listing, Provider};
+use petaflop_arbiter::reason::Reason;
+use petaflop_providers::{Instance, InstanceId, Listing, Provider};
 
 use crate::act::ActError;
 use crate::claims::{Claims, ClaimsError};
@@ -63,7 +64,8 @@ async fn orphans(
     listing: &Listing,
     swept: &mut Swept,
 ) -> Result<(), Error> {
-    let unclaimed = unclaimed(&operator.claims, &operator.installation.uid, listing).await?;
+    let installation = &operator.installation.uid;
+    let unclaimed = unclaimed(&operator.claims, installation, provider, listing).await?;
     // The young ones count here too, or the rest could be ended one small sweep at a time.
     if too_many(&unclaimed, listing) {
         swept.spared = unclaimed.iter().map(|instance| instance.id.to_string()).collect();
@@ -79,11 +81,16 @@ async fn orphans(
         swept.orphans.push(instance.id.to_string());
         let row = book(&operator.ledger, instance, now).await?;
         row.iter().for_each(|row| operator.book.add(row));
-        if let (Some(identity), Some(object)) =
-            (&instance.identity, operator.provider_object(provider.name()))
-        {
-            let Identity { namespace, claim, .. } = identity;
-            let note = format!("{} of claim {namespace}/{claim}, which is gone", instance.id);
+        if let Some(object) = operator.provider_object(provider.name()) {
+            let note = match &instance.identity {
+                Some(Identity { namespace, claim, .. }) => {
+                    format!("{} of claim {namespace}/{claim}, which is gone", instance.id)
+                }
+                None => format!(
+                    "{} has our name and no identity; no claim knows it, and what it cost is not booked",
+                    instance.id
+                ),
+            };
             operator.events.tell(&object, [Event::happened(Happened::OrphanTerminated, note)]);
         }
     }
@@ -109,13 +116,17 @@ pub enum Standing {
 pub async fn standings<'a>(
     claims: &dyn Claims,
     installation: &str,
+    provider: &dyn Provider,
     listing: &'a Listing,
 ) -> Result<Vec<(&'a Instance, Standing)>, ClaimsError> {
-    let mut standings = Vec::new();
+    let (mut standings, mut nameless) = (Vec::new(), Vec::new());
     // Machines of each claim, the one that it says it has first, else the oldest.
     let mut claimed: HashMap<&str, Vec<(bool, &Instance)>> = HashMap::new();
     for instance in listing.instances.iter().filter(|instance| instance.state.may_bill()) {
-        let Some(identity) = &instance.identity else { continue };
+        let Some(identity) = &instance.identity else {
+            nameless.push(instance);
+            continue;
+        };
         // Lists are not trusted to hold only what was asked for.
         if identity.installation != installation {
             continue;
@@ -139,6 +150,13 @@ pub async fn standings<'a>(
         let standing = iter::once(Standing::Claimed).chain(iter::repeat(Standing::Surplus));
         standings.extend(machines.into_iter().map(|(_, machine)| machine).zip(standing));
     }
+    if !nameless.is_empty() {
+        let known = known(claims, installation, provider).await?;
+        standings.extend(nameless.into_iter().map(|machine| match &known {
+            Some(known) if !known.contains(&machine.id) => (machine, Standing::Unclaimed),
+            Some(_) | None => (machine, Standing::Claimed),
+        }));
+    }
     Ok(standings)
 }
 
@@ -161,11 +179,40 @@ fn says(phase: &Phase) -> Option<&str> {
 pub async fn unclaimed<'a>(
     claims: &dyn Claims,
     installation: &str,
+    provider: &dyn Provider,
     listing: &'a Listing,
 ) -> Result<Vec<&'a Instance>, ClaimsError> {
-    let all = standings(claims, installation, listing).await?;
+    let all = standings(claims, installation, provider, listing).await?;
     let unclaimed = all.into_iter().filter(|(_, standing)| *standing == Standing::Unclaimed);
     Ok(unclaimed.map(|(machine, _)| machine).collect())
+}
+
+/// The machines that claims know, for those whose identity cannot be read and that the provider
+/// counts as ours all the same, by a name that holds it: whoever changed their environment, or a
+/// key that may not read it, must not make them cost money for ever. `None`: not all are known.
+async fn known(
+    claims: &dyn Claims,
+    installation: &str,
+    provider: &dyn Provider,
+) -> Result<Option<HashSet<InstanceId>>, ClaimsError> {
+    let mut known = HashSet::new();
+    for stored in claims.list().await? {
+        let claim = &stored.claim;
+        if claim.spec.offer.provider != provider.name() {
+            continue;
+        }
+        if let Some(instance) = says(&claim.phase) {
+            known.insert(InstanceId(instance.to_owned()));
+            continue;
+        }
+        match provider.find(&claim.identity(installation)).await {
+            Ok(found) if found.complete => {
+                known.extend(found.instances.into_iter().map(|instance| instance.id));
+            }
+            Ok(_) | Err(_) => return Ok(None),
+        }
+    }
+    Ok(Some(known))
 }
 
 /// Whether so many are without a claim that rather our view of the claims is wrong.
@@ -204,6 +251,11 @@ fn missing(operator: &Operator, provider: &dyn Provider, listing: &Listing, swep
     let now = operator.clock.now();
     let bills = || listing.instances.iter().filter(|seen| seen.state.may_bill());
     let there: HashSet<&str> = bills().map(|seen| seen.id.0.as_str()).collect();
+    // Stopped without our doing, and listed until they are ended.
+    let taken = |seen: &&Instance| {
+        seen.trouble.as_ref().is_some_and(|trouble| trouble.reason == Reason::SpotInterrupted)
+    };
+    let taken: HashSet<&str> = bills().filter(taken).map(|seen| seen.id.0.as_str()).collect();
     let mut machines: HashMap<&str, u32> = HashMap::new();
     for identity in bills().filter_map(|seen| seen.identity.as_ref()) {
         *machines.entry(&identity.claim_uid).or_default() += 1;
@@ -214,7 +266,7 @@ fn missing(operator: &Operator, provider: &dyn Provider, listing: &Listing, swep
         if now.duration_since(*at) < grace {
             continue;
         }
-        let gone = !there.contains(instance.as_str());
+        let gone = !there.contains(instance.as_str()) || taken.contains(instance.as_str());
         let doubled = machines.get(stored.claim.uid.as_str()).is_some_and(|count| *count > 1);
         if gone || doubled {
             let name = (spec.owner.namespace.clone(), spec.name.clone());

@@ -16,7 +16,7 @@ use petaflop_arbiter::workload::OwnerKind;
 use petaflop_providers::{Command, EnrolmentToken, InstanceState, Work};
 use petaflop_store::report::ProgressReader;
 
-use crate::act::{ActError, Actor, Driven, left_alone_for};
+use crate::act::{self, ActError, Actor, Driven, left_alone_for};
 use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::embedded::claims::FileClaims;
 use crate::embedded::config::Config;
@@ -96,6 +96,7 @@ pub async fn operate(home: &Home, folder: &Folder) -> Result<(), OperateError> {
         reading: None,
         charged: Timestamp::UNIX_EPOCH,
         placed: Timestamp::UNIX_EPOCH,
+        rests: None,
         others: None,
     };
     operator.run().await
@@ -115,6 +116,8 @@ struct Operator<'a> {
     reading: Option<(String, ProgressReader, LastWord)>,
     charged: Timestamp,
     placed: Timestamp,
+    /// Until when nothing is asked for again that was refused for now.
+    rests: Option<Timestamp>,
     /// A claim, and what all others have cost.
     others: Option<(String, petaflop_arbiter::money::Usd)>,
 }
@@ -246,6 +249,10 @@ impl Operator<'_> {
         let wanted = self.wanted(&stored, suspend);
         // What was concluded must outlive us before the claim that shows it goes.
         self.folder.write_status(&self.status)?;
+        let rests = self.rests.is_some_and(|until| self.clock.now() < until);
+        if rests && stored.claim.phase == ClaimPhase::Planned && wanted == Wanted::Yes {
+            return Ok(());
+        }
         let (driven, refusal) = self.actor(&stored, &command).drive(stored, wanted).await?;
         match driven {
             Driven::Steady(_) | Driven::Gone => {}
@@ -254,6 +261,8 @@ impl Operator<'_> {
         }
         if let Some(error) = refusal {
             self.status.message = error.to_string();
+            let rest = act::rest(&error).and_then(|wait| SignedDuration::try_from(wait).ok());
+            self.rests = rest.map(|rest| self.clock.now() + rest);
             if let (Some(wait), Some(place)) = (left_alone_for(&error), &self.status.place) {
                 let until = self.clock.now() + SignedDuration::try_from(wait).unwrap_or(CHARGE);
                 let offer = petaflop_arbiter::offer::OfferId(place.offer.clone());

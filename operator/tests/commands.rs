@@ -3,6 +3,11 @@
 mod harness;
 
 use harness::{Sandbox, job, json, text, until};
+use petaflop_agent_api::clock::Clock;
+use petaflop_cloud_box::host::StateOnly;
+use petaflop_cloud_box::runpod::keys::Scope;
+use petaflop_cloud_box::runpod::limits::Limits;
+use petaflop_cloud_box::runpod::{PACE, RunPod, Setup};
 
 #[test]
 fn a_bad_manifest_names_the_place_and_starts_nothing() {
@@ -94,6 +99,46 @@ fn a_snapshot_is_never_bought_from() {
     assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
     assert!(text(&output.stderr).contains("not for sale"), "{}", text(&output.stderr));
     assert_eq!(sandbox.claims(), 0);
+}
+
+#[test]
+fn live_offers_are_what_the_provider_says_now_and_its_key_is_not_told() {
+    const KEY: &str = "rpa_canary_of_the_command_line";
+    let sandbox = Sandbox::new();
+    let nobody = sandbox.petaflop(&["offers", "--live"]).env_remove("RUNPOD_API_KEY").output();
+    let nobody = nobody.expect("petaflop starts");
+    assert_eq!(nobody.status.code(), Some(2), "{}", text(&nobody.stderr));
+    assert!(text(&nobody.stderr).contains("set RUNPOD_API_KEY"), "{}", text(&nobody.stderr));
+
+    let cloud = RunPod::start(Setup {
+        clock: Clock::system(),
+        seed: 1,
+        keys: [(KEY.to_owned(), Scope::ReadOnly)].into(),
+        pace: PACE,
+        deposit: 0,
+        limits: Limits::new(1000, 10_000, 100_000),
+        page: None,
+        host: Box::new(StateOnly::default()),
+    })
+    .expect("a cloud");
+    let ask = |key: &str| {
+        let mut command = sandbox.petaflop(&["offers", "--live", "--json"]);
+        command.env("RUNPOD_API_BASE_URL", cloud.url()).env("RUNPOD_API_KEY", key);
+        command.output().expect("petaflop starts")
+    };
+    let told = ask(KEY);
+    assert!(told.status.success(), "{}", text(&told.stderr));
+    let offers = json(&told)["offers"].as_array().cloned().expect("a list");
+    let community =
+        offers.iter().find(|o| o["instanceType"] == "1x NVIDIA GeForce RTX 4090 COMMUNITY");
+    assert_eq!(community.expect("an offer")["price"], "0.35");
+    assert!(offers.iter().all(|offer| offer["provider"] == "runpod"), "{offers:?}");
+    let refused = ask("another");
+    assert_eq!(refused.status.code(), Some(1), "{}", text(&refused.stdout));
+    assert!(text(&refused.stderr).contains("not authorised"), "{}", text(&refused.stderr));
+    for output in [&told.stdout, &told.stderr, &refused.stderr] {
+        assert!(!text(output).contains("canary") && !text(output).contains("another"));
+    }
 }
 
 #[test]

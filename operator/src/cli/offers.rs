@@ -4,9 +4,10 @@ use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Capacity, Offer};
 
 use super::cluster::Namespaces;
-use super::{Code, Outcome, print, print_json, say, show};
+use super::{Code, Failure, Outcome, print, print_json, say, show};
 use crate::embedded::config::Config;
 use crate::embedded::home::Home;
+use crate::embedded::live;
 use crate::embedded::observe::Providers;
 
 #[derive(clap::Args)]
@@ -28,6 +29,9 @@ pub(crate) struct Args {
     buyable: bool,
     #[command(flatten)]
     pub(super) namespaces: Namespaces,
+    /// Ask the providers whose keys there are now (RUNPOD_API_KEY), instead of showing dated prices
+    #[arg(long)]
+    live: bool,
     /// Show only the first ones
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -38,8 +42,17 @@ pub(crate) struct Args {
 
 impl Args {
     fn takes(&self, offer: &Offer) -> bool {
-        let Self { gpu, spot, max_price, provider, buyable, namespaces: _, limit: _, json: _ } =
-            self;
+        let Self {
+            gpu,
+            spot,
+            max_price,
+            provider,
+            buyable,
+            namespaces: _,
+            live: _,
+            limit: _,
+            json: _,
+        } = self;
         gpu.as_ref().is_none_or(|gpu| has_gpu(offer, gpu))
             && (!spot || offer.capacity == Capacity::Spot)
             && max_price.is_none_or(|limit| offer.price <= limit)
@@ -56,11 +69,39 @@ fn has_gpu(offer: &Offer, name: &str) -> bool {
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
+    let config = Config::read(home)?;
+    if args.live {
+        return live(home, &config, args);
+    }
     let runtime = crate::embedded::runtime::find()?;
-    let providers = Providers::of(home, &Config::read(home)?, runtime)?;
+    let providers = Providers::of(home, &config, runtime)?;
     let (offers, errors) = super::waiting()?.block_on(providers.offers());
     for error in errors {
         say(format_args!("left out: {error}"));
+    }
+    show_offers(args, offers)
+}
+
+/// What providers elsewhere say now. One that fails is named; all of them failing is a failure.
+fn live(home: &Home, config: &Config, args: &Args) -> Outcome {
+    let providers = live::providers(home.root(), config, |name| std::env::var(name).ok())
+        .map_err(Failure::bad_input)?;
+    let asked = async {
+        let (mut offers, mut failed) = (Vec::new(), 0);
+        for provider in &providers {
+            match provider.quote().await {
+                Ok(quoted) => offers.extend(quoted),
+                Err(error) => {
+                    failed += 1;
+                    say(format_args!("left out: {error}"));
+                }
+            }
+        }
+        (offers, failed)
+    };
+    let (offers, failed) = super::waiting()?.block_on(asked);
+    if failed == providers.len() {
+        return Err(Failure::failed("no provider said what it offers"));
     }
     show_offers(args, offers)
 }

@@ -8,11 +8,14 @@
 //!   pueMilli: 1100       # cooling and losses, in thousandths
 //!   marginPercent: 10    # opportunity margin
 //! ```
+//!
+//! Accounts that `petaflop offers --live` asks stand there too: [`RunPodAccount`].
 
 use petaflop_providers::host::price::PowerPrice;
 use serde::{Deserialize, Serialize};
 
 use crate::embedded::home::{Home, HomeError, read_optional};
+use crate::embedded::live::RunPodAccount;
 
 /// The file's content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +23,9 @@ use crate::embedded::home::{Home, HomeError, read_optional};
 pub struct Config {
     /// What an hour of this machine costs.
     pub host: PowerPrice,
+    /// An account at RunPod.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runpod: Option<RunPodAccount>,
 }
 
 impl Config {

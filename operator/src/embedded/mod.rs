@@ -11,6 +11,7 @@
 //! | [`place`] | the placement pass: decides, writes claims |
 //! | [`operate`] | the loop of one job or service |
 //! | [`command`], [`health`] | what an instance is told to do; whether it answers |
+//! | [`live`] | providers that are asked for prices, and not bought from |
 //! | [`learn`], [`publish`] | what past runs taught; results copied to where they were asked for |
 //! | [`sweep`] | claims nobody works for, instances no claim wants |
 
@@ -22,6 +23,7 @@ pub mod health;
 pub mod home;
 pub mod job;
 pub mod learn;
+pub mod live;
 pub mod observe;
 pub mod operate;
 pub mod place;

@@ -53,7 +53,8 @@ async fn look(args: &Args) -> Result<Findings, Failure> {
         "" => None,
         uri => Some(begin::ledger(&super::operator::ledger_at(uri), &clock).await?),
     };
-    let make = Make::unwatched(client.clone(), clock.clone(), &uid, &args.watched.namespaces());
+    let make = Make::unwatched(client.clone(), clock.clone(), &uid, &args.watched.namespaces())
+        .secrets_of(&namespace);
     let audit = Audit {
         client,
         clock,

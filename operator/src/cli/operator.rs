@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use petaflop_agent_api::task::Secret;
+use petaflop_providers::runpod::AgentDownload;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Code, Failure, Outcome, waiting};
@@ -38,6 +39,12 @@ pub(crate) struct Args {
     /// Image that carries /petaflop-agent
     #[arg(long, value_name = "IMAGE", default_value = "petaflop-agent")]
     agent_image: String,
+    /// Where rented machines fetch the agent, over HTTP or HTTPS: the static binary for x86_64
+    #[arg(long, value_name = "URL", requires = "agent_sha256")]
+    agent_url: Option<String>,
+    /// Its SHA-256; whatever else comes from there is not run
+    #[arg(long, value_name = "HEX", requires = "agent_url")]
+    agent_sha256: Option<String>,
     /// Image of the runtime
     #[arg(long, value_name = "IMAGE", default_value = "petaflop-runtime")]
     runtime_image: String,
@@ -126,6 +133,8 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         store_uri,
         ledger_uri,
         agent_image,
+        agent_url,
+        agent_sha256,
         runtime_image,
         runtime,
         http_address,
@@ -148,6 +157,9 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         store: StoreAt { uri: store_uri.trim_end_matches('/').to_owned(), credentials: store },
         ledger: StoreAt { uri: ledger_uri, credentials: ledger },
         agent_image,
+        agent_download: agent_url
+            .zip(agent_sha256)
+            .map(|(url, sha256)| AgentDownload { url, sha256 }),
         runtime_image,
         runtime,
         http_address,

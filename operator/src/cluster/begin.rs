@@ -91,7 +91,9 @@ pub async fn begin(mut settings: Settings) -> Result<Running, BeginError> {
         .await?;
     let ledger = ledger(&settings.ledger, &clock).await?;
     let uid = Installation::of(&client, &settings.namespace).await?.uid;
-    let make = Make::new(client.clone(), clock.clone(), &uid, &settings.watch_namespaces);
+    let make = Make::new(client.clone(), clock.clone(), &uid, &settings.watch_namespaces)
+        .secrets_of(&settings.namespace)
+        .agent_from(settings.agent_download.clone());
     Ok(start(settings, Parts { client, clock, ledger, make: Arc::new(make) }).await?)
 }
 

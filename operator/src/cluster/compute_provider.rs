@@ -91,7 +91,10 @@ async fn write(
             let reason = error.reason();
             let message = error.to_string();
             conditions.set("OffersFresh", Is::False, reason, &message);
-            let refused = matches!(error, ProviderError::Unauthorized { .. });
+            let refused = matches!(
+                error,
+                ProviderError::Unauthorized { .. } | ProviderError::NoCredentials { .. }
+            );
             if refused {
                 conditions.set("CredentialsValid", Is::False, reason, &message);
             }

@@ -9,14 +9,17 @@ use kube::{Client, ResourceExt};
 use petaflop_agent_api::clock::Clock;
 use petaflop_crds::ComputeProvider;
 use petaflop_crds::compute_provider::{
-    ComputeProviderSpec, NodesProvider, Power, TaintEffect, Toleration, TolerationOperator,
+    ComputeProviderSpec, NodesProvider, Power, RunPodProvider, TaintEffect, Toleration,
+    TolerationOperator,
 };
 use petaflop_providers::nodes::{Nodes, NodesConfig, Sight, SingleShot, labels, prune};
 use petaflop_providers::price::PowerPrice;
+use petaflop_providers::runpod::{self, AgentDownload, ApiKey, RunPod, RunPodConfig};
 use petaflop_providers::{Provider, ProviderError};
 use tokio::task::JoinHandle;
 
 use crate::cluster::Handle;
+use crate::cluster::keyed::{Keyed, Source};
 use crate::cluster::providers::MakeProvider;
 use crate::cluster::watches::{self, Part, Seen};
 
@@ -30,6 +33,10 @@ pub struct Make {
     clock: Clock,
     installation: String,
     namespaces: Vec<String>,
+    /// Where Secrets of providers are: the operator's own namespace.
+    own_namespace: String,
+    /// Where rented machines fetch the agent.
+    agent: Option<AgentDownload>,
     watching: Option<Mutex<Option<Watching>>>,
     /// Who hears of Pods that are over.
     whom: OnceLock<Handle>,
@@ -49,6 +56,8 @@ impl Drop for Watching {
 
 impl Make {
     /// For the installation of this uid, whose claims are in these namespaces (none named: in all).
+    /// Secrets of providers are read in the client's default namespace, unless
+    /// [`Make::secrets_of`] says where.
     /// The client repeats no call by itself. To be used on a tokio runtime: nodes and Pods are
     /// watched.
     pub fn new(client: Client, clock: Clock, installation: &str, namespaces: &[String]) -> Self {
@@ -64,7 +73,22 @@ impl Make {
         namespaces: &[String],
     ) -> Self {
         let (installation, namespaces) = (installation.to_owned(), namespaces.to_vec());
-        Self { client, clock, installation, namespaces, watching: None, whom: OnceLock::new() }
+        let own_namespace = client.default_namespace().to_owned();
+        let (watching, whom, agent) = (None, OnceLock::new(), None);
+        Self { client, clock, installation, namespaces, own_namespace, agent, watching, whom }
+    }
+
+    /// Secrets of providers are in this namespace: the operator's own.
+    #[must_use]
+    pub fn secrets_of(self, namespace: &str) -> Self {
+        Self { own_namespace: namespace.to_owned(), ..self }
+    }
+
+    /// Rented machines fetch the agent from there. Without it none are had; what there is can be
+    /// ended.
+    #[must_use]
+    pub fn agent_from(self, agent: Option<AgentDownload>) -> Self {
+        Self { agent, ..self }
     }
 
     fn nodes(&self, name: String, nodes: &NodesProvider, power: &Power) -> Nodes {
@@ -81,6 +105,57 @@ impl Make {
         let (client, clock) = (self.client.clone(), self.clock.clone());
         let once = SingleShot::assume(client.clone());
         Nodes::new(config, client, once, self.sight()).by_clock(move || clock.now())
+    }
+
+    /// `percent`: the registry adds it to what is quoted, and RunPod does not know of it.
+    fn runpod(&self, name: String, runpod: &RunPodProvider, secret: &str, percent: i32) -> Keyed {
+        let RunPodProvider {
+            data_centers,
+            accelerator_counts,
+            vcpu_counts,
+            disk_gb,
+            spot,
+            registry_credential_id,
+            api_base_url,
+        } = runpod.clone();
+        let config = RunPodConfig {
+            base: api_base_url.unwrap_or_else(|| runpod::BASE.to_owned()),
+            agent: self.agent.clone(),
+            counts: accelerator_counts,
+            vcpu_counts,
+            data_centers,
+            disk_gb,
+            spot,
+            registry: registry_credential_id,
+            price_adjustment_percent: percent,
+            ..RunPodConfig::new(&name, ApiKey::default())
+        };
+        let lacks = self.agent.is_none().then(|| ProviderError::Misconfigured {
+            provider: name.clone(),
+            detail: "its machines fetch the agent themselves; say where it lies with --agent-url \
+                     and --agent-sha256 (agentDownload in the chart)"
+                .to_owned(),
+        });
+        let clock = self.clock.clone();
+        let build = move |values: &[&str]| {
+            let key = values.first().copied().map(ApiKey::new).unwrap_or_default();
+            let clock = clock.clone();
+            let provider = RunPod::new(RunPodConfig { key, ..config.clone() })?;
+            Ok(Arc::new(provider.by_clock(move || clock.now())) as Arc<dyn Provider>)
+        };
+        Keyed {
+            name,
+            capabilities: runpod::CAPABILITIES,
+            source: Source {
+                client: self.client.clone(),
+                namespace: self.own_namespace.clone(),
+                secret: secret.to_owned(),
+                keys: &[runpod::KEY_VARIABLE],
+            },
+            build: Box::new(build),
+            lacks,
+            now: Mutex::default(),
+        }
     }
 
     fn sight(&self) -> Sight {
@@ -105,25 +180,33 @@ impl MakeProvider for Make {
         let ComputeProviderSpec {
             nodes,
             host,
-            runpod: _, // not built yet
-            aws: _,
+            runpod,
+            aws: _,                // not built yet
             allowed_namespaces: _, // the arbiter's
             state: _,
-            credentials_secret_ref: _,
+            credentials_secret_ref,
             limits: _,
-            price_adjustment_percent: _, // the registry's
+            price_adjustment_percent, // the registry's
             power,
         } = &object.spec;
         if let Some(nodes) = nodes {
             let power = power.clone().unwrap_or_default();
             return Ok(Arc::new(self.nodes(name, nodes, &power)));
         }
+        if let Some(runpod) = runpod {
+            let Some(secret) = credentials_secret_ref else {
+                let detail = "credentialsSecretRef is missing".to_owned();
+                return Err(ProviderError::NoCredentials { provider: name, detail });
+            };
+            let percent = *price_adjustment_percent;
+            return Ok(Arc::new(self.runpod(name, runpod, &secret.name, percent)));
+        }
         let detail = match host {
             Some(_) => {
                 "host is the machine of `petaflop run`; in a cluster say nodes: {} in a \
                         ComputeProvider of its own"
             }
-            None => "this type is not built yet; use nodes: {}",
+            None => "this type is not built yet; use nodes: {} or runpod",
         };
         Err(ProviderError::NotOffered { provider: name, detail: detail.to_owned() })
     }

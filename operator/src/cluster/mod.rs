@@ -27,7 +27,7 @@
 //! | [`events`] | what people are told when something changes |
 //! | [`abandon`] | giving a machine up by hand |
 //! | [`probe`], [`schema`] | whether the cluster is fit |
-//! | [`make`] | providers as their objects describe them |
+//! | [`make`], `keyed` | providers as their objects describe them; with credentials from a Secret |
 //! | [`begin`], [`operate`] | from settings to parts; from parts to all of it at work |
 
 pub mod abandon;
@@ -50,6 +50,7 @@ pub mod health;
 pub mod inference_service;
 pub mod installation;
 pub mod jobs;
+mod keyed;
 pub mod leader;
 pub mod machine;
 pub mod make;

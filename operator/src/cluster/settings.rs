@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use object_store::ObjectStore;
 use petaflop_agent_api::task::Secret;
+use petaflop_providers::runpod::AgentDownload;
 use petaflop_store::{StoreError, place};
 
 /// What the operator is started with.
@@ -26,6 +27,8 @@ pub struct Settings {
     pub ledger: StoreAt,
     /// Image that carries `/petaflop-agent`.
     pub agent_image: String,
+    /// Where rented machines fetch the agent; without it none are rented that do.
+    pub agent_download: Option<AgentDownload>,
     /// Image of our runtime.
     pub runtime_image: String,
     /// The runtime's program in it.

@@ -136,9 +136,33 @@ impl Cluster {
         self.start_operator(self.plane.admin(), change).await
     }
 
+    /// The operator with other settings and other providers.
+    pub(crate) async fn operator_making(
+        &self,
+        make: Arc<dyn MakeProvider>,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<Running> {
+        self.start_making(self.plane.admin(), make, change).await
+    }
+
     async fn start_operator(
         &self,
         access: &Access,
+        change: impl FnOnce(&mut Settings),
+    ) -> Result<Running> {
+        let make = Make {
+            name: self.provider.clone(),
+            address: self.cloud.address(),
+            manners: Manners { boot: Duration::from_millis(300), ..Manners::aws() },
+            clock: self.clock.clone(),
+        };
+        self.start_making(access, Arc::new(make), change).await
+    }
+
+    async fn start_making(
+        &self,
+        access: &Access,
+        make: Arc<dyn MakeProvider>,
         change: impl FnOnce(&mut Settings),
     ) -> Result<Running> {
         let ledger = self.ledger()?;
@@ -152,6 +176,7 @@ impl Cluster {
             store: StoreAt { uri: self.store(), credentials: Default::default() },
             ledger: StoreAt { uri: String::new(), credentials: Default::default() },
             agent_image: "localhost/petaflop-agent:test".into(),
+            agent_download: None,
             runtime_image: "localhost/petaflop-runtime:test".into(),
             runtime: petaflop_tests::binary("petaflop-runtime")?.display().to_string(),
             http_address: ([127, 0, 0, 1], 0).into(),
@@ -162,17 +187,8 @@ impl Cluster {
             leader_elect: false,
         };
         change(&mut settings);
-        let parts = Parts {
-            client: Client::try_from(config)?,
-            clock: self.clock.clone(),
-            ledger,
-            make: Arc::new(Make {
-                name: self.provider.clone(),
-                address: self.cloud.address(),
-                manners: Manners { boot: Duration::from_millis(300), ..Manners::aws() },
-                clock: self.clock.clone(),
-            }),
-        };
+        let parts =
+            Parts { client: Client::try_from(config)?, clock: self.clock.clone(), ledger, make };
         Ok(start(settings, parts).await?)
     }
 

@@ -1,0 +1,283 @@
+//! The operator that ships, a ComputeProvider of RunPod and its Secret on a real API server, and
+//! RunPod in a box: what its pods are told to run is the real agent, which runs the real runtime.
+
+mod operator;
+mod rented;
+#[path = "../../runtime-image/store/tests/common/s3.rs"]
+mod s3;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
+use operator::{Cluster, is, tiny};
+use petaflop_agent_api::clock::Clock;
+use petaflop_agent_api::task;
+use petaflop_cloud_box::faults::{Fault, Operation, When};
+use petaflop_cloud_box::runpod::keys::Scope;
+use petaflop_cloud_box::runpod::limits::Limits;
+use petaflop_cloud_box::runpod::{PACE, RunPod, Setup};
+use petaflop_crds::{ComputeProvider, TrainingJob};
+use petaflop_harness::eventually;
+use petaflop_operator::cluster::operate::Running;
+use rented::{Here, Ticking};
+use serde_json::json;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// The key of the account, which nobody else may see.
+const CANARY: &str = "rpa_canary_4b1d_of_the_account";
+
+/// Everything that is logged in this process.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("a log").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+/// A cluster, and RunPod beside it.
+struct World {
+    cluster: Cluster,
+    runpod: RunPod,
+    provider: String,
+    ticking: Ticking,
+    store: s3::Server,
+}
+
+impl World {
+    async fn start(name: &str) -> Result<Self> {
+        let clock = Clock::manual(jiff::Timestamp::now());
+        let cluster = Cluster::start_with(name, clock.clone(), None).await?;
+        let host = Here::new(&cluster.machines());
+        let machines = host.clone();
+        let runpod = RunPod::start(Setup {
+            clock: clock.clone(),
+            seed: 1,
+            keys: [(CANARY.to_owned(), Scope::All)].into(),
+            pace: PACE,
+            deposit: 1_000_000_000,
+            limits: Limits::new(1000, 10_000, 100_000),
+            page: None,
+            host: Box::new(host),
+        })?;
+        machines.at(runpod.url());
+        let provider = format!("runpod-{}", cluster.namespace);
+        let store = tokio::task::spawn_blocking(s3::Server::start).await?;
+        let world = Self { ticking: Ticking::start(clock), cluster, runpod, provider, store };
+        world.provide().await?;
+        Ok(world)
+    }
+
+    fn providers(&self) -> Api<ComputeProvider> {
+        Api::all(self.cluster.client.clone())
+    }
+
+    async fn provide(&self) -> Result<()> {
+        let namespace = &self.cluster.namespace;
+        let object = json!({
+            "apiVersion": "petaflop.dev/v1alpha1", "kind": "ComputeProvider",
+            "metadata": { "name": self.provider, "labels": { "test": namespace } },
+            "spec": {
+                "runpod": {
+                    "apiBaseUrl": self.runpod.url(), "acceleratorCounts": [1], "vcpuCounts": [2],
+                },
+                "credentialsSecretRef": { "name": "runpod" },
+                "allowedNamespaces": [namespace],
+            },
+        });
+        let object = serde_json::from_value(object)?;
+        self.providers().create(&PostParams::default(), &object).await?;
+        Ok(())
+    }
+
+    /// The Secret holds this key.
+    async fn key(&self, key: &str) -> Result<()> {
+        let secrets: Api<Secret> =
+            Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace);
+        let secret = json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "runpod" },
+            "stringData": { "RUNPOD_API_KEY": key },
+        });
+        let by = PatchParams::apply("test");
+        secrets.patch("runpod", &by, &Patch::Apply(&secret)).await?;
+        Ok(())
+    }
+
+    /// The operator, with a bucket as its store; or with a folder.
+    async fn operator(&self, bucket: bool) -> Result<Running> {
+        let make = self.ticking.make(&self.cluster, &self.provider).await?;
+        let credentials = self.store.credentials().into_iter();
+        let credentials =
+            credentials.map(|(name, value)| (name.to_owned(), task::Secret::new(value)));
+        let change = |settings: &mut petaflop_operator::cluster::settings::Settings| {
+            settings.public_metrics = true;
+            if bucket {
+                settings.store.uri = "s3://bucket/store".to_owned();
+                settings.store.credentials = credentials.collect();
+            }
+        };
+        self.cluster.operator_making(make, change).await
+    }
+
+    /// Waits until the provider's condition is so.
+    async fn until(&self, type_: &str, status: &str, reason: &str) -> Result<Condition> {
+        let what = format!("{type_} is {status}, {reason}");
+        let found = eventually(&what, Duration::from_secs(60), || async {
+            let object = self.providers().get(&self.provider).await;
+            let conditions = object.map_err(|error| error.to_string())?.status.unwrap_or_default();
+            let mut conditions = conditions.conditions.into_iter();
+            match conditions.find(|c| c.type_ == type_) {
+                Some(found) if found.status == status && found.reason == reason => Ok(found),
+                other => Err(format!("{other:?}")),
+            }
+        });
+        Ok(found.await?)
+    }
+
+    /// Micro-dollars of RunPod's invoice.
+    fn invoiced(&self) -> i64 {
+        self.runpod.engine(|engine| engine.invoice().total())
+    }
+
+    fn billing(&self) -> usize {
+        self.runpod.engine(|engine| engine.invoice().open().len())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let (api, name) = (self.providers(), self.provider.clone());
+        tokio::spawn(async move {
+            let _ = api.delete(&name, &DeleteParams::default()).await;
+        });
+    }
+}
+
+/// `tiny`, of the text that is in the runtime, on RunPod alone.
+fn job(world: &World, name: &str) -> Result<TrainingJob> {
+    let mut job = tiny(name)?;
+    let recipe = job.spec.recipe.as_mut().context("a recipe")?;
+    recipe.datasets[0].path = "builtin:petaflop".to_owned();
+    job.spec.placement.providers = vec![world.provider.clone()];
+    (job.spec.deadline, job.spec.max_total_cost) = (None, None);
+    Ok(job)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_is_trained_on_one_pod_that_is_ended_and_booked_to_the_micro_dollar() -> Result<()> {
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone());
+    let filter = "petaflop_operator=debug,petaflop_providers=debug,info";
+    let _ = tracing::subscriber::set_global_default(subscriber.with_env_filter(filter).finish());
+    let world = World::start("runpod").await?;
+    world.key(&format!("{CANARY}\n")).await?;
+    // Asked to slow down twice: it is asked again in its time, and no attempt is lost to haste.
+    world.runpod.faults(|faults| {
+        for call in 1..=2 {
+            let limited = Fault::RateLimited(40);
+            faults.on(limited, Some(Operation::Create), When::Call(call));
+        }
+    });
+    let running = world.operator(true).await?;
+    world.until("Ready", "True", "Ok").await?;
+    let cluster = &world.cluster;
+    cluster.create(&job(&world, "away")?).await?;
+    let job = cluster
+        .until("away", "Complete", Duration::from_secs(240), |job| {
+            job.status.as_ref().is_some_and(|status| is(&status.conditions, "Complete"))
+        })
+        .await?;
+    let status = job.status.clone().context("a status")?;
+    let artifact = status.artifact.context("an artifact")?;
+    let kept = format!("bucket/store/artifacts/{artifact}.json");
+    ensure!(world.store.root.path().join(kept).exists(), "{artifact} is not in the bucket");
+    let claims = cluster.claims().await?;
+    cluster.until_no_claims().await?;
+
+    // One pod, of this claim; it bills nothing any more, and what it cost is booked.
+    let pods = world.runpod.engine(|engine| engine.machines().to_vec());
+    ensure!(pods.len() == 1, "{pods:#?}");
+    let identity = pods[0].order.boot.environment.get("PETAFLOP_IDENTITY").context("whose")?;
+    ensure!(identity.contains(&format!("/{}/trj-away-", cluster.namespace)), "{identity}");
+    ensure!(world.billing() == 0, "{pods:#?}");
+    let creates = world.runpod.faults(|faults| faults.calls(Operation::Create));
+    ensure!(creates == 3, "{creates} creates");
+    let (booked, invoiced) = (cluster.booked().await?, world.invoiced());
+    eprintln!("booked {booked}, invoiced {invoiced} micro-dollars");
+    // Each line of the invoice is rounded by itself, and a pod has two.
+    ensure!(booked > 0 && (booked - invoiced).abs() <= 1, "booked {booked}, invoiced {invoiced}");
+
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let metrics = client.get(format!("http://{}/metrics", running.http)).send().await?;
+    let metrics = metrics.text().await?;
+    let provider = world.providers().get(&world.provider).await?;
+    let events = [cluster.events("away").await?, cluster.events(&world.provider).await?].concat();
+    let rows = cluster.rows().await?;
+    let objects = serde_json::to_string(&json!([claims, job, provider, events, rows]))?;
+    let log = String::from_utf8_lossy(&log.0.lock().expect("a log")).into_owned();
+    let environment = format!("{:?}", pods[0].order.boot);
+    ensure!(metrics.contains(&world.provider) && log.contains("launch"), "looked at nothing");
+    for text in [&metrics, &objects, &log, &environment] {
+        ensure!(!text.contains("rpa_canary"), "the account's key is told: {text}");
+    }
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_counts_as_soon_as_its_secret_has_it_and_what_is_missing_is_said() -> Result<()> {
+    let world = World::start("runpod-keys").await?;
+    let _running = world.operator(false).await?;
+    let missing = world.until("Stalled", "True", "SecretNotFound").await?;
+    let namespace = &world.cluster.namespace;
+    let wanted = format!("there is no Secret runpod in namespace {namespace}; create it");
+    ensure!(missing.message.contains(&wanted), "{missing:?}");
+    world.until("CredentialsValid", "False", "SecretNotFound").await?;
+    world.key(" ").await?;
+    let eventually_said = eventually("the key is missed", Duration::from_secs(60), || async {
+        let found = world.until("Stalled", "True", "SecretNotFound").await;
+        let message = found.map_err(|error| error.to_string())?.message;
+        match message.contains("no text under the key RUNPOD_API_KEY") {
+            true => Ok(()),
+            false => Err(message),
+        }
+    });
+    eventually_said.await?;
+    world.key("somebody-elses").await?;
+    world.until("CredentialsValid", "False", "Unauthorized").await?;
+    world.key(CANARY).await?;
+    world.until("Ready", "True", "Ok").await?;
+    let offers = world.providers().get(&world.provider).await?.status.unwrap_or_default().offers;
+    ensure!(offers.as_ref().is_some_and(|offers| offers.count > 5), "{offers:?}");
+
+    // The store is a folder, which no pod reaches: nothing is bought, and it is said why.
+    world.cluster.create(&job(&world, "tied")?).await?;
+    let tied = world
+        .cluster
+        .until("tied", "told why it waits", Duration::from_secs(60), |job| {
+            let said = format!("{:?}", job.status);
+            said.contains("NoMatchingOffer") && said.contains("cannot reach the store")
+        })
+        .await?;
+    ensure!(tied.name_any() == "tied" && world.cluster.claims().await?.is_empty(), "{tied:?}");
+    ensure!(world.runpod.engine(|engine| engine.machines().is_empty()), "a pod was bought");
+    Ok(())
+}

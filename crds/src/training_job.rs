@@ -57,6 +57,8 @@ use crate::shared::{
         .message("container is not built yet: use recipe"),
     validation = Rule::new("self.nodes <= 1").field_path(".nodes").reason(Reason::FieldValueForbidden)
         .message("more than one node is not built yet: nodes must be 1"),
+    validation = Rule::new("!has(self.checkpoint) || !has(self.checkpoint.uri)").field_path(".checkpoint.uri").reason(Reason::FieldValueForbidden)
+        .message("checkpoint.uri is not built yet: leave it out; checkpoints are kept where artifacts are"),
     validation = Rule::new("!has(self.recipe) || !has(self.recipe.adapter)").field_path(".recipe.adapter").reason(Reason::FieldValueForbidden)
         .message("adapter (lora, qlora) is not built yet: leave it out to train all weights"),
     validation = Rule::new("!has(self.recipe) || (!has(self.recipe.lora_r) && !has(self.recipe.lora_alpha) && !has(self.recipe.lora_dropout) && !has(self.recipe.lora_target_modules))").field_path(".recipe").reason(Reason::FieldValueForbidden)

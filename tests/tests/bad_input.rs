@@ -151,13 +151,6 @@ fn table() -> Vec<Row> {
             json!({ "output": { "uri": null } }),
         ),
         row(
-            "kept-elsewhere",
-            json!({ "checkpoint": { "uri": "s3://somewhere/else" } }),
-            "InvalidSpec",
-            "spec.checkpoint.uri is not built yet in a cluster: leave it out",
-            json!({ "checkpoint": { "uri": null } }),
-        ),
-        row(
             "too-poor",
             json!({ "maxTotalCost": "0.000001" }),
             "CostLimitExceeded",

@@ -68,14 +68,12 @@ impl Admissions {
 /// # Errors
 /// What of its spec cannot be done, in words.
 pub fn admit(job: &TrainingJob) -> Result<Admitted, String> {
-    let (output, checkpoint) = (&job.spec.output.uri, &job.spec.checkpoint.uri);
-    for (field, given) in [("output.uri", output), ("checkpoint.uri", checkpoint)] {
-        if given.is_some() {
-            return Err(format!(
-                "spec.{field} is not built yet in a cluster: leave it out; results and checkpoints \
-                 are kept in the operator's own store, and status.artifact names the result there"
-            ));
-        }
+    if job.spec.output.uri.is_some() {
+        return Err(
+            "spec.output.uri is not built yet in a cluster: leave it out; results are kept in \
+                    the operator's own store, and status.artifact names the result there"
+                .to_owned(),
+        );
     }
     let Some(recipe) = &job.spec.recipe else {
         return Err("spec.container is not built yet: use recipe".to_owned());

@@ -1,7 +1,7 @@
 //! What a rented machine *is*. The engine says when one starts and when it ends; a [`Host`] does it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -87,6 +87,11 @@ pub trait Host: Send {
 
     /// Where a port of a machine is reached from outside; `None`: nowhere yet.
     fn address(&self, machine: &str, port: u16) -> Option<SocketAddr>;
+
+    /// The address of a machine that has one of its own, at which its ports are what they are.
+    fn own_address(&self, _machine: &str) -> Option<Ipv4Addr> {
+        None
+    }
 }
 
 /// Machines that are only a state: nothing runs. A program ends when a test says so. For tests of
@@ -96,6 +101,7 @@ pub struct StateOnly {
     running: BTreeSet<String>,
     ends: BTreeSet<String>,
     listening: BTreeMap<u16, SocketAddr>,
+    at: Option<Ipv4Addr>,
 }
 
 impl StateOnly {
@@ -110,6 +116,13 @@ impl StateOnly {
     #[must_use]
     pub fn listening(mut self, port: u16, at: SocketAddr) -> Self {
         self.listening.insert(port, at);
+        self
+    }
+
+    /// Every machine has this address: the test itself is there.
+    #[must_use]
+    pub fn at(mut self, address: Ipv4Addr) -> Self {
+        self.at = Some(address);
         self
     }
 }
@@ -133,5 +146,9 @@ impl Host for StateOnly {
 
     fn address(&self, machine: &str, port: u16) -> Option<SocketAddr> {
         self.listening.get(&port).copied().filter(|_| self.running.contains(machine))
+    }
+
+    fn own_address(&self, machine: &str) -> Option<Ipv4Addr> {
+        self.at.filter(|_| self.running.contains(machine))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
 
 use super::catalog::{Group, Image, Region, Zone, long};
 use super::error::Error;
@@ -188,7 +188,8 @@ impl Bought<'_> {
     fn boot(&self, world: &mut World, launch: &Launch, zone: &Zone) -> Boot {
         let role = launch.profile.as_ref().and_then(|name| {
             let policy = world.roles.get(name)?.clone();
-            let credentials = credentials(world, &format!("assumed-role/{name}/instance"), policy);
+            let credentials =
+                credentials(world, &format!("assumed-role/{name}/instance"), policy, None);
             Some((name.clone(), credentials))
         });
         let metadata = Metadata {
@@ -253,13 +254,19 @@ impl Bought<'_> {
 }
 
 /// Credentials that are good for what a role may do.
-pub(crate) fn credentials(world: &mut World, principal: &str, policy: Policy) -> Credentials {
+pub(crate) fn credentials(
+    world: &mut World,
+    principal: &str,
+    policy: Policy,
+    expires: Option<Timestamp>,
+) -> Credentials {
     let chance = world.engine.chance();
     let id = format!("ASIA{}", chance.word(16).to_uppercase());
     let (secret, token) = (chance.word(40), chance.word(120));
     let key = Key {
         secret: secret.clone(),
         token: Some(token.clone()),
+        expires,
         principal: principal.to_owned(),
         policy,
     };

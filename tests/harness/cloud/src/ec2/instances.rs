@@ -159,17 +159,11 @@ fn view(xml: &mut Xml, world: &World, machine: &Machine, instance: &Instance) {
     xml.tags(world.tags_of(&machine.id));
 }
 
-/// Private and public address. Where the host of a machine that runs gives it one, it is both.
+/// Private and public address. A machine that has one of its own has no other.
 fn addresses(world: &World, machine: &Machine, instance: &Instance) -> (String, Option<String>) {
-    let ports = machine.order.boot.ports.iter();
-    let real = ports.filter_map(|port| world.engine.address(&machine.id, *port)).next();
-    match real {
-        Some(at) => {
-            let ip = at.ip().to_string();
-            (ip.clone(), instance.public.map(|_| ip))
-        }
-        None => (instance.private.to_string(), instance.public.map(|ip| ip.to_string())),
-    }
+    let own = world.engine.own_address(&machine.id);
+    let public = instance.public.map(|public| own.unwrap_or(public).to_string());
+    (own.unwrap_or(instance.private).to_string(), public)
 }
 
 /// `reason`: how it came to its state, in free text.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use jiff::Timestamp;
+
 /// What a key or role may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Policy {
@@ -46,6 +48,8 @@ pub struct Key {
     pub secret: String,
     /// Token that goes with it, of credentials that a role gave.
     pub token: Option<String>,
+    /// Until when it is good.
+    pub expires: Option<Timestamp>,
     /// The user or role: `user/petaflop`.
     pub principal: String,
     /// What it may do.

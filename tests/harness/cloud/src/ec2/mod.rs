@@ -55,7 +55,7 @@ use self::limits::{Buckets, Limits};
 use self::quota::Quotas;
 use self::world::World;
 use crate::engine::bill::Rules;
-use crate::engine::product::ProductId;
+use crate::engine::product::{Product, ProductId};
 use crate::engine::{Engine, Pace, Setup as EngineSetup};
 use crate::faults::Faults;
 use crate::host::Host;
@@ -99,6 +99,8 @@ pub struct Setup {
     pub page: Option<usize>,
     /// Ports that the security group `petaflop` opens.
     pub ports: Vec<u16>,
+    /// What is sold instead of what [`catalog::made`] makes.
+    pub market: Option<(Catalog, Vec<Product>)>,
     /// Where machines live.
     pub host: Box<dyn Host>,
 }
@@ -109,6 +111,7 @@ impl Setup {
         let own = Key {
             secret: secret.to_owned(),
             token: None,
+            expires: None,
             principal: "user/petaflop".to_owned(),
             policy: Policy::Everything,
         };
@@ -124,6 +127,7 @@ impl Setup {
             limits: Limits::REAL,
             page: None,
             ports: vec![7443],
+            market: None,
             host,
         }
     }
@@ -139,10 +143,10 @@ impl Ec2 {
     /// When it cannot listen there.
     pub fn start(setup: Setup) -> io::Result<Self> {
         let Setup { clock, seed, listen, account, keys, roles, pace, .. } = setup;
-        let Setup { quotas, limits, page, ports, mut host, .. } = setup;
+        let Setup { quotas, limits, page, ports, market, mut host, .. } = setup;
         let make = |now, wake| {
             host.wakes(wake);
-            let (catalog, products) = catalog::made(seed, now, &ports);
+            let (catalog, products) = market.unwrap_or_else(|| catalog::made(seed, now, &ports));
             let engine = EngineSetup {
                 products,
                 rules: Rules::EC2_LINUX,

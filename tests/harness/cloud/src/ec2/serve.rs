@@ -141,6 +141,9 @@ impl World {
         let Question { service, action, form, scope } = question;
         let scope = scope.as_ref().ok_or_else(Error::auth_failure)?;
         let key = self.key(parts, body, scope).ok_or_else(Error::auth_failure)?;
+        if key.expires.is_some_and(|until| until <= self.engine.now()) {
+            return Err(Error::client("RequestExpired", "Request has expired."));
+        }
         if scope.service != service.name() || parts.method.as_str() != "POST" {
             return Err(Error::auth_failure());
         }
@@ -331,9 +334,11 @@ fn translated(error: Error, service: Service) -> Error {
     let (status, code) = match (service, error.code) {
         (Service::Ec2, _) => return error,
         (Service::Sts, "AuthFailure") => (403, "InvalidClientTokenId"),
+        (Service::Sts, "RequestExpired") => (403, "ExpiredToken"),
         (Service::Sts, "UnauthorizedOperation") => (403, "AccessDenied"),
         (Service::Sts, "RequestLimitExceeded") => (400, "Throttling"),
         (_, "AuthFailure") if json => (400, "UnrecognizedClientException"),
+        (_, "RequestExpired") if json => (400, "ExpiredTokenException"),
         (_, "UnauthorizedOperation") if json => (400, "AccessDeniedException"),
         (_, "RequestLimitExceeded") if json => (400, "ThrottlingException"),
         (_, "InternalError") if json => (500, "InternalServerError"),

@@ -40,9 +40,9 @@ fn assume(world: &mut World, ask: &Ask<'_>) -> Result<Xml, Error> {
         return Err(Error::unauthorized("sts:AssumeRole"));
     };
     let principal = format!("assumed-role/{role}/{session}");
-    let given = credentials(world, &principal, policy);
     let until = world.engine.now().saturating_add(SignedDuration::from_secs(seconds));
     let until = until.unwrap_or_else(|_| world.engine.now());
+    let given = credentials(world, &principal, policy, Some(until));
     let account = world.account.clone();
     let mut xml = Xml::default();
     xml.within("Credentials", |xml| {

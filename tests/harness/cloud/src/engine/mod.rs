@@ -32,7 +32,7 @@ pub mod product;
 pub mod series;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -291,6 +291,11 @@ impl Engine {
     /// Where a port of a machine is reached from outside.
     pub fn address(&self, id: &str, port: u16) -> Option<SocketAddr> {
         self.host.address(id, port)
+    }
+
+    /// The address of a machine that has one of its own.
+    pub fn own_address(&self, id: &str) -> Option<Ipv4Addr> {
+        self.host.own_address(id)
     }
 
     /// What everything cost until now.

@@ -1,6 +1,6 @@
 //! The life of an instance: how it ends, and what is said of it afterwards.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -50,8 +50,8 @@ impl Host for Recorder {
         !self.0.lock().unwrap().ended.iter().any(|ended| ended == machine)
     }
 
-    fn address(&self, _machine: &str, port: u16) -> Option<SocketAddr> {
-        (port == 7443).then(|| SocketAddr::from(([10, 77, 0, 2], port)))
+    fn address(&self, _machine: &str, _port: u16) -> Option<SocketAddr> {
+        None
     }
 }
 
@@ -265,19 +265,29 @@ async fn a_machine_gets_its_user_data_and_what_its_metadata_service_tells() {
 
 #[tokio::test]
 async fn a_machine_has_the_address_that_its_host_gives_it() {
-    let (fixture, _) = recorded();
-    let groups = fixture.ask("DescribeSecurityGroups", &[("GroupName.1", "petaflop")]).await;
-    let group = groups.body.at("securityGroupInfo/item/groupId").to_owned();
-    let id = fixture.running(false, &[("SecurityGroupId.1", &group)]).await;
-    let seen = fixture.instance(&id).await;
-    assert_eq!((seen.at("privateIpAddress"), seen.at("ipAddress")), ("10.77.0.2", "10.77.0.2"));
-    let closed = fixture.running(false, &[]).await;
-    let seen = fixture.instance(&closed).await;
-    assert!(seen.at("privateIpAddress").starts_with("172.31."), "nothing is open there");
-    let at = SocketAddr::from(([127, 0, 0, 1], 10_341));
-    let fixture = Fixture::with(|setup| {
-        setup.host = Box::new(StateOnly::default().listening(7443, at));
-    });
+    let at = Ipv4Addr::new(10, 77, 0, 12);
+    let fixture = Fixture::with(|setup| setup.host = Box::new(StateOnly::default().at(at)));
     let id = fixture.running(false, &[]).await;
-    assert!(fixture.instance(&id).await.at("ipAddress").starts_with("203.0.113."));
+    let seen = fixture.instance(&id).await;
+    assert_eq!((seen.at("privateIpAddress"), seen.at("ipAddress")), ("10.77.0.12", "10.77.0.12"));
+    let fixture = Fixture::new();
+    let id = fixture.running(false, &[]).await;
+    let seen = fixture.instance(&id).await;
+    assert!(seen.at("privateIpAddress").starts_with("172.31."));
+    assert!(seen.at("ipAddress").starts_with("203.0.113."));
+}
+
+#[tokio::test]
+async fn ports_that_its_groups_open_are_told_to_the_host() {
+    let (fixture, host) = recorded();
+    let groups = fixture.ask("DescribeSecurityGroups", &[("GroupName.1", "petaflop")]).await;
+    assert_eq!(groups.body.at("securityGroupInfo/item/ipPermissions/item/fromPort"), "7443");
+    let group = groups.body.at("securityGroupInfo/item/groupId").to_owned();
+    fixture.running(false, &[("SecurityGroupId.1", &group)]).await;
+    fixture.running(false, &[]).await;
+    let boots = host.0.lock().unwrap().boots.clone();
+    assert_eq!(
+        (boots[0].ports.as_slice(), boots[1].ports.as_slice()),
+        ([7443].as_slice(), [].as_slice())
+    );
 }

@@ -105,6 +105,9 @@ async fn sts_says_whose_key_it_is_and_gives_the_credentials_of_a_role() {
     let may = fixture.ask_as(&reader, HOME, "DescribeInstances", &[]).await.unwrap();
     let may_not = fixture.ask_as(&reader, HOME, "DescribeVolumes", &[]).await.unwrap();
     assert_eq!((may.status, may_not.code()), (200, "UnauthorizedOperation"));
+    fixture.clock.advance(crate::fixture::HOUR);
+    let late = fixture.ask_as(&reader, HOME, "DescribeInstances", &[]).await.unwrap();
+    assert_eq!((late.status, late.code()), (400, "RequestExpired"));
     let nobody = [("RoleArn", "arn:aws:iam::111122223333:role/nobody"), ("RoleSessionName", "s")];
     let refused = ask(&own(), "AssumeRole", &nobody).await;
     assert_eq!((refused.status, refused.body.at("Error/Code")), (403, "AccessDenied"));

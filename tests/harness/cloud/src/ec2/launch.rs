@@ -18,8 +18,8 @@ pub(crate) struct Disk {
     pub(crate) device: String,
     pub(crate) size: Option<u32>,
     pub(crate) kind: String,
-    /// Nothing: the root volume goes with its instance, others stay.
-    pub(crate) dies: Option<bool>,
+    /// It goes with its instance.
+    pub(crate) dies: bool,
 }
 
 /// What is asked for.
@@ -243,7 +243,8 @@ fn disks(form: &Form) -> Result<Vec<Disk>, Error> {
             device: form.need(&own("DeviceName"))?,
             size: form.read(&own("Ebs.VolumeSize"))?,
             kind,
-            dies: form.read(&own("Ebs.DeleteOnTermination"))?,
+            // Of whatever is made at launch by the API, data volumes too.
+            dies: form.read(&own("Ebs.DeleteOnTermination"))?.unwrap_or(true),
         })
     });
     disks.collect()

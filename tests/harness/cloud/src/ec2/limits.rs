@@ -32,7 +32,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// As documented, but for `ended`, of which only the kind is told.
+    /// `read` and `launched` as read on 2026-11-20; the others as they are commonly known.
     pub const REAL: Self = Self {
         read: Bucket { size: 100, refill: 20 },
         change: Bucket { size: 50, refill: 5 },

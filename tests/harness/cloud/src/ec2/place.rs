@@ -83,11 +83,11 @@ pub(crate) fn disks(launch: &Launch, image: &Image) -> Result<Vec<Made>, Error> 
                 );
                 return Err(Error::client("InvalidBlockDeviceMapping", message));
             }
-            let (kind, dies) = (disk.kind.clone(), disk.dies.unwrap_or(true));
+            let (kind, dies) = (disk.kind.clone(), disk.dies);
             made[0] = Made { device: image.root.to_owned(), size, kind, dies };
         } else {
             let size = disk.size.ok_or_else(|| Error::missing("size"))?;
-            let (kind, dies) = (disk.kind.clone(), disk.dies.unwrap_or(false));
+            let (kind, dies) = (disk.kind.clone(), disk.dies);
             made.push(Made { device: disk.device.clone(), size, kind, dies });
         }
     }

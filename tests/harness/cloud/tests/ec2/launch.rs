@@ -213,6 +213,8 @@ async fn a_mapping_of_the_images_root_is_its_root_and_any_other_one_more_volume(
         ];
         let seen = fixture.launch(&fields).await;
         let root = seen.body.at("instancesSet/item/rootDeviceName").to_owned();
+        let mapped = seen.body.all("instancesSet/item/blockDeviceMapping/item");
+        assert!(mapped.iter().all(|disk| disk.at("ebs/deleteOnTermination") == "true"));
         (root, seen.body.all("instancesSet/item/blockDeviceMapping/item").len())
     };
     assert_eq!(launch("/dev/sda1").await, ("/dev/sda1".to_owned(), 1));

@@ -243,6 +243,73 @@ async fn a_job_is_trained_on_one_pod_that_is_ended_and_booked_to_the_micro_dolla
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_dearer_than_quoted_or_taken_away_is_booked_and_the_job_goes_on() -> Result<()> {
+    let world = World::start("runpod-taken").await?;
+    let cluster = &world.cluster;
+    world.key(CANARY).await?;
+    world.runpod.faults(|faults| faults.next(Fault::PriceChanged(1500), Operation::Create));
+    let running = world.operator(true).await?;
+    world.until("Ready", "True", "Ok").await?;
+    cluster.create(&job(&world, "unlucky")?).await?;
+    let runs = |job: &TrainingJob| {
+        job.status.as_ref().is_some_and(|status| is(&status.conditions, "Running"))
+    };
+    cluster.until("unlucky", "Running", Duration::from_secs(120), runs).await?;
+    let pods = world.runpod.engine(|engine| engine.machines().to_vec());
+    let [dearer, taken] = &pods[..] else { anyhow::bail!("{pods:#?}") };
+    ensure!(dearer.ended.is_some() && taken.ended.is_none(), "{pods:#?}");
+    // EXITED without a word: found by looking, ended, and the job is placed anew.
+    world.runpod.engine(|engine| engine.evict(&taken.id, None))?;
+    let job = cluster
+        .until("unlucky", "Complete", Duration::from_secs(240), |job| {
+            job.status.as_ref().is_some_and(|status| is(&status.conditions, "Complete"))
+        })
+        .await?;
+    let status = job.status.context("a status")?;
+    ensure!(status.interruptions == 1, "{status:#?}");
+    cluster.until_no_claims().await?;
+    ensure!(world.billing() == 0, "{:?}", world.runpod.engine(|engine| engine.invoice()));
+    let pods = world.runpod.engine(|engine| engine.machines().len());
+    ensure!(pods == 3, "{pods} pods: the dearer one, the one taken away, and the last");
+
+    // What was given back has a row of its own, at its own price.
+    let rows = cluster.rows().await?;
+    let back = rows.iter().find(|row| row.claim_uid.ends_with(&format!(".{}", dearer.id)));
+    let back = back.context("no row for the pod that was given back")?;
+    ensure!(back.rate.micros() == dearer.rate + 10_000, "{back:?} {dearer:?}");
+    let (booked, invoiced) = (cluster.booked().await?, world.invoiced());
+    eprintln!("booked {booked}, invoiced {invoiced} micro-dollars");
+    // Each of its six lines is rounded by itself.
+    ensure!(booked > 0 && (booked - invoiced).abs() <= 3, "booked {booked}, invoiced {invoiced}");
+
+    // A pod with our name and nobody's identity, that no claim knows, is ended too.
+    let identity = petaflop_arbiter::claim::Identity {
+        installation: running.operator.installation.uid.clone(),
+        namespace: cluster.namespace.clone(),
+        claim: "trj-lost-1-0".to_owned(),
+        claim_uid: "lost".to_owned(),
+        attempt: 1,
+    };
+    let wish = json!({
+        "name": identity.unique_name(), "image": "somebodys:1", "cloud": "SECURE", "disk": 10,
+        "cpu": { "id": "cpu5g", "vcpuCount": 2 },
+    });
+    let client = reqwest::Client::builder().no_proxy().build()?;
+    let create = client.post(format!("{}/v2/pods", world.runpod.url())).bearer_auth(CANARY);
+    let create = create.header("content-type", "application/json").body(wish.to_string());
+    ensure!(create.send().await?.status().as_u16() == 201, "no pod");
+    ensure!(world.billing() == 1, "it does not bill");
+    eventually("it is ended", Duration::from_secs(60), || async {
+        match world.billing() {
+            0 => Ok(()),
+            bills => Err(format!("{bills} bill")),
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_key_counts_as_soon_as_its_secret_has_it_and_what_is_missing_is_said() -> Result<()> {
     let world = World::start("runpod-keys").await?;
     let _running = world.operator(false).await?;

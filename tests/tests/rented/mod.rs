@@ -170,7 +170,7 @@ impl MakeProvider for Only {
     }
 }
 
-/// No second passes while a machine is being ended.
+/// No second passes while a machine is being made or ended.
 struct Still {
     inner: Arc<dyn Provider>,
     still: Arc<RwLock<()>>,
@@ -199,6 +199,8 @@ impl Provider for Still {
         request: &FrozenRequest,
         token: &EnrolmentToken,
     ) -> Result<InstanceId, LaunchError> {
+        // What is made may be given back within the call.
+        let _still = self.still.read().await;
         self.inner.launch(request, token).await
     }
 

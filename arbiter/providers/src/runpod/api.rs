@@ -134,13 +134,17 @@ impl Api {
         self.call(interface, Purpose::Machine, call).await
     }
 
-    /// A GraphQL query about prices.
-    pub(super) async fn ask(&self, query: &str) -> Result<Answer, NoAnswer> {
-        let body = serde_json::json!({ "query": query }).to_string().into_bytes();
+    /// A GraphQL query, which changes nothing.
+    pub(super) async fn ask(
+        &self,
+        question: &serde_json::Value,
+        purpose: Purpose,
+    ) -> Result<Answer, NoAnswer> {
+        let body = question.to_string().into_bytes();
         let url = self.url(Interface::GraphQl, &[]);
         let call =
             Call { method: Method::POST, url, body: Some(body), patience: PATIENCE, secret: "" };
-        self.call(Interface::GraphQl, Purpose::Price, call).await
+        self.call(Interface::GraphQl, purpose, call).await
     }
 
     fn url(&self, interface: Interface, path: &[&str]) -> Url {

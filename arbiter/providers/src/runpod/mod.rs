@@ -16,6 +16,7 @@
 //! | `pod` | pods as instances, pages of lists; pure |
 //! | `answer` | what answers mean; pure |
 //! | `quota` | how often it may be asked; pure |
+//! | `stopped` | when a stopped pod stopped; pure |
 //! | `dollars` | prices as RunPod writes them; pure |
 //! | `api` | the one place from which it is called |
 
@@ -30,6 +31,7 @@ mod pod;
 mod quota;
 mod request;
 mod spot;
+mod stopped;
 mod thing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -82,8 +84,16 @@ pub struct RunPod {
     ends: Mutex<Ends>,
 }
 
-/// When pods were ended here. RunPod forgets a pod with its end, and its last second is money.
-type Ends = BTreeMap<String, Timestamp>;
+/// When pods stopped to bill. RunPod forgets a pod with its end, and its last second is money.
+type Ends = BTreeMap<String, End>;
+
+/// When a pod stopped to bill.
+#[derive(Clone, Copy, Debug)]
+struct End {
+    at: Timestamp,
+    /// We ended it: it is not started again.
+    told: bool,
+}
 
 /// What its API can promise.
 pub const CAPABILITIES: Capabilities = Capabilities {
@@ -192,7 +202,8 @@ impl RunPod {
     async fn spot_prices(&self) -> spot::Prices {
         let what = "spot prices";
         let counts = &self.config.counts;
-        let answer = self.api.ask(&spot::question(counts)).await;
+        let question = serde_json::json!({ "query": spot::question(counts) });
+        let answer = self.api.ask(&question, Purpose::Price).await;
         let prices = self.good(what, answer).and_then(|answer| {
             spot::prices(&answer.body, counts).map_err(|detail| self.unreachable(what, detail))
         });
@@ -205,6 +216,30 @@ impl RunPod {
             tracing::warn!(%error, for_good = over, "no spot offers");
             spot::Prices::new()
         })
+    }
+
+    /// When a pod stopped that we did not end: it bills nothing since then, for it has no volume. As
+    /// GraphQL says; where it does not, when it was first seen so. `None`: it runs.
+    async fn stopped(&self, pod: &Pod) -> Option<Timestamp> {
+        if !pod.has_stopped() {
+            let mut ends = self.ends();
+            if ends.get(&pod.id).is_some_and(|end| !end.told) {
+                ends.remove(&pod.id);
+            }
+            return None;
+        }
+        let known = self.ends().get(&pod.id).map(|end| end.at);
+        if known.is_some() {
+            return known;
+        }
+        let now = self.api.now();
+        let asked = self.api.ask(&stopped::question(&pod.id), Purpose::Machine).await;
+        let said = asked.ok().and_then(|answer| stopped::at(&answer.body));
+        let at = said
+            .filter(|at| *at <= now && pod.created.is_none_or(|created| created <= *at))
+            .unwrap_or(now);
+        self.ends().insert(pod.id.clone(), End { at, told: false });
+        Some(at)
     }
 
     fn ends(&self) -> MutexGuard<'_, Ends> {
@@ -426,9 +461,10 @@ impl Provider for RunPod {
 
     async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, ProviderError> {
         if let Some(pod) = self.pod(id).await? {
-            return Ok(Some(pod.instance()));
+            let ended = self.stopped(&pod).await;
+            return Ok(Some(Instance { ended, ..pod.instance() }));
         }
-        let ended = self.ends().get(&id.0).copied();
+        let ended = self.ends().get(&id.0).map(|end| end.at);
         Ok(ended.map(|at| Instance {
             id: id.clone(),
             identity: None,
@@ -451,9 +487,9 @@ impl Provider for RunPod {
         }
         let now = self.api.now();
         let mut ends = self.ends();
-        ends.entry(id.0.clone()).or_insert(now);
+        ends.entry(id.0.clone()).or_insert(End { at: now, told: true }).told = true;
         if ends.len() > ENDS_KEPT {
-            ends.retain(|_, at| now.duration_since(*at) < REMEMBERED);
+            ends.retain(|_, end| now.duration_since(end.at) < REMEMBERED);
         }
         Ok(())
     }

@@ -134,6 +134,11 @@ impl Pod {
         }
     }
 
+    /// Whether it is there and does not run: its disk is all that could bill.
+    pub(super) fn has_stopped(&self) -> bool {
+        self.status == "EXITED"
+    }
+
     /// As an instance.
     pub(super) fn instance(self) -> Instance {
         let trouble = |message: &str| {

@@ -229,9 +229,14 @@ async fn an_evicted_machine_is_seen_as_such_and_must_be_ended() {
     let id = shop.buy_community(1).await.expect("a pod");
     shop.hands.0.advance(HOUR);
     shop.cloud.engine(|engine| engine.evict(&id.0, None)).expect("it runs");
+    let taken = shop.hands.now();
+    shop.hands.0.advance(HOUR);
     let pod = shop.provider.get(&id).await.expect("an answer").expect("a pod");
     assert!(pod.trouble.is_some(), "{pod:?}");
+    assert_eq!(pod.ended, Some(taken), "it bills nothing since then");
     shop.provider.terminate(&id).await.expect("an end");
+    let gone = shop.provider.get(&id).await.expect("an answer").expect("when it ended");
+    assert_eq!(gone.ended, Some(taken));
     assert!(shop.found(1).await.is_empty());
 }
 

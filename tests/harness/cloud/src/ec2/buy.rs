@@ -21,9 +21,6 @@ use crate::engine::product::Sale;
 use crate::faults::Fault;
 use crate::host::{Boot, Credentials, Metadata};
 
-/// Micro-dollars a GB and month.
-const GP3: i64 = 80_000;
-const GP2: i64 = 100_000;
 /// A token is remembered for so long, and for as long as its instances can be seen.
 const REMEMBERED: SignedDuration = SignedDuration::from_hours(24);
 
@@ -216,7 +213,8 @@ impl Bought<'_> {
     fn volumes(&self, world: &mut World, launch: &Launch, zone: &Zone, instance: &str) {
         for disk in self.disks {
             let id = long("vol", world.engine.chance());
-            let price = if disk.kind == "gp2" { GP2 } else { GP3 };
+            let gp3 = world.engine.rules().volume_running;
+            let price = if disk.kind == "gp2" { gp3 * 5 / 4 } else { gp3 };
             world.engine.attach(&id, instance, disk.size, disk.dies, price);
             world.tag(&id, &launch.tags_of("volume"));
             let volume = Volume {

@@ -91,6 +91,8 @@ pub struct Setup {
     pub roles: BTreeMap<String, Policy>,
     /// How fast things go.
     pub pace: Pace,
+    /// How it bills.
+    pub rules: Rules,
     /// How much may be had.
     pub quotas: Quotas,
     /// How often may be asked.
@@ -123,6 +125,7 @@ impl Setup {
             keys: BTreeMap::from([(key.to_owned(), own)]),
             roles: BTreeMap::new(),
             pace: PACE,
+            rules: Rules::EC2_LINUX,
             quotas: Quotas::generous(),
             limits: Limits::REAL,
             page: None,
@@ -143,13 +146,13 @@ impl Ec2 {
     /// When it cannot listen there.
     pub fn start(setup: Setup) -> io::Result<Self> {
         let Setup { clock, seed, listen, account, keys, roles, pace, .. } = setup;
-        let Setup { quotas, limits, page, ports, market, mut host, .. } = setup;
+        let Setup { rules, quotas, limits, page, ports, market, mut host, .. } = setup;
         let make = |now, wake| {
             host.wakes(wake);
             let (catalog, products) = market.unwrap_or_else(|| catalog::made(seed, now, &ports));
             let engine = EngineSetup {
                 products,
-                rules: Rules::EC2_LINUX,
+                rules,
                 pace,
                 deposit: None,
                 spend_limit: i64::MAX,

@@ -52,7 +52,7 @@ impl Rules {
 
     /// EC2's for Linux, as read on 2026-11-20: by the second and at least a minute; the spot price
     /// in force at the start of each hour; no charge when interrupted in the first one; while it is
-    /// pending nothing is charged. Its volumes are disks of their own.
+    /// pending nothing is charged. Its volumes are disks of their own, `gp3`, whether it runs or not.
     pub const EC2_LINUX: Self = Self {
         minimum_seconds: 60,
         spot_costs_the_bid: false,
@@ -60,8 +60,8 @@ impl Rules {
         billed_once_it_runs: true,
         first_hour_free_if_evicted: true,
         disk: 0,
-        volume_running: 0,
-        volume_stopped: 0,
+        volume_running: 80_000,
+        volume_stopped: 80_000,
     };
 }
 

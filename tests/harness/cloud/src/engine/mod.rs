@@ -298,6 +298,11 @@ impl Engine {
         self.host.own_address(id)
     }
 
+    /// How it bills.
+    pub fn rules(&self) -> &Rules {
+        self.biller.rules()
+    }
+
     /// What everything cost until now.
     pub fn invoice(&self) -> Invoice {
         self.biller.invoice(self.now)

@@ -17,9 +17,10 @@ use tokio::task::JoinSet;
 
 use crate::command::{self, Ended, Running};
 use crate::config::Config;
+use crate::metadata::{Metadata, Word};
 use crate::output::Output;
 use crate::session::{Session, Stop};
-use crate::{dial, server, ship, watch as look};
+use crate::{dial, host, server, ship, watch as look};
 
 /// For output that a process outside the task's group may still hold open.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
@@ -116,13 +117,18 @@ impl Agent {
         if let Some(endpoint) = config.endpoint.clone() {
             others.spawn(dial::dial(endpoint, session.clone()));
         }
+        if let Some(file) = config.lease.clone() {
+            let deadlines = session.deadlines();
+            others.spawn(async move { host::tell_deadlines(&file, deadlines).await });
+        }
         let guarded = session.clone();
         let notice = config.notice.clone();
+        let metadata = config.metadata.clone();
         others.spawn(async move {
             tokio::select! {
                 () = guarded.orphaned() => guarded.stop(Why::Orphaned, None),
-                left = look::notice(notice.as_deref()) => {
-                    guarded.stop(Why::Notice, left.map(Duration::from_secs));
+                left = noticed(notice.as_deref(), metadata.as_deref(), &guarded) => {
+                    guarded.stop(Why::Notice, left);
                     // The lease goes on counting.
                     guarded.orphaned().await;
                     guarded.stop(Why::Orphaned, None);
@@ -166,6 +172,32 @@ impl Agent {
         };
         tokio::join!(shipped, asked);
         exit
+    }
+}
+
+/// Returns once the provider gave notice, by whatever way, with the time that it leaves where it
+/// says so. That notice has become likely is told as progress.
+async fn noticed(
+    file: Option<&Path>,
+    metadata: Option<&str>,
+    session: &Session,
+) -> Option<Duration> {
+    let told = async {
+        let Some(base) = metadata else { return std::future::pending().await };
+        let mut metadata = Metadata::new(base);
+        loop {
+            match metadata.next().await {
+                Word::Notice(left) => return left,
+                Word::Rebalance(time) => {
+                    let line = serde_json::json!({ "event": "rebalance", "noticeTime": time });
+                    session.set_progress([("rebalance".to_owned(), line)]);
+                }
+            }
+        }
+    };
+    tokio::select! {
+        left = look::notice(file) => left.map(Duration::from_secs),
+        left = told => Some(left),
     }
 }
 

@@ -23,6 +23,10 @@ pub const ENDPOINT: &str = "PETAFLOP_ENDPOINT";
 pub const WORK: &str = "PETAFLOP_WORK";
 /// File whose appearance is the provider's notice; it may hold the seconds that are left.
 pub const NOTICE: &str = "PETAFLOP_NOTICE_FILE";
+/// Address of the machine's own metadata service (EC2's), which gives notice.
+pub const METADATA: &str = "PETAFLOP_METADATA";
+/// File in which the host's timer finds until when the lease reaches.
+pub const LEASE: &str = "PETAFLOP_LEASE_FILE";
 
 /// [`WORK`] where nothing else is said: beside the agent itself, as `install` puts it.
 pub const DEFAULT_WORK: &str = "/petaflop/work";
@@ -47,6 +51,11 @@ pub struct Config {
     pub work: PathBuf,
     /// File whose appearance is the provider's notice.
     pub notice: Option<PathBuf>,
+    /// Address of EC2's metadata service, where the machine has one.
+    pub metadata: Option<String>,
+    /// File in which the deadline of each new lease is written for the host's timer: whole seconds
+    /// since boot.
+    pub lease: Option<PathBuf>,
     /// What the machine is, for the operator; null where that is not known.
     pub facts: serde_json::Value,
     /// Leases, graces and waits go by it.
@@ -122,6 +131,8 @@ impl Config {
             endpoint,
             work: optional(WORK)?.unwrap_or_else(|| DEFAULT_WORK.into()).into(),
             notice: optional(NOTICE)?.map(PathBuf::from),
+            metadata: optional(METADATA)?,
+            lease: optional(LEASE)?.map(PathBuf::from),
             facts: serde_json::Value::Null,
             clock: Clock::system(),
             enrol_within: ENROL_WITHIN,

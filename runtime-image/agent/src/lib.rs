@@ -10,7 +10,9 @@
 //! | `command` | the task's process: start, signal, wait |
 //! | `output` | its output: kept on a bounded piece of disk, read by offset |
 //! | `ship` | output and exit report to the store |
-//! | `watch` | its progress file, its readiness, the provider's notice |
+//! | `watch` | its progress file, its readiness, the provider's notice in a file |
+//! | `metadata` | the provider's notice, and what comes before it, from EC2's metadata service |
+//! | `host` | the host's own timer, which is told of the lease |
 //! | [`trust`] | whom TLS trusts, in an image that does not say |
 //! | [`exit`] | exit codes |
 //!
@@ -23,6 +25,8 @@ mod command;
 pub mod config;
 mod dial;
 pub mod exit;
+mod host;
+mod metadata;
 mod output;
 mod server;
 mod session;

@@ -27,6 +27,9 @@ supervise is told by the environment:
     PETAFLOP_WORK           a writable folder for the task [default: /petaflop/work]
     PETAFLOP_NOTICE_FILE    a file whose appearance means that the machine goes away;
                             it may hold the seconds that are left
+    PETAFLOP_METADATA       address of EC2's metadata service, which gives notice
+    PETAFLOP_LEASE_FILE     where the host's timer finds until when the lease reaches,
+                            in seconds since boot
     PETAFLOP_LOG            which of its own messages it writes to stderr [default: warn]
 ";
 

@@ -339,6 +339,11 @@ impl Session {
         self.stop.subscribe()
     }
 
+    /// When the lease runs out (time since boot), from now on.
+    pub(crate) fn deadlines(&self) -> watch::Receiver<Duration> {
+        self.deadline.subscribe()
+    }
+
     /// Returns when the lease has run out.
     pub(crate) async fn orphaned(&self) {
         let mut deadlines = self.deadline.subscribe();

@@ -102,6 +102,8 @@ fn bare(
         endpoint: text(env::ENDPOINT).map(str::to_owned),
         work,
         notice: None,
+        metadata: None,
+        lease: None,
         facts: serde_json::Value::Null,
         clock,
         enrol_within: ENROL_WITHIN,

@@ -32,6 +32,8 @@ async fn start(work: &Path) -> Inside {
         endpoint: None,
         work: work.to_owned(),
         notice: None,
+        metadata: None,
+        lease: Some(work.join("deadline")),
         facts: serde_json::Value::Null,
         clock: clock.clone(),
         enrol_within: MINUTE * 30,
@@ -152,4 +154,30 @@ async fn a_lease_that_does_not_count_changes_nothing_and_the_next_one_does() {
     assert!(operator.report(address).lease_seconds_left <= 600);
     clock.advance(MINUTE * 11);
     assert_eq!(run.await.unwrap().why, Why::Orphaned);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_hosts_timer_is_told_of_every_lease_and_of_nothing_before() {
+    let work = tempfile::tempdir().unwrap();
+    let Inside { clock, address, run, mut operator } = start(work.path()).await;
+    let told = || std::fs::read_to_string(work.path().join("deadline")).ok();
+    let tells = |what: &str, deadline: u64| {
+        until(what, || told().is_some_and(|text| text == format!("{deadline}\n")));
+    };
+    clock.advance(MINUTE);
+    assert_eq!(told(), None, "what the host armed itself holds until there is a lease");
+    operator.enrol(address, Some(script(TASK)));
+    let enrolled = clock.boottime().as_secs();
+    tells("the first lease", enrolled + 1800);
+    clock.advance(MINUTE * 10);
+    assert!(matches!(operator.renew(address), Answer::Renewed { .. }));
+    tells("the renewal", enrolled + 600 + 1800);
+    // A lease that does not count is none.
+    let agent = operator.agent.unwrap();
+    let foreign = operator.lease(agent, petaflop_agent_api::lease::Nonce::generate());
+    let refused = operator.ask(address, Ask::Renew { lease: foreign });
+    assert!(matches!(refused, Answer::Refused(Refusal::Lease { .. })));
+    assert_eq!(told(), Some(format!("{}\n", enrolled + 600 + 1800)));
+    operator.ask(address, Ask::Terminate);
+    assert_eq!(run.await.unwrap().why, Why::Terminated);
 }

@@ -5,6 +5,7 @@
 mod dialling;
 mod ends;
 mod leases;
+mod metadata;
 mod operator;
 mod program;
 mod tasks;

@@ -10,15 +10,18 @@
 //! | [`host`] | this machine (feature `host`) |
 //! | [`nodes`] | the nodes of this cluster (feature `nodes`) |
 //! | [`runpod`] | an account at RunPod (feature `runpod`) |
+//! | [`aws`] | an account at AWS (feature `aws`) |
 //! | [`snapshot`] | dated prices of RunPod and AWS, never bought from (feature `snapshot`) |
 
+#[cfg(feature = "aws")]
+pub mod aws;
 pub mod error;
 #[cfg(feature = "host")]
 pub mod host;
 pub mod machine;
 #[cfg(feature = "nodes")]
 pub mod nodes;
-#[cfg(any(feature = "host", feature = "nodes"))]
+#[cfg(any(feature = "aws", feature = "host", feature = "nodes", feature = "runpod"))]
 pub mod price;
 pub mod provider;
 #[cfg(feature = "runpod")]

@@ -76,6 +76,32 @@ pub enum AgentSource {
     Image(String),
 }
 
+/// Where a rented machine fetches the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AgentDownload {
+    /// The static binary, over HTTP or HTTPS; not secret.
+    pub url: String,
+    /// Its SHA-256 in hex. Whatever else comes from there is not run.
+    pub sha256: String,
+}
+
+impl AgentDownload {
+    /// What is wrong with it, in words.
+    #[cfg(any(feature = "aws", feature = "runpod"))]
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let Self { url, sha256 } = self;
+        let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '\'' | '"' | '\\' | '$' | '`');
+        if !(url.starts_with("https://") || url.starts_with("http://")) || !url.chars().all(plain) {
+            return Err(format!("the agent's url {url:?} is no plain http(s) address"));
+        }
+        if sha256.len() != 64 || !sha256.chars().all(|c| c.is_ascii_hexdigit()) {
+            return Err(format!("the agent's sha256 {sha256:?} is not 64 hex digits"));
+        }
+        Ok(())
+    }
+}
+
 /// Whom a fresh agent trusts, and how the two meet. Nothing here is secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

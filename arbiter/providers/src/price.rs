@@ -1,4 +1,4 @@
-//! What an hour of an owned machine costs.
+//! What an hour of an owned machine costs, and what a seller asked before an owner added to it.
 //!
 //! Marginal price = (load − idle) watts × PUE × price of electricity, plus an
 //! opportunity margin. Capital cost is left out on purpose: it is spent whether
@@ -67,6 +67,15 @@ impl PowerPrice {
             .and_then(|micros| UsdPerHour::from_micros(micros).ok())
             .ok_or_else(|| "the hourly price does not fit".to_owned())
     }
+}
+
+/// What a seller quoted, from the price that was decided on: the owner may add a percentage to all
+/// prices, which the seller does not know of. Rounded up.
+#[cfg(any(feature = "aws", feature = "runpod"))]
+pub(crate) fn quoted(price: UsdPerHour, percent: i32) -> UsdPerHour {
+    let factor = i128::from(percent.clamp(-99, 1000)) + 100;
+    let micros = (i128::from(price.micros()) * 100 + factor - 1) / factor;
+    UsdPerHour::from_micros(i64::try_from(micros).unwrap_or(i64::MAX)).unwrap_or(price)
 }
 
 #[cfg(test)]

@@ -32,6 +32,11 @@ deadline=$(($(boot) + allowance))
   over "nobody renewed the lease"
 ) </dev/null >/dev/null 2>&1 &
 
+# User-data is run at the first boot alone: a machine that boots again has neither timer nor agent.
+boots="${PETAFLOP_FOLDER:-/var/lib/cloud}/scripts/per-boot"
+mkdir -p "$boots" && printf '#!/bin/sh\nshutdown -h now\n' >"$boots/petaflop" &&
+  chmod 755 "$boots/petaflop"
+
 # The image of ECS brings an agent of its own.
 systemctl disable --now --no-block ecs 2>/dev/null
 systemctl start --no-block docker 2>/dev/null

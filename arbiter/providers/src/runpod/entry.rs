@@ -6,34 +6,8 @@
 //! for ever. So these lines never just exit: they ask RunPod to end the pod, with the key that
 //! RunPod itself puts into it and that is good for that pod alone, until it does.
 
-use serde::{Deserialize, Serialize};
-
+pub use crate::machine::AgentDownload;
 use crate::machine::{AGENT_FOLDER, WORK_FOLDER};
-
-/// Where a pod fetches the agent.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct AgentDownload {
-    /// The static binary for `x86_64`, over HTTP or HTTPS; not secret.
-    pub url: String,
-    /// Its SHA-256 in hex. Whatever else comes from there is not run.
-    pub sha256: String,
-}
-
-impl AgentDownload {
-    /// What is wrong with it, in words.
-    pub(super) fn check(&self) -> Result<(), String> {
-        let Self { url, sha256 } = self;
-        let plain = |c: char| c.is_ascii_graphic() && !matches!(c, '\'' | '"' | '\\' | '$' | '`');
-        if !(url.starts_with("https://") || url.starts_with("http://")) || !url.chars().all(plain) {
-            return Err(format!("the agent's url {url:?} is no plain http(s) address"));
-        }
-        if sha256.len() != 64 || !sha256.chars().all(|c| c.is_ascii_hexdigit()) {
-            return Err(format!("the agent's sha256 {sha256:?} is not 64 hex digits"));
-        }
-        Ok(())
-    }
-}
 
 /// The start command, as RunPod takes it: JSON in a text.
 pub(super) fn start(agent: &AgentDownload, api: &str) -> String {

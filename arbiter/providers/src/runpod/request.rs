@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 use super::thing::{Thing, What};
 use super::{RunPodConfig, dollars, entry, pod, spot};
 use crate::machine::{EnrolmentToken, Machine, env};
+use crate::price;
 use crate::provider::identity_text;
 
 /// Largest body that is taken.
@@ -93,7 +94,7 @@ pub(super) fn freeze(
         .map_err(|_| format!("offer {} is no kind of pod: {:?}", offer.id, offer.instance_type))?;
     fits(config, offer, machine)?;
     let agent = config.agent.as_ref().ok_or("nobody said where pods fetch the agent")?;
-    let most = quoted(offer.price, config.price_adjustment_percent);
+    let most = price::quoted(offer.price, config.price_adjustment_percent);
     let wish = Wish {
         config,
         name: identity.unique_name(),
@@ -115,15 +116,7 @@ pub(super) fn freeze(
     Ok(FrozenRequest { body })
 }
 
-/// What RunPod quoted, from the price that was decided on: the owner may add a percentage to all
-/// prices, which RunPod does not know of. Rounded up.
-fn quoted(price: UsdPerHour, percent: i32) -> UsdPerHour {
-    let factor = i128::from(percent.clamp(-99, 1000)) + 100;
-    let micros = (i128::from(price.micros()) * 100 + factor - 1) / factor;
-    UsdPerHour::from_micros(i64::try_from(micros).unwrap_or(i64::MAX)).unwrap_or(price)
-}
-
-/// The reverse: a price of RunPod's as it is decided on and booked. Rounded up.
+/// The reverse of [`price::quoted`]: a price of RunPod's as it is decided on and booked. Rounded up.
 pub(super) fn adjusted(price: UsdPerHour, percent: i32) -> UsdPerHour {
     let factor = i128::from(percent.clamp(-99, 1000)) + 100;
     let micros = (i128::from(price.micros()) * factor + 99) / 100;

@@ -190,7 +190,7 @@ async fn a_pod_that_was_made_though_the_create_failed_is_found() {
 #[tokio::test]
 async fn success_without_a_pod_is_a_doubt_and_so_is_no_answer() {
     for text in ["", "<html>", "{}", r#"{"id":""}"#, "null"] {
-        let server = Server::start(move |_| Reply::Text(201, text)).await;
+        let server = Server::start(move |_| Reply::Text(201, text.to_owned())).await;
         assert!(is_ambiguous(&buy(&client(config(&server.base)).0, &community()).await), "{text}");
     }
     let server = Server::start(|_| Reply::Cut).await;

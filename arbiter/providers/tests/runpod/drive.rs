@@ -7,23 +7,22 @@ use petaflop_arbiter::launch::{
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
-use petaflop_providers::runpod::RunPod;
 use petaflop_providers::{EnrolmentToken, InstanceId, Machine, Order, Provider, Work};
 
 use super::{Hands, TOKEN, identity, machine};
 
-/// Whoever wants one pod.
+/// Whoever wants one machine.
 pub(crate) struct Buyer {
-    pub(crate) provider: RunPod,
+    pub(crate) provider: Box<dyn Provider>,
     pub(crate) hands: Hands,
     pub(crate) machine: Machine,
     pub(crate) claim: Claim,
 }
 
 impl Buyer {
-    pub(crate) fn new(provider: RunPod, hands: Hands, offer: Offer) -> Self {
+    pub(crate) fn new(provider: impl Provider + 'static, hands: Hands, offer: Offer) -> Self {
         let claim = claim(offer, &hands);
-        Self { provider, hands, machine: machine(), claim }
+        Self { provider: Box::new(provider), hands, machine: machine(), claim }
     }
 
     pub(crate) fn identity(&self) -> Identity {

@@ -23,7 +23,7 @@ fn sha256(text: &str) -> String {
 /// it called.
 async fn live(sha256: String) -> (String, Option<i32>, Vec<Call>) {
     let server = Server::start(|call| match call.line().as_str() {
-        "GET /agent" => Reply::Text(200, AGENT),
+        "GET /agent" => Reply::Text(200, AGENT.to_owned()),
         "POST /v2/pods/p1/action" => Reply::Json(204, json!(null)),
         _ => Reply::Json(201, pod("p1", &call.json(), 0.3, "PROVISIONING")),
     })

@@ -101,7 +101,7 @@ async fn no_list_is_never_an_empty_list() {
         (500, "", false),
         (301, "", false),
     ] {
-        let server = Server::start(move |_| Reply::Text(status, text)).await;
+        let server = Server::start(move |_| Reply::Text(status, text.to_owned())).await;
         let (provider, _) = client(config(&server.base));
         let error = provider.list("i").await.expect_err("no list");
         assert_eq!(matches!(error, ProviderError::Retired { .. }), retired, "{status} {text}");
@@ -125,7 +125,7 @@ async fn only_runpods_own_404_says_that_a_pod_is_gone() {
         (500, r#"{"title":"oops","status":500}"#),
         (302, ""),
     ] {
-        let server = Server::start(move |_| Reply::Text(status, text)).await;
+        let server = Server::start(move |_| Reply::Text(status, text.to_owned())).await;
         let (provider, _) = client(config(&server.base));
         provider.get(&id("p")).await.expect_err(text);
         let error = provider.terminate(&id("p")).await.expect_err(text);

@@ -184,7 +184,7 @@ async fn what_is_no_catalogue_is_no_empty_market() {
         ((200, "{}"), false),
         ((302, ""), false),
     ] {
-        let server = Server::start(move |_| Reply::Text(reply.0, reply.1)).await;
+        let server = Server::start(move |_| Reply::Text(reply.0, reply.1.to_owned())).await;
         let error = client(config(&server.base)).0.quote().await.expect_err("no catalogue");
         assert_eq!(matches!(error, ProviderError::Retired { .. }), retired, "{error}");
     }

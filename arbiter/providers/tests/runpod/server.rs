@@ -31,7 +31,7 @@ impl Call {
 /// What it answers.
 pub(crate) enum Reply {
     Json(u16, Value),
-    Text(u16, &'static str),
+    Text(u16, String),
     With(u16, Vec<(&'static str, String)>, Value),
     /// The connection is closed without an answer.
     Cut,
@@ -120,7 +120,7 @@ async fn write(stream: &mut TcpStream, reply: Reply) {
     let (status, headers, body) = match reply {
         Reply::Json(status, body) => (status, Vec::new(), body.to_string()),
         Reply::With(status, headers, body) => (status, headers, body.to_string()),
-        Reply::Text(status, body) => (status, Vec::new(), body.to_owned()),
+        Reply::Text(status, body) => (status, Vec::new(), body),
         Reply::Cut => return,
     };
     let body = if status == 204 { String::new() } else { body };

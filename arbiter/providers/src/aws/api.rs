@@ -1,0 +1,243 @@
+//! The one place from which AWS is called: nothing repeated, one connection a call, within our own
+//! pace, and no secret in what is said about it.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use aws_config::{BehaviorVersion, SdkConfig};
+use aws_credential_types::Credentials;
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_ec2::config::http::HttpResponse;
+use aws_sdk_ec2::config::retry::RetryConfig;
+use aws_sdk_ec2::config::timeout::TimeoutConfig;
+use aws_sdk_ec2::config::{Region, StalledStreamProtectionConfig};
+use aws_sdk_ec2::error::{DisplayErrorContext, ProvideErrorMetadata, SdkError};
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::{Provider, rustls_provider::CryptoMode};
+use aws_smithy_http_client::{Builder, Connector};
+use jiff::Timestamp;
+use tokio::sync::OnceCell;
+
+use super::answer::{Failure, Meaning, Said};
+use super::config::{AwsConfig, AwsKeys};
+use super::pace::{Pace, Purpose};
+
+/// A connection that is not there by then will not be.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Who gives up on a call does not know what became of it.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// The region in which prices are told.
+const PRICING: &str = "us-east-1";
+
+/// A clock.
+pub(super) type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
+
+/// Talks to AWS.
+pub(super) struct Api {
+    keys: Option<AwsKeys>,
+    endpoint: Option<String>,
+    /// Where it looks first for what has no region.
+    home: String,
+    sdk: OnceCell<SdkConfig>,
+    paces: Mutex<BTreeMap<String, Pace>>,
+    now: Now,
+}
+
+impl Api {
+    pub(super) fn new(config: &AwsConfig) -> Self {
+        Self {
+            keys: config.keys.clone(),
+            endpoint: config.endpoint.clone(),
+            home: config.regions.first().map_or_else(String::new, |region| region.name.clone()),
+            sdk: OnceCell::new(),
+            paces: Mutex::default(),
+            now: Arc::new(Timestamp::now),
+        }
+    }
+
+    /// The pace runs by this clock.
+    pub(super) fn by_clock(self, now: Now) -> Self {
+        Self { now, ..self }
+    }
+
+    /// What the clock says.
+    pub(super) fn now(&self) -> Timestamp {
+        (self.now)()
+    }
+
+    pub(super) async fn ec2(&self, region: &str) -> aws_sdk_ec2::Client {
+        let config = aws_sdk_ec2::config::Builder::from(self.sdk().await);
+        aws_sdk_ec2::Client::from_conf(config.region(Region::new(region.to_owned())).build())
+    }
+
+    pub(super) async fn ssm(&self, region: &str) -> aws_sdk_ssm::Client {
+        let config = aws_sdk_ssm::config::Builder::from(self.sdk().await);
+        aws_sdk_ssm::Client::from_conf(config.region(Region::new(region.to_owned())).build())
+    }
+
+    pub(super) async fn pricing(&self) -> aws_sdk_pricing::Client {
+        let config = aws_sdk_pricing::config::Builder::from(self.sdk().await);
+        aws_sdk_pricing::Client::from_conf(config.region(Region::new(PRICING)).build())
+    }
+
+    async fn sdk(&self) -> &SdkConfig {
+        self.sdk.get_or_init(|| self.load()).await
+    }
+
+    /// Keys from the settings or from wherever AWS's own tools have them. Whether there are any
+    /// turns out at the first call.
+    async fn load(&self) -> SdkConfig {
+        // The environment's proxies are for the world outside.
+        let outside = self.endpoint.is_none();
+        // A connection that was kept may break under a purchase; each call has its own.
+        let http = Builder::new().pool_max_idle_per_host(0).build_with_connector_fn(
+            move |settings, components| {
+                let proxy = match outside {
+                    true => ProxyConfig::from_env(),
+                    false => ProxyConfig::disabled(),
+                };
+                let mut connector = Connector::builder().proxy_config(proxy);
+                connector.set_connector_settings(settings.cloned());
+                connector.set_sleep_impl(components.and_then(|it| it.sleep_impl()));
+                connector.tls_provider(Provider::Rustls(CryptoMode::Ring)).build()
+            },
+        );
+        let timeouts = TimeoutConfig::builder()
+            .connect_timeout(CONNECT)
+            .read_timeout(PATIENCE)
+            .operation_timeout(PATIENCE);
+        let mut loader = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http)
+            .retry_config(RetryConfig::disabled())
+            .timeout_config(timeouts.build())
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
+            .region(Region::new(self.home.clone()));
+        if let Some(AwsKeys { id, secret, session }) = &self.keys {
+            let keys = Credentials::new(id, secret, session.clone(), None, "petaflop");
+            loader = loader.credentials_provider(keys);
+        }
+        if let Some(endpoint) = &self.endpoint {
+            loader = loader.endpoint_url(endpoint);
+        }
+        loader.load().await
+    }
+
+    /// Makes a call, once, if the pace lets it. `pace` names whose it is: a region's, say; `secret`
+    /// is in the request and nowhere else.
+    pub(super) async fn call<T, E>(
+        &self,
+        pace: &str,
+        purpose: Purpose,
+        secret: &str,
+        call: impl Future<Output = Result<T, SdkError<E>>>,
+    ) -> Result<T, Failure>
+    where
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        if let Some(wait) = self.paced(pace, |pace, now| pace.call(purpose, now)) {
+            return Err(Failure::Wait(wait));
+        }
+        let failure = match call.await {
+            Ok(answer) => {
+                self.paced(pace, |pace, _| pace.answered());
+                return Ok(answer);
+            }
+            Err(error) => self.failure(secret, error),
+        };
+        let Failure::Said(mut said) = failure else { return Err(failure) };
+        match said.means() {
+            Meaning::TooMany => said.wait = self.paced(pace, Pace::too_many),
+            _ => self.paced(pace, |pace, _| pace.answered()),
+        }
+        Err(Failure::Said(said))
+    }
+
+    fn paced<T>(&self, pace: &str, work: impl FnOnce(&mut Pace, Timestamp) -> T) -> T {
+        let mut paces = self.paces.lock().unwrap_or_else(PoisonError::into_inner);
+        work(paces.entry(pace.to_owned()).or_default(), (self.now)())
+    }
+
+    fn failure<E>(&self, secret: &str, error: SdkError<E, HttpResponse>) -> Failure
+    where
+        E: ProvideErrorMetadata + Error + Send + Sync + 'static,
+    {
+        let words = |text: String| self.without_secrets(secret, text);
+        if let Some(keys) = credentials_error(&error) {
+            return Failure::NoKeys(words(DisplayErrorContext(keys).to_string()));
+        }
+        let status = error.raw_response().map(|answer| answer.status().as_u16());
+        match &error {
+            SdkError::ConstructionFailure(_) => {
+                Failure::NotSent(words(DisplayErrorContext(&error).to_string()))
+            }
+            SdkError::ServiceError(said) => {
+                let meta = said.err().meta();
+                Failure::Said(Said {
+                    status: status.unwrap_or_default(),
+                    code: meta.code().unwrap_or_default().to_owned(),
+                    words: words(meta.message().unwrap_or_default().to_owned()),
+                    wait: Duration::ZERO,
+                })
+            }
+            // Time-outs, broken connections, answers that are none of AWS's.
+            _ => Failure::Lost(words(DisplayErrorContext(&error).to_string())),
+        }
+    }
+
+    /// The same text with each of the secrets struck out.
+    fn without_secrets(&self, secret: &str, text: String) -> String {
+        let keys = self.keys.iter();
+        let ours = keys.flat_map(|keys| [Some(&keys.secret), keys.session.as_ref()]).flatten();
+        let all = ours.map(String::as_str).chain([secret]);
+        all.filter(|secret| !secret.is_empty()).fold(text, |text, secret| text.replace(secret, "…"))
+    }
+}
+
+/// That there are no keys, or none that can be used, among an error's causes.
+fn credentials_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a CredentialsError> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(keys) = error.downcast_ref::<CredentialsError>() {
+            return Some(keys);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// Pages after which a list is taken for endless.
+pub(super) const MOST_PAGES: usize = 1_000;
+
+/// All pages of a list: `pages!(api, region, purpose, call, field)`. What cannot be had whole is
+/// not had.
+macro_rules! pages {
+    ($api:expr, $pace:expr, $purpose:expr, $call:expr, $field:ident) => {
+        async {
+            let (api, call) = ($api, $call);
+            let (mut all, mut tokens) = (Vec::new(), std::collections::BTreeSet::new());
+            let mut token: Option<String> = None;
+            loop {
+                let page = call.clone().set_next_token(token.take()).send();
+                let page = api.call($pace, $purpose, "", page).await?;
+                all.extend_from_slice(page.$field());
+                match page.next_token().filter(|next| !next.is_empty()) {
+                    None => break Ok(all),
+                    // A token that repeats leads round and round.
+                    Some(next)
+                        if tokens.insert(next.to_owned())
+                            && tokens.len() < $crate::aws::api::MOST_PAGES =>
+                    {
+                        token = Some(next.to_owned());
+                    }
+                    Some(_) => {
+                        let words = "a list whose pages lead round and round".to_owned();
+                        break Err($crate::aws::answer::Failure::Lost(words));
+                    }
+                }
+            }
+        }
+    };
+}
+pub(super) use pages;

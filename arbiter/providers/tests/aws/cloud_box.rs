@@ -1,0 +1,163 @@
+//! The buying protocol over the client, against the cloud in a box, which verifies the whole
+//! signature and was written from AWS's descriptions by itself: what bills in there agrees that one
+//! instance was bought and none is left.
+
+use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::claim::Phase;
+use petaflop_arbiter::launch::Wanted;
+use petaflop_arbiter::offer::{Capacity, Offer};
+use petaflop_arbiter::reason::Reason;
+use petaflop_cloud_box::ec2::{Ec2, Setup};
+use petaflop_cloud_box::faults::{Fault, Operation};
+use petaflop_cloud_box::host::StateOnly;
+use petaflop_providers::Provider;
+use petaflop_providers::aws::{Aws, AwsConfig, AwsKeys, AwsRegion, HostImages};
+
+use super::drive::Buyer;
+use super::{Hands, config};
+
+const KEY: &str = "AKIDEXAMPLE";
+const SECRET: &str = "the secret";
+
+struct Shop {
+    cloud: Ec2,
+    provider: Aws,
+    hands: Hands,
+}
+
+fn open(change: impl FnOnce(&mut Setup)) -> Shop {
+    let clock = Clock::manual("2026-11-20T10:00:00Z".parse().expect("a time"));
+    let mut setup = Setup::new(clock.clone(), KEY, SECRET, Box::new(StateOnly::default()));
+    change(&mut setup);
+    let cloud = Ec2::start(setup).expect("a cloud");
+    let region = |name: &str| AwsRegion {
+        name: name.to_owned(),
+        subnets: Vec::new(),
+        security_groups: Vec::new(),
+    };
+    let images = HostImages {
+        cpu_x86: "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64".into(),
+        ..HostImages::default()
+    };
+    let settings = AwsConfig {
+        keys: Some(AwsKeys::new(KEY, SECRET, None)),
+        regions: vec![region("us-east-1"), region("us-east-2")],
+        types: vec!["c7i".into(), "g6".into()],
+        images,
+        ..config(&cloud.url())
+    };
+    let hands = Hands(clock);
+    let by = hands.clone();
+    let provider = Aws::new(settings).expect("settings").by_clock(move || by.now());
+    Shop { cloud, provider, hands }
+}
+
+impl Shop {
+    async fn offers(&self) -> Vec<Offer> {
+        self.provider.quote().await.expect("offers")
+    }
+
+    async fn buyer(self, instance_type: &str, capacity: Capacity) -> (Ec2, Buyer) {
+        let offers = self.offers().await;
+        let wanted =
+            |offer: &&Offer| offer.instance_type == instance_type && offer.capacity == capacity;
+        let offer = offers.iter().find(wanted).expect("the offer").clone();
+        (self.cloud, Buyer::new(self.provider, self.hands, offer))
+    }
+}
+
+fn billed(cloud: &Ec2) -> usize {
+    cloud.engine(|engine| engine.invoice().open().len())
+}
+
+fn made(cloud: &Ec2) -> usize {
+    cloud.engine(|engine| engine.machines().len())
+}
+
+#[tokio::test]
+async fn its_offers_are_of_all_zones_and_both_markets_and_of_processors_alone_too() {
+    let shop = open(|_| {});
+    let offers = shop.offers().await;
+    for (region, capacity) in [
+        ("us-east-1", Capacity::Spot),
+        ("us-east-1", Capacity::OnDemand),
+        ("us-east-2", Capacity::Spot),
+        ("us-east-2", Capacity::OnDemand),
+    ] {
+        let of = |offer: &&Offer| offer.region == region && offer.capacity == capacity;
+        assert!(offers.iter().filter(of).any(|it| it.accelerators.is_none()), "{region} {capacity}");
+        assert!(offers.iter().filter(of).any(|it| it.accelerators.is_some()), "{region} {capacity}");
+    }
+    assert!(offers.iter().all(|offer| !offer.zone.contains("atl")));
+    let refused = shop.cloud.calls().iter().filter(|call| call.status != Some(200)).count();
+    assert_eq!(refused, 0, "every call was understood");
+}
+
+#[tokio::test]
+async fn one_instance_is_bought_and_ended_whatever_the_box_does() {
+    for fault in [
+        None,
+        Some((Fault::LostAnswer, Operation::Create)),
+        Some((Fault::ErrorButDone, Operation::Create)),
+        Some((Fault::LostRequest, Operation::Create)),
+        Some((Fault::ErrorNotDone, Operation::Create)),
+        Some((Fault::LostAnswer, Operation::End)),
+        Some((Fault::ErrorButDone, Operation::End)),
+        Some((Fault::ErrorNotDone, Operation::End)),
+        Some((Fault::LostAnswer, Operation::List)),
+        Some((Fault::Unavailable, Operation::List)),
+    ] {
+        let told = format!("{fault:?}");
+        let (cloud, mut buyer) = open(|_| {}).buyer("c7i.large", Capacity::Spot).await;
+        if let Some((fault, operation)) = fault {
+            cloud.faults(|faults| faults.next(fault, operation));
+        }
+        buyer.drive(Wanted::Yes, None).await;
+        assert!(matches!(buyer.claim.phase, Phase::Launched { .. }), "{told}");
+        assert_eq!(made(&cloud), 1, "{told}");
+        buyer.hands.forward(60);
+        buyer.drive(Wanted::Yes, None).await;
+        assert!(matches!(buyer.claim.phase, Phase::Launched { .. }), "{told}");
+
+        for _ in 0..10 {
+            buyer.drive(Wanted::No(Reason::Suspended), None).await;
+            if matches!(buyer.claim.phase, Phase::Ended { .. }) {
+                break;
+            }
+            buyer.hands.forward(60);
+        }
+        assert!(matches!(buyer.claim.phase, Phase::Ended { .. }), "{told}: {:?}", buyer.claim.phase);
+        assert_eq!((made(&cloud), billed(&cloud)), (1, 0), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn each_no_of_the_box_has_its_reason_and_leaves_nothing() {
+    for (fault, reason) in [
+        (Fault::CapacityGone, Reason::InsufficientCapacity),
+        (Fault::PriceChanged(1500), Reason::PriceChanged),
+        (Fault::Forbidden, Reason::Unauthorized),
+    ] {
+        let (cloud, mut buyer) = open(|_| {}).buyer("c7i.large", Capacity::Spot).await;
+        cloud.faults(|faults| faults.next(fault, Operation::Create));
+        buyer.drive(Wanted::Yes, None).await;
+        assert_eq!(buyer.claim.phase, Phase::Ended { reason }, "{fault:?}");
+        assert_eq!(billed(&cloud), 0, "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn its_lists_come_in_pages() {
+    let all = open(|_| {}).offers().await.len();
+    // The page is the longest that is given; what needs more calls than the pace allows is no offer.
+    assert_eq!(open(|setup| setup.page = Some(200)).offers().await.len(), all);
+}
+
+#[tokio::test]
+async fn a_new_account_has_no_quota_and_says_so() {
+    let new = |setup: &mut Setup| setup.quotas = petaflop_cloud_box::ec2::quota::Quotas::new_account();
+    let (cloud, mut buyer) = open(new).buyer("g6.xlarge", Capacity::Spot).await;
+    buyer.drive(Wanted::Yes, None).await;
+    assert_eq!(buyer.claim.phase, Phase::Ended { reason: Reason::QuotaExceeded });
+    assert_eq!(billed(&cloud), 0);
+}

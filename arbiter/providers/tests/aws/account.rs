@@ -25,6 +25,15 @@ pub(crate) struct Made {
     pub(crate) hidden: usize,
 }
 
+impl Made {
+    /// Its end takes until somebody has seen that it has begun.
+    fn goes_on(&mut self) {
+        if self.state == "shutting-down" {
+            self.state = "terminated";
+        }
+    }
+}
+
 /// How a purchase goes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Create {
@@ -345,8 +354,9 @@ impl State {
                 made.hidden -= 1;
                 return error(400, "InvalidInstanceID.NotFound", "not yet");
             }
-            let made = made.clone();
-            return self.shown(&[made]);
+            let seen = made.clone();
+            made.goes_on();
+            return self.shown(&[seen]);
         }
         let wanted: Vec<(String, Vec<String>)> = (1..)
             .map_while(|n| {
@@ -368,6 +378,7 @@ impl State {
         let found: Vec<Made> = self.made.iter().filter(fits).cloned().collect();
         // Whoever looks comes a little later.
         self.made.iter_mut().for_each(|made| made.hidden = made.hidden.saturating_sub(1));
+        self.made.iter_mut().for_each(Made::goes_on);
         self.shown(&found)
     }
 

@@ -85,8 +85,14 @@ async fn its_offers_are_of_all_zones_and_both_markets_and_of_processors_alone_to
         ("us-east-2", Capacity::OnDemand),
     ] {
         let of = |offer: &&Offer| offer.region == region && offer.capacity == capacity;
-        assert!(offers.iter().filter(of).any(|it| it.accelerators.is_none()), "{region} {capacity}");
-        assert!(offers.iter().filter(of).any(|it| it.accelerators.is_some()), "{region} {capacity}");
+        assert!(
+            offers.iter().filter(of).any(|it| it.accelerators.is_none()),
+            "{region} {capacity}"
+        );
+        assert!(
+            offers.iter().filter(of).any(|it| it.accelerators.is_some()),
+            "{region} {capacity}"
+        );
     }
     assert!(offers.iter().all(|offer| !offer.zone.contains("atl")));
     let refused = shop.cloud.calls().iter().filter(|call| call.status != Some(200)).count();
@@ -126,7 +132,11 @@ async fn one_instance_is_bought_and_ended_whatever_the_box_does() {
             }
             buyer.hands.forward(60);
         }
-        assert!(matches!(buyer.claim.phase, Phase::Ended { .. }), "{told}: {:?}", buyer.claim.phase);
+        assert!(
+            matches!(buyer.claim.phase, Phase::Ended { .. }),
+            "{told}: {:?}",
+            buyer.claim.phase
+        );
         assert_eq!((made(&cloud), billed(&cloud)), (1, 0), "{told}");
     }
 }
@@ -155,7 +165,8 @@ async fn its_lists_come_in_pages() {
 
 #[tokio::test]
 async fn a_new_account_has_no_quota_and_says_so() {
-    let new = |setup: &mut Setup| setup.quotas = petaflop_cloud_box::ec2::quota::Quotas::new_account();
+    let new =
+        |setup: &mut Setup| setup.quotas = petaflop_cloud_box::ec2::quota::Quotas::new_account();
     let (cloud, mut buyer) = open(new).buyer("g6.xlarge", Capacity::Spot).await;
     buyer.drive(Wanted::Yes, None).await;
     assert_eq!(buyer.claim.phase, Phase::Ended { reason: Reason::QuotaExceeded });

@@ -11,8 +11,8 @@ fn every_test_that_the_page_names_exists() {
     let mut named = 0;
     for name in PAGE.split('`').filter(|text| text.contains("::") && !text.contains(' ')) {
         let (module, test) = name.split_once("::").expect("a module and a test");
-        let agent = "../../runtime-image/agent/tests/suite";
-        let files = ["tests/aws", "src/aws", agent].map(|folder| here.join(folder));
+        let agent = ["../../runtime-image/agent/src", "../../runtime-image/agent/tests/suite"];
+        let files = ["tests/aws", "src/aws", agent[0], agent[1]].map(|folder| here.join(folder));
         let wanted = format!("fn {test}(");
         let there = files.iter().any(|folder| {
             let text = std::fs::read_to_string(folder.join(format!("{module}.rs")));

@@ -31,7 +31,7 @@ async fn bought(state: State) -> Bought {
 
 #[tokio::test]
 async fn an_instance_is_found_by_what_it_carries_and_others_are_left_alone() {
-    let Bought { provider, id, .. } = bought(State::default()).await;
+    let Bought { provider, id, account: _account, .. } = bought(State::default()).await;
     let later = Identity { attempt: 4, ..identity() };
     let found = provider.find(&later).await.expect("a listing");
     assert!(found.complete);

@@ -158,7 +158,7 @@ pub(super) fn of_call(provider: &str, what: &str, failure: Failure) -> ProviderE
     let said = match failure {
         Failure::Wait(wait) => return ProviderError::RateLimited { provider, wait },
         Failure::NoKeys(words) => {
-            return ProviderError::Unauthorized { provider, detail: format!("{what}: {words}") };
+            return ProviderError::NoCredentials { provider, detail: format!("{what}: {words}") };
         }
         Failure::NotSent(words) | Failure::Lost(words) => {
             return ProviderError::Unreachable { provider, detail: format!("{what}: {words}") };
@@ -189,8 +189,7 @@ pub(super) fn of_launch(failure: Failure) -> LaunchError {
     let refused = |kind, detail| LaunchError::Refused { kind, detail };
     let said = match failure {
         Failure::Wait(wait) => {
-            let detail = format!("not asked: {} s to wait", wait.as_secs_f32().ceil());
-            return refused(Refusal::RateLimited, detail);
+            return LaunchError::Later { wait, detail: "too much was asked lately".to_owned() };
         }
         Failure::NoKeys(detail) => return refused(Refusal::Unauthorized, detail),
         Failure::NotSent(detail) => return refused(Refusal::Transient, detail),
@@ -203,7 +202,7 @@ pub(super) fn of_launch(failure: Failure) -> LaunchError {
         Meaning::PriceRose => refused(Refusal::PriceChanged, detail),
         Meaning::Quota => refused(Refusal::Quota, detail),
         Meaning::SubnetFull => refused(Refusal::Transient, detail),
-        Meaning::TooMany => refused(Refusal::RateLimited, detail),
+        Meaning::TooMany => LaunchError::Later { wait: said.wait, detail },
         Meaning::NotAllowed | Meaning::BadKeys | Meaning::ClockOff => {
             refused(Refusal::Unauthorized, detail)
         }
@@ -223,6 +222,8 @@ fn shorten(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use petaflop_arbiter::claim::LaunchAnswer;
+
     use super::*;
     use crate::error::Retry;
 
@@ -267,14 +268,10 @@ mod tests {
             (404, "", None),
             (500, "SomethingNew", None),
         ] {
-            match (of_launch(said(status, code, "words")), kind) {
-                (LaunchError::Refused { kind, detail }, Some(expected)) => {
-                    assert_eq!(kind, expected, "{code}");
-                    assert!(detail.contains(code), "{detail}");
-                }
-                (LaunchError::Ambiguous { .. }, None) => {}
-                (other, _) => panic!("{status} {code}: {other:?}"),
-            }
+            let error = of_launch(said(status, code, "words"));
+            let expected = kind.map_or(LaunchAnswer::Unclear, LaunchAnswer::Refused);
+            assert_eq!(error.answer(), expected, "{status} {code}");
+            assert!(error.to_string().contains(code), "{error}");
         }
         assert_eq!(
             of_launch(Failure::Lost("x".into())),
@@ -285,12 +282,11 @@ mod tests {
             (Failure::NotSent("x".into()), Refusal::Transient),
             (Failure::NoKeys("x".into()), Refusal::Unauthorized),
         ] {
-            let error = of_launch(failure.clone());
-            assert!(
-                matches!(error, LaunchError::Refused { kind: found, .. } if found == kind),
-                "{failure:?}"
-            );
+            let answer = of_launch(failure.clone()).answer();
+            assert_eq!(answer, LaunchAnswer::Refused(kind), "{failure:?}");
         }
+        let busy = of_launch(said(503, "RequestLimitExceeded", ""));
+        assert_eq!(busy.retry(), Retry::After(Duration::from_secs(4)));
     }
 
     #[test]

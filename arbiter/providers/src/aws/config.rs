@@ -133,8 +133,8 @@ pub struct AwsConfig {
     /// How far the spot price may rise above the quoted one before AWS takes the instance away, in
     /// per cent.
     pub spot_headroom_percent: u32,
-    /// Where hosts with x86 processors fetch the agent.
-    pub agent: AgentDownload,
+    /// Where hosts with x86 processors fetch the agent; without it nothing of those can be bought.
+    pub agent: Option<AgentDownload>,
     /// The same for Arm; without it there are no offers of those.
     pub agent_arm: Option<AgentDownload>,
     /// At which address the agent is dialled.
@@ -155,7 +155,7 @@ const TYPES: [&str; 16] = [
 
 impl AwsConfig {
     /// The usual settings.
-    pub fn new(name: &str, keys: Option<AwsKeys>, regions: &[&str], agent: AgentDownload) -> Self {
+    pub fn new(name: &str, keys: Option<AwsKeys>, regions: &[&str]) -> Self {
         let region = |name: &&str| AwsRegion {
             name: (*name).to_owned(),
             subnets: Vec::new(),
@@ -177,7 +177,7 @@ impl AwsConfig {
             spot: true,
             on_demand: true,
             spot_headroom_percent: 20,
-            agent,
+            agent: None,
             agent_arm: None,
             address: Address::Public,
             start_allowance: Duration::from_secs(30 * 60),
@@ -188,8 +188,7 @@ impl AwsConfig {
 
     /// What makes no sense, in words.
     pub(super) fn check(&self) -> Result<(), String> {
-        self.agent.check()?;
-        self.agent_arm.iter().try_for_each(AgentDownload::check)?;
+        self.agent.iter().chain(&self.agent_arm).try_for_each(AgentDownload::check)?;
         let plain = |text: &str| {
             !text.is_empty()
                 && text.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
@@ -247,9 +246,7 @@ mod tests {
     use super::*;
 
     fn config() -> AwsConfig {
-        let sha256 = "ab".repeat(32);
-        let agent = AgentDownload { url: "https://example.org/agent".into(), sha256 };
-        AwsConfig::new("aws", Some(AwsKeys::new(" id ", "canary", None)), &["us-east-1"], agent)
+        AwsConfig::new("aws", Some(AwsKeys::new(" id ", "canary", None)), &["us-east-1"])
     }
 
     #[test]

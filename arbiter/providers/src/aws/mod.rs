@@ -70,6 +70,18 @@ use request::{Frozen, Place};
 /// A new instance may be unknown to AWS itself for this long.
 const SETTLE_SECONDS: u32 = 120;
 
+/// What its API can promise.
+pub const CAPABILITIES: Capabilities = Capabilities {
+    launch_safety: LaunchSafety { idempotent: true, settle_seconds: SETTLE_SECONDS },
+    // Large images are pulled in this time.
+    launch_timeout: Duration::from_secs(20 * 60),
+    // Large machines take minutes.
+    termination_timeout: Duration::from_secs(15 * 60),
+    billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::from_secs(60) },
+    sells: true,
+    own_address: true,
+};
+
 /// An account at AWS.
 pub struct Aws {
     config: AwsConfig,
@@ -201,6 +213,7 @@ fn looked_up(what: &str, failure: Failure) -> LaunchError {
         LaunchError::Ambiguous { detail } => {
             refused(Refusal::Transient, format!("{what}: {detail}"))
         }
+        later => later,
     }
 }
 
@@ -224,19 +237,7 @@ impl Provider for Aws {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            launch_safety: LaunchSafety { idempotent: true, settle_seconds: SETTLE_SECONDS },
-            // Large images are pulled in this time.
-            launch_timeout: Duration::from_secs(20 * 60),
-            // Large machines take minutes.
-            termination_timeout: Duration::from_secs(15 * 60),
-            billing: Billing {
-                granularity: Duration::from_secs(1),
-                minimum: Duration::from_secs(60),
-            },
-            sells: true,
-            own_address: true,
-        }
+        CAPABILITIES
     }
 
     async fn quote(&self) -> Result<Vec<Offer>, ProviderError> {

@@ -197,7 +197,8 @@ pub(super) mod tests {
             disk_gb: 73,
             disk_micros_per_gb_month: 100_000,
             address_micros_per_hour: 0,
-            ..AwsConfig::new("aws", None, &["us-east-1"], agent)
+            agent: Some(agent),
+            ..AwsConfig::new("aws", None, &["us-east-1"])
         }
     }
 
@@ -277,7 +278,7 @@ pub(super) mod tests {
         let mut arm = seen();
         arm.types.values_mut().for_each(|hardware| hardware.arch = Arch::Aarch64);
         assert!(lines(&config(), &arm, &list()).is_empty());
-        let agent_arm = Some(config().agent);
+        let agent_arm = config().agent;
         assert_eq!(lines(&AwsConfig { agent_arm, ..config() }, &arm, &list()).len(), 2);
     }
 

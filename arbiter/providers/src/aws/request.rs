@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use super::config::{AwsConfig, AwsRegion};
 use super::tags;
 use super::user_data::{self, Host};
-use crate::machine::{EnrolmentToken, Machine, env};
+use crate::machine::{AgentDownload, EnrolmentToken, Machine, env};
 use crate::price;
 use crate::provider::identity_text;
 
@@ -243,16 +243,13 @@ pub(super) fn fits(config: &AwsConfig, offer: &Offer, machine: &Machine) -> Resu
     Ok(())
 }
 
-fn agent<'a>(
-    config: &'a AwsConfig,
-    offer: &Offer,
-) -> Result<&'a crate::machine::AgentDownload, String> {
-    match offer.arch {
-        Arch::X86_64 => Ok(&config.agent),
-        Arch::Aarch64 => config.agent_arm.as_ref().ok_or_else(|| {
-            format!("{} has no agent for Arm, which {} needs", config.name, offer.id)
-        }),
-    }
+fn agent<'a>(config: &'a AwsConfig, offer: &Offer) -> Result<&'a AgentDownload, String> {
+    let agent = match offer.arch {
+        Arch::X86_64 => &config.agent,
+        Arch::Aarch64 => &config.agent_arm,
+    };
+    let nobody = || format!("nobody said where {} fetches the agent for {}", offer.id, offer.arch);
+    agent.as_ref().ok_or_else(nobody)
 }
 
 /// Highest price at which a spot instance is kept: what was decided on, without what is paid beside

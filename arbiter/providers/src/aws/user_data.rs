@@ -111,7 +111,8 @@ mod tests {
     #[test]
     fn the_host_timer_is_armed_before_anything_is_fetched() {
         let config = config();
-        let script = render(&config, host(&config.agent)).expect("a script");
+        let agent = config.agent.clone().expect("an agent");
+        let script = render(&config, host(&agent)).expect("a script");
         let place = |text: &str| script.find(text).unwrap_or_else(|| panic!("no {text:?}"));
         assert!(script.starts_with("#!/bin/sh\n"));
         assert!(place("deadline=$(") < place("systemctl"));
@@ -128,7 +129,8 @@ mod tests {
     #[test]
     fn the_token_is_put_in_last_and_in_one_place() {
         let config = config();
-        let script = render(&config, host(&config.agent)).expect("a script");
+        let agent = config.agent.clone().expect("an agent");
+        let script = render(&config, host(&agent)).expect("a script");
         let token = EnrolmentToken::new("canary+/=");
         let whole = with_token(&script, &token).expect("a token");
         assert_eq!(whole.matches("canary").count(), 1);
@@ -140,8 +142,9 @@ mod tests {
     #[test]
     fn what_could_break_out_of_the_script_is_refused() {
         let config = config();
+        let agent = config.agent.clone().expect("an agent");
         let with = |change: &dyn Fn(&mut Host<'_>)| {
-            let mut host = host(&config.agent);
+            let mut host = host(&agent);
             change(&mut host);
             render(&config, host)
         };

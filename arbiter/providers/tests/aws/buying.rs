@@ -1,6 +1,6 @@
 //! One purchase: what is sent, once, and what each answer means.
 
-use petaflop_arbiter::claim::Refusal;
+use petaflop_arbiter::claim::{LaunchAnswer, Refusal};
 use petaflop_arbiter::offer::Capacity;
 use petaflop_providers::aws::AwsConfig;
 use petaflop_providers::{EnrolmentToken, LaunchError, Order, Provider, Work};
@@ -93,13 +93,8 @@ async fn each_answer_to_a_purchase_is_a_no_or_a_doubt_and_is_asked_for_once() {
         let account = Account::open(State { creates: vec![create], ..State::default() }).await;
         let (provider, _) = client(config(&account.server.base));
         let error = buy(&provider, Capacity::Spot).await.expect_err("refused");
-        match (&error, kind) {
-            (LaunchError::Refused { kind, .. }, Some(expected)) => {
-                assert_eq!(*kind, expected, "{create:?}");
-            }
-            (LaunchError::Ambiguous { .. }, None) => {}
-            other => panic!("{create:?}: {other:?}"),
-        }
+        let expected = kind.map_or(LaunchAnswer::Unclear, LaunchAnswer::Refused);
+        assert_eq!(error.answer(), expected, "{create:?}");
         assert_eq!(account.asked("RunInstances").len(), 1, "{create:?}: repeated");
         assert!(!format!("{error:?}").contains("canary"), "{error:?}");
     }
@@ -180,10 +175,7 @@ async fn the_image_is_resolved_before_the_purchase_and_frozen() {
         account.state().fails.insert("GetParameter", vec![(400, code)]);
         let (provider, _) = client(config(&account.server.base));
         let error = buy(&provider, Capacity::Spot).await.expect_err("no image");
-        assert!(
-            matches!(&error, LaunchError::Refused { kind: found, .. } if *found == kind),
-            "{code}: {error:?}"
-        );
+        assert_eq!(error.answer(), LaunchAnswer::Refused(kind), "{code}: {error:?}");
         assert!(account.asked("RunInstances").is_empty(), "{code}: nothing was bought");
     }
     buy(&provider, Capacity::Spot).await.expect("bought");

@@ -32,7 +32,7 @@ impl Host {
     /// `docker` goes on as these lines of shell say.
     async fn boot(sha256: String, allowance: u64, docker: &str) -> Self {
         let account = Account::open(State::default()).await;
-        let agent = AgentDownload { url: "https://example.org/agent".into(), sha256 };
+        let agent = Some(AgentDownload { url: "https://example.org/agent".into(), sha256 });
         let start_allowance = Duration::from_secs(60);
         let settings = AwsConfig { agent, start_allowance, ..config(&account.server.base) };
         let (provider, _) = client(settings);

@@ -55,7 +55,8 @@ pub(crate) fn config(base: &str) -> AwsConfig {
         types: vec!["g6".to_owned()],
         disk_micros_per_gb_month: 0,
         address_micros_per_hour: 0,
-        ..AwsConfig::new("aws", Some(keys), &["us-east-1"], agent)
+        agent: Some(agent),
+        ..AwsConfig::new("aws", Some(keys), &["us-east-1"])
     }
 }
 

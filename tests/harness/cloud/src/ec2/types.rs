@@ -1,5 +1,7 @@
 //! Instance types, and where they are offered.
 
+use std::collections::BTreeSet;
+
 use super::catalog::Zone;
 use super::error::Error;
 use super::filter;
@@ -24,7 +26,8 @@ pub(crate) fn describe(world: &World, ask: &Ask<'_>) -> Result<Xml, Error> {
         return Err(Error::combination(message));
     }
     ask.ready()?;
-    let here = |kind: &&Kind| elsewhere || !world.zones_of(ask.region, kind.name).is_empty();
+    let sold = sold(world, ask);
+    let here = |kind: &&Kind| elsewhere || sold.iter().any(|(name, _)| *name == kind.name);
     let kinds: Vec<&Kind> = world.catalog.kinds.iter().filter(here).collect();
     let known = |name: &&String| kinds.iter().any(|kind| kind.name == **name);
     let unknown: Vec<&str> =
@@ -50,6 +53,13 @@ pub(crate) fn describe(world: &World, ask: &Ask<'_>) -> Result<Xml, Error> {
     xml.items("instanceTypeSet", kinds, view);
     xml.maybe("nextToken", next);
     Ok(xml)
+}
+
+/// What is sold in the region in any way: type and id of the zone.
+fn sold<'a>(world: &'a World, ask: &Ask<'_>) -> BTreeSet<(&'a str, &'a str)> {
+    let here = world.engine.products().filter(|(_, product)| product.region == ask.region.name);
+    here.filter_map(|(_, product)| Some((product.kind.as_str(), product.zone.as_deref()?)))
+        .collect()
 }
 
 /// What has no list price is sold in capacity blocks alone.
@@ -125,8 +135,9 @@ pub(crate) fn offerings(world: &World, ask: &Ask<'_>) -> Result<Xml, Error> {
         other => return Err(Error::value(other, "LocationType")),
     };
     let mut rows: Vec<(&str, &str)> = Vec::new();
+    let sold = sold(world, ask);
     for kind in &world.catalog.kinds {
-        for zone in world.zones_of(ask.region, kind.name) {
+        for zone in ask.region.zones.iter().filter(|zone| sold.contains(&(kind.name, &zone.id))) {
             let place = if location == "region" { ask.region.name.as_str() } else { name(zone) };
             rows.push((kind.name, place));
         }

@@ -10,8 +10,8 @@ use petaflop_arbiter::reason::Reason;
 use petaflop_cloud_box::ec2::{Ec2, Setup};
 use petaflop_cloud_box::faults::{Fault, Operation};
 use petaflop_cloud_box::host::StateOnly;
-use petaflop_providers::Provider;
 use petaflop_providers::aws::{Aws, AwsConfig, AwsKeys, AwsRegion, HostImages};
+use petaflop_providers::{InstanceId, InstanceState, Provider};
 
 use super::drive::Buyer;
 use super::{Hands, config};
@@ -171,4 +171,55 @@ async fn a_new_account_has_no_quota_and_says_so() {
     buyer.drive(Wanted::Yes, None).await;
     assert_eq!(buyer.claim.phase, Phase::Ended { reason: Reason::QuotaExceeded });
     assert_eq!(billed(&cloud), 0);
+}
+
+#[tokio::test]
+async fn a_price_that_moves_is_quoted_at_the_next_look() {
+    let shop = open(|_| {});
+    let spot = |offers: &[Offer]| {
+        let of = |offer: &&Offer| {
+            (offer.instance_type.as_str(), offer.zone.as_str(), offer.capacity)
+                == ("c7i.large", "use2-az1", Capacity::Spot)
+        };
+        offers.iter().find(of).expect("the offer").price.micros()
+    };
+    let product = shop.cloud.product("c7i.large", "use2-az1", true).expect("it is sold");
+    shop.cloud.engine(|engine| engine.set_spot(product, 41_000));
+    shop.hands.forward(1);
+    assert_eq!(spot(&shop.offers().await), 41_000);
+    shop.cloud.engine(|engine| engine.set_spot(product, 42_000));
+    shop.hands.forward(300);
+    assert_eq!(spot(&shop.offers().await), 42_000);
+}
+
+#[tokio::test]
+async fn an_instance_that_is_taken_away_says_so_and_its_volume_goes_with_it() {
+    let (cloud, mut buyer) = open(|_| {}).buyer("c7i.large", Capacity::Spot).await;
+    buyer.drive(Wanted::Yes, None).await;
+    let Phase::Launched { instance, .. } = buyer.claim.phase.clone() else {
+        panic!("{:?}", buyer.claim.phase);
+    };
+    let name = InstanceId(instance.clone());
+    buyer.hands.forward(60);
+    let seen = buyer.provider.get(&name).await.expect("an answer").expect("it is there");
+    assert_eq!((seen.state, seen.trouble), (InstanceState::Running, None));
+    let (_, own) = instance.split_once('/').expect("region and id");
+    cloud.engine(|engine| engine.evict(own, None)).expect("taken away");
+    buyer.hands.forward(300);
+    let seen = buyer.provider.get(&name).await.expect("an answer").expect("for an hour");
+    assert_eq!(seen.state, InstanceState::Terminated);
+    assert_eq!(seen.trouble.map(|it| it.reason), Some(Reason::SpotInterrupted));
+    let left = buyer.provider.list(&buyer.identity().installation).await.expect("a list");
+    assert!(left.complete && left.instances.iter().all(|one| !one.state.may_bill()));
+    assert_eq!(billed(&cloud), 0);
+}
+
+#[tokio::test]
+async fn a_key_that_signs_wrongly_is_refused_and_not_told() {
+    let shop = open(|_| {});
+    let keys = Some(AwsKeys::new(KEY, "another canary", None));
+    let settings = AwsConfig { keys, ..config(&shop.cloud.url()) };
+    let error = Aws::new(settings).expect("settings").quote().await.expect_err("refused");
+    assert_eq!(error.reason(), Reason::Unauthorized, "{error}");
+    assert!(!format!("{error:?}").contains("canary"), "{error:?}");
 }

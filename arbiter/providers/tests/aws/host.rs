@@ -180,10 +180,10 @@ async fn a_machine_that_boots_again_ends() {
 
 #[tokio::test]
 async fn the_host_timer_goes_by_the_lease_and_survives_a_hangup() {
-    let host = Host::boot(sha256(AGENT), 8, RUNS).await;
+    let host = Host::boot(sha256(AGENT), 30, RUNS).await;
     host.until("it runs", |log| log.contains("docker wait petaflop")).await;
     hang_up(host.shell.id().expect("it runs"));
-    let deadline = uptime() + 25;
+    let deadline = uptime() + 40;
     std::fs::write(host.lease(), format!("{deadline}\n")).expect("a file");
     host.until("the lease is over", |log| log.contains("shutdown -h now")).await;
     assert!(uptime() >= deadline, "the lease had moved the end");

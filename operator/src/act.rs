@@ -316,11 +316,11 @@ impl Actor<'_> {
 
     /// What a machine cost that was given back within the call that made it.
     async fn account_waste(&self, stored: &StoredClaim, waste: &Waste) -> Result<(), ActError> {
-        let Waste { instance, price, from, to } = waste;
+        let Waste { instance: _, price, from, to } = waste;
         let claim = &stored.claim;
         let mut spec = claim.spec.clone();
         spec.offer.price = *price;
-        let uid = format!("{}.{instance}", claim.uid);
+        let uid = waste_uid(&claim.uid, waste);
         let mut rows = self.ledger.claim(&spec, &uid, *from).await?;
         rows.budgets.clone_from(&self.budgets);
         self.ledger.bring_up(&mut rows, *to, true).await?;
@@ -385,6 +385,11 @@ pub fn left_alone_for(error: &LaunchError) -> Option<Duration> {
         Retry::ElsewhereFor(wait) => Some(wait),
         Retry::After(_) | Retry::AfterChange => None,
     }
+}
+
+/// Under which uid of a claim it is booked what was given back: beside the claim's own rows.
+pub fn waste_uid(claim_uid: &str, waste: &Waste) -> String {
+    format!("{claim_uid}.{}", waste.instance)
 }
 
 /// How long all offers of a provider are left alone after it refused us, and not this one thing.

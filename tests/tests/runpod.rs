@@ -268,9 +268,13 @@ async fn what_is_dearer_than_quoted_or_taken_away_is_booked_and_the_job_goes_on(
     let status = job.status.context("a status")?;
     ensure!(status.interruptions == 1, "{status:#?}");
     cluster.until_no_claims().await?;
+    cluster.quiet(&running).await?;
     ensure!(world.billing() == 0, "{:?}", world.runpod.engine(|engine| engine.invoice()));
     let pods = world.runpod.engine(|engine| engine.machines().len());
     ensure!(pods == 3, "{pods} pods: the dearer one, the one taken away, and the last");
+
+    let cost = cluster.job("unlucky").await?.status.and_then(|s| s.cost).and_then(|c| c.total);
+    ensure!(cost.context("a cost")?.micro_dollars()? == cluster.booked().await?, "its cost");
 
     // What was given back has a row of its own, at its own price.
     let rows = cluster.rows().await?;

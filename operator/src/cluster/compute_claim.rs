@@ -10,7 +10,7 @@ use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::ComputeClaim;
 use petaflop_crds::spend_budget::Period;
-use petaflop_providers::{Instance, InstanceId, Provider, Work};
+use petaflop_providers::{Instance, InstanceId, LaunchError, Provider, Work};
 
 use crate::act::{self, ActError, Driven};
 use crate::claims::{Claims, StoredClaim};
@@ -281,6 +281,10 @@ impl Pass<'_> {
             if let Some(wait) = act::shut_for(&error) {
                 let seller = self.provider.name();
                 operator.providers.leave_all_alone(seller, in_future(wait), error.reason());
+            }
+            if let LaunchError::GivenBack { waste, .. } = &error {
+                let rows = operator.ledger.since(&act::waste_uid(&uid, waste), 0).await?;
+                rows.iter().for_each(|row| operator.book.add(row));
             }
             if let Some(wait) = act::rest(&error) {
                 operator.providers.rest(&uid, in_future(wait), now);

@@ -10,7 +10,7 @@ use petaflop_arbiter::reason::Reason;
 use petaflop_cloud_box::ec2::{Ec2, Setup};
 use petaflop_cloud_box::faults::{Fault, Operation};
 use petaflop_cloud_box::host::StateOnly;
-use petaflop_providers::aws::{Aws, AwsConfig, AwsKeys, AwsRegion, HostImages};
+use petaflop_providers::aws::{Aws, AwsConfig, AwsKeys, AwsRegion};
 use petaflop_providers::{InstanceId, InstanceState, Provider};
 
 use super::drive::Buyer;
@@ -35,15 +35,10 @@ fn open(change: impl FnOnce(&mut Setup)) -> Shop {
         subnets: Vec::new(),
         security_groups: Vec::new(),
     };
-    let images = HostImages {
-        cpu_x86: "/aws/service/ami-amazon-linux-latest/al2023-ami-kernel-default-x86_64".into(),
-        ..HostImages::default()
-    };
     let settings = AwsConfig {
         keys: Some(AwsKeys::new(KEY, SECRET, None)),
         regions: vec![region("us-east-1"), region("us-east-2")],
         types: vec!["c7i".into(), "g6".into()],
-        images,
         ..config(&cloud.url())
     };
     let hands = Hands(clock);

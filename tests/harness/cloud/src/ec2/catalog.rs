@@ -339,6 +339,18 @@ const IMAGES: &[(&str, &str, &str, u32)] = &[
         "arm64",
         75,
     ),
+    (
+        "/aws/service/ecs/optimized-ami/amazon-linux-2023/recommended/image_id",
+        "al2023-ami-ecs-hvm-x86_64-ebs",
+        "x86_64",
+        30,
+    ),
+    (
+        "/aws/service/ecs/optimized-ami/amazon-linux-2023/arm64/recommended/image_id",
+        "al2023-ami-ecs-hvm-arm64-ebs",
+        "arm64",
+        30,
+    ),
 ];
 
 /// An id as EC2 makes them: a prefix and seventeen hexadecimal digits, the first of them 0.

@@ -31,7 +31,7 @@ demo: toolchain ## price the world, train a model here, serve it, ask it (DATA=f
 
 test: toolchain musl python cluster ## every test of the workspace, on a real Kubernetes where one is needed
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
-	@$(CARGO) build $(PROFILE) --bin petaflop-agent --target $(MUSL)
+	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
 	@PATH="$(GO_PATH)" CARGO="$(CARGO)" tests/steady.sh $(PROFILE) --workspace
 
 faults: toolchain cluster ## every crash point of every scenario, and all faults of docs/faults.md; ends with one line of JSON

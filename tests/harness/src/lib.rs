@@ -6,7 +6,7 @@
 //! test) · [`Component`] (one process) · [`Writes`] (what was written, from the
 //! audit log) · [`Proxy`] (a bad network before the apiserver) · `etcd`
 //! (compaction) · [`kwok`] (nodes that do not exist) · [`node`] (one that does)
-//! · [`tools`] (kubectl, helm and others by path).
+//! · [`roots`] (root file systems as folders) · [`tools`] (kubectl, helm and others by path).
 //!
 //! Beneath: `servers` (their command lines), `cache` (what is built or fetched
 //! once), `kubernetes` (the build), `certificates`, `ports`, and `state` (the
@@ -29,6 +29,7 @@ mod options;
 mod ports;
 mod process;
 mod proxy;
+pub mod roots;
 mod servers;
 mod state;
 pub mod tools;

@@ -1,7 +1,7 @@
 //! What a rented machine *is*. The engine says when one starts and when it ends; a [`Host`] does it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +69,16 @@ pub type Wake = Arc<dyn Fn() + Send + Sync>;
 pub trait Host: Send {
     /// Whom to wake when a machine's program ends by itself. Said once, before the first start.
     fn wakes(&mut self, _wake: Wake) {}
+
+    /// Where a provider listens, so that its machines reach it at the same address as everybody.
+    fn listens(&self) -> IpAddr {
+        Ipv4Addr::LOCALHOST.into()
+    }
+
+    /// Whether there is such an image. A machine of another never gets as far as its program.
+    fn pulls(&self, _image: &str) -> bool {
+        true
+    }
 
     /// A machine starts.
     fn start(&mut self, machine: &str, boot: &Boot);

@@ -7,6 +7,7 @@
 //! | [`engine`] | products, prices, machines and their life, account, invoice; pure |
 //! | [`faults`] | every way to misbehave, by name, and when |
 //! | [`host`] | what a rented machine *is*: a trait, and machines that are only a state |
+//! | [`machines`] | machines that are real |
 //! | [`runpod`] | RunPod's REST v2 and GraphQL |
 //! | [`ec2`] | EC2's query protocol, and what of SSM, Pricing and STS belongs to buying there |
 //! | `shell` | what each of them stands in: port, clock, lock, faults of the connection |
@@ -18,5 +19,6 @@ pub mod ec2;
 pub mod engine;
 pub mod faults;
 pub mod host;
+pub mod machines;
 pub mod runpod;
 mod shell;

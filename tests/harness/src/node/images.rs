@@ -127,17 +127,24 @@ pub fn debian_base() -> Result<PathBuf> {
 
 /// The archive of [`BUSYBOX`].
 pub(crate) fn busybox(state: &State) -> Result<PathBuf> {
-    let binary = by_debian("busybox", &["busybox-static"])?;
     let folder = state.path("busybox");
-    let install = |into: &Path| -> std::io::Result<()> {
-        std::fs::create_dir_all(into.join("bin"))?;
-        std::fs::copy(&binary, into.join("bin/busybox"))?;
-        let containerfile =
-            "FROM scratch\nCOPY bin /bin\nENV PATH=/bin\nCMD [\"sleep\", \"infinity\"]\n";
-        std::fs::write(into.join("Containerfile"), containerfile)
-    };
-    install(&folder).map_err(Error::io(folder.display().to_string()))?;
+    install_busybox(&folder)?;
+    let containerfile =
+        "FROM scratch\nCOPY bin /bin\nENV PATH=/bin\nCMD [\"sleep\", \"infinity\"]\n";
+    std::fs::write(folder.join("Containerfile"), containerfile)
+        .map_err(Error::io(folder.display().to_string()))?;
+    let archive = state.path("busybox.tar");
+    Image::new(&folder, BUSYBOX).build(&archive)?;
+    Ok(archive)
+}
+
+/// Its programs into `bin` of a folder.
+pub(crate) fn install_busybox(folder: &Path) -> Result<()> {
+    let binary = by_debian("busybox", &["busybox-static"])?;
     let bin = folder.join("bin");
+    std::fs::create_dir_all(&bin)
+        .and_then(|()| std::fs::copy(&binary, bin.join("busybox")))
+        .map_err(Error::io(bin.display().to_string()))?;
     run(Command::new(bin.join("busybox")).args(["--install", "-s"]).arg(&bin))?;
     // --install links to the path it was called by.
     for entry in std::fs::read_dir(&bin).map_err(Error::io(bin.display().to_string()))? {
@@ -148,7 +155,5 @@ pub(crate) fn busybox(state: &State) -> Result<PathBuf> {
                 .map_err(Error::io(path.display().to_string()))?;
         }
     }
-    let archive = state.path("busybox.tar");
-    Image::new(&folder, BUSYBOX).build(&archive)?;
-    Ok(archive)
+    Ok(())
 }

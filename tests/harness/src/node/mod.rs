@@ -14,6 +14,7 @@ use k8s_openapi::api::core::v1::Node as Object;
 use kube::Api;
 use serde_json::json;
 
+pub(crate) use images::install_busybox;
 pub use images::{BUSYBOX, DEBIAN, Image, debian_base};
 pub(crate) use namespaces::Namespaces;
 

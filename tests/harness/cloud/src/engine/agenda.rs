@@ -45,10 +45,13 @@ impl Engine {
 
     fn enter(&mut self, id: &str, attempt: u32, life: Life) -> Result<(), Refusal> {
         let now = self.now;
+        let image = self.known(id)?.order.boot.image.clone();
+        let pulled = self.host.pulls(&image);
         let machine = self.known(id)?;
         if machine.attempt != attempt {
             return Ok(());
         }
+        machine.stuck |= !pulled;
         if machine.stuck && life == Life::Running {
             // Where billing begins with running, the provider takes it for running.
             if self.biller.rules().billed_once_it_runs {

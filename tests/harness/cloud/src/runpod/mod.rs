@@ -81,12 +81,13 @@ pub struct Setup {
 pub struct RunPod(Shell<World>);
 
 impl RunPod {
-    /// Starts one on a free port of this host.
+    /// Starts one on a free port of this host, where its machines reach it too.
     ///
     /// # Errors
     /// When there is no port.
     pub fn start(setup: Setup) -> io::Result<Self> {
         let Setup { clock, seed, keys, pace, deposit, limits, page, mut host } = setup;
+        let listen = SocketAddr::new(host.listens(), 0);
         let (catalog, products) = catalog::captured();
         let make = |now, wake| {
             host.wakes(wake);
@@ -113,7 +114,7 @@ impl RunPod {
                 calls: Vec::new(),
             }
         };
-        Ok(Self(Shell::start("runpod", clock, SocketAddr::from(([127, 0, 0, 1], 0)), make)?))
+        Ok(Self(Shell::start("runpod", clock, listen, make)?))
     }
 
     /// What stands before `/v2` and `/graphql`: `http://127.0.0.1:…`.

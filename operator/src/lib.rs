@@ -9,8 +9,9 @@
 //! |---|---|
 //! | [`act`] | one claim through the buying protocol: **the line that buys** is here |
 //! | [`agents`], [`run`] | whoever is on a claimed machine: met, enrolled, listened to; what its command does |
-//! | [`installation`] | whose machines they are |
+//! | [`fleet`], [`installation`] | what claimed machines are and run; whose they are |
 //! | [`claims`], [`ledger`] | what is durable: claims wherever they are stored; what they cost |
+//! | [`store_at`] | where things are kept, and what opens that |
 //! | [`costs`] | what was spent |
 //! | [`status`] | what a running job says of itself |
 //! | [`models`] | published shapes, by name |
@@ -29,6 +30,7 @@ pub mod cli;
 pub mod cluster;
 pub mod costs;
 pub mod embedded;
+pub mod fleet;
 pub mod gateway;
 pub mod http;
 pub mod installation;
@@ -37,4 +39,5 @@ pub mod models;
 pub mod restart;
 pub mod run;
 pub mod status;
+pub mod store_at;
 pub mod uid;

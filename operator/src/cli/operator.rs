@@ -11,21 +11,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Code, Failure, Outcome, waiting};
 use crate::cluster::begin::begin;
 use crate::cluster::settings::{Settings, StoreAt};
+use crate::store_at::HANDED_ON;
 
-/// What of the environment opens a bucket from another machine. Whatever else begins with `AWS_` is
-/// this Pod's own (a token file, a role), and is no one else's business.
-const HANDED_ON: [&str; 8] = [
-    "AWS_ACCESS_KEY_ID",
-    "AWS_SECRET_ACCESS_KEY",
-    "AWS_SESSION_TOKEN",
-    "AWS_REGION",
-    "AWS_DEFAULT_REGION",
-    "AWS_ENDPOINT_URL",
-    "AWS_ENDPOINT_URL_S3",
-    "AWS_VIRTUAL_HOSTED_STYLE_REQUEST",
-];
-
-/// Of these the ledger's credentials are named after this.
+/// Of [`HANDED_ON`] the ledger's credentials are named after this.
 const LEDGER: &str = "PETAFLOP_LEDGER_";
 
 #[derive(clap::Args)]

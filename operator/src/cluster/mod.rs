@@ -94,6 +94,7 @@ use petaflop_providers::{EnrolmentToken, Provider, Work};
 
 use crate::act::Actor;
 use crate::agents::{Agents, Listener};
+use crate::fleet::Fleet;
 use crate::installation::Installation;
 use crate::ledger::Ledger;
 use admit::Admissions;
@@ -270,6 +271,17 @@ impl Operator {
     /// How others wake us.
     pub fn handle(&self) -> Handle {
         self.handle.clone()
+    }
+
+    /// What all machines have in common.
+    pub fn fleet(&self) -> Fleet<'_> {
+        Fleet {
+            installation: &self.installation,
+            runtime_image: &self.settings.runtime_image,
+            runtime: &self.settings.runtime,
+            agent_image: &self.settings.agent_image,
+            store: &self.settings.store,
+        }
     }
 
     /// See [`Handle::owner_changed`].

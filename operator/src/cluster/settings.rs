@@ -1,13 +1,10 @@
 //! What the operator is started with. The chart's values become these flags.
 
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
 
-use object_store::ObjectStore;
-use petaflop_agent_api::task::Secret;
 use petaflop_providers::runpod::AgentDownload;
-use petaflop_store::{StoreError, place};
+
+pub use crate::store_at::StoreAt;
 
 /// What the operator is started with.
 #[derive(Clone, Debug)]
@@ -45,25 +42,4 @@ pub struct Settings {
     pub secret_reader: String,
     /// Whether several replicas elect a leader; else there may be one only.
     pub leader_elect: bool,
-}
-
-/// A place, and what opens it.
-#[derive(Clone, Debug, Default)]
-pub struct StoreAt {
-    /// Folder or `s3://bucket/prefix`.
-    pub uri: String,
-    /// As the environment would name it (`AWS_ACCESS_KEY_ID`, …).
-    pub credentials: BTreeMap<String, Secret>,
-}
-
-impl StoreAt {
-    /// What lies there, by path.
-    ///
-    /// # Errors
-    /// It cannot be used.
-    pub fn objects(&self) -> Result<Arc<dyn ObjectStore>, StoreError> {
-        let credentials: place::Credentials<'_> =
-            self.credentials.iter().map(|(name, value)| (name.as_str(), value.expose())).collect();
-        place::objects(&self.uri, Some(&credentials).filter(|given| !given.is_empty()))
-    }
 }

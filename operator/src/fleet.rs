@@ -1,0 +1,136 @@
+//! What a claimed machine is, and what its agent is told to run: the same with a cluster and without.
+
+use std::collections::BTreeMap;
+
+use petaflop_agent_api::task::{LogSink, PROGRESS_FILE, Secret, Task, TaskFile};
+use petaflop_arbiter::claim::ClaimSpec;
+use petaflop_arbiter::offer::Offer;
+use petaflop_crds::compute_claim::{OWNER_KIND_LABEL, OWNER_LABEL, OwnerKind};
+use petaflop_plan::recipe::{Input, JobSpec, ResolvedRecipe};
+use petaflop_providers::Machine;
+use petaflop_providers::machine::{AgentSource, Bootstrap};
+
+use crate::installation::Installation;
+use crate::store_at::StoreAt;
+
+/// Where an agent listens.
+pub const AGENT_PORT: u16 = 7443;
+
+/// What is asked for where nothing else is known: one processor, and 1 GiB.
+const CPU_MILLIS: u32 = 1000;
+const MEMORY: u64 = 1 << 30;
+
+/// What all machines of an installation have in common.
+#[derive(Clone, Copy)]
+pub struct Fleet<'a> {
+    /// Whose they are.
+    pub installation: &'a Installation,
+    /// Image of our runtime.
+    pub runtime_image: &'a str,
+    /// The runtime's program in it.
+    pub runtime: &'a str,
+    /// Image that carries the agent, for machines that fetch images.
+    pub agent_image: &'a str,
+    /// Where artifacts, checkpoints and logs are kept.
+    pub store: &'a StoreAt,
+}
+
+/// What of a TrainingJob its machine must know.
+pub struct Training {
+    /// The recipe, resolved once.
+    pub recipe: ResolvedRecipe,
+    /// Where its inputs lie.
+    pub inputs: Vec<Input>,
+    /// Seconds between two checkpoints.
+    pub checkpoint_interval_seconds: u64,
+    /// Checkpoints that are kept.
+    pub keep_checkpoints: u32,
+    /// It is trained even where its result is there already.
+    pub fresh: bool,
+    /// Seconds that it has for its last checkpoint.
+    pub grace_seconds: u64,
+    /// What it finds in its environment, beside what opens the store.
+    pub secrets: BTreeMap<String, Secret>,
+}
+
+impl Fleet<'_> {
+    /// The machine of a claim. An offer of an owned machine is a slice: all of it is asked for.
+    pub fn machine(&self, claim: &ClaimSpec) -> Machine {
+        let Offer { vcpu_milli, memory, .. } = &claim.offer;
+        let kind = OwnerKind::from(claim.owner.kind).as_str().to_owned();
+        let labels = [(OWNER_KIND_LABEL, kind), (OWNER_LABEL, claim.owner.name.clone())];
+        Machine {
+            image: self.runtime_image.to_owned(),
+            agent: AgentSource::Image(self.agent_image.to_owned()),
+            bootstrap: Bootstrap {
+                operator_key: self.installation.root.noise().public().to_string(),
+                endpoint: None,
+                port: AGENT_PORT,
+            },
+            cpu_millis: vcpu_milli.unwrap_or(CPU_MILLIS),
+            memory: memory.unwrap_or(MEMORY),
+            ephemeral: None,
+            ports: Vec::new(),
+            service_account: None,
+            image_pull_secrets: Vec::new(),
+            volumes: Vec::new(),
+            grace_seconds: 0,
+            labels: labels.map(|(label, value)| (label.to_owned(), value)).into(),
+        }
+    }
+
+    /// What the agent of a job's machine is told to run.
+    ///
+    /// # Errors
+    /// The job cannot be written down as JSON.
+    pub fn training(&self, claim: &ClaimSpec, job: Training) -> Result<Task, serde_json::Error> {
+        let Training { recipe, inputs, checkpoint_interval_seconds, keep_checkpoints, .. } = job;
+        let job_spec = JobSpec {
+            recipe,
+            inputs,
+            store: self.store.uri.clone(),
+            checkpoints: self.checkpoints(&claim.owner.uid),
+            checkpoint_interval_seconds,
+            keep_checkpoints,
+        };
+        let mut argv: Vec<String> =
+            [self.runtime, "train", "--job", "job.json", "--progress", PROGRESS_FILE]
+                .map(str::to_owned)
+                .into();
+        if job.fresh {
+            argv.push("--fresh".to_owned());
+        }
+        let mut secrets = self.store.credentials.clone();
+        secrets.extend(job.secrets);
+        Ok(Task {
+            argv,
+            env: BTreeMap::new(),
+            secrets,
+            files: vec![TaskFile {
+                path: "job.json".to_owned(),
+                bytes: serde_json::to_vec_pretty(&job_spec)?,
+            }],
+            dir: None,
+            progress: PROGRESS_FILE.to_owned(),
+            log_sink: Some(self.log_sink(claim)),
+            grace_seconds: job.grace_seconds,
+            ready: None,
+        })
+    }
+
+    /// Where a job's checkpoints are. Of this object alone: another of the same name and key must not
+    /// take them over, for its data may have been looked at under other rights.
+    pub fn checkpoints(&self, owner_uid: &str) -> String {
+        format!("{}/checkpoints/{owner_uid}", self.store.uri)
+    }
+
+    /// Where the logs of a claim go.
+    pub fn log_sink(&self, claim: &ClaimSpec) -> LogSink {
+        let owner = &claim.owner;
+        LogSink {
+            uri: self.store.uri.clone(),
+            prefix: format!("logs/{}/{}/{}", owner.namespace, owner.name, claim.name),
+            credentials: self.store.credentials.clone(),
+        }
+    }
+}

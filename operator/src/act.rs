@@ -392,6 +392,16 @@ pub fn waste_uid(claim_uid: &str, waste: &Waste) -> String {
     format!("{claim_uid}.{}", waste.instance)
 }
 
+/// How long a machine in this trouble may still come up.
+pub const fn patience(trouble: Reason) -> SignedDuration {
+    SignedDuration::from_secs(match trouble {
+        Reason::InsufficientCapacity => 30,
+        Reason::ImagePullFailed => 180,
+        Reason::InvalidSpec | Reason::SpotInterrupted => 0,
+        _ => i64::MAX,
+    })
+}
+
 /// How long all offers of a provider are left alone after it refused us, and not this one thing.
 pub fn shut_for(error: &LaunchError) -> Option<Duration> {
     match error {

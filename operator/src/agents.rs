@@ -54,6 +54,19 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// An agent that was not heard from this long makes us look whether its machine is there.
 const SILENCE: Duration = Duration::from_secs(90);
 
+/// What a run says, in its order.
+const EVENTS: [&str; 9] = [
+    "started",
+    "serving",
+    "checkpoint",
+    "step",
+    "validation",
+    "skipped",
+    "stopped",
+    "failed",
+    "finished",
+];
+
 /// Why an agent was not understood.
 #[derive(Debug, thiserror::Error)]
 enum TalkError {
@@ -91,6 +104,8 @@ pub struct Agents {
 struct Session {
     claim_uid: String,
     run: Run,
+    /// The newest line of each kind, in the order in which a run says them.
+    lines: Vec<Progress>,
     drain: watch::Sender<Option<Duration>>,
     /// Time since boot after which draining is given up.
     drain_until: Option<Duration>,
@@ -123,6 +138,11 @@ impl Agents {
     /// What an agent said last of its command.
     pub fn run(&self, name: &Name) -> Option<Run> {
         self.lock().get(name).map(|session| session.run.clone())
+    }
+
+    /// The newest line of each kind that its command wrote, in the order in which a run says them.
+    pub fn lines(&self, name: &Name) -> Vec<Progress> {
+        self.lock().get(name).map(|session| session.lines.clone()).unwrap_or_default()
     }
 
     /// A claim is over, or gone.
@@ -178,7 +198,8 @@ impl Agents {
         };
         let task = tokio::spawn(talk.go_on()).abort_handle();
         let claim_uid = stored.claim.uid.clone();
-        let session = Session { claim_uid, run: Run::default(), drain, drain_until: None, task };
+        let (run, lines) = Default::default();
+        let session = Session { claim_uid, run, lines, drain, drain_until: None, task };
         sessions.insert(name.clone(), session);
         true
     }
@@ -286,24 +307,10 @@ impl Talk {
         run.started |= ["started", "serving"].iter().any(|e| report.progress.contains_key(*e));
         run.heard = true;
         run.ready = matches!(report.state, State::Ready);
-        // In the order in which a run says them.
-        for event in [
-            "started",
-            "serving",
-            "checkpoint",
-            "step",
-            "validation",
-            "skipped",
-            "stopped",
-            "failed",
-            "finished",
-        ] {
-            if let Some(line) = report.progress.get(event)
-                && let Ok(line) = serde_json::from_value::<Progress>(line.clone())
-            {
-                run.take_over(&line);
-            }
-        }
+        let lines = EVENTS.iter().filter_map(|event| report.progress.get(*event));
+        let lines = lines.filter_map(|line| serde_json::from_value::<Progress>(line.clone()).ok());
+        session.lines = lines.collect();
+        session.lines.iter().for_each(|line| run.take_over(line));
         if let State::Exited(exit) = &report.state {
             run.exited(exit);
         }

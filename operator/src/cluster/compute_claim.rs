@@ -232,15 +232,9 @@ impl Pass<'_> {
     /// Why a machine that does not come up never will, once it had its time. Its offer is left alone.
     fn hopeless(&self, stored: &StoredClaim, seen: Option<&Instance>) -> Option<Reason> {
         let trouble = seen?.trouble.as_ref()?;
-        let patience = match trouble.reason {
-            Reason::InsufficientCapacity => 30,
-            Reason::ImagePullFailed => 180,
-            Reason::InvalidSpec | Reason::SpotInterrupted => 0,
-            _ => return None,
-        };
         let Phase::Launched { at, .. } = &stored.claim.phase else { return None };
         let now = self.operator.clock.now();
-        if now.duration_since(*at) < SignedDuration::from_secs(patience) {
+        if now.duration_since(*at) < act::patience(trouble.reason) {
             return None;
         }
         tracing::warn!(claim = %self.name.1, reason = %trouble.reason, "{}", trouble.message);

@@ -7,6 +7,7 @@ use petaflop_plan::recipe::JobSpec;
 use petaflop_providers::Command;
 
 use crate::claims::StoredClaim;
+use crate::embedded::elsewhere::Elsewhere;
 use crate::embedded::home::{Home, HomeError, write_json};
 use crate::embedded::job::{Admission, Folder, ServedModel, Task, Training};
 
@@ -16,6 +17,7 @@ pub fn of(
     folder: &Folder,
     admission: &Admission,
     runtime: &Path,
+    elsewhere: Option<&Elsewhere>,
     stored: &StoredClaim,
 ) -> Result<Command, HomeError> {
     let run = folder.run(&stored.claim.spec.name);
@@ -26,7 +28,7 @@ pub fn of(
     let (memory, grace_seconds) = match &admission.task {
         Task::Training(task) => {
             let job = run.join("job.json");
-            write_json(&job, &job_spec(home, folder, task))?;
+            write_json(&job, &job_spec(home, folder, elsewhere, admission, task))?;
             argv.extend(["train".to_owned(), "--job".to_owned(), text(&job)]);
             argv.extend(["--progress".to_owned(), progress]);
             if task.spec.cache == Cache::Never {
@@ -63,12 +65,26 @@ pub fn of(
     Ok(Command { argv, env: Default::default(), dir: text(&run), log, memory, grace_seconds })
 }
 
-fn job_spec(home: &Home, folder: &Folder, task: &Training) -> JobSpec {
+/// Where machines are rented too, all share one store: a job may move from here to there and back.
+fn job_spec(
+    home: &Home,
+    folder: &Folder,
+    elsewhere: Option<&Elsewhere>,
+    admission: &Admission,
+    task: &Training,
+) -> JobSpec {
+    let (store, checkpoints) = match elsewhere.map(Elsewhere::fleet) {
+        Some(fleet) => (fleet.store.uri.clone(), fleet.checkpoints(&admission.uid)),
+        None => {
+            let checkpoints = folder.checkpoints(&task.key).display().to_string();
+            (home.store().display().to_string(), checkpoints)
+        }
+    };
     JobSpec {
         recipe: task.recipe.clone(),
         inputs: task.inputs.clone(),
-        store: home.store().display().to_string(),
-        checkpoints: folder.checkpoints(&task.key).display().to_string(),
+        store,
+        checkpoints,
         checkpoint_interval_seconds: u64::from(task.spec.checkpoint.interval_seconds),
         keep_checkpoints: task.spec.output.keep_checkpoints,
     }

@@ -9,9 +9,12 @@
 //!   marginPercent: 10    # opportunity margin
 //! ```
 //!
-//! Accounts that `petaflop offers --live` asks stand there too: [`RunPodAccount`].
+//! Accounts that `petaflop offers --live` asks stand there too: [`RunPodAccount`]; and what machines need
+//! that are rented from them: [`Rented`].
 
+use petaflop_arbiter::money::UsdPerHour;
 use petaflop_providers::host::price::PowerPrice;
+use petaflop_providers::runpod::AgentDownload;
 use serde::{Deserialize, Serialize};
 
 use crate::embedded::home::{Home, HomeError, read_optional};
@@ -26,6 +29,37 @@ pub struct Config {
     /// An account at RunPod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runpod: Option<RunPodAccount>,
+    /// What machines need that are rented; without it none are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rented: Option<Rented>,
+}
+
+/// What machines need that are rented.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rented {
+    /// Where they and this machine read and write artifacts, checkpoints and logs, such as
+    /// `s3://bucket/prefix`. The environment opens it (`AWS_ACCESS_KEY_ID`, …).
+    pub store: String,
+    /// Where they fetch the agent.
+    pub agent: AgentDownload,
+    /// Image of our runtime.
+    #[serde(default = "runtime_image")]
+    pub runtime_image: String,
+    /// The runtime's program in it.
+    #[serde(default = "runtime")]
+    pub runtime: String,
+    /// Dollars an hour that all machines of one provider may cost together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_hourly: Option<UsdPerHour>,
+}
+
+fn runtime_image() -> String {
+    concat!("petaflop-runtime:", env!("CARGO_PKG_VERSION")).to_owned()
+}
+
+fn runtime() -> String {
+    "petaflop-runtime".to_owned()
 }
 
 impl Config {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! installation            its uid, made once
+//! root.key                what the keys of its agents are derived from, made once; nobody else may read it
 //! config.yaml             what the user may set (see `config`)
 //! claims/<name>.json      claims, changed by compare-and-swap (`claims`)
 //! ledger/…                rows of money, created and never changed (`ledger`)
@@ -16,11 +17,14 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use object_store::local::LocalFileSystem;
+use petaflop_agent_api::keys::OperatorRoot;
 
+use crate::installation::Installation;
 use crate::ledger::Ledger;
 use crate::uid;
 
@@ -96,6 +100,40 @@ impl Home {
     /// The uid that machines of this installation carry.
     pub fn installation(&self) -> &str {
         &self.installation
+    }
+
+    /// Who this installation is to its agents. Its root is made at first use.
+    ///
+    /// # Errors
+    /// The file cannot be used, or is damaged.
+    pub fn identity(&self) -> Result<Installation, HomeError> {
+        let path = self.root.join("root.key");
+        if read_optional(&path)?.is_none() {
+            let draft = draft_of(&path);
+            let root = OperatorRoot::generate();
+            let mut private = File::options();
+            let private = private.write(true).create_new(true).mode(0o600);
+            let linked = private
+                .open(&draft)
+                .and_then(|mut file| {
+                    file.write_all(&*root.to_bytes()).and_then(|()| file.sync_all())
+                })
+                .and_then(|()| fs::hard_link(&draft, &path));
+            let _ = fs::remove_file(&draft);
+            match linked {
+                // Of two processes that make it at once both use the same one.
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(HomeError::unusable(&path)(error));
+                }
+                _ => sync_folder_of(&path)?,
+            }
+        }
+        let bytes = fs::read(&path).map_err(HomeError::unusable(&path))?;
+        let root = <[u8; 32]>::try_from(bytes.as_slice()).map_err(|_| HomeError::Damaged {
+            path: path.clone(),
+            what: "expected 32 bytes; machines that run know only the key it held".to_owned(),
+        })?;
+        Ok(Installation { uid: self.installation.clone(), root: OperatorRoot::from_bytes(root) })
     }
 
     /// The ledger: a file a row, synced before the next step.

@@ -1,5 +1,5 @@
-//! Providers that are asked for their prices at once, outside of a cluster. Nothing is bought from
-//! them: what runs here are processes of this host.
+//! Providers elsewhere, outside of a cluster. They are asked for their prices by `petaflop offers --live`;
+//! machines are bought from them where `config.yaml` says what those need: [`Rented`].
 //!
 //! Keys come from the environment, or from a file of their own that `config.yaml` names: never from
 //! the command line, and never out of `config.yaml` itself.
@@ -11,6 +11,8 @@ use petaflop_providers::{Provider, ProviderError};
 use serde::{Deserialize, Serialize};
 
 use crate::embedded::config::Config;
+#[cfg(doc)]
+use crate::embedded::config::Rented;
 use crate::embedded::home::HomeError;
 
 /// An account at RunPod.
@@ -66,6 +68,7 @@ pub fn providers(
     let settings = RunPodConfig {
         base: set(runpod::BASE_VARIABLE).unwrap_or_else(|| runpod::BASE.to_owned()),
         data_centers: account.data_centers,
+        agent: config.rented.as_ref().map(|rented| rented.agent.clone()),
         ..RunPodConfig::new("runpod", ApiKey::new(key))
     };
     Ok(vec![Box::new(RunPod::new(settings)?)])

@@ -11,7 +11,7 @@
 //! | [`place`] | the placement pass: decides, writes claims |
 //! | [`operate`] | the loop of one job or service |
 //! | [`command`], [`health`] | what an instance is told to do; whether it answers |
-//! | [`live`] | providers that are asked for prices, and not bought from |
+//! | [`live`], [`elsewhere`] | providers elsewhere; machines that are rented there |
 //! | [`learn`], [`publish`] | what past runs taught; results copied to where they were asked for |
 //! | [`sweep`] | claims nobody works for, instances no claim wants |
 
@@ -19,6 +19,7 @@ pub mod admit;
 pub mod claims;
 pub mod command;
 pub mod config;
+pub mod elsewhere;
 pub mod health;
 pub mod home;
 pub mod job;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use petaflop_arbiter::estimate::Corrections;
 use petaflop_arbiter::market::Market;
-use petaflop_arbiter::money::Usd;
-use petaflop_arbiter::offer::{Offer, OfferId};
+use petaflop_arbiter::money::{Usd, UsdPerHour};
+use petaflop_arbiter::offer::{Offer, OfferId, Sale};
 use petaflop_arbiter::support::SupportTable;
 use petaflop_arbiter::workload::{Workload, WorkloadId};
 use petaflop_arbiter::world::{Assumptions, ProviderState, Switch, Unavailable, World};
@@ -17,13 +17,17 @@ use crate::embedded::claims::FileClaims;
 use crate::embedded::config::Config;
 use crate::embedded::home::{self, Home, HomeError};
 use crate::embedded::job::Folder;
+use crate::embedded::live;
 
 /// The providers of an installation outside a cluster.
 pub struct Providers {
     /// This machine.
     pub host: Host,
+    /// Where machines are rented.
+    pub rented: Vec<Box<dyn Provider>>,
     /// Dated prices.
     pub snapshot: snapshot::Snapshot,
+    max_hourly: Option<UsdPerHour>,
 }
 
 impl Providers {
@@ -35,49 +39,72 @@ impl Providers {
     ) -> Result<Self, HomeError> {
         let folder = home.root().join("host");
         let host = HostConfig { runtime, folder: folder.clone(), power: config.host.clone() };
+        let rented = match &config.rented {
+            Some(_) => live::providers(home.root(), config, |name| std::env::var(name).ok())
+                .map_err(|error| HomeError::Damaged {
+                    path: home.root().join("config.yaml"),
+                    what: format!("it says what rented machines need, and there are none: {error}"),
+                })?,
+            None => Vec::new(),
+        };
         Ok(Self {
             host: Host::new(host).map_err(HomeError::unusable(&folder))?,
+            rented,
             snapshot: snapshot::Snapshot,
+            max_hourly: config.rented.as_ref().and_then(|rented| rented.max_hourly),
         })
     }
 
     /// The provider that made an offer, where it sells.
     pub fn seller(&self, name: &str) -> &dyn Provider {
-        match name {
-            host::NAME => &self.host,
-            // Whoever else is named is known by dated prices only, and refuses.
-            _ => &self.snapshot,
+        if name == host::NAME {
+            return &self.host;
         }
+        // Whoever else is named is known by dated prices only, and refuses.
+        self.sellers().find(|provider| provider.name() == name).unwrap_or(&self.snapshot)
+    }
+
+    /// Those that machines may have been had from.
+    pub fn sellers(&self) -> impl Iterator<Item = &dyn Provider> {
+        let rented = self.rented.iter().map(|provider| &**provider);
+        std::iter::once(&self.host as &dyn Provider).chain(rented)
+    }
+
+    fn rents(&self, name: &str) -> bool {
+        self.rented.iter().any(|provider| provider.name() == name)
     }
 
     /// All offers. A provider that fails is left out and named.
     pub async fn offers(&self) -> (Vec<Offer>, Vec<ProviderError>) {
         let (mut offers, mut errors) = (Vec::new(), Vec::new());
-        for quote in [self.host.quote().await, self.snapshot.quote().await] {
-            match quote {
+        let dated = std::iter::once(&self.snapshot as &dyn Provider);
+        for provider in self.sellers().chain(dated) {
+            match provider.quote().await {
                 Ok(quoted) => offers.extend(quoted),
                 Err(error) => errors.push(error),
             }
         }
+        // What is asked itself need not be compared with what it said once.
+        offers.retain(|offer| offer.sale == Sale::Buyable || !self.rents(&offer.provider));
         (offers, errors)
     }
 }
 
 /// What it is like to start at each provider. Figures for rented machines are what the
 /// providers' own documents and users report; they weigh in estimates, not in bills.
-fn provider_states() -> Vec<ProviderState> {
+fn provider_states(providers: &Providers) -> Vec<ProviderState> {
     let state = |name: &str, startup_seconds: i64, fetch: Option<u64>, egress: i64| ProviderState {
         name: name.to_owned(),
         state: Switch::Enabled,
         allowed_namespaces: None,
-        max_hourly: None,
+        max_hourly: providers.max_hourly.filter(|_| providers.rents(name)),
         monthly: None,
         max_machines: None,
         startup_millis: startup_seconds * 1000,
         fetch_bytes_per_second: fetch,
         egress_usd_per_gb: Usd::from_micros(egress),
         // Dated prices are compared with, wherever they are.
-        remote: false,
+        remote: providers.rents(name),
     };
     vec![
         state("aws", 90, Some(100_000_000), 90_000),
@@ -121,6 +148,7 @@ pub fn write_corrections(home: &Home, corrections: &Corrections) -> Result<(), H
 /// worked for. What else has claims keeps them: they are reservations.
 pub fn world(
     home: &Home,
+    sellers: &Providers,
     offers: Vec<Offer>,
     asked: Workload,
     now: Timestamp,
@@ -146,7 +174,7 @@ pub fn world(
     Ok(World {
         installation: home.installation().to_owned(),
         market: Arc::new(Market::new(offers)),
-        providers: provider_states(),
+        providers: provider_states(sellers),
         unavailable: unavailable(home, now)?,
         workloads,
         claims: FileClaims::of(home).all()?.into_iter().map(|stored| stored.claim).collect(),

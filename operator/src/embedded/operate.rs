@@ -4,22 +4,25 @@
 //! Everything it knows is in files: killed at any line, it goes on from them when it
 //! is started again. One process at a time works for a job (`operator.lock`).
 
+mod rented;
+
 use std::path::Path;
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use petaflop_agent_api::clock::Clock;
-use petaflop_arbiter::claim::Phase as ClaimPhase;
+use petaflop_arbiter::claim::{Identity, Phase as ClaimPhase};
 use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::OwnerKind;
-use petaflop_providers::{Command, EnrolmentToken, InstanceState, Work};
-use petaflop_store::report::ProgressReader;
+use petaflop_providers::{Command, EnrolmentToken, InstanceState, Machine, Work, host};
+use petaflop_store::report::{Progress, ProgressReader};
 
 use crate::act::{self, ActError, Actor, Driven, left_alone_for};
 use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::embedded::claims::FileClaims;
 use crate::embedded::config::Config;
+use crate::embedded::elsewhere::Elsewhere;
 use crate::embedded::home::{Home, HomeError};
 use crate::embedded::job::{Admission, End, Folder, Phase, Status, Task};
 use crate::embedded::observe::{self, Providers};
@@ -28,6 +31,7 @@ use crate::embedded::runtime::{self, RuntimeError};
 use crate::embedded::{command, health, learn, publish};
 use crate::ledger::Ledger;
 use crate::restart::not_before;
+
 use crate::status::{LastWord, take_over};
 
 /// Between two looks while something runs.
@@ -82,13 +86,17 @@ pub async fn operate(home: &Home, folder: &Folder) -> Result<(), OperateError> {
     let Some(_lock) = lock else { return Ok(()) };
     let admission = folder.admission()?.ok_or_else(|| OperateError::Missing(folder.reference()))?;
     let runtime = runtime::find()?;
-    let providers = Providers::of(home, &Config::read(home)?, runtime.clone())?;
+    let (config, clock) = (Config::read(home)?, Clock::system());
+    let providers = Providers::of(home, &config, runtime.clone())?;
+    let elsewhere = Elsewhere::of(home, &config, clock.clone())?;
     let mut operator = Operator {
+        token: token(elsewhere.as_ref()),
+        elsewhere,
         home,
         folder,
         claims: FileClaims::of(home),
         ledger: home.ledger()?,
-        clock: Clock::system(),
+        clock,
         status: folder.status()?,
         admission,
         providers,
@@ -111,6 +119,9 @@ struct Operator<'a> {
     admission: Admission,
     status: Status,
     providers: Providers,
+    /// Where machines are rented too.
+    elsewhere: Option<Elsewhere>,
+    token: Token,
     runtime: std::path::PathBuf,
     /// Progress of the claim that is read now.
     reading: Option<(String, ProgressReader, LastWord)>,
@@ -120,6 +131,32 @@ struct Operator<'a> {
     rests: Option<Timestamp>,
     /// A claim, and what all others have cost.
     others: Option<(String, petaflop_arbiter::money::Usd)>,
+}
+
+type Token = Box<dyn Fn(&Identity) -> EnrolmentToken + Send + Sync>;
+
+fn token(elsewhere: Option<&Elsewhere>) -> Token {
+    match elsewhere.map(Elsewhere::installation) {
+        Some(installation) => Box::new(move |identity| installation.token(identity)),
+        None => Box::new(|_| EnrolmentToken::unused()),
+    }
+}
+
+/// What a claim's machine does.
+enum Doing {
+    /// It is a process of this host.
+    Process(Command),
+    /// It is elsewhere, with an agent that is told what to run.
+    Machine(Box<Machine>),
+}
+
+impl Doing {
+    fn work(&self) -> Work<'_> {
+        match self {
+            Self::Process(command) => Work::Process(command),
+            Self::Machine(machine) => Work::Machine(machine),
+        }
+    }
 }
 
 impl Operator<'_> {
@@ -161,6 +198,14 @@ impl Operator<'_> {
             self.status.phase = phase;
             self.status.reason = Some(reason);
             self.status.message = message;
+            if let (Phase::Complete, Task::Training(task), Some(artifact), Some(elsewhere)) =
+                (phase, &self.admission.task, &self.status.artifact, &self.elsewhere)
+                && let Err(error) = elsewhere.bring_home(self.home, artifact, &task.key).await
+            {
+                self.status.phase = Phase::Failed;
+                self.status.reason = Some(Reason::InvalidSpec);
+                self.status.message = error;
+            }
             // No machine is paid for any more while it is copied.
             if let (Phase::Complete, Task::Training(task), Some(artifact)) =
                 (phase, &self.admission.task, &self.status.artifact)
@@ -223,28 +268,13 @@ impl Operator<'_> {
     ) -> Result<(), OperateError> {
         let name = stored.claim.spec.name.clone();
         self.read_progress(&name);
-        let command = command::of(self.home, self.folder, &self.admission, &self.runtime, &stored)?;
+        let doing = self.doing(&stored)?;
         let mut stored = stored;
         if let ClaimPhase::Launched { at, .. } = stored.claim.phase {
-            let instance = self.actor(&stored, &command).instance(&stored).await?;
-            let state = instance.map(|instance| instance.state);
-            match state {
-                Some(InstanceState::Running | InstanceState::Pending) => {
-                    let now = self.clock.now();
-                    if now.duration_since(self.charged) >= CHARGE {
-                        self.charged = now;
-                        let actor = self.actor(&stored, &command);
-                        stored = actor.charge(stored).await?;
-                    }
-                    self.runs(&stored, at).await;
-                }
-                Some(InstanceState::Terminating) => {}
-                Some(InstanceState::Terminated) | None => {
-                    // Its last words may have been written since they were last read.
-                    self.read_progress(&name);
-                    self.count_end(&name);
-                }
-            }
+            stored = match &doing {
+                Doing::Process(_) => self.here(stored, at, &doing).await?,
+                Doing::Machine(_) => self.rented(stored, at, suspend, &doing).await?,
+            };
         }
         let wanted = self.wanted(&stored, suspend);
         // What was concluded must outlive us before the claim that shows it goes.
@@ -253,7 +283,10 @@ impl Operator<'_> {
         if rests && stored.claim.phase == ClaimPhase::Planned && wanted == Wanted::Yes {
             return Ok(());
         }
-        let (driven, refusal) = self.actor(&stored, &command).drive(stored, wanted).await?;
+        if wanted != Wanted::Yes && self.still_saves(&stored) {
+            return Ok(());
+        }
+        let (driven, refusal) = self.actor(&stored, &doing).drive(stored, wanted).await?;
         match driven {
             Driven::Steady(_) | Driven::Gone => {}
             Driven::Waiting(_, reason) => self.status.reason = Some(reason),
@@ -272,16 +305,66 @@ impl Operator<'_> {
         Ok(())
     }
 
+    /// What a claim's machine is to do.
+    fn doing(&self, stored: &StoredClaim) -> Result<Doing, HomeError> {
+        let elsewhere = self.elsewhere.as_ref();
+        if stored.claim.spec.offer.provider != host::NAME
+            && let Some(machine) =
+                elsewhere.and_then(|there| there.machine(&self.admission, stored))
+        {
+            return Ok(Doing::Machine(Box::new(machine)));
+        }
+        let Self { home, folder, admission, runtime, .. } = self;
+        Ok(Doing::Process(command::of(home, folder, admission, runtime, elsewhere, stored)?))
+    }
+
+    /// A process of this host was launched.
+    async fn here(
+        &mut self,
+        mut stored: StoredClaim,
+        at: Timestamp,
+        doing: &Doing,
+    ) -> Result<StoredClaim, OperateError> {
+        let instance = self.actor(&stored, doing).instance(&stored).await?;
+        match instance.map(|instance| instance.state) {
+            Some(InstanceState::Running | InstanceState::Pending) => {
+                stored = self.charge(stored, doing).await?;
+                self.runs(&stored, at).await;
+            }
+            Some(InstanceState::Terminating) => {}
+            Some(InstanceState::Terminated) | None => {
+                // Its last words may have been written since they were last read.
+                self.read_progress(&stored.claim.spec.name);
+                self.count_end(&stored.claim.spec.name);
+            }
+        }
+        Ok(stored)
+    }
+
+    /// A row of the ledger, if it is time for one.
+    async fn charge(
+        &mut self,
+        stored: StoredClaim,
+        doing: &Doing,
+    ) -> Result<StoredClaim, OperateError> {
+        let now = self.clock.now();
+        if now.duration_since(self.charged) < CHARGE {
+            return Ok(stored);
+        }
+        self.charged = now;
+        Ok(self.actor(&stored, doing).charge(stored).await?)
+    }
+
     /// Who takes a claim through the protocol.
-    fn actor<'a>(&'a self, stored: &StoredClaim, command: &'a Command) -> Actor<'a> {
+    fn actor<'a>(&'a self, stored: &StoredClaim, doing: &'a Doing) -> Actor<'a> {
         Actor {
             installation: self.home.installation(),
             claims: &self.claims,
             ledger: &self.ledger,
             budgets: None,
             provider: self.providers.seller(&stored.claim.spec.offer.provider),
-            work: Some(Work::Process(command)),
-            token: &|_| EnrolmentToken::unused(),
+            work: Some(doing.work()),
+            token: &*self.token,
             leads: &|| true,
             clock: &self.clock,
         }
@@ -322,6 +405,9 @@ impl Operator<'_> {
         // The cost is in the status before the claim goes: crashed here, the sum is made again.
         self.folder.write_status(&self.status)?;
         self.claims.release(stored).await?;
+        if let Some(elsewhere) = &self.elsewhere {
+            elsewhere.forget(stored);
+        }
         self.reading = None;
         Ok(())
     }
@@ -492,6 +578,13 @@ impl Operator<'_> {
                 }
             }
             Err(error) => tracing::warn!(%error, "progress"),
+        }
+    }
+
+    /// Lines of progress that came by an agent.
+    fn take_over(&mut self, lines: &[Progress]) {
+        if let Some((_, _, last)) = &mut self.reading {
+            lines.iter().for_each(|line| take_over(&mut self.status, last, line));
         }
     }
 }

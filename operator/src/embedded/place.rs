@@ -67,7 +67,7 @@ pub async fn look(
     for error in &errors {
         tracing::warn!(%error, reason = %error.reason(), "left out");
     }
-    Ok(observe::world(home, offers, workload, now)?)
+    Ok(observe::world(home, providers, offers, workload, now)?)
 }
 
 /// Decides, and writes the claims that were decided on for this workload.

@@ -37,7 +37,8 @@ pub async fn copy(
     };
     let uid = uid::random().map_err(|e| failed(e.to_string()))?;
     let scratch = home.root().join(format!(".copy-{uid}"));
-    let copied = through(home, artifact, key, output, &scratch).await;
+    let own = home.store().display().to_string();
+    let copied = through(&own, artifact, key, output, &scratch).await;
     let removed = match std::fs::remove_dir_all(&scratch) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(failed(HomeError::unusable(&scratch)(error).to_string()))
@@ -48,15 +49,26 @@ pub async fn copy(
     removed
 }
 
+/// Brings an artifact into the home's store from where rented machines keep theirs, key and all.
+///
+/// # Errors
+/// Either store refuses; the other has the artifact then.
+pub async fn fetch(home: &Home, artifact: &str, key: &str, from: &str) -> Result<(), StoreError> {
+    let scratch = home.root().join(format!(".fetch-{artifact}"));
+    let fetched = through(from, artifact, key, &home.store().display().to_string(), &scratch).await;
+    let _ = std::fs::remove_dir_all(&scratch);
+    fetched
+}
+
 async fn through(
-    home: &Home,
+    from: &str,
     artifact: &str,
     key: &str,
-    output: &str,
+    to: &str,
     scratch: &std::path::Path,
 ) -> Result<(), StoreError> {
-    let from = Store::open(&home.store().display().to_string())?;
-    let to = Store::open(output)?;
+    let from = Store::open(from)?;
+    let to = Store::open(to)?;
     if from.name() == to.name() {
         return Ok(());
     }

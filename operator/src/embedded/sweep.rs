@@ -16,8 +16,8 @@ use crate::embedded::home::{Home, HomeError};
 use crate::embedded::job::Folder;
 use crate::embedded::observe::Providers;
 use crate::embedded::operate;
-use crate::ledger;
-use petaflop_providers::{EnrolmentToken, Provider, ProviderError};
+use crate::ledger::{self, Ledger};
+use petaflop_providers::{EnrolmentToken, Provider, ProviderError, host};
 
 /// Younger instances may belong to a launch that is being written down.
 const GRACE: SignedDuration = SignedDuration::from_secs(10);
@@ -94,43 +94,17 @@ pub enum SweepError {
 /// Sets right what crashes left behind.
 pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, SweepError> {
     let providers = Providers::of(home, &Config::read(home)?, runtime.to_owned())?;
-    let provider: &dyn Provider = &providers.host;
-    let listing = provider.list(home.installation()).await?;
     let claims = FileClaims::of(home);
     let ledger = home.ledger()?;
     let clock = Clock::system();
     let mut swept = Swept::default();
-    let now = Timestamp::now();
-    let known = listing.instances.iter().filter(|i| i.state.may_bill()).count();
-    let mut unclaimed = Vec::new();
-    for instance in &listing.instances {
-        let Some(identity) = &instance.identity else {
-            continue;
-        };
-        let claim = claims.get(&identity.namespace, &identity.claim).await?;
-        if claim.is_some_and(|stored| stored.claim.uid == identity.claim_uid) {
-            continue;
-        }
-        if instance.state.may_bill() {
-            unclaimed.push(instance);
-            continue;
-        }
-        // Gone, and its claim with it: either its ledger was closed before, or it is now.
-        if let (Some(began), Some(ended), Some(offer)) =
-            (instance.started, instance.ended, &instance.offer)
-            && let Some(row) = ledger.close_orphan(identity, offer.clone(), began, ended).await?
-        {
-            swept.booked.push((instance.id.to_string(), row.amount));
-        }
-    }
-    // The young ones count here too, or the rest could be ended one small sweep at a time.
-    if too_many(unclaimed.len(), known) && mass == Mass::Refused {
-        swept.spared = unclaimed.iter().map(|instance| instance.id.to_string()).collect();
-    } else {
-        let old = |at: Timestamp| now.duration_since(at) >= GRACE;
-        for instance in unclaimed.into_iter().filter(|i| i.started.is_some_and(old)) {
-            provider.terminate(&instance.id).await?;
-            swept.orphans.push(instance.id.to_string());
+    for provider in providers.sellers() {
+        match unclaimed(home, &claims, &ledger, provider, mass, &mut swept).await {
+            // Who is elsewhere may be out of reach; what is here is set right all the same.
+            Err(SweepError::Provider(error)) if provider.name() != host::NAME => {
+                tracing::warn!(%error, "not swept");
+            }
+            result => result?,
         }
     }
     for stored in claims.list().await? {
@@ -169,6 +143,52 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
         }
     }
     Ok(swept)
+}
+
+/// Instances of this installation at one provider that no claim wants.
+async fn unclaimed(
+    home: &Home,
+    claims: &FileClaims,
+    ledger: &Ledger,
+    provider: &dyn Provider,
+    mass: Mass,
+    swept: &mut Swept,
+) -> Result<(), SweepError> {
+    let listing = provider.list(home.installation()).await?;
+    let now = Timestamp::now();
+    let known = listing.instances.iter().filter(|i| i.state.may_bill()).count();
+    let mut unclaimed = Vec::new();
+    for instance in &listing.instances {
+        let Some(identity) = &instance.identity else {
+            continue;
+        };
+        let claim = claims.get(&identity.namespace, &identity.claim).await?;
+        if claim.is_some_and(|stored| stored.claim.uid == identity.claim_uid) {
+            continue;
+        }
+        if instance.state.may_bill() {
+            unclaimed.push(instance);
+            continue;
+        }
+        // Gone, and its claim with it: either its ledger was closed before, or it is now.
+        if let (Some(began), Some(ended), Some(offer)) =
+            (instance.started, instance.ended, &instance.offer)
+            && let Some(row) = ledger.close_orphan(identity, offer.clone(), began, ended).await?
+        {
+            swept.booked.push((instance.id.to_string(), row.amount));
+        }
+    }
+    // The young ones count here too, or the rest could be ended one small sweep at a time.
+    if too_many(unclaimed.len(), known) && mass == Mass::Refused {
+        swept.spared = unclaimed.iter().map(|instance| instance.id.to_string()).collect();
+    } else {
+        let old = |at: Timestamp| now.duration_since(at) >= GRACE;
+        for instance in unclaimed.into_iter().filter(|i| i.started.is_some_and(old)) {
+            provider.terminate(&instance.id).await?;
+            swept.orphans.push(instance.id.to_string());
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

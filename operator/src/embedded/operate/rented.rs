@@ -1,0 +1,133 @@
+//! A claim whose machine is elsewhere: its agent is listened to, the provider is asked now and then,
+//! and what ends there is counted as what ends here.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use petaflop_arbiter::claim::Phase as ClaimPhase;
+use petaflop_arbiter::reason::Reason;
+
+use super::{Doing, OperateError, Operator};
+use crate::act;
+use crate::claims::StoredClaim;
+use crate::embedded::job::{Phase, Task};
+use crate::embedded::observe;
+use crate::run::{self, Run};
+use crate::status::LastWord;
+
+/// What did not come up is left alone for so long.
+const NOT_AGAIN: SignedDuration = SignedDuration::from_mins(10);
+
+impl Operator<'_> {
+    /// A machine elsewhere was launched: its agent is listened to; the provider is asked now and then.
+    pub(super) async fn rented(
+        &mut self,
+        stored: StoredClaim,
+        at: Timestamp,
+        suspend: bool,
+        doing: &Doing,
+    ) -> Result<StoredClaim, OperateError> {
+        let Some(elsewhere) = &mut self.elsewhere else { return Ok(stored) };
+        let (run, lines) = elsewhere.heard(&stored);
+        let look = elsewhere.must_look(&stored);
+        self.take_over(&lines);
+        if let Some(run) = &run {
+            if run.started {
+                self.runs(&stored, at).await;
+            }
+            if let Some(end) = &run.end {
+                self.heard_end(&stored, end, suspend);
+                return Ok(stored);
+            }
+        }
+        if !look {
+            return Ok(stored);
+        }
+        let instance = self.actor(&stored, doing).instance(&stored).await?;
+        let there = instance.filter(|instance| instance.state.may_bill());
+        let trouble = there.as_ref().and_then(|instance| instance.trouble.as_ref());
+        let trouble = trouble.map(|trouble| trouble.reason);
+        let Some(there) = there.filter(|_| trouble != Some(Reason::SpotInterrupted)) else {
+            self.is_gone(&stored, run.unwrap_or_default(), suspend).await;
+            return Ok(stored);
+        };
+        let provider = self.providers.seller(&stored.claim.spec.offer.provider);
+        let waited = self.clock.now().duration_since(at);
+        let patience = SignedDuration::try_from(provider.capabilities().launch_timeout);
+        let late = stored.agent_key.is_none() && patience.is_ok_and(|patience| waited > patience);
+        if let Some(reason) = trouble.or(late.then_some(Reason::LaunchTimedOut))
+            && (late || waited > act::patience(reason))
+        {
+            let until = self.clock.now() + NOT_AGAIN;
+            observe::leave_alone(self.home, &stored.claim.spec.offer.id, until, reason)?;
+            self.lost(&stored.claim.spec.name, reason);
+            return Ok(stored);
+        }
+        if let (Some(endpoint), Some(elsewhere)) =
+            (stored.endpoint.clone().or(there.endpoint), &self.elsewhere)
+        {
+            elsewhere.meet(&self.admission, &stored, endpoint);
+        }
+        self.charge(stored, doing).await
+    }
+
+    /// A machine elsewhere is gone, or was taken away: what its agent left in the store counts.
+    async fn is_gone(&mut self, stored: &StoredClaim, mut run: Run, suspend: bool) {
+        let Some(elsewhere) = &self.elsewhere else { return };
+        match elsewhere.left_behind(stored).await {
+            Ok(Some(exit)) => {
+                run.exited(&exit);
+                if let Some(line) = exit.report.and_then(|line| serde_json::from_value(line).ok()) {
+                    self.take_over(&[line]);
+                }
+                if let Some(end) = &run.end {
+                    self.heard_end(stored, end, suspend);
+                }
+            }
+            Ok(None) => self.lost(&stored.claim.spec.name, Reason::SpotInterrupted),
+            Err(error) => tracing::warn!(%error, "how the command ended"),
+        }
+    }
+
+    /// A command elsewhere is over.
+    fn heard_end(&mut self, stored: &StoredClaim, end: &run::End, suspend: bool) {
+        let last = match end {
+            run::End::Finished { artifact, cached: _ } => {
+                LastWord::Finished { artifact: artifact.clone() }
+            }
+            run::End::Stopped => LastWord::Stopped,
+            run::End::Failed { message, retry } => {
+                LastWord::Failed { message: message.clone(), retry: *retry }
+            }
+        };
+        // Asked to stop by ourselves: nothing was lost.
+        let ours = last == LastWord::Stopped && (suspend || self.status.end.is_some());
+        if let Some((_, _, known)) = &mut self.reading {
+            *known = last;
+        }
+        if !ours {
+            self.count_end(&stored.claim.spec.name);
+        }
+    }
+
+    /// A machine was lost, or never came up: the job goes on from its checkpoint. Counted once.
+    fn lost(&mut self, claim: &str, reason: Reason) {
+        if self.status.counted.as_deref() == Some(claim) {
+            return;
+        }
+        self.status.counted = Some(claim.to_owned());
+        self.status.interruptions += u32::from(reason == Reason::SpotInterrupted);
+        self.status.phase = Phase::Interrupted;
+        self.status.reason = Some(reason);
+    }
+
+    /// Whether a command elsewhere that is no longer wanted still has time to save what it has.
+    pub(super) fn still_saves(&self, stored: &StoredClaim) -> bool {
+        let (Some(elsewhere), Task::Training(task)) = (&self.elsewhere, &self.admission.task)
+        else {
+            return false;
+        };
+        let grace = Duration::from_secs(u64::from(task.spec.checkpoint.grace_seconds));
+        matches!(stored.claim.phase, ClaimPhase::Launched { .. }) && elsewhere.drains(stored, grace)
+    }
+}

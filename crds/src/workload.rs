@@ -270,10 +270,13 @@ fn tied(
     let inputs = inputs.iter().map(|input| input.uri.as_str());
     let local = |uri: &str| {
         let file = uri.starts_with('/') && !uri.starts_with("/inputs/");
-        file || uri.starts_with("file://") || uri.starts_with("configmap://")
+        let beside = ["./", "../", "~/"].iter().any(|begins| uri.starts_with(begins));
+        file || beside || uri.starts_with("file://") || uri.starts_with("configmap://")
     };
     let mut tied: Vec<String> =
         datasets.chain(inputs).filter(|uri| local(uri)).map(str::to_owned).collect();
+    let base_model = recipe.and_then(|recipe| recipe.base_model.as_ref());
+    tied.extend(base_model.map(|model| format!("model {model}")));
     tied.extend(service_account.iter().map(|name| format!("ServiceAccount {name}")));
     tied.extend(pull_secrets.iter().map(|secret| format!("image pull Secret {}", secret.name)));
     tied

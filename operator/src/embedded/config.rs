@@ -83,6 +83,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_rented_machines_need_is_as_documented() {
+        let document = include_str!("../../../docs/rented.md");
+        let (_, rest) = document.split_once("```yaml\n").expect("an example");
+        let (example, _) = rest.split_once("```").expect("its end");
+        let config: Config = serde_saphyr::from_str(example).expect("the example can be read");
+        let rented = config.rented.expect("it is there");
+        assert_eq!((rented.runtime_image, rented.runtime), (runtime_image(), runtime()));
+        assert!(rented.max_hourly.is_some() && config.runpod.is_some());
+    }
+
+    #[test]
     fn the_documented_defaults_are_the_defaults() {
         let document = include_str!("../../../docs/host.md");
         let (_, rest) = document.split_once("```yaml\n").expect("an example");

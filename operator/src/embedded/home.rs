@@ -301,6 +301,20 @@ mod tests {
     }
 
     #[test]
+    fn the_root_of_the_keys_is_made_once_and_nobody_else_may_read_it() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let home = Home::open(folder.path()).expect("a home");
+        let key = || home.identity().expect("an identity").root.noise().public().to_string();
+        assert_eq!(key(), key());
+        let path = folder.path().join("root.key");
+        let mode = fs::metadata(&path).expect("it is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        fs::write(&path, b"short").expect("written");
+        assert!(matches!(home.identity(), Err(HomeError::Damaged { .. })));
+    }
+
+    #[test]
     fn create_new_never_overwrites() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("row.json");

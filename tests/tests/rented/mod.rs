@@ -2,9 +2,12 @@
 //! its own, as its provider's start command would begin it and end its machine after it. And their
 //! time, which stands still while a machine is being ended, so that bill and ledger see the same.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 use std::collections::HashMap;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -71,8 +74,12 @@ impl Host for Here {
     }
 
     fn start(&mut self, machine: &str, boot: &Boot) {
-        let free = TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr());
-        let at = free.expect("a free port");
+        // Loopback is large: an address that no other machine and no other process that tests has.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let [_, _, high, low] = (number + 1).to_be_bytes();
+        let process = u8::try_from(std::process::id() % 251).expect("less than 251");
+        let at = SocketAddr::from(([127, 101 + high, process, low], 7443));
         let (environment, work) = (boot.environment.clone(), self.folder.join(machine));
         let (id, here) = (machine.to_owned(), self.clone());
         let task = self.runtime.spawn(async move {

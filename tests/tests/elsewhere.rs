@@ -1,0 +1,169 @@
+//! `petaflop run` without a cluster, on machines that are rented: RunPod in a box, whose pods are the
+//! real agent with the real runtime, and a bucket that both sides reach.
+
+mod operator;
+mod rented;
+#[path = "../../runtime-image/store/tests/common/s3.rs"]
+mod s3;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use petaflop_agent_api::clock::Clock;
+use petaflop_cloud_box::engine::Pace;
+use petaflop_cloud_box::engine::machine::{Life, Machine};
+use petaflop_cloud_box::runpod::keys::Scope;
+use petaflop_cloud_box::runpod::limits::Limits;
+use petaflop_cloud_box::runpod::{PACE, RunPod, Setup};
+use petaflop_harness::eventually;
+use petaflop_tests::binary;
+use rented::Here;
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::process::Command;
+
+const SOON: Duration = Duration::from_secs(120);
+
+/// A home, its bucket, and the account.
+struct World {
+    folder: TempDir,
+    store: s3::Server,
+    runpod: RunPod,
+}
+
+impl World {
+    async fn start() -> Result<Self> {
+        let folder = tempfile::tempdir()?;
+        let host = Here::new(&folder.path().join("machines"));
+        let machines = host.clone();
+        let quick = Duration::from_millis(300);
+        let runpod = RunPod::start(Setup {
+            clock: Clock::system(),
+            seed: 1,
+            keys: [("key".to_owned(), Scope::All)].into(),
+            pace: Pace { provision: quick, start: quick, ..PACE },
+            deposit: 1_000_000_000,
+            limits: Limits::new(1000, 10_000, 100_000),
+            page: None,
+            host: Box::new(host),
+        })?;
+        machines.at(runpod.url());
+        let store = tokio::task::spawn_blocking(s3::Server::start).await?;
+        let world = Self { folder, store, runpod };
+        fs::create_dir_all(world.home())?;
+        let runtime = binary("petaflop-runtime")?;
+        let config = format!(
+            "rented:\n  store: s3://bucket/store\n  runtime: {}\n  agent:\n    url: https://example.org/petaflop-agent\n    sha256: {}\n",
+            runtime.display(),
+            "0".repeat(64)
+        );
+        fs::write(world.home().join("config.yaml"), config)?;
+        Ok(world)
+    }
+
+    fn home(&self) -> PathBuf {
+        self.folder.path().join("home")
+    }
+
+    /// `tiny`, of the text that is in the runtime, on this provider alone.
+    fn manifest(&self, provider: &str) -> Result<PathBuf> {
+        let tiny = include_str!("../../examples/tiny.yaml");
+        let job = tiny.replace("../LICENSE", "builtin:petaflop");
+        ensure!(job.contains("path: builtin:petaflop"), "another example: {job}");
+        let file = self.folder.path().join(format!("{provider}.yaml"));
+        fs::write(&file, format!("{job}  placement:\n    providers: [{provider}]\n"))?;
+        Ok(file)
+    }
+
+    fn petaflop(&self, home: &Path, arguments: &[&str]) -> Result<Command> {
+        let mut command = Command::new(binary("petaflop")?);
+        command
+            .args(arguments)
+            .env("PETAFLOP_HOME", home)
+            .env("RUNPOD_API_KEY", "key")
+            .env("RUNPOD_API_BASE_URL", self.runpod.url())
+            .envs(self.store.credentials())
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        Ok(command)
+    }
+
+    async fn run(&self, home: &Path, provider: &str) -> Result<Value> {
+        let manifest = self.manifest(provider)?.display().to_string();
+        let output = self.petaflop(home, &["run", "--json", "-f", &manifest])?.output().await?;
+        result(&output)
+    }
+
+    /// What the same job gives on this machine, undisturbed.
+    async fn undisturbed(&self) -> Result<Value> {
+        self.run(&self.folder.path().join("alone"), "host").await
+    }
+
+    fn pods(&self) -> Vec<Machine> {
+        self.runpod.engine(|engine| engine.machines().to_vec())
+    }
+
+    /// No pod is there any more, and each has its rows in the ledger.
+    async fn is_settled(&self) -> Result<()> {
+        let pods = self.pods();
+        ensure!(pods.iter().all(|pod| pod.life == Life::Terminated), "{pods:#?}");
+        let asked = ["costs", "--json", "--by", "provider"];
+        let told = self.petaflop(&self.home(), &asked)?.output().await?;
+        let costs = result(&told)?;
+        let rows = costs["rows"].as_array().context("rows")?;
+        let ours = rows.iter().filter(|row| row["provider"] == "runpod");
+        let claims: BTreeSet<&str> = ours.filter_map(|row| row["claimUid"].as_str()).collect();
+        ensure!(claims.len() == pods.len(), "{} pods, {costs:#}", pods.len());
+        let booked: f64 = costs["groups"]["runpod"].as_str().context("a sum")?.parse()?;
+        ensure!(booked > 0.0, "{costs:#}");
+        Ok(())
+    }
+}
+
+fn result(output: &Output) -> Result<Value> {
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}:\n{said}", output.status);
+    serde_json::from_slice(&output.stdout).context("one JSON object")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_on_a_pod_and_its_result_comes_home() -> Result<()> {
+    let world = World::start().await?;
+    let here = world.undisturbed().await?;
+    let away = world.run(&world.home(), "runpod").await?;
+    ensure!(away["jobs"][0]["artifact"] == here["jobs"][0]["artifact"], "{away} {here}");
+    ensure!(away["jobs"][0]["artifact"].is_string(), "{away}");
+    ensure!(world.pods().len() == 1, "{:#?}", world.pods());
+    world.is_settled().await?;
+    let artifact = away["jobs"][0]["artifact"].as_str().unwrap_or_default();
+    let kept = world.home().join(format!("store/artifacts/{artifact}.json"));
+    ensure!(kept.exists(), "{} is not there", kept.display());
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_taken_away_is_replaced_and_the_hash_is_the_same() -> Result<()> {
+    let world = World::start().await?;
+    let here = world.undisturbed().await?;
+    let manifest = world.manifest("runpod")?.display().to_string();
+    let run = world.petaflop(&world.home(), &["run", "--json", "-f", &manifest])?;
+    let run = tokio::spawn(async move {
+        let mut run = run;
+        run.output().await
+    });
+    let pod = eventually("a pod that runs", SOON, || async {
+        let pods = world.pods();
+        let running = pods.iter().find(|pod| pod.life == Life::Running);
+        running.map(|pod| pod.id.clone()).ok_or(format!("{pods:?}"))
+    })
+    .await?;
+    world.runpod.engine(|engine| engine.evict(&pod, None))?;
+    let away = result(&run.await??)?;
+    ensure!(away["jobs"][0]["artifact"] == here["jobs"][0]["artifact"], "{away} {here}");
+    ensure!(world.pods().len() == 2, "{:#?}", world.pods());
+    world.is_settled().await
+}

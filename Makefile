@@ -11,6 +11,8 @@ export PETAFLOP_CACHE
 CARGO ?= cargo
 # The two binaries and the tests share one profile, so nothing is built twice.
 PROFILE := --release --locked
+# What no program that ships has yet, and tests and lints cover: minutes of compile time, so not for the demo.
+FEATURES := --features petaflop-providers/aws
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 # Folder with the peers' benchmark scripts; `make bench PEERS=…`.
 PEERS ?=
@@ -32,7 +34,7 @@ demo: toolchain ## price the world, train a model here, serve it, ask it (DATA=f
 test: toolchain musl python cluster ## every test of the workspace, on a real Kubernetes where one is needed
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
-	@PATH="$(GO_PATH)" CARGO="$(CARGO)" tests/steady.sh $(PROFILE) --workspace
+	@PATH="$(GO_PATH)" CARGO="$(CARGO)" tests/steady.sh $(PROFILE) --workspace $(FEATURES)
 
 faults: toolchain cluster ## every crash point of every scenario, and all faults of docs/faults.md; ends with one line of JSON
 	@mkdir -p "$(PETAFLOP_CACHE)"
@@ -44,7 +46,7 @@ faults: toolchain cluster ## every crash point of every scenario, and all faults
 
 lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
 	@$(CARGO) fmt --all --check
-	@$(CARGO) clippy $(PROFILE) --workspace --all-targets -- -D warnings
+	@$(CARGO) clippy $(PROFILE) --workspace --all-targets $(FEATURES) -- -D warnings
 	@PATH="$(PETAFLOP_CACHE)/tools/bin:$$PATH" $(CARGO) deny --log-level error check licenses bans sources
 
 fmt: toolchain ## format the sources

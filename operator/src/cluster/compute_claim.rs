@@ -144,7 +144,7 @@ impl Pass<'_> {
     fn wanted(&self, stored: &StoredClaim) -> Wanted {
         let Some(owner) = self.owner else { return Wanted::No(Reason::Suspended) };
         if stored.deleting || !owner.wants(stored) {
-            let leaves = self.operator.placement.leaves(&stored.claim.uid);
+            let leaves = self.operator.placement.moves().why(&stored.claim.uid);
             return Wanted::No(leaves.unwrap_or_else(|| owner.unwanted_because(stored)));
         }
         let Phase::Launched { at, .. } = &stored.claim.phase else {

@@ -10,7 +10,7 @@
 //! | [`table`], [`claims`], [`claim_status`] | claims: what is known of them, and writing them |
 //! | [`admit`] | a job's recipe, resolved once, and how much work it is |
 //! | [`secrets`] | the Secrets that a job names |
-//! | [`placement`] | **the serial placement pass** |
+//! | [`placement`], [`moves`] | **the serial placement pass**; jobs that leave for a better place |
 //! | [`training_job`], [`jobs`] | TrainingJob: what follows from what is seen; doing it |
 //! | [`inference_service`], [`services`] | InferenceService: what follows from what is seen; doing it |
 //! | [`served`] | the models that services serve |
@@ -55,6 +55,7 @@ pub mod leader;
 pub mod machine;
 pub mod make;
 pub mod metrics;
+pub mod moves;
 pub mod operate;
 pub mod owner;
 pub mod placement;

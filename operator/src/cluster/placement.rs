@@ -3,17 +3,16 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use kube::ResourceExt;
-use petaflop_arbiter::claim::{Claim, Phase};
+use petaflop_arbiter::claim::Claim;
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Decision, Outcome};
 use petaflop_arbiter::estimate::Corrections;
 use petaflop_arbiter::market::Market;
-use petaflop_arbiter::offer::Capacity;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::support::SupportTable;
 use petaflop_arbiter::workload::{Progress, Workload, WorkloadId};
@@ -28,8 +27,8 @@ use crate::claims::{Claims, StoredClaim};
 use crate::cluster::Operator;
 use crate::cluster::budgets::{self, Counted};
 use crate::cluster::error::Error;
-use crate::cluster::events::Event;
 use crate::cluster::inference_service::{self, revision::Revision};
+use crate::cluster::moves::{self, Moves, may_move};
 use crate::cluster::providers::Registry;
 use crate::cluster::training_job::{self, Waits};
 
@@ -38,9 +37,6 @@ const TOGETHER: Duration = Duration::from_millis(20);
 
 /// What is said of a workload that waits is kept this long while only its numbers move.
 const SAID_FOR: SignedDuration = SignedDuration::from_secs(300);
-
-/// How often jobs that have a rented machine are looked at: a better one may be there.
-const MOVES: Duration = Duration::from_secs(30);
 
 /// Until a watch has caught up.
 const SOON: Duration = Duration::from_millis(200);
@@ -60,17 +56,7 @@ struct Inner {
     last: Mutex<HashMap<String, Arc<Said>>>,
     passed: Mutex<Option<Timestamp>>,
     under_way: AtomicBool,
-    moves: Mutex<Moves>,
-}
-
-/// Machines that are left for better ones.
-#[derive(Debug, Default)]
-struct Moves {
-    /// When all were looked at last.
-    looked: Option<Timestamp>,
-    /// Why, by the uid of the claim. Of this process: after a restart a claim that is on its way out
-    /// ends for another reason, and no less.
-    leaves: HashMap<String, Reason>,
+    moves: Moves,
 }
 
 /// While it lives, a pass is deciding or writes what it decided.
@@ -170,24 +156,9 @@ impl Placement {
         self.inner.under_way.load(Ordering::Relaxed)
     }
 
-    /// Why a claim was given up for a better place, if it was.
-    pub fn leaves(&self, claim_uid: &str) -> Option<Reason> {
-        self.moves().leaves.get(claim_uid).copied()
-    }
-
-    fn moves(&self) -> MutexGuard<'_, Moves> {
-        self.inner.moves.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether this pass looks for better places.
-    fn moves_are_due(&self, now: Timestamp) -> bool {
-        let mut moves = self.moves();
-        let since = moves.looked.map(|at| Duration::try_from(now.duration_since(at)));
-        let due = since.is_none_or(|since| since.is_ok_and(|since| since >= MOVES));
-        if due {
-            moves.looked = Some(now);
-        }
-        due
+    /// Machines that are left for better places.
+    pub fn moves(&self) -> &Moves {
+        &self.inner.moves
     }
 
     /// When the last pass was made, if there was one.
@@ -207,15 +178,14 @@ pub fn recorded(operator: &Operator) -> Recorded {
 pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     let under_way = UnderWay::begin(&operator.placement.inner);
     let now = operator.clock.now();
-    let of = match operator.placement.moves_are_due(now) {
+    let of = match operator.placement.moves().are_due(now) {
         true => Of::WhoeverMayMove,
         false => Of::WhoeverLacksOne,
     };
     let Looked { world, mut said, generations, revisions, settled } = world(operator, now, of);
     let rents = world.claims.iter().any(may_move);
     if of == Of::WhoeverMayMove {
-        let there: HashSet<&str> = world.claims.iter().map(|claim| claim.uid.as_str()).collect();
-        operator.placement.moves().leaves.retain(|uid, _| there.contains(uid.as_str()));
+        operator.placement.moves().forget_but(&world.claims);
     }
     let began = operator.clock.boottime();
     let plan = decide(&world, now);
@@ -254,7 +224,7 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
         operator.claim_changed(&(spec.owner.namespace, spec.name));
     }
     for decision in &plan.decisions {
-        leave(operator, decision).await?;
+        moves::leave(operator, decision).await?;
     }
     for decision in plan.decisions {
         let waits = match &decision.outcome {
@@ -306,42 +276,7 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
     }
     let again =
         plan.requeue_at.map(|at| Duration::try_from(at.duration_since(now)).unwrap_or_default());
-    Ok(again.into_iter().chain(rents.then_some(MOVES)).min())
-}
-
-/// Gives a machine up for a better place: its claim is deleted, so its agent writes a checkpoint
-/// and its job is placed anew.
-async fn leave(operator: &Operator, decision: &Decision) -> Result<(), Error> {
-    let Outcome::Moves { claim, to, reason, stays, goes } = &decision.outcome else {
-        return Ok(());
-    };
-    let WorkloadId { namespace, name, uid, .. } = &decision.workload;
-    let claims = operator.table.of_owner(uid);
-    let Some(stored) = claims.iter().find(|stored| stored.claim.spec.name == *claim) else {
-        return Ok(());
-    };
-    if !operator.leadership.leads() {
-        return Err(Error::NotLeading);
-    }
-    let from = &stored.claim.spec.offer.id;
-    operator.placement.moves().leaves.insert(stored.claim.uid.clone(), *reason);
-    operator.claims.delete(stored).await?;
-    tracing::info!(job = %name, %from, %to, %stays, %goes, "moves");
-    if let Some(job) = operator.job(namespace, name) {
-        let note = format!("from {from} to {to}: {goes} $ to the end there, {stays} $ here");
-        operator.events.tell(&job, [Event::because(*reason, note)]);
-    }
-    operator.claim_changed(&(namespace.clone(), claim.clone()));
-    Ok(())
-}
-
-/// Whether a better place than a claim's is worth looking for: its machine is there, and rented.
-fn may_move(claim: &Claim) -> bool {
-    let rented = match claim.spec.offer.capacity {
-        Capacity::Spot | Capacity::OnDemand => true,
-        Capacity::Owned => false,
-    };
-    rented && matches!(claim.phase, Phase::Launched { .. })
+    Ok(again.into_iter().chain(rents.then_some(moves::EVERY)).min())
 }
 
 /// What a pass looks at.

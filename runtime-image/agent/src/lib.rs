@@ -13,6 +13,7 @@
 //! | `watch` | its progress file, its readiness, the provider's notice in a file |
 //! | `metadata` | the provider's notice, and what comes before it, from EC2's metadata service |
 //! | `host` | the host's own timer, which is told of the lease |
+//! | [`end_pod`] | ending the pod that this is, at RunPod |
 //! | [`trust`] | whom TLS trusts, in an image that does not say |
 //! | [`exit`] | exit codes |
 //!
@@ -24,6 +25,7 @@ pub mod agent;
 mod command;
 pub mod config;
 mod dial;
+mod end_pod;
 pub mod exit;
 mod host;
 mod metadata;
@@ -37,3 +39,4 @@ mod watch;
 pub use agent::{Agent, AgentError, Stopper};
 pub use command::{EXEC, exec};
 pub use config::Config;
+pub use end_pod::end_pod;

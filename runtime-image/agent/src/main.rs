@@ -17,6 +17,7 @@ Runs one task on a claimed machine, reports how it goes, and ends when nobody wa
 Usage: petaflop-agent install <DIR>    copy this program to <DIR>/petaflop-agent,
                                        and the certificates that its image trusts
        petaflop-agent supervise        be the machine's main process
+       petaflop-agent end-pod <URL>    end the pod of RunPod's that this is, by its API there
 
 supervise is told by the environment:
     PETAFLOP_IDENTITY       the claim: installation/namespace/claim/claim uid/attempt
@@ -45,6 +46,13 @@ fn main() -> ExitCode {
             },
             None => fail(exit::BAD_BOOTSTRAP, "install: name a folder"),
         },
+        Some("end-pod") => match arguments.next().and_then(|url| url.into_string().ok()) {
+            Some(url) => match end_pod(&url) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(message) => fail(exit::BROKEN, &message),
+            },
+            None => fail(exit::BAD_BOOTSTRAP, "end-pod: name the address of the API"),
+        },
         Some(petaflop_agent::EXEC) => fail(exit::NOT_STARTED, &petaflop_agent::exec(arguments)),
         Some("--version") => {
             let _ = writeln!(io::stdout(), "petaflop-agent {}", env!("CARGO_PKG_VERSION"));
@@ -54,7 +62,10 @@ fn main() -> ExitCode {
             let _ = write!(io::stdout(), "{HELP}\n{}\n", exit::HELP);
             ExitCode::SUCCESS
         }
-        _ => fail(exit::BAD_BOOTSTRAP, "expected `install <DIR>` or `supervise`; see --help"),
+        _ => fail(
+            exit::BAD_BOOTSTRAP,
+            "expected `install <DIR>`, `supervise` or `end-pod <URL>`; see --help",
+        ),
     }
 }
 
@@ -76,14 +87,22 @@ fn install(folder: &Path) -> io::Result<()> {
     fs::rename(&partial, &target)
 }
 
-fn supervise() -> ExitCode {
+fn log() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("PETAFLOP_LOG");
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_env("PETAFLOP_LOG")
-                .unwrap_or_else(|_| "warn".into()),
-        )
+        .with_env_filter(filter.unwrap_or_else(|_| "warn".into()))
         .init();
+}
+
+fn end_pod(url: &str) -> Result<(), String> {
+    log();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| error.to_string())?.block_on(petaflop_agent::end_pod(url))
+}
+
+fn supervise() -> ExitCode {
+    log();
     let token = match token() {
         Ok(token) => token,
         Err(e) => return fail(exit::BROKEN, &format!("cannot hand over the token: {e}")),

@@ -15,7 +15,8 @@ pub(super) fn start(agent: &AgentDownload, api: &str) -> String {
     serde_json::json!({ "entrypoint": ["/bin/sh", "-c"], "cmd": command }).to_string()
 }
 
-/// The lines of shell. POSIX, with whatever of curl and wget the image has.
+/// The lines of shell. POSIX, with whatever of curl and wget the image has; an image that brings the
+/// agent needs neither. Wget is told no patience: not every one that images have knows that option.
 pub(super) fn script(agent: &AgentDownload, api: &str) -> String {
     let AgentDownload { url, sha256 } = agent;
     let sha256 = sha256.to_ascii_lowercase();
@@ -31,14 +32,17 @@ fetch() {{
   sure "$f.new" && chmod 755 "$f.new" && mv "$f.new" "$f"
 }}
 over() {{
-  u="${{RUNPOD_API_BASE_URL:-{api}}}/v2/pods/$RUNPOD_POD_ID/action"
+  e="${{RUNPOD_API_BASE_URL:-{api}}}"
+  u="$e/v2/pods/$RUNPOD_POD_ID/action"
   b='{{"action":"terminate"}}'
   while :; do
     if has curl; then
       printf 'header = "Authorization: Bearer %s"\n' "$RUNPOD_API_KEY" |
         curl -fsS -m 30 -K - -H 'Content-Type: application/json' -d "$b" "$u" && exit "$1"
+    elif sure "$f"; then
+      "$f" end-pod "$e" && exit "$1"
     else
-      wget -q -T 30 -O - --header "Authorization: Bearer $RUNPOD_API_KEY" \
+      wget -q -O - --header "Authorization: Bearer $RUNPOD_API_KEY" \
         --header 'Content-Type: application/json' --post-data "$b" "$u" && exit "$1"
     fi
     sleep 10

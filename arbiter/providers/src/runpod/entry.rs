@@ -39,9 +39,9 @@ over() {{
     if has curl; then
       printf 'header = "Authorization: Bearer %s"\n' "$RUNPOD_API_KEY" |
         curl -fsS -m 30 -K - -H 'Content-Type: application/json' -d "$b" "$u" && exit "$1"
-    elif sure "$f"; then
-      "$f" end-pod "$e" && exit "$1"
     else
+      # It trusts whom the image trusts: where that is nobody, it says so at once.
+      sure "$f" && "$f" end-pod "$e" && exit "$1"
       wget -q -O - --header "Authorization: Bearer $RUNPOD_API_KEY" \
         --header 'Content-Type: application/json' --post-data "$b" "$u" && exit "$1"
     fi

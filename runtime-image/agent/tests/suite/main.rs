@@ -7,5 +7,6 @@ mod ends;
 mod leases;
 mod metadata;
 mod operator;
+mod pods;
 mod program;
 mod tasks;

@@ -163,7 +163,7 @@ fn the_production_start_command_runs_the_real_agent_and_its_end_is_the_pods() {
     for (id, operator) in &mut pods {
         operator.ask(deal.endpoint(id), Ask::Terminate);
     }
-    // One by curl; where there is none, by the agent.
+    // One by curl; where there is neither that nor a certificate, by wget.
     pods.iter().for_each(|(id, _)| deal.ends_itself(id));
     assert!(deal.cloud.engine(|engine| engine.invoice()).open().is_empty(), "nothing bills");
 }

@@ -21,7 +21,7 @@ const LANES: usize = 4;
 const TURNS: u32 = 2_000;
 
 /// Every so manieth point of a scenario that is not gone through as a whole.
-const SAMPLE: usize = 13;
+const SAMPLE: usize = 25;
 
 /// After the end, until time is idle; and how long it is watched then.
 const REST: Duration = Duration::from_secs(35);
@@ -222,7 +222,8 @@ fn sweep(scenarios: &[(Scenario, usize)]) -> Result<BTreeMap<&'static str, Tally
             sides.map(|(fault, side)| (i, side, vec![(point.clone(), fault)]))
         });
         // A2: a second crash while the first one is being mended.
-        let twice = calls.iter().enumerate().step_by(9).map(|(i, point)| {
+        let doubles = if everything() { 9 } else { 27 };
+        let twice = calls.iter().enumerate().step_by(doubles).map(|(i, point)| {
             let again = Point::new("*", u32::try_from(i).unwrap_or(0) + 12 + (i as u32 % 17));
             (i, 'd', vec![(point.clone(), Fault::CrashAfter), (again, Fault::CrashAfter)])
         });

@@ -96,7 +96,10 @@ impl Control {
     pub async fn known(&self, after: u64, wait: Duration) -> Result<Vec<u8>, SessionError> {
         let mut change = self.change.subscribe();
         self.clock.timeout(wait.min(LONGEST_WAIT), change.wait_for(|now| *now > after)).await;
-        let known = Known { change: *self.change.borrow(), ..self.look() };
+        // By itself: the channel's lock is not held while `look` waits for ours, which `note` holds
+        // while it waits for the channel's.
+        let change = *self.change.borrow();
+        let known = Known { change, ..self.look() };
         let opening = Opening::begin(&self.secret, &self.operator, &to_bytes(&known))?;
         let message = opening.message().to_vec();
         let mut inner = self.inner();
@@ -200,6 +203,22 @@ mod tests {
     fn control(root: &OperatorRoot) -> Arc<Control> {
         let clock = Clock::manual(jiff::Timestamp::UNIX_EPOCH);
         Control::new(Config::default(), clock, Arc::new(Tcp), root.noise().public())
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_asks_and_whoever_notes_never_wait_for_each_other() {
+        let control = control(&OperatorRoot::generate());
+        let noting = control.clone();
+        let notes = tokio::task::spawn_blocking(move || {
+            for _ in 0..20_000 {
+                noting.inner().before = None;
+                noting.note();
+            }
+        });
+        while !notes.is_finished() {
+            control.known(0, Duration::ZERO).await.unwrap();
+        }
+        assert_eq!(*control.change.borrow(), 20_000);
     }
 
     #[tokio::test]

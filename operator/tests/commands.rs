@@ -287,7 +287,9 @@ fn a_machine_that_no_claim_wants_is_ended() {
     let started =
         sandbox.run(&["run", "-f", &manifest.display().to_string(), "--detach", "--json"]);
     assert!(started.status.success(), "{}", text(&started.stderr));
-    until("it trains", || !sandbox.processes("train --job").is_empty());
+    // Long enough to cost something.
+    let ps = || json(&sandbox.run(&["ps", "--json"]));
+    until("it has trained", || ps()["items"][0]["step"].as_u64() > Some(0));
     // The record of the purchase is lost, as after a restored backup.
     sandbox.kill("operate --kind");
     sandbox.lose("claims");

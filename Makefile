@@ -11,8 +11,8 @@ export PETAFLOP_CACHE
 CARGO ?= cargo
 # The two binaries and the tests share one profile, so nothing is built twice.
 PROFILE := --release --locked
-# What no program that ships has yet, and tests and lints cover: minutes of compile time, so not for the demo.
-FEATURES := --features petaflop-providers/aws
+# AWS: in everything that ships, tests and lints; minutes of compile time, so not in the demo.
+FEATURES := --features petaflop-operator/aws
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 # Folder with the peers' benchmark scripts; `make bench PEERS=…`.
 PEERS ?=
@@ -32,16 +32,16 @@ demo: toolchain ## price the world, train a model here, serve it, ask it (DATA=f
 	@DATA="$(DATA)" examples/demo.sh
 
 test: toolchain musl python cluster ## every test of the workspace, on a real Kubernetes where one is needed
-	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) $(FEATURES) --bin petaflop --bin petaflop-runtime
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
 	@PATH="$(GO_PATH)" CARGO="$(CARGO)" tests/steady.sh $(PROFILE) --workspace $(FEATURES)
 
 faults: toolchain cluster ## every crash point of every scenario, and all faults of docs/faults.md; ends with one line of JSON
 	@mkdir -p "$(PETAFLOP_CACHE)"
-	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) $(FEATURES) --bin petaflop --bin petaflop-runtime
 	@rm -f "$(PETAFLOP_CACHE)/faults.json"
-	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) -p petaflop-tests --test operator_binary -- --nocapture killed
-	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) -p petaflop-tests --test faults -- --nocapture
+	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) $(FEATURES) -p petaflop-tests --test operator_binary -- --nocapture killed
+	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) $(FEATURES) -p petaflop-tests --test faults -- --nocapture
 	@cat "$(PETAFLOP_CACHE)/faults.json"
 
 lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
@@ -75,7 +75,7 @@ bench-operator: toolchain musl cluster ## the operator's part of it, on a real K
 
 images: toolchain musl ## the three container images, of programs compiled here (BUILDER=docker|podman|buildah, BASE=image)
 	@test -n "$(BUILDER)" || { echo "None of docker, podman and buildah is here: install one, or name it with BUILDER=." >&2; exit 1; }
-	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) $(FEATURES) --bin petaflop --bin petaflop-runtime
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --target $(MUSL)
 	@folder=$$(mktemp -d); trap 'rm -r "$$folder"' EXIT; mkdir "$$folder/bin"; \
 	target=$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/'); \

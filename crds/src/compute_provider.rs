@@ -18,8 +18,10 @@ use serde::{Deserialize, Serialize};
 use crate::scalar::Money;
 use crate::shared::NameRef;
 
+pub(crate) mod aws;
 mod state;
 
+pub use aws::{AwsAddress, AwsImages, AwsProvider, AwsRegion};
 pub use state::ProviderFacts;
 
 /// A data centre of RunPod's.
@@ -58,12 +60,6 @@ pub(crate) const NAMESPACE_PATTERN: &str = "^([*]|[a-z0-9]([-a-z0-9]*[a-z0-9])?)
         .message("metadata.name must start with a lower-case letter, end with a letter or digit, and have only lower-case letters, digits and '-'"),
 )]
 #[serde(rename_all = "camelCase")]
-// Not built yet. Whoever builds one of these removes its line.
-#[x_kube(
-    validation = Rule::new("!has(self.aws)").field_path(".aws").reason(Reason::FieldValueForbidden)
-        .message("aws is not built yet: use nodes"),
-)]
-// Lasting rules.
 #[x_kube(
     validation = Rule::new("(has(self.nodes) ? 1 : 0) + (has(self.host) ? 1 : 0) + (has(self.runpod) ? 1 : 0) + (has(self.aws) ? 1 : 0) == 1").reason(Reason::FieldValueRequired)
         .message("exactly one of nodes, host, runpod and aws must be given"),
@@ -98,8 +94,10 @@ pub struct ComputeProviderSpec {
     #[serde(default)]
     pub state: ProviderSwitch,
     /// Secret with its credentials, in the operator's namespace; for RunPod its key is
-    /// `RUNPOD_API_KEY`. It is read again when it changes. The operator must be allowed to read it:
-    /// `providerSecrets` in the chart.
+    /// `RUNPOD_API_KEY`; for AWS `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY` and, where there is one,
+    /// `AWS_SESSION_TOKEN`; without it AWS is asked as the operator's own role (a role of its
+    /// ServiceAccount, or an instance profile). It is read again when it changes. The operator must be
+    /// allowed to read it: `providerSecrets` in the chart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials_secret_ref: Option<NameRef>,
     /// Hard limits, whoever asks.
@@ -252,10 +250,6 @@ impl Default for RunPodProvider {
         }
     }
 }
-
-/// An AWS account.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct AwsProvider {}
 
 /// Whether new machines are had from a provider.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

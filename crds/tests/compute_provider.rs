@@ -4,7 +4,9 @@ use jiff::Timestamp;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::world::Switch;
 use petaflop_crds::ComputeProvider;
-use petaflop_crds::compute_provider::{Power, ProviderFacts, ProviderType, RunPodProvider};
+use petaflop_crds::compute_provider::{
+    AwsProvider, AwsRegion, Power, ProviderFacts, ProviderType, RunPodProvider,
+};
 use serde_json::{Value, json};
 
 fn at(text: &str) -> Timestamp {
@@ -114,9 +116,9 @@ fn a_provider_is_of_one_type() {
         (json!({ "nodes": {} }), Some(ProviderType::Nodes)),
         (json!({ "host": {} }), Some(ProviderType::Host)),
         (json!({ "runpod": {} }), Some(ProviderType::RunPod)),
-        (json!({ "aws": {} }), Some(ProviderType::AWS)),
+        (json!({ "aws": { "regions": [{ "name": "us-east-1" }] } }), Some(ProviderType::AWS)),
         (json!({}), None),
-        (json!({ "nodes": {}, "aws": {} }), None),
+        (json!({ "nodes": {}, "aws": { "regions": [] } }), None),
     ] {
         assert_eq!(provider(spec.clone()).spec.type_(), type_, "{spec}");
     }
@@ -127,12 +129,21 @@ fn machines_elsewhere_are_for_workloads_that_nothing_ties_to_the_cluster() {
     let state = |spec| provider(spec).state(&facts(), Timestamp::UNIX_EPOCH).expect("it is sound");
     assert!(!state(json!({ "nodes": {} })).remote);
     assert!(state(json!({ "runpod": {}, "credentialsSecretRef": { "name": "key" } })).remote);
+    assert!(state(json!({ "aws": { "regions": [{ "name": "us-east-1" }] } })).remote);
 }
 
 #[test]
 fn the_runpod_settings_that_are_left_out_are_the_default_ones() {
     let runpod: RunPodProvider = serde_json::from_value(json!({})).expect("all has defaults");
     assert_eq!(runpod, RunPodProvider::default());
+}
+
+#[test]
+fn of_aws_only_regions_must_be_named() {
+    let aws: AwsProvider = serde_json::from_value(json!({ "regions": [{ "name": "us-east-1" }] }))
+        .expect("the rest has defaults");
+    let region = AwsRegion { name: "us-east-1".into(), ..Default::default() };
+    assert_eq!(aws, AwsProvider { regions: vec![region], ..Default::default() });
 }
 
 #[test]

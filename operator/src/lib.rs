@@ -11,6 +11,7 @@
 //! | [`agents`], [`run`] | whoever is on a claimed machine: met, enrolled, listened to; what its command does |
 //! | [`fleet`], [`installation`] | what claimed machines are and run; whose they are |
 //! | [`claims`], [`ledger`] | what is durable: claims wherever they are stored; what they cost |
+//! | `aws` | AWS, where this program was built with it |
 //! | [`store_at`] | where things are kept, and what opens that |
 //! | [`costs`] | what was spent |
 //! | [`status`] | what a running job says of itself |
@@ -25,6 +26,7 @@
 
 pub mod act;
 pub mod agents;
+mod aws;
 pub mod claims;
 pub mod cli;
 pub mod cluster;

@@ -147,6 +147,12 @@ pub enum LaunchError {
     },
 }
 
+/// A definite no to a purchase.
+#[cfg(any(feature = "aws", feature = "nodes", feature = "runpod"))]
+pub(crate) fn refused(kind: Refusal, detail: impl Into<String>) -> LaunchError {
+    LaunchError::Refused { kind, detail: detail.into() }
+}
+
 impl LaunchError {
     /// The reason in conditions, events and metrics.
     pub fn reason(&self) -> Reason {

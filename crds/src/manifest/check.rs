@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 
 use super::names::{meant, unknown_help};
 use super::tree::{Entry, Node, Place, Value};
+use crate::compute_provider::aws;
 use crate::scalar::{DECIMAL_PATTERN, MONEY_PATTERN, QUANTITY_PATTERN, SPAN_PATTERN};
 
 /// What is wrong, where, and how to mend it.
@@ -29,6 +30,17 @@ const PATTERNS: &[(&str, &str)] = &[
     (DECIMAL_PATTERN, "a number of 0 or more, as text, such as \"0.05\" or \"1.5e3\""),
     (crate::compute_provider::DATA_CENTER_PATTERN, "a data centre of RunPod's such as EU-RO-1"),
     (crate::compute_provider::ADDRESS_PATTERN, "an address such as https://api.runpod.io"),
+    (aws::REGION_PATTERN, "a region of AWS's such as us-east-1"),
+    (aws::ZONE_PATTERN, "the id of a zone such as use1-atl2-az1"),
+    (aws::SUBNET_PATTERN, "the id of a subnet such as subnet-0123456789abcdef0"),
+    (aws::GROUP_PATTERN, "the id of a security group such as sg-0123456789abcdef0"),
+    (
+        aws::INSTANCE_PATTERN,
+        "a family of instance types such as g6e, or one type such as c7a.xlarge",
+    ),
+    (aws::PROFILE_PATTERN, "the name of an instance profile, not its ARN"),
+    (aws::PARAMETER_PATTERN, "a parameter of SSM such as /aws/service/…/image_id"),
+    (aws::DEVICE_PATTERN, "a device such as /dev/xvda"),
     (crate::compute_provider::NAMESPACE_PATTERN, "the name of a namespace, or \"*\" for all"),
     (crate::shared::ACCELERATOR_PATTERN, "an accelerator's name such as H100 or A100-SXM-80"),
     (crate::shared::CAPABILITY_PATTERN, "a compute capability such as \"8.0\""),

@@ -29,7 +29,7 @@ pub(crate) struct Args {
     buyable: bool,
     #[command(flatten)]
     pub(super) namespaces: Namespaces,
-    /// Ask the providers whose keys there are now (RUNPOD_API_KEY), instead of showing dated prices
+    /// Ask the providers whose keys there are now (RUNPOD_API_KEY; AWS: config.yaml), instead of showing dated prices
     #[arg(long)]
     live: bool,
     /// Show only the first ones

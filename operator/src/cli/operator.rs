@@ -33,6 +33,12 @@ pub(crate) struct Args {
     /// Its SHA-256; whatever else comes from there is not run
     #[arg(long, value_name = "HEX", requires = "agent_url")]
     agent_sha256: Option<String>,
+    /// The same for machines with Arm processors
+    #[arg(long, value_name = "URL", requires = "agent_arm_sha256")]
+    agent_arm_url: Option<String>,
+    /// Its SHA-256
+    #[arg(long, value_name = "HEX", requires = "agent_arm_url")]
+    agent_arm_sha256: Option<String>,
     /// Image of the runtime
     #[arg(long, value_name = "IMAGE", default_value = "petaflop-runtime")]
     runtime_image: String,
@@ -123,6 +129,8 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         agent_image,
         agent_url,
         agent_sha256,
+        agent_arm_url,
+        agent_arm_sha256,
         runtime_image,
         runtime,
         http_address,
@@ -145,9 +153,8 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         store: StoreAt { uri: store_uri.trim_end_matches('/').to_owned(), credentials: store },
         ledger: StoreAt { uri: ledger_uri, credentials: ledger },
         agent_image,
-        agent_download: agent_url
-            .zip(agent_sha256)
-            .map(|(url, sha256)| AgentDownload { url, sha256 }),
+        agent_download: download(agent_url, agent_sha256),
+        agent_arm_download: download(agent_arm_url, agent_arm_sha256),
         runtime_image,
         runtime,
         http_address,
@@ -157,6 +164,10 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         secret_reader,
         leader_elect,
     }
+}
+
+fn download(url: Option<String>, sha256: Option<String>) -> Option<AgentDownload> {
+    url.zip(sha256).map(|(url, sha256)| AgentDownload { url, sha256 })
 }
 
 /// A ledger by its URI, opened as the environment says.

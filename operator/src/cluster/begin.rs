@@ -93,7 +93,8 @@ pub async fn begin(mut settings: Settings) -> Result<Running, BeginError> {
     let uid = Installation::of(&client, &settings.namespace).await?.uid;
     let make = Make::new(client.clone(), clock.clone(), &uid, &settings.watch_namespaces)
         .secrets_of(&settings.namespace)
-        .agent_from(settings.agent_download.clone());
+        .agent_from(settings.agent_download.clone())
+        .agent_arm_from(settings.agent_arm_download.clone());
     Ok(start(settings, Parts { client, clock, ledger, make: Arc::new(make) }).await?)
 }
 

@@ -1,4 +1,5 @@
-//! A provider whose credentials are in a Secret of the operator's namespace. The Secret is read with
+//! A provider whose credentials are in a Secret of the operator's namespace, or that needs none but
+//! the operator's own role. The Secret is read with
 //! each quote, and whenever its credentials were refused: a new key counts within half a minute, and
 //! nothing is restarted for it. What is there can be ended with the last key that was read, even
 //! where its Secret is gone.
@@ -22,7 +23,8 @@ use crate::cluster::error::{is_forbidden, words};
 /// What a Secret holds, by key.
 type Data = BTreeMap<String, ByteString>;
 
-/// Makes a provider of what stands under these keys, in their order.
+/// Makes a provider of what stands under the keys, in their order: the needed ones, then the optional
+/// ones, which may be empty; of nothing where there is no Secret.
 type Build = Box<dyn Fn(&[&str]) -> Result<Arc<dyn Provider>, ProviderError> + Send + Sync>;
 
 /// Where credentials are.
@@ -32,13 +34,16 @@ pub(super) struct Source {
     pub(super) secret: String,
     /// The keys that it must hold.
     pub(super) keys: &'static [&'static str],
+    /// Those that it may hold.
+    pub(super) optional: &'static [&'static str],
 }
 
 /// A provider with credentials from a Secret.
 pub(super) struct Keyed {
     pub(super) name: String,
     pub(super) capabilities: Capabilities,
-    pub(super) source: Source,
+    /// `None`: the operator's own role.
+    pub(super) source: Option<Source>,
     pub(super) build: Build,
     /// Why nothing can be had from it, whatever its credentials; what is there can be ended all the
     /// same.
@@ -79,7 +84,8 @@ impl Keyed {
     }
 
     async fn data(&self) -> Result<Data, ProviderError> {
-        let Source { client, namespace, secret, keys } = &self.source;
+        let Some(source) = &self.source else { return Ok(Data::new()) };
+        let Source { client, namespace, secret, keys, optional: _ } = source;
         let api: Api<Secret> = Api::namespaced(client.clone(), namespace);
         let none = |detail| ProviderError::NoCredentials { provider: self.name.clone(), detail };
         match api.get_opt(secret).await {
@@ -100,7 +106,8 @@ impl Keyed {
     }
 
     fn made(&self, data: &Data) -> Result<Arc<dyn Provider>, ProviderError> {
-        let Source { client: _, namespace, secret, keys } = &self.source;
+        let Some(source) = &self.source else { return (self.build)(&[]) };
+        let Source { client: _, namespace, secret, keys, optional } = source;
         let value = |key: &&'static str| {
             let text = data.get(*key).and_then(|value| std::str::from_utf8(&value.0).ok());
             text.filter(|text| !text.trim().is_empty()).ok_or_else(|| {
@@ -110,7 +117,11 @@ impl Keyed {
                 ProviderError::NoCredentials { provider: self.name.clone(), detail }
             })
         };
-        let values = keys.iter().map(value).collect::<Result<Vec<_>, _>>()?;
+        let mut values = keys.iter().map(value).collect::<Result<Vec<_>, _>>()?;
+        for key in *optional {
+            let there = data.get(*key).is_some_and(|value| !value.0.trim_ascii().is_empty());
+            values.push(if there { value(key)? } else { "" });
+        }
         (self.build)(&values)
     }
 

@@ -9,8 +9,8 @@ use kube::{Client, ResourceExt};
 use petaflop_agent_api::clock::Clock;
 use petaflop_crds::ComputeProvider;
 use petaflop_crds::compute_provider::{
-    ComputeProviderSpec, NodesProvider, Power, RunPodProvider, TaintEffect, Toleration,
-    TolerationOperator,
+    AwsProvider, ComputeProviderSpec, NodesProvider, Power, RunPodProvider, TaintEffect,
+    Toleration, TolerationOperator,
 };
 use petaflop_providers::nodes::{Nodes, NodesConfig, Sight, SingleShot, labels, prune};
 use petaflop_providers::price::PowerPrice;
@@ -18,6 +18,7 @@ use petaflop_providers::runpod::{self, AgentDownload, ApiKey, RunPod, RunPodConf
 use petaflop_providers::{Provider, ProviderError};
 use tokio::task::JoinHandle;
 
+use crate::aws::{self, Account, Rights};
 use crate::cluster::Handle;
 use crate::cluster::keyed::{Keyed, Source};
 use crate::cluster::providers::MakeProvider;
@@ -35,8 +36,9 @@ pub struct Make {
     namespaces: Vec<String>,
     /// Where Secrets of providers are: the operator's own namespace.
     own_namespace: String,
-    /// Where rented machines fetch the agent.
+    /// Where rented machines fetch the agent, and those with Arm.
     agent: Option<AgentDownload>,
+    agent_arm: Option<AgentDownload>,
     watching: Option<Mutex<Option<Watching>>>,
     /// Who hears of Pods that are over.
     whom: OnceLock<Handle>,
@@ -74,8 +76,17 @@ impl Make {
     ) -> Self {
         let (installation, namespaces) = (installation.to_owned(), namespaces.to_vec());
         let own_namespace = client.default_namespace().to_owned();
-        let (watching, whom, agent) = (None, OnceLock::new(), None);
-        Self { client, clock, installation, namespaces, own_namespace, agent, watching, whom }
+        Self {
+            client,
+            clock,
+            installation,
+            namespaces,
+            own_namespace,
+            agent: None,
+            agent_arm: None,
+            watching: None,
+            whom: OnceLock::new(),
+        }
     }
 
     /// Secrets of providers are in this namespace: the operator's own.
@@ -89,6 +100,12 @@ impl Make {
     #[must_use]
     pub fn agent_from(self, agent: Option<AgentDownload>) -> Self {
         Self { agent, ..self }
+    }
+
+    /// Those with Arm processors fetch it from there; without it none of them are had.
+    #[must_use]
+    pub fn agent_arm_from(self, agent_arm: Option<AgentDownload>) -> Self {
+        Self { agent_arm, ..self }
     }
 
     fn nodes(&self, name: String, nodes: &NodesProvider, power: &Power) -> Nodes {
@@ -130,12 +147,6 @@ impl Make {
             price_adjustment_percent: percent,
             ..RunPodConfig::new(&name, ApiKey::default())
         };
-        let lacks = self.agent.is_none().then(|| ProviderError::Misconfigured {
-            provider: name.clone(),
-            detail: "its machines fetch the agent themselves; say where it lies with --agent-url \
-                     and --agent-sha256 (agentDownload in the chart)"
-                .to_owned(),
-        });
         let clock = self.clock.clone();
         let build = move |values: &[&str]| {
             let key = values.first().copied().map(ApiKey::new).unwrap_or_default();
@@ -144,18 +155,64 @@ impl Make {
             Ok(Arc::new(provider.by_clock(move || clock.now())) as Arc<dyn Provider>)
         };
         Keyed {
-            name,
             capabilities: runpod::CAPABILITIES,
-            source: Source {
-                client: self.client.clone(),
-                namespace: self.own_namespace.clone(),
-                secret: secret.to_owned(),
-                keys: &[runpod::KEY_VARIABLE],
-            },
+            source: Some(self.secret(secret, &[runpod::KEY_VARIABLE], &[])),
             build: Box::new(build),
-            lacks,
+            lacks: self.lacks_agent(&name),
             now: Mutex::default(),
+            name,
         }
+    }
+
+    fn aws(
+        &self,
+        name: String,
+        aws: &AwsProvider,
+        secret: Option<&str>,
+        percent: i32,
+    ) -> Result<Keyed, ProviderError> {
+        let account = Account {
+            name: name.clone(),
+            settings: aws.clone(),
+            agent: self.agent.clone(),
+            agent_arm: self.agent_arm.clone(),
+            price_adjustment_percent: percent,
+        };
+        let clock = self.clock.clone();
+        let build = move |values: &[&str]| {
+            let rights = match *values {
+                [id, secret, session] => Rights::Keys(id, secret, session),
+                _ => Rights::Role,
+            };
+            aws::provider(&account, &rights, &clock)
+        };
+        Ok(Keyed {
+            capabilities: aws::capabilities(&name)?,
+            source: secret.map(|secret| self.secret(secret, &aws::KEYS, &aws::OPTIONAL_KEYS)),
+            build: Box::new(build),
+            lacks: self.lacks_agent(&name).filter(|_| self.agent_arm.is_none()),
+            now: Mutex::default(),
+            name,
+        })
+    }
+
+    fn secret(
+        &self,
+        secret: &str,
+        keys: &'static [&'static str],
+        optional: &'static [&'static str],
+    ) -> Source {
+        let (client, namespace) = (self.client.clone(), self.own_namespace.clone());
+        Source { client, namespace, secret: secret.to_owned(), keys, optional }
+    }
+
+    fn lacks_agent(&self, name: &str) -> Option<ProviderError> {
+        self.agent.is_none().then(|| ProviderError::Misconfigured {
+            provider: name.to_owned(),
+            detail: "its machines fetch the agent themselves; say where it lies with --agent-url \
+                     and --agent-sha256 (agentDownload in the chart)"
+                .to_owned(),
+        })
     }
 
     fn sight(&self) -> Sight {
@@ -181,7 +238,7 @@ impl MakeProvider for Make {
             nodes,
             host,
             runpod,
-            aws: _,                // not built yet
+            aws,
             allowed_namespaces: _, // the arbiter's
             state: _,
             credentials_secret_ref,
@@ -201,12 +258,17 @@ impl MakeProvider for Make {
             let percent = *price_adjustment_percent;
             return Ok(Arc::new(self.runpod(name, runpod, &secret.name, percent)));
         }
+        if let Some(aws) = aws {
+            let secret = credentials_secret_ref.as_ref().map(|secret| secret.name.as_str());
+            let percent = *price_adjustment_percent;
+            return Ok(Arc::new(self.aws(name, aws, secret, percent)?));
+        }
         let detail = match host {
             Some(_) => {
                 "host is the machine of `petaflop run`; in a cluster say nodes: {} in a \
                         ComputeProvider of its own"
             }
-            None => "this type is not built yet; use nodes: {} or runpod",
+            None => "it is of no type; say nodes: {}, runpod or aws",
         };
         Err(ProviderError::NotOffered { provider: name, detail: detail.to_owned() })
     }

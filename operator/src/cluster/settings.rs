@@ -26,6 +26,8 @@ pub struct Settings {
     pub agent_image: String,
     /// Where rented machines fetch the agent; without it none are rented that do.
     pub agent_download: Option<AgentDownload>,
+    /// The same for Arm.
+    pub agent_arm_download: Option<AgentDownload>,
     /// Image of our runtime.
     pub runtime_image: String,
     /// The runtime's program in it.

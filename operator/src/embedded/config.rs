@@ -9,8 +9,8 @@
 //!   marginPercent: 10    # opportunity margin
 //! ```
 //!
-//! Accounts that `petaflop offers --live` asks stand there too: [`RunPodAccount`]; and what machines need
-//! that are rented from them: [`Rented`].
+//! Accounts that `petaflop offers --live` asks stand there too: [`RunPodAccount`], [`AwsAccount`]; and
+//! what machines need that are rented from them: [`Rented`].
 
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_providers::host::price::PowerPrice;
@@ -18,7 +18,7 @@ use petaflop_providers::runpod::AgentDownload;
 use serde::{Deserialize, Serialize};
 
 use crate::embedded::home::{Home, HomeError, read_optional};
-use crate::embedded::live::RunPodAccount;
+use crate::embedded::live::{AwsAccount, RunPodAccount};
 
 /// The file's content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct Config {
     /// An account at RunPod.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runpod: Option<RunPodAccount>,
+    /// An account at AWS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aws: Option<AwsAccount>,
     /// What machines need that are rented; without it none are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rented: Option<Rented>,
@@ -43,6 +46,9 @@ pub struct Rented {
     pub store: String,
     /// Where they fetch the agent.
     pub agent: AgentDownload,
+    /// Where those with Arm processors fetch it; without it none of them are rented.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent_arm: Option<AgentDownload>,
     /// Image of our runtime.
     #[serde(default = "runtime_image")]
     pub runtime_image: String,
@@ -91,6 +97,7 @@ mod tests {
         let rented = config.rented.expect("it is there");
         assert_eq!((rented.runtime_image, rented.runtime), (runtime_image(), runtime()));
         assert!(rented.max_hourly.is_some() && config.runpod.is_some());
+        assert!(config.aws.is_some_and(|aws| aws.profile.is_some()));
     }
 
     #[test]

@@ -2,14 +2,21 @@
 //! machines are bought from them where `config.yaml` says what those need: [`Rented`].
 //!
 //! Keys come from the environment, or from a file of their own that `config.yaml` names: never from
-//! the command line, and never out of `config.yaml` itself.
+//! the command line, and never out of `config.yaml` itself. Those of AWS are looked for where its own
+//! tools look; which regions are asked stands in `config.yaml`.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use petaflop_agent_api::clock::Clock;
+use petaflop_crds::compute_provider::AwsProvider;
+use petaflop_crds::{API_VERSION, manifest};
 use petaflop_providers::runpod::{self, ApiKey, RunPod, RunPodConfig};
 use petaflop_providers::{Provider, ProviderError};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
 
+use crate::aws::{self, Account, Rights};
 use crate::embedded::config::Config;
 #[cfg(doc)]
 use crate::embedded::config::Rented;
@@ -25,12 +32,50 @@ pub struct RunPodAccount {
     pub data_centers: Vec<String>,
 }
 
+/// An account at AWS: what stands under `aws` in a ComputeProvider, and whose keys are used.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", try_from = "Map<String, Value>")]
+pub struct AwsAccount {
+    /// Profile of AWS's own files, whatever keys the environment has (those may be the store's).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub profile: Option<String>,
+    /// Where machines may be, and which.
+    #[serde(flatten)]
+    pub settings: AwsProvider,
+}
+
+impl TryFrom<Map<String, Value>> for AwsAccount {
+    type Error = String;
+
+    /// By the rules that hold in a cluster.
+    fn try_from(mut account: Map<String, Value>) -> Result<Self, String> {
+        let profile = match account.remove("profile") {
+            None => None,
+            Some(Value::String(name)) if !name.is_empty() => Some(name),
+            Some(other) => return Err(format!("aws.profile: expected a name, found {other}")),
+        };
+        let object = json!({
+            "apiVersion": API_VERSION, "kind": "ComputeProvider", "metadata": { "name": "aws" },
+            "spec": { "aws": account },
+        });
+        manifest::judge(object.to_string().as_bytes(), "aws").map_err(|errors| {
+            let told = errors.0.iter().map(|error| {
+                let path = error.path.strip_prefix("spec.").unwrap_or(&error.path);
+                format!("{path}: {}", error.message)
+            });
+            told.collect::<Vec<_>>().join("; ")
+        })?;
+        let settings = serde_json::from_value(object["spec"]["aws"].clone());
+        Ok(Self { profile, settings: settings.map_err(|error| error.to_string())? })
+    }
+}
+
 /// Why nobody can be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum LiveError {
     /// There is no key.
     #[error(
-        "no provider to ask: set {key}, or name a file that holds the key in {config}: runpod: {{apiKeyFile: /path}}",
+        "no provider to ask: set {key}, or name a file that holds the key in {config}: runpod: {{apiKeyFile: /path}}; or regions of AWS: aws: {{regions: [{{name: us-east-1}}]}}",
         key = runpod::KEY_VARIABLE,
         config = config.display()
     )]
@@ -46,7 +91,7 @@ pub enum LiveError {
     Provider(#[from] ProviderError),
 }
 
-/// Those whose key there is. `variable` reads the environment.
+/// Those whose key there is, and AWS where its regions are named. `variable` reads the environment.
 ///
 /// # Errors
 /// There is none, or a setting that cannot be followed.
@@ -54,24 +99,50 @@ pub fn providers(
     home: &Path,
     config: &Config,
     variable: impl Fn(&str) -> Option<String>,
-) -> Result<Vec<Box<dyn Provider>>, LiveError> {
+) -> Result<Vec<Arc<dyn Provider>>, LiveError> {
     let set = |name| variable(name).filter(|value| !value.trim().is_empty());
-    let account = config.runpod.clone().unwrap_or_default();
-    let key = match (set(runpod::KEY_VARIABLE), &account.api_key_file) {
-        (Some(key), _) => key,
+    let mut providers: Vec<Arc<dyn Provider>> = Vec::new();
+    if let Some(key) = runpod_key(home, config, set(runpod::KEY_VARIABLE))? {
+        let settings = RunPodConfig {
+            base: set(runpod::BASE_VARIABLE).unwrap_or_else(|| runpod::BASE.to_owned()),
+            data_centers: config.runpod.clone().unwrap_or_default().data_centers,
+            agent: config.rented.as_ref().map(|rented| rented.agent.clone()),
+            ..RunPodConfig::new("runpod", key)
+        };
+        providers.push(Arc::new(RunPod::new(settings)?));
+    }
+    if let Some(AwsAccount { profile, settings }) = &config.aws {
+        let account = Account {
+            name: "aws".to_owned(),
+            settings: settings.clone(),
+            agent: config.rented.as_ref().map(|rented| rented.agent.clone()),
+            agent_arm: config.rented.as_ref().and_then(|rented| rented.agent_arm.clone()),
+            price_adjustment_percent: 0,
+        };
+        let rights = Rights::Usual(profile.as_deref());
+        providers.push(aws::provider(&account, &rights, &Clock::system())?);
+    }
+    if providers.is_empty() {
+        return Err(LiveError::NoKey { config: home.join("config.yaml") });
+    }
+    Ok(providers)
+}
+
+fn runpod_key(
+    home: &Path,
+    config: &Config,
+    set: Option<String>,
+) -> Result<Option<ApiKey>, LiveError> {
+    let file = config.runpod.as_ref().and_then(|account| account.api_key_file.as_ref());
+    Ok(match (set, file) {
+        (Some(key), _) => Some(ApiKey::new(key)),
         (None, Some(file)) => {
             let file = home.join(file);
-            std::fs::read_to_string(&file).map_err(HomeError::unusable(&file))?
+            let key = std::fs::read_to_string(&file).map_err(HomeError::unusable(&file))?;
+            Some(ApiKey::new(key))
         }
-        (None, None) => return Err(LiveError::NoKey { config: home.join("config.yaml") }),
-    };
-    let settings = RunPodConfig {
-        base: set(runpod::BASE_VARIABLE).unwrap_or_else(|| runpod::BASE.to_owned()),
-        data_centers: account.data_centers,
-        agent: config.rented.as_ref().map(|rented| rented.agent.clone()),
-        ..RunPodConfig::new("runpod", ApiKey::new(key))
-    };
-    Ok(vec![Box::new(RunPod::new(settings)?)])
+        (None, None) => None,
+    })
 }
 
 #[cfg(test)]
@@ -97,5 +168,46 @@ mod tests {
         std::fs::write(folder.path().join("key"), "canary\n").expect("a file");
         assert!(matches!(asked(&config, &none), Ok(1)));
         assert!(!format!("{config:?}").contains("canary"));
+    }
+
+    fn account(text: &str) -> Result<AwsAccount, String> {
+        let config: Result<Config, _> = serde_saphyr::from_str(text);
+        Ok(config.map_err(|error| error.to_string())?.aws.expect("an account"))
+    }
+
+    #[test]
+    fn an_account_at_aws_is_what_a_compute_provider_would_take() {
+        let aws = account("aws:\n  profile: buyer\n  regions: [{name: us-east-2}]\n  diskGb: 73\n");
+        let aws = aws.expect("it can be read");
+        assert_eq!(aws.profile.as_deref(), Some("buyer"));
+        assert_eq!(
+            (aws.settings.regions[0].name.as_str(), aws.settings.disk_gb),
+            ("us-east-2", 73)
+        );
+        let written = serde_json::to_value(&aws).expect("plain data");
+        assert_eq!(serde_json::from_value::<AwsAccount>(written).ok(), Some(aws));
+        for (text, words) in [
+            ("aws: {}", "aws.regions: required field is missing"),
+            ("aws: {regions: [{name: us-east-1}], diskGB: 73}", "aws.diskGB: unknown field"),
+            ("aws: {regions: [{name: us-east-1}], spot: false, onDemand: false}", "nothing could"),
+            ("aws: {regions: [{name: us-east-1}], profile: 3}", "aws.profile: expected a name"),
+        ] {
+            let error = account(text).expect_err(text);
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn aws_is_asked_where_its_regions_are_named_by_a_program_that_was_built_with_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config: Config =
+            serde_saphyr::from_str("aws: {regions: [{name: us-east-1}]}").expect("it can be read");
+        match (providers(folder.path(), &config, |_| None), cfg!(feature = "aws")) {
+            (Ok(all), true) => assert_eq!(all[0].name(), "aws"),
+            (Err(error), false) => {
+                assert!(error.to_string().contains("built without AWS"), "{error}");
+            }
+            (other, _) => panic!("{:?}", other.map(|all| all.len())),
+        }
     }
 }

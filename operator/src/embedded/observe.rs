@@ -24,7 +24,7 @@ pub struct Providers {
     /// This machine.
     pub host: Host,
     /// Where machines are rented.
-    pub rented: Vec<Box<dyn Provider>>,
+    pub rented: Vec<Arc<dyn Provider>>,
     /// Dated prices.
     pub snapshot: snapshot::Snapshot,
     max_hourly: Option<UsdPerHour>,

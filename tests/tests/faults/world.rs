@@ -482,6 +482,7 @@ impl World<'_> {
             ledger: StoreAt { uri: String::new(), credentials: Default::default() },
             agent_image: "agent".into(),
             agent_download: None,
+            agent_arm_download: None,
             runtime_image: "runtime".into(),
             runtime: "runtime".into(),
             http_address: ([127, 0, 0, 1], 0).into(),

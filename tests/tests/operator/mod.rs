@@ -177,6 +177,7 @@ impl Cluster {
             ledger: StoreAt { uri: String::new(), credentials: Default::default() },
             agent_image: "localhost/petaflop-agent:test".into(),
             agent_download: None,
+            agent_arm_download: None,
             runtime_image: "localhost/petaflop-runtime:test".into(),
             runtime: petaflop_tests::binary("petaflop-runtime")?.display().to_string(),
             http_address: ([127, 0, 0, 1], 0).into(),

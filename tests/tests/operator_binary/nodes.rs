@@ -40,6 +40,7 @@ async fn operator(world: &World, clock: &Clock) -> Result<Running> {
         ledger: StoreAt::default(),
         agent_image: "localhost/agent:1".into(),
         agent_download: None,
+        agent_arm_download: None,
         runtime_image: "localhost/runtime:1".into(),
         runtime: "petaflop-runtime".into(),
         http_address: ([127, 0, 0, 1], 0).into(),

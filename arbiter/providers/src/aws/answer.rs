@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use petaflop_arbiter::claim::Refusal;
 
-use crate::error::{LaunchError, ProviderError};
+use crate::error::{LaunchError, ProviderError, refused};
 
 /// Longest part of somebody's words that is repeated.
 const MOST_WORDS: usize = 600;
@@ -186,7 +186,6 @@ pub(super) fn of_call(provider: &str, what: &str, failure: Failure) -> ProviderE
 
 /// What a failure means to a purchase. A full subnet is worth another try, in another one.
 pub(super) fn of_launch(failure: Failure) -> LaunchError {
-    let refused = |kind, detail| LaunchError::Refused { kind, detail };
     let said = match failure {
         Failure::Wait(wait) => {
             return LaunchError::Later { wait, detail: "too much was asked lately".to_owned() };

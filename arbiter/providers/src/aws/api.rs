@@ -6,6 +6,12 @@ use std::error::Error;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use aws_config::ecs::EcsCredentialsProvider;
+use aws_config::imds::credentials::ImdsCredentialsProvider;
+use aws_config::meta::credentials::CredentialsProviderChain;
+use aws_config::profile::ProfileFileCredentialsProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::web_identity_token::WebIdentityTokenCredentialsProvider;
 use aws_config::{BehaviorVersion, SdkConfig};
 use aws_credential_types::Credentials;
 use aws_credential_types::provider::error::CredentialsError;
@@ -21,7 +27,7 @@ use jiff::Timestamp;
 use tokio::sync::OnceCell;
 
 use super::answer::{Failure, Meaning, Said};
-use super::config::{AwsConfig, AwsKeys};
+use super::config::{Access, AwsConfig, AwsKeys};
 use super::pace::{Pace, Purpose};
 
 /// A connection that is not there by then will not be.
@@ -36,7 +42,7 @@ pub(super) type Now = Arc<dyn Fn() -> Timestamp + Send + Sync>;
 
 /// Talks to AWS.
 pub(super) struct Api {
-    keys: Option<AwsKeys>,
+    access: Access,
     endpoint: Option<String>,
     /// Where it looks first for what has no region.
     home: String,
@@ -48,7 +54,7 @@ pub(super) struct Api {
 impl Api {
     pub(super) fn new(config: &AwsConfig) -> Self {
         Self {
-            keys: config.keys.clone(),
+            access: config.access.clone(),
             endpoint: config.endpoint.clone(),
             home: config.regions.first().map_or_else(String::new, |region| region.name.clone()),
             sdk: OnceCell::new(),
@@ -86,8 +92,7 @@ impl Api {
         self.sdk.get_or_init(|| self.load()).await
     }
 
-    /// Keys from the settings or from wherever AWS's own tools have them. Whether there are any
-    /// turns out at the first call.
+    /// Whether there are rights at all turns out at the first call.
     async fn load(&self) -> SdkConfig {
         // The environment's proxies are for the world outside.
         let outside = self.endpoint.is_none();
@@ -109,19 +114,36 @@ impl Api {
             .read_timeout(PATIENCE)
             .operation_timeout(PATIENCE);
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
+            .http_client(http.clone())
             .retry_config(RetryConfig::disabled())
             .timeout_config(timeouts.build())
             .stalled_stream_protection(StalledStreamProtectionConfig::disabled())
             .region(Region::new(self.home.clone()));
-        if let Some(AwsKeys { id, secret, session }) = &self.keys {
-            let keys = Credentials::new(id, secret, session.clone(), None, "petaflop");
-            loader = loader.credentials_provider(keys);
+        let tools = || {
+            let region = Some(Region::new(self.home.clone()));
+            ProviderConfig::without_region().with_region(region).with_http_client(http.clone())
+        };
+        loader = match &self.access {
+            Access::Keys(AwsKeys { id, secret, session }) => {
+                let keys = Credentials::new(id, secret, session.clone(), None, "petaflop");
+                loader.credentials_provider(keys)
+            }
+            Access::Role => loader.credentials_provider(role(&tools())),
+            Access::Usual { profile: None } => loader,
+            Access::Usual { profile: Some(name) } => {
+                let files = ProfileFileCredentialsProvider::builder().configure(&tools());
+                loader.credentials_provider(files.profile_name(name).build())
+            }
+        };
+        match &self.endpoint {
+            Some(endpoint) => loader.endpoint_url(endpoint).load().await,
+            // Variables of single services count; the one for all of them is the store's.
+            None => {
+                let mut sdk = loader.load().await.into_builder();
+                sdk.set_endpoint_url(None);
+                sdk.build()
+            }
         }
-        if let Some(endpoint) = &self.endpoint {
-            loader = loader.endpoint_url(endpoint);
-        }
-        loader.load().await
     }
 
     /// Makes a call, once, if the pace lets it. `pace` names whose it is: a region's, say; `secret`
@@ -188,11 +210,26 @@ impl Api {
 
     /// The same text with each of the secrets struck out.
     fn without_secrets(&self, secret: &str, text: String) -> String {
-        let keys = self.keys.iter();
-        let ours = keys.flat_map(|keys| [Some(&keys.secret), keys.session.as_ref()]).flatten();
+        let keys = match &self.access {
+            Access::Keys(keys) => Some(keys),
+            Access::Role | Access::Usual { .. } => None,
+        };
+        let ours = keys.into_iter().flat_map(|keys| [Some(&keys.secret), keys.session.as_ref()]);
+        let ours = ours.flatten();
         let all = ours.map(String::as_str).chain([secret]);
         all.filter(|secret| !secret.is_empty()).fold(text, |text, secret| text.replace(secret, "…"))
     }
+}
+
+/// The role of this Pod or machine, as AWS's own tools look for it, but for keys of the environment
+/// and of files.
+fn role(tools: &ProviderConfig) -> CredentialsProviderChain {
+    let token = WebIdentityTokenCredentialsProvider::builder().configure(tools).build();
+    let agent = EcsCredentialsProvider::builder().configure(tools).build();
+    let profile = ImdsCredentialsProvider::builder().configure(tools).build();
+    CredentialsProviderChain::first_try("WebIdentityToken", token)
+        .or_else("EcsContainer", agent)
+        .or_else("Ec2InstanceMetadata", profile)
 }
 
 /// That there are no keys, or none that can be used, among an error's causes.

@@ -34,6 +34,22 @@ impl fmt::Debug for AwsKeys {
     }
 }
 
+/// Whose rights an account is used with.
+#[derive(Clone, Debug)]
+pub enum Access {
+    /// These keys.
+    Keys(AwsKeys),
+    /// The role of this Pod or machine: its token file (IRSA), its agent (pod identity, ECS), its
+    /// instance profile. Not keys of the environment, which an operator has for its store.
+    Role,
+    /// Wherever AWS's own tools look: environment, files, then as [`Access::Role`]. A profile that
+    /// is named comes from the files, whatever keys the environment has.
+    Usual {
+        /// Its name.
+        profile: Option<String>,
+    },
+}
+
 /// A region in which instances may be.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AwsRegion {
@@ -102,10 +118,10 @@ pub enum Address {
 pub struct AwsConfig {
     /// Name of the ComputeProvider, in offers and claims.
     pub name: String,
-    /// The account's keys; `None`: from the usual environment, files, or the machine's own role.
-    /// docs/providers/aws.md says which rights they need.
-    pub keys: Option<AwsKeys>,
-    /// Another address for every API; `None`: AWS's own, or what `AWS_ENDPOINT_URL` says.
+    /// Whose rights it is used with: docs/providers/aws.md says which are needed.
+    pub access: Access,
+    /// Another address for every API; `None`: AWS's own, or what `AWS_ENDPOINT_URL_EC2`, `_SSM` and
+    /// `_PRICING` say. Not `AWS_ENDPOINT_URL`, which says where the store is.
     pub endpoint: Option<String>,
     /// Where instances may be. Only these regions are ever looked at.
     pub regions: Vec<AwsRegion>,
@@ -155,7 +171,7 @@ const TYPES: [&str; 16] = [
 
 impl AwsConfig {
     /// The usual settings.
-    pub fn new(name: &str, keys: Option<AwsKeys>, regions: &[&str]) -> Self {
+    pub fn new(name: &str, access: Access, regions: &[&str]) -> Self {
         let region = |name: &&str| AwsRegion {
             name: (*name).to_owned(),
             subnets: Vec::new(),
@@ -163,7 +179,7 @@ impl AwsConfig {
         };
         Self {
             name: name.to_owned(),
-            keys,
+            access,
             endpoint: None,
             regions: regions.iter().map(region).collect(),
             types: TYPES.iter().map(|family| (*family).to_owned()).collect(),
@@ -208,7 +224,9 @@ impl AwsConfig {
         if self.disk_gb == 0 || self.start_allowance < Duration::from_secs(60) {
             return Err("an instance has 1 GB or more, and a minute or more to start".to_owned());
         }
-        if self.keys.as_ref().is_some_and(|keys| keys.id.is_empty() || keys.secret.is_empty()) {
+        if let Access::Keys(keys) = &self.access
+            && (keys.id.is_empty() || keys.secret.is_empty())
+        {
             return Err("an access key or its secret is empty".to_owned());
         }
         Ok(())
@@ -246,13 +264,14 @@ mod tests {
     use super::*;
 
     fn config() -> AwsConfig {
-        AwsConfig::new("aws", Some(AwsKeys::new(" id ", "canary", None)), &["us-east-1"])
+        let keys = AwsKeys::new(" id ", "canary", None);
+        AwsConfig::new("aws", Access::Keys(keys), &["us-east-1"])
     }
 
     #[test]
     fn keys_are_not_printed() {
         let keys = AwsKeys::new("AKIAcanary", "canary-secret\n", Some("canary-session"));
-        let printed = format!("{:?}", AwsConfig { keys: Some(keys), ..config() });
+        let printed = format!("{:?}", AwsConfig { access: Access::Keys(keys), ..config() });
         assert!(!printed.contains("canary"), "{printed}");
     }
 
@@ -267,7 +286,7 @@ mod tests {
             AwsConfig { types: types(&["G6"]), ..config() },
             AwsConfig { disk_gb: 0, ..config() },
             AwsConfig { start_allowance: Duration::ZERO, ..config() },
-            AwsConfig { keys: Some(AwsKeys::new(" ", "x", None)), ..config() },
+            AwsConfig { access: Access::Keys(AwsKeys::new(" ", "x", None)), ..config() },
         ] {
             assert!(odd.check().is_err(), "{odd:?}");
         }

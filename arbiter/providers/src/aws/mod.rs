@@ -52,14 +52,14 @@ use jiff::{SignedDuration, Timestamp};
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
 use petaflop_arbiter::offer::Offer;
 
-use crate::error::{LaunchError, ProviderError};
+use crate::error::{LaunchError, ProviderError, refused};
 use crate::machine::EnrolmentToken;
 use crate::provider::{
     Billing, Capabilities, Instance, InstanceId, InstanceState, Listing, Order, Provider, Work,
 };
 use answer::{Failure, Meaning};
 use api::Api;
-pub use config::{Address, AwsConfig, AwsKeys, AwsRegion, HostImages};
+pub use config::{Access, Address, AwsConfig, AwsKeys, AwsRegion, HostImages};
 use id::{Id, Kind};
 use offers::Seen;
 use pace::Purpose;
@@ -200,10 +200,6 @@ impl Aws {
         let detail = format!("{id} is nothing that is made here: region/i-…, vol-… or sir-…");
         ProviderError::Misconfigured { provider: self.config.name.clone(), detail }
     }
-}
-
-fn refused(kind: Refusal, detail: impl Into<String>) -> LaunchError {
-    LaunchError::Refused { kind, detail: detail.into() }
 }
 
 /// What a failure means before a purchase, where nothing can have been made.

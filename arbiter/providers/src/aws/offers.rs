@@ -187,6 +187,7 @@ pub(super) mod tests {
     use aws_sdk_ec2::types::{InstanceType, RiProductDescription};
     use petaflop_arbiter::offer::Accelerators;
 
+    use super::super::config::Access;
     use super::*;
     use crate::machine::AgentDownload;
 
@@ -198,7 +199,7 @@ pub(super) mod tests {
             disk_micros_per_gb_month: 100_000,
             address_micros_per_hour: 0,
             agent: Some(agent),
-            ..AwsConfig::new("aws", None, &["us-east-1"])
+            ..AwsConfig::new("aws", Access::Role, &["us-east-1"])
         }
     }
 

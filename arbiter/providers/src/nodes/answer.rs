@@ -5,7 +5,7 @@ use std::time::Duration;
 use kube::core::Status;
 use petaflop_arbiter::claim::Refusal;
 
-use crate::error::{LaunchError, ProviderError};
+use crate::error::{LaunchError, ProviderError, refused};
 
 /// How long to leave the server alone where it does not say.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -54,10 +54,6 @@ fn forbidden(status: &Status) -> Refusal {
 /// Whether the request cannot have left: there were no credentials to sign it with.
 fn before_sending(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Auth(_))
-}
-
-pub(super) fn refused(kind: Refusal, detail: String) -> LaunchError {
-    LaunchError::Refused { kind, detail }
 }
 
 /// What a failed call that buys nothing means.

@@ -41,13 +41,12 @@ use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
 use petaflop_arbiter::offer::Offer;
 use tokio::sync::watch;
 
-use crate::error::{LaunchError, ProviderError};
+use crate::error::{LaunchError, ProviderError, refused};
 use crate::machine::EnrolmentToken;
 use crate::price::PowerPrice;
 use crate::provider::{
     Billing, Capabilities, Instance, InstanceId, Listing, Order, Provider, Work,
 };
-use answer::refused;
 use instance::PodId;
 use offers::Terms;
 pub use once::SingleShot;

@@ -46,7 +46,7 @@ use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::Offer;
 
-use crate::error::{LaunchError, ProviderError, Waste};
+use crate::error::{LaunchError, ProviderError, Waste, refused};
 use crate::machine::EnrolmentToken;
 use crate::provider::{
     Billing, Capabilities, Instance, InstanceId, InstanceState, Listing, Order, Provider, Work,
@@ -350,10 +350,6 @@ struct Made {
     since: Option<Timestamp>,
     /// When it was asked for.
     asked: Timestamp,
-}
-
-fn refused(kind: Refusal, detail: impl Into<String>) -> LaunchError {
-    LaunchError::Refused { kind, detail: detail.into() }
 }
 
 #[async_trait]

@@ -10,7 +10,7 @@ use petaflop_arbiter::reason::Reason;
 use petaflop_cloud_box::ec2::{Ec2, Setup};
 use petaflop_cloud_box::faults::{Fault, Operation};
 use petaflop_cloud_box::host::StateOnly;
-use petaflop_providers::aws::{Aws, AwsConfig, AwsKeys, AwsRegion};
+use petaflop_providers::aws::{Access, Aws, AwsConfig, AwsKeys, AwsRegion};
 use petaflop_providers::{InstanceId, InstanceState, Provider};
 
 use super::drive::Buyer;
@@ -36,7 +36,7 @@ fn open(change: impl FnOnce(&mut Setup)) -> Shop {
         security_groups: Vec::new(),
     };
     let settings = AwsConfig {
-        keys: Some(AwsKeys::new(KEY, SECRET, None)),
+        access: Access::Keys(AwsKeys::new(KEY, SECRET, None)),
         regions: vec![region("us-east-1"), region("us-east-2")],
         types: vec!["c7i".into(), "g6".into()],
         ..config(&cloud.url())
@@ -212,8 +212,8 @@ async fn an_instance_that_is_taken_away_says_so_and_its_volume_goes_with_it() {
 #[tokio::test]
 async fn a_key_that_signs_wrongly_is_refused_and_not_told() {
     let shop = open(|_| {});
-    let keys = Some(AwsKeys::new(KEY, "another canary", None));
-    let settings = AwsConfig { keys, ..config(&shop.cloud.url()) };
+    let access = Access::Keys(AwsKeys::new(KEY, "another canary", None));
+    let settings = AwsConfig { access, ..config(&shop.cloud.url()) };
     let error = Aws::new(settings).expect("settings").quote().await.expect_err("refused");
     assert_eq!(error.reason(), Reason::Unauthorized, "{error}");
     assert!(!format!("{error:?}").contains("canary"), "{error:?}");

@@ -22,7 +22,7 @@ use jiff::Timestamp;
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Identity;
 use petaflop_arbiter::offer::{Capacity, Offer};
-use petaflop_providers::aws::{Aws, AwsConfig, AwsKeys};
+use petaflop_providers::aws::{Access, Aws, AwsConfig, AwsKeys};
 use petaflop_providers::machine::{AgentDownload, AgentSource, Bootstrap};
 use petaflop_providers::{Machine, Provider};
 
@@ -56,7 +56,7 @@ pub(crate) fn config(base: &str) -> AwsConfig {
         disk_micros_per_gb_month: 0,
         address_micros_per_hour: 0,
         agent: Some(agent),
-        ..AwsConfig::new("aws", Some(keys), &["us-east-1"])
+        ..AwsConfig::new("aws", Access::Keys(keys), &["us-east-1"])
     }
 }
 

@@ -1,10 +1,16 @@
 //! [`Store`](crate::Store) for callers without async: the same calls, the same promises.
 
-use std::{future::Future, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    future::Future,
+    path::Path,
+};
+
+use bytes::Bytes;
 
 use crate::{
-    ArtifactHash, ArtifactInfo, GcOptions, GcReport, KeyBinding, Manifest, StoreError, Stored,
-    VerifyReport,
+    ArtifactHash, ArtifactInfo, Digest, GcOptions, GcReport, KeyBinding, Manifest, StoreError,
+    Stored, VerifyReport,
 };
 
 /// A store whose calls return when they are done.
@@ -44,6 +50,38 @@ impl Store {
     /// As there.
     pub fn put_artifact(&self, dir: &Path) -> Result<Stored, StoreError> {
         self.wait(self.inner.put_artifact(dir))
+    }
+
+    /// As [`crate::Store::put_files`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn put_files(&self, files: &BTreeMap<String, Bytes>) -> Result<Stored, StoreError> {
+        self.wait(self.inner.put_files(files))
+    }
+
+    /// As [`crate::Store::remove_artifact`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn remove_artifact(&self, hash: ArtifactHash) -> Result<(), StoreError> {
+        self.wait(self.inner.remove_artifact(hash))
+    }
+
+    /// As [`crate::Store::unreferenced_chunks`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unreferenced_chunks(&self) -> Result<BTreeSet<Digest>, StoreError> {
+        self.wait(self.inner.unreferenced_chunks())
+    }
+
+    /// As [`crate::Store::remove_chunks`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn remove_chunks(&self, chunks: BTreeSet<Digest>) -> Result<(), StoreError> {
+        self.wait(self.inner.remove_chunks(chunks))
     }
 
     /// As [`crate::Store::manifest`].

@@ -25,11 +25,12 @@
 //! | [`place`] | from a URI to the objects behind it: folders, S3 |
 //! | [`manifest`] | [`Manifest`], [`FileEntry`], which paths an artifact may hold |
 //! | `store` | [`Store::open`], naming artifacts by prefix, listing |
-//! | `put` | [`Store::put_artifact`]: a folder becomes an artifact |
+//! | `put` | [`Store::put_artifact`], [`Store::put_files`]: a folder, or files in memory, become an artifact |
 //! | `read` | [`Store::manifest`], [`Store::read_file`], [`Store::materialise`] |
 //! | `keys` | [`Store::bind_key`], [`Store::find_key`] |
 //! | `verify` | [`Store::verify`]: read everything and name what is damaged |
 //! | `gc` | [`Store::gc`]: remove what nothing refers to |
+//! | `alone` | [`Store::remove_artifact`] and its chunks, where one writer is alone |
 //! | `sweeps` | keeping gc and writers apart in a bucket |
 //! | `objects` | [`Objects`]: plain objects of a place, without async |
 //! | [`blocking`] | the same for callers without async |
@@ -37,6 +38,7 @@
 //! | [`logs`] | a task's output and exit report, beyond its machine's life |
 //! | [`report`] | progress lines of a job: types, writer, tailing reader |
 
+mod alone;
 pub mod blocking;
 mod error;
 pub mod folder;

@@ -1,20 +1,15 @@
-//! Plain objects of a place, for callers without async: checkpoints.
+//! Plain objects of a place, for callers without async: inputs, and names of checkpoints.
 
 use std::{collections::BTreeSet, sync::Arc};
 
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::{ObjectStore, ObjectStoreExt, PutPayload, WriteMultipart, path::Path};
+use object_store::{ObjectStore, ObjectStoreExt, PutPayload, path::Path};
 
 use crate::{
     StoreError,
     place::{self, Credentials, Place},
 };
-
-/// What is longer goes up in parts of this size, each tried again by itself.
-const PART: usize = 8 << 20;
-/// Parts on their way at once.
-const PARTS: usize = 4;
 
 /// The objects below a URI. Calls return when they are done.
 #[derive(Debug)]
@@ -51,27 +46,17 @@ impl Objects {
         &self.name
     }
 
-    /// Writes an object. It is there as a whole, and durable, when this returns; after an
+    /// Writes a small object in one piece; what is large is an artifact ([`crate::Store`]), whose chunks
+    /// travel by themselves. It is there as a whole, and durable, when this returns; after an
     /// error it is as it was before.
     ///
     /// # Errors
     /// What the store said.
     pub fn put(&self, name: &str, bytes: &[u8]) -> Result<(), StoreError> {
         let object = Path::from(name);
-        let put = async {
-            if bytes.len() <= 2 * PART {
-                let payload = PutPayload::from_bytes(Bytes::copy_from_slice(bytes));
-                return self.objects.put(&object, payload).await.map(drop);
-            }
-            let upload = self.objects.put_multipart(&object).await?;
-            let mut upload = WriteMultipart::new_with_chunk_size(upload, PART);
-            for part in bytes.chunks(PART) {
-                upload.wait_for_capacity(PARTS).await?;
-                upload.write(part);
-            }
-            upload.finish().await.map(drop)
-        };
-        self.runtime.block_on(put).map_err(|e| self.failed(name, e).writing())
+        let payload = PutPayload::from_bytes(Bytes::copy_from_slice(bytes));
+        let put = self.objects.put(&object, payload);
+        self.runtime.block_on(put).map(drop).map_err(|e| self.failed(name, e).writing())
     }
 
     /// An object's content, `None` where there is no such object.
@@ -100,12 +85,13 @@ impl Objects {
         }
     }
 
-    /// The names of all objects.
+    /// The names of all objects, or of those in a folder.
     ///
     /// # Errors
     /// What the store said.
-    pub fn list(&self) -> Result<BTreeSet<String>, StoreError> {
-        let listing = self.objects.list(None).map_ok(|meta| meta.location.to_string());
+    pub fn list(&self, folder: Option<&str>) -> Result<BTreeSet<String>, StoreError> {
+        let folder = folder.map(Path::from);
+        let listing = self.objects.list(folder.as_ref()).map_ok(|meta| meta.location.to_string());
         self.runtime.block_on(listing.try_collect()).map_err(|e| self.failed("", e))
     }
 

@@ -1,6 +1,10 @@
-//! A folder becomes an artifact: chunks, then the manifest.
+//! A folder, or files in memory, become an artifact: chunks, then the manifest.
+//!
+//! A chunk is the part in which things travel, and what an upload that was cut off need not send
+//! again: whoever stores the same bytes later, after a SIGKILL or on another machine, finds it there.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     io::Read,
     path::{Path, PathBuf},
@@ -43,9 +47,27 @@ impl Store {
     /// A folder that cannot become an artifact ([`folder::files`]) or changes meanwhile;
     /// [`StoreError::Full`], [`StoreError::ReadOnly`], or what the store said.
     pub async fn put_artifact(&self, dir: &Path) -> Result<Stored, StoreError> {
-        let _guard = self.writing().await?;
         let folder = dir.to_path_buf();
         let files = off_thread(move || folder::files(&folder)).await?;
+        self.put_all(files.into_iter().map(Input::from).collect(), dir).await
+    }
+
+    /// The same of files in memory, by their paths.
+    ///
+    /// # Errors
+    /// Paths that an artifact may not hold; else as [`Store::put_artifact`].
+    pub async fn put_files(&self, files: &BTreeMap<String, Bytes>) -> Result<Stored, StoreError> {
+        let inputs = files.iter().map(|(path, bytes)| Input {
+            path: path.clone(),
+            length: bytes.len() as u64,
+            content: Content::Memory(bytes.clone()),
+        });
+        self.put_all(inputs.collect(), Path::new("files in memory")).await
+    }
+
+    /// `from` stands for the files in messages.
+    async fn put_all(&self, files: Vec<Input>, from: &Path) -> Result<Stored, StoreError> {
+        let _guard = self.writing().await?;
         let began = tokio::time::Instant::now();
         let mut bytes_sent = 0;
         let entries = loop {
@@ -64,7 +86,7 @@ impl Store {
                 break entries;
             }
         };
-        let manifest = Manifest::new(entries).map_err(|problem| folder::bad(dir, &problem))?;
+        let manifest = Manifest::new(entries).map_err(|problem| folder::bad(from, &problem))?;
         bytes_sent += self.put_manifest(&manifest).await?;
         Ok(Stored { hash: manifest.artifact, bytes: manifest.bytes(), bytes_sent })
     }
@@ -75,7 +97,7 @@ impl Store {
     }
 
     /// Reads the file once: what is hashed is what is stored.
-    async fn put_file(&self, file: FolderFile) -> Result<(FileEntry, u64), StoreError> {
+    async fn put_file(&self, file: Input) -> Result<(FileEntry, u64), StoreError> {
         let path = file.path.clone();
         let length = file.length;
         let mut chunks = Vec::new();
@@ -165,9 +187,30 @@ impl Store {
     }
 }
 
+/// A file of the artifact to be.
+#[derive(Clone)]
+struct Input {
+    path: String,
+    /// When it was seen, in bytes.
+    length: u64,
+    content: Content,
+}
+
+#[derive(Clone)]
+enum Content {
+    File(PathBuf),
+    Memory(Bytes),
+}
+
+impl From<FolderFile> for Input {
+    fn from(FolderFile { path, file, length }: FolderFile) -> Self {
+        Self { path, length, content: Content::File(file) }
+    }
+}
+
 /// A file, chunk by chunk.
 struct Pieces {
-    path: PathBuf,
+    source: Content,
     length: u64,
     at: u64,
     open: Option<File>,
@@ -175,9 +218,9 @@ struct Pieces {
 }
 
 impl Pieces {
-    fn of(file: FolderFile) -> Self {
+    fn of(file: Input) -> Self {
         Self {
-            path: file.file,
+            source: file.content,
             length: file.length,
             at: 0,
             open: None,
@@ -187,29 +230,38 @@ impl Pieces {
 
     /// The next chunk, `None` after the last.
     fn next(&mut self) -> Result<Option<(Digest, Bytes)>, StoreError> {
-        let io = |e| StoreError::io(&self.path, e);
-        let file = match &mut self.open {
-            Some(file) => file,
-            closed => closed.insert(File::open(&self.path).map_err(io)?),
+        let next = CHUNK_BYTES.min(self.length - self.at);
+        let piece = match &mut self.source {
+            Content::Memory(rest) => rest.split_to(next as usize),
+            Content::File(path) => read(path, &mut self.open, next)?,
         };
-        // At the end, look for one byte more than there should be.
-        let left = self.length - self.at;
-        let want = CHUNK_BYTES.min(left).max(1);
-        let mut piece = Vec::with_capacity(want as usize);
-        let got = file.take(want).read_to_end(&mut piece).map_err(io)? as u64;
-        if got != CHUNK_BYTES.min(left) {
-            return Err(folder::bad(
-                &self.path,
-                "changed while it was stored; let its writer finish and try again",
-            ));
-        }
-        if got == 0 {
+        if piece.is_empty() {
             return Ok(None);
         }
-        self.at += got;
+        self.at += next;
         self.content.update(&piece);
-        Ok(Some((Digest::of(&piece), piece.into())))
+        Ok(Some((Digest::of(&piece), piece)))
     }
+}
+
+/// So many bytes of a file from where it was left; at its end, which is 0 bytes away, looks for
+/// one byte more than there should be.
+fn read(path: &Path, open: &mut Option<File>, bytes: u64) -> Result<Bytes, StoreError> {
+    let io = |e| StoreError::io(path, e);
+    let file = match open {
+        Some(file) => file,
+        closed => closed.insert(File::open(path).map_err(io)?),
+    };
+    let want = bytes.max(1);
+    let mut piece = Vec::with_capacity(want as usize);
+    let got = file.take(want).read_to_end(&mut piece).map_err(io)? as u64;
+    if got != bytes {
+        return Err(folder::bad(
+            path,
+            "changed while it was stored; let its writer finish and try again",
+        ));
+    }
+    Ok(piece.into())
 }
 
 /// Runs work on files away from the threads that serve others.

@@ -54,6 +54,9 @@ pub enum Progress {
         path: String,
         /// Seconds from copy to durable.
         seconds: f64,
+        /// Bytes that were written: what the place held already is not.
+        #[serde(default)]
+        sent: u64,
     },
     /// A server takes requests.
     Serving {

@@ -2,16 +2,17 @@
 //!
 //! ```text
 //! checkpoints/
-//!   lock                              folders: held (flock) while a runtime trains; says by whom
+//!   lock                              held (flock) while a runtime trains; says by whom
 //!   step-0000000050-<16 digits of key>/
 //!     manifest.json                   format, key, step, and (length, blake3) of each file
 //!     <file> …
-//!   .writing-…                        folders: unfinished; removed when next opened
+//!   .writing-…                        unfinished; removed when next opened
 //! ```
 //!
 //! In a folder a checkpoint appears by one rename after everything in it has reached the disk;
-//! in a bucket ([`bucket`]) by its manifest, which is written last. An older one goes only after
-//! that. What is damaged is named and passed over for the one before.
+//! in a bucket ([`bucket`]), where the same files are an artifact, by its name, which is written
+//! last. An older one goes only after that. What is damaged is named and passed over for the one
+//! before.
 
 mod bucket;
 
@@ -24,6 +25,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
@@ -36,7 +38,7 @@ const MANIFEST: &str = "manifest.json";
 const WRITING: &str = ".writing-";
 
 /// The files of a checkpoint, by name.
-pub type Files = BTreeMap<String, Vec<u8>>;
+pub type Files = BTreeMap<String, Bytes>;
 
 /// A checkpoint that was read back and verified.
 #[derive(Debug)]
@@ -252,7 +254,8 @@ impl Folder {
                 naming,
             };
             let path = folder.write(step, &files)?;
-            Ok(Written { step, path, took: started.elapsed() })
+            let sent = files.values().map(|bytes| bytes.len() as u64).sum();
+            Ok(Written { step, path, took: started.elapsed(), sent })
         }))
     }
 
@@ -266,7 +269,7 @@ impl Folder {
         const WHAT: &str = "cannot write checkpoint";
         let manifest = manifest(&self.naming, step, files)?;
         fs::create_dir_all(temporary).map_err(Error::io(WHAT, temporary))?;
-        for (name, bytes) in files.iter().chain([(&MANIFEST.to_owned(), &manifest)]) {
+        for (name, bytes) in files.iter().chain([(&MANIFEST.to_owned(), &manifest.into())]) {
             let at = temporary.join(name);
             let write = || {
                 let mut file = File::create(&at)?;
@@ -357,12 +360,12 @@ fn verified(
         if found != expected {
             return Err(format!("{name} has another content than its manifest says"));
         }
-        files.insert(name, bytes);
+        files.insert(name, bytes.into());
     }
     Ok(Checkpoint { step, files })
 }
 
-/// A checkpoint on its way to the disk.
+/// A checkpoint on its way to the disk, or to a bucket.
 #[derive(Debug)]
 pub struct Writing(JoinHandle<Result<Written, Error>>);
 
@@ -375,6 +378,8 @@ pub struct Written {
     pub path: PathBuf,
     /// From the copy of the state to durable.
     pub took: Duration,
+    /// Bytes that were written: a bucket is not sent again what it holds.
+    pub sent: u64,
 }
 
 impl Writing {

@@ -42,7 +42,7 @@ impl Data {
         recipe: &ResolvedRecipe,
         sources: &[Source],
         base: Option<&Path>,
-        tokenizer: Option<&Vec<u8>>,
+        tokenizer: Option<&[u8]>,
     ) -> Result<Self, Error> {
         let mut documents = Vec::new();
         for dataset in &recipe.datasets {

@@ -254,7 +254,7 @@ impl Source {
             write(&root, &bytes)?;
         } else {
             let objects = Objects::open(uri).map_err(away)?;
-            let names = objects.list().map_err(away)?;
+            let names = objects.list(None).map_err(away)?;
             if names.is_empty() {
                 return Err(Error::BadInput(at(&format_args!("{uri}: there is nothing"))));
             }

@@ -128,9 +128,10 @@ impl Reporter {
                     "validation after step {step}: loss {loss:.4}, {bits_per_byte:.4} bits per byte"
                 );
             }
-            Progress::Checkpoint { step, path, seconds } => {
-                eprintln!("checkpoint of step {step} is durable after {seconds:.2} s: {path}");
-            }
+            Progress::Checkpoint { step, path, seconds, sent } => eprintln!(
+                "checkpoint of step {step} is durable after {seconds:.2} s and {:.1} MiB: {path}",
+                *sent as f64 / f64::from(1 << 20)
+            ),
             // Said by servers, which train nothing.
             Progress::Serving { port: _, model: _ } => {}
             Progress::Skipped { message } => eprintln!("skipped: {message}"),

@@ -30,9 +30,9 @@ pub(crate) fn save(
     let bytes = views.and_then(|views| safetensors::serialize(views, None));
     let bytes = bytes.map_err(|error| Error::Internal(format!("checkpoint: {error}")))?;
     Ok(Files::from([
-        (STATE.to_owned(), bytes),
-        (HISTORY.to_owned(), history.to_bytes()?),
-        (TOKENIZER_FILE.to_owned(), tokenizer.to_vec()),
+        (STATE.to_owned(), bytes.into()),
+        (HISTORY.to_owned(), history.to_bytes()?.into()),
+        (TOKENIZER_FILE.to_owned(), tokenizer.to_vec().into()),
     ]))
 }
 

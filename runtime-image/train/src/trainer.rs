@@ -171,7 +171,9 @@ impl<'a> Run<'a> {
             recipe,
             &sources,
             start.folder(),
-            checkpoint.as_ref().and_then(|checkpoint| checkpoint.files.get(TOKENIZER_FILE)),
+            checkpoint
+                .as_ref()
+                .and_then(|checkpoint| Some(&**checkpoint.files.get(TOKENIZER_FILE)?)),
         )?;
         for source in &mut sources {
             // The streams hold it now.
@@ -435,6 +437,7 @@ impl<'a> Run<'a> {
             step: written.step,
             path: written.path.display().to_string(),
             seconds: written.took.as_secs_f64(),
+            sent: written.sent,
         })
     }
 

@@ -3,7 +3,7 @@ use super::*;
 const KEY: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
 fn files(content: &str) -> Files {
-    Files::from([("state".to_owned(), content.as_bytes().to_vec())])
+    Files::from([("state".to_owned(), content.as_bytes().to_vec().into())])
 }
 
 fn open(dir: &Path) -> Folder {
@@ -31,7 +31,7 @@ fn the_newest_two_are_kept_and_the_newest_is_read() {
         kept,
         ["lock", "step-0000000010-0123456789abcdef", "step-0000000100-0123456789abcdef"]
     );
-    assert_eq!(folder.newest(|_| ()).unwrap().unwrap().files["state"], b"100");
+    assert_eq!(folder.newest(|_| ()).unwrap().unwrap().files["state"], b"100"[..]);
 }
 
 #[test]
@@ -118,7 +118,8 @@ fn a_write_that_fails_leaves_the_last_checkpoint_and_no_litter() {
     let folder = open(dir.path());
     folder.write(1, &files("first")).unwrap();
     // A name that no file can have stands in for every refusal of the system.
-    let impossible = Files::from([("state".to_owned(), vec![1]), ("x".repeat(300), vec![2])]);
+    let impossible =
+        Files::from([("state".to_owned(), vec![1].into()), ("x".repeat(300), vec![2].into())]);
     let error = folder.write_in_background(2, impossible).wait().unwrap_err();
     assert!(error.to_string().starts_with("cannot write checkpoint"), "{error}");
     let mut names = folder.names().unwrap();
@@ -150,52 +151,83 @@ fn in_a_bucket_the_newest_two_are_kept_and_another_machine_reads_the_newest() {
     }
     let other_machine = bucket(dir.path());
     assert_eq!(newest_in(&other_machine), (Some(100), vec![]));
-    assert_eq!(other_machine.newest(|_| ()).unwrap().unwrap().files["state"], b"100");
-    let kept: Vec<String> = other_machine.checkpoints().unwrap().into_keys().collect();
+    assert_eq!(other_machine.newest(|_| ()).unwrap().unwrap().files["state"], b"100"[..]);
+    let kept = other_machine.names();
     assert_eq!(kept, ["step-0000000010-0123456789abcdef", "step-0000000100-0123456789abcdef"]);
+    // What the first alone used is gone with it.
+    assert_eq!(other_machine.unreferenced_chunks(), 0);
 }
 
 #[test]
 fn in_a_bucket_a_damaged_checkpoint_is_named_and_the_one_before_is_used() {
     type Damage = fn(&Path);
-    let cases: [(&str, Damage); 4] = [
-        ("another content", |dir| fs::write(dir.join("state"), "secone").unwrap()),
-        ("has 3 bytes, its manifest says 6", |dir| fs::write(dir.join("state"), "two").unwrap()),
-        ("state: is missing", |dir| fs::remove_file(dir.join("state")).unwrap()),
-        ("manifest.json: EOF", |dir| fs::write(dir.join(MANIFEST), "{").unwrap()),
+    let cases: [(&str, Damage); 6] = [
+        ("chunk is corrupt", |dir| fs::write(chunk(dir, "second"), "secone").unwrap()),
+        ("chunk has 3 bytes, not 6", |dir| fs::write(chunk(dir, "second"), "two").unwrap()),
+        ("chunk is missing", |dir| fs::remove_file(chunk(dir, "second")).unwrap()),
+        ("names no artifact", |dir| fs::write(second(dir), "{").unwrap()),
+        ("not a manifest", |dir| fs::write(artifact(dir), "{").unwrap()),
+        ("no artifact", |dir| fs::remove_file(artifact(dir)).unwrap()),
     ];
     for (problem, damage) in cases {
         let dir = tempfile::tempdir().unwrap();
         let writer = bucket(dir.path());
         writer.write(1, &files("first")).unwrap();
-        damage(&writer.write(2, &files("second")).unwrap());
+        writer.write(2, &files("second")).unwrap();
+        damage(dir.path());
         let (step, skipped) = newest_in(&writer);
         assert_eq!(step, Some(1), "{problem}");
         assert!(skipped.len() == 1 && skipped[0].contains(problem), "{problem}: {skipped:?}");
+        assert!(skipped[0].contains("step-0000000002-"), "{skipped:?}");
         // Training gets there again and replaces it.
         writer.write(2, &files("second")).unwrap();
         assert_eq!(newest_in(&writer), (Some(2), vec![]));
     }
 }
 
+/// The chunk with this content.
+fn chunk(bucket: &Path, content: &str) -> PathBuf {
+    let hash = blake3::hash(content.as_bytes()).to_string();
+    bucket.join(format!("chunks/{}/{hash}", &hash[..2]))
+}
+
+/// The name of step 2.
+fn second(bucket: &Path) -> PathBuf {
+    bucket.join("steps/step-0000000002-0123456789abcdef")
+}
+
+/// The manifest of the artifact that it names.
+fn artifact(bucket: &Path) -> PathBuf {
+    let hash = fs::read_to_string(second(bucket)).unwrap();
+    bucket.join(format!("artifacts/{}.json", hash.trim_end()))
+}
+
 #[test]
-fn what_a_lost_machine_left_unfinished_in_a_bucket_is_removed_and_never_read() {
+fn what_a_lost_machine_left_unfinished_in_a_bucket_is_never_read_serves_and_then_goes() {
     let dir = tempfile::tempdir().unwrap();
+    let uri = format!("file://{}", dir.path().display());
     bucket(dir.path()).write(3, &files("whole")).unwrap();
-    let theirs =
-        Bucket::open(&format!("file://{}", dir.path().display()), &KEY.replace('0', "f"), 2);
+    let theirs = Bucket::open(&uri, &KEY.replace('0', "f"), 2);
     theirs.unwrap().write(7, &files("theirs")).unwrap();
-    let unfinished = dir.path().join("step-0000000004-0123456789abcdef/state");
-    fs::create_dir(unfinished.parent().unwrap()).unwrap();
-    fs::write(&unfinished, "par").unwrap();
+    // One upload lacks its name alone, another all but a chunk.
+    bucket(dir.path()).write(4, &files("cut off")).unwrap();
+    fs::remove_file(dir.path().join("steps/step-0000000004-0123456789abcdef")).unwrap();
+    fs::create_dir_all(chunk(dir.path(), "part").parent().unwrap()).unwrap();
+    fs::write(chunk(dir.path(), "part"), "part").unwrap();
     let bucket = bucket(dir.path());
-    assert!(!unfinished.exists());
     let (step, skipped) = newest_in(&bucket);
     assert_eq!(step, Some(3));
     assert!(skipped.len() == 1 && skipped[0].contains("belongs to another job"), "{skipped:?}");
+    // It gets there again: all of it is there.
+    let again = bucket.write_in_background(4, files("cut off")).wait().unwrap();
+    assert_eq!(again.sent, 0);
+    assert_eq!(newest_in(&bucket), (Some(4), skipped));
+    // And then the rest is of no use to anybody.
+    assert!(!chunk(dir.path(), "part").exists());
     // Removing what is old leaves another job's alone.
     for step in 8..11 {
         bucket.write(step, &files("ours")).unwrap();
     }
-    assert_eq!(bucket.checkpoints().unwrap().len(), 3);
+    assert_eq!(bucket.names().len(), 3);
+    assert!(chunk(dir.path(), "theirs").exists() && !chunk(dir.path(), "cut off").exists());
 }

@@ -2,7 +2,7 @@
 //!
 //! Staying costs the rest of the work at today's price here. Going costs what any placement costs
 //! (start-up, image, inputs and checkpoint, the rest of the work) and writing the checkpoint here
-//! first. The difference must be `switchIfSavingsPercent` of what staying costs, and a place is
+//! first, which takes as long as the last one did. The difference must be `switchIfSavingsPercent` of what staying costs, and a place is
 //! kept for `minHoldSeconds` whatever is cheaper meanwhile: prices that swing do not carry a job to
 //! and fro. Only where staying is expected to miss the deadline, and going is not, dollars do not
 //! count.
@@ -14,7 +14,7 @@ use crate::claim::{Claim, Phase};
 use crate::decision::Outcome;
 use crate::market::Class;
 use crate::money::{Usd, UsdPerHour};
-use crate::objective::{Course, transfer_millis};
+use crate::objective::{Course, checkpoint_millis};
 use crate::offer::Capacity;
 use crate::pass::Pass;
 use crate::reason::Reason;
@@ -51,7 +51,7 @@ impl<'a> Pass<'a> {
         let best = self.search(workload).takeable.first().copied();
         self.hold(claim);
         let best: Candidate<'a> = best.filter(|best| best.offer.id != offer.id)?;
-        let leaving = price.for_millis(transfer_millis(provider, work.checkpoint_bytes));
+        let leaving = price.for_millis(checkpoint_millis(work, &workload.progress, provider));
         let goes = best.total.saturating_add(leaving);
         let reason = match (ends, best.promise) {
             (Promise::Broken(_), Promise::Kept | Promise::AtRisk(_)) => Reason::DeadlineAtRisk,

@@ -13,7 +13,7 @@ use crate::market::Class;
 use crate::money::{MILLIS_PER_HOUR, Usd, UsdPerHour};
 use crate::offer::Capacity;
 use crate::support::Operation;
-use crate::workload::{Precision, TrainingWork, Work, Workload};
+use crate::workload::{Precision, Progress, TrainingWork, Work, Workload};
 use crate::world::{Assumptions, ProviderState, World};
 
 /// Spans are held at about three hundred years, so that sums of them stay within 64 bits.
@@ -55,7 +55,7 @@ impl Course {
                 let known = learned(world, class, device, Operation::Train, work.precision)?;
                 Some(training(
                     work,
-                    workload.progress.steps_done,
+                    &workload.progress,
                     known.training(work),
                     losses_per_hour(class, &world.assumptions),
                     provider,
@@ -191,31 +191,41 @@ fn losses_per_hour(class: &Class, assumptions: &Assumptions) -> f64 {
 
 /// The course of a training run.
 ///
-/// Rework: losses come at a constant rate; each throws away half a checkpoint interval of work
-/// and repeats start-up, image and inputs (Young 1974, first order).
+/// Rework: losses come at a constant rate; each throws away half a checkpoint interval of work, and
+/// what was done while the last checkpoint was on its way, and repeats start-up, image and inputs
+/// (Young 1974, first order). The next checkpoint begins when the last is durable.
 fn training(
     work: &TrainingWork,
-    steps_done: u64,
+    progress: &Progress,
     tokens_per_second: Range,
     losses_per_hour: f64,
     provider: &ProviderState,
     assumptions: &Assumptions,
 ) -> Course {
-    let left = work.steps.saturating_sub(steps_done) as f64;
+    let left = work.steps.saturating_sub(progress.steps_done) as f64;
     let tokens = left * work.tokens_per_step as f64;
     let transfer = |bytes: u64| transfer_millis(provider, bytes);
-    let resumed = if steps_done > 0 { work.checkpoint_bytes } else { 0 };
+    let resumed = if progress.steps_done > 0 { work.checkpoint_bytes } else { 0 };
     let start_up = provider.startup_millis.clamp(0, LONGEST_MILLIS);
     let image = transfer(assumptions.image_bytes);
     let inputs = transfer(work.input_bytes.saturating_add(resumed));
-    let upload = transfer(work.artifact_bytes);
+    let checkpoint = checkpoint_millis(work, progress, provider);
+    let upload = match progress.checkpoint_millis {
+        // As fast as a checkpoint was, of which the size is known.
+        Some(_) if work.checkpoint_bytes > 0 => to_millis(
+            checkpoint as f64 / 1000.0 * work.artifact_bytes as f64 / work.checkpoint_bytes as f64,
+        ),
+        _ => transfer(work.artifact_bytes),
+    };
     let restart = start_up
         .saturating_add(image)
         .saturating_add(transfer(work.input_bytes.saturating_add(work.checkpoint_bytes)))
         .min(LONGEST_MILLIS);
     let rework = |work_millis: i64| {
         let losses = losses_per_hour * work_millis as f64 / MILLIS_PER_HOUR as f64;
-        let lost_seconds = work.checkpoint_interval_seconds as f64 / 2.0 + restart as f64 / 1000.0;
+        let durable = checkpoint as f64 / 1000.0;
+        let interval = (work.checkpoint_interval_seconds as f64).max(durable);
+        let lost_seconds = interval / 2.0 + durable + restart as f64 / 1000.0;
         to_millis(losses * lost_seconds)
     };
     let fixed = start_up + image + inputs + upload;
@@ -247,8 +257,20 @@ fn training(
     }
 }
 
+/// Milliseconds until a checkpoint is durable: as long as this job's last one took. That was on another
+/// machine perhaps; but it is known of this job's state and of its store, and taken for all places
+/// alike it makes no place look better only because nobody has measured there yet.
+pub(crate) fn checkpoint_millis(
+    work: &TrainingWork,
+    progress: &Progress,
+    provider: &ProviderState,
+) -> i64 {
+    let guessed = || transfer_millis(provider, work.checkpoint_bytes);
+    progress.checkpoint_millis.map_or_else(guessed, |measured| measured.clamp(0, LONGEST_MILLIS))
+}
+
 /// Milliseconds in which bytes come to a provider's machine, or leave it.
-pub(crate) fn transfer_millis(provider: &ProviderState, bytes: u64) -> i64 {
+fn transfer_millis(provider: &ProviderState, bytes: u64) -> i64 {
     let seconds = |rate: u64| bytes as f64 / rate.max(1) as f64;
     provider.fetch_bytes_per_second.map_or(0, |rate| to_millis(seconds(rate)))
 }

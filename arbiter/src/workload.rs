@@ -287,12 +287,25 @@ pub enum InterruptionPolicy {
 pub struct Progress {
     /// Optimiser steps that are durable.
     pub steps_done: u64,
+    /// Milliseconds that its newest checkpoint took to be durable, as its runtime measured them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_millis: Option<i64>,
     /// Everything its claims have cost, by the ledger.
     pub spent: Usd,
     /// Interruptions so far.
     pub interruptions: u32,
     /// Highest placement number used so far, by its status and its claims; 0 before the first.
     pub placements: u32,
+}
+
+impl Progress {
+    /// [`Progress::checkpoint_millis`] of the seconds that a runtime says: what no clock measures
+    /// (below 0, beyond a week, no number) says nothing.
+    pub fn measured(checkpoint_seconds: f64) -> Option<i64> {
+        (0.0..=604_800.0)
+            .contains(&checkpoint_seconds)
+            .then(|| (checkpoint_seconds * 1000.0).ceil() as i64)
+    }
 }
 
 impl Placement {

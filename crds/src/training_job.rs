@@ -393,6 +393,9 @@ pub struct TrainingProgress {
     /// Step of the newest durable checkpoint.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checkpoint_step: Option<u64>,
+    /// Seconds that it took to be durable. What a move costs, and a loss, is reckoned with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub checkpoint_seconds: Option<f64>,
     /// Mean training loss of the last step, nats a token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub loss: Option<f64>,

@@ -97,8 +97,9 @@ impl Run {
             Progress::Validation { step: _, loss: _, bits_per_byte } => {
                 self.progress.bits_per_byte = Some(*bits_per_byte);
             }
-            Progress::Checkpoint { step, path: _, seconds: _ } => {
+            Progress::Checkpoint { step, path: _, seconds, sent: _ } => {
                 self.progress.checkpoint_step = Some(*step);
+                self.progress.checkpoint_seconds = Some(*seconds);
             }
             Progress::Serving { port, model } => {
                 self.serving = Some(Serving { port: *port, model: model.clone() });

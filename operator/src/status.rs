@@ -54,7 +54,10 @@ pub fn take_over(status: &mut Status, last: &mut LastWord, line: &Progress) {
         Progress::Validation { step: _, loss: _, bits_per_byte } => {
             status.bits_per_byte = Some(*bits_per_byte);
         }
-        Progress::Checkpoint { step, path: _, seconds: _ } => status.checkpoint_step = *step,
+        Progress::Checkpoint { step, path: _, seconds, sent: _ } => {
+            status.checkpoint_step = *step;
+            status.checkpoint_seconds = Some(*seconds);
+        }
         Progress::Skipped { message } => status.message.clone_from(message),
         // Without a cluster a server's port is known before it starts.
         Progress::Serving { port: _, model: _ } => {}

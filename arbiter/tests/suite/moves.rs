@@ -7,7 +7,7 @@ use petaflop_arbiter::decision::{Action, Outcome, Plan};
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Capacity, Offer};
 use petaflop_arbiter::reason::Reason;
-use petaflop_arbiter::workload::{InterruptionPolicy, Work, Workload};
+use petaflop_arbiter::workload::{InterruptionPolicy, Progress, Work, Workload};
 use petaflop_arbiter::world::World;
 use proptest::prelude::*;
 
@@ -88,6 +88,51 @@ fn the_cost_of_moving_counts_so_that_the_end_of_a_job_does_not_move() {
     assert!(matches!(outcome(&decide(&world, now())), Outcome::Settled { .. }));
     let world = holding(long("a"), machine("m", "1.00"), 5_000, offers);
     assert!(matches!(outcome(&decide(&world, now())), Outcome::Moves { .. }));
+}
+
+#[test]
+fn a_checkpoint_that_was_measured_to_be_slow_makes_a_move_dearer_and_losses_worse() {
+    let offers = vec![machine("m", "1.00"), elsewhere("0.50")];
+    let goes = |measured| {
+        let mut job = long("a");
+        job.progress.steps_done = 1;
+        job.progress.checkpoint_millis = measured;
+        let world = holding(job, machine("m", "1.00"), 5_000, offers.clone());
+        match outcome(&decide(&world, now())) {
+            Outcome::Moves { stays, goes, .. } => Some((*stays, *goes)),
+            _ => None,
+        }
+    };
+    let (stays, guessed) = goes(None).expect("it moves");
+    // 10 MiB at 100 MB/s is what nobody has measured.
+    let (same_stay, same) = goes(Some(105)).expect("it moves");
+    for (guessed, measured) in [(stays, same_stay), (guessed, same)] {
+        assert!((guessed.micros() - measured.micros()).abs() < 10, "{guessed} {measured}");
+    }
+    let (stays_slow, slow) = goes(Some(600_000)).expect("it moves all the same");
+    // Ten minutes here at a dollar an hour before it can leave, and losses cost more at both.
+    assert!(slow.micros() - guessed.micros() > 166_666, "{slow} {guessed}");
+    assert!(stays_slow > stays, "{stays_slow} {stays}");
+    // Where every checkpoint takes longer than all the rest of the work, it stays.
+    let mut nearly = long("a");
+    nearly.progress.steps_done = 1_900_000;
+    nearly.interruption.switch_if_savings_percent = 1;
+    let moves = |millis| {
+        let mut job = nearly.clone();
+        job.progress.checkpoint_millis = Some(millis);
+        let world = holding(job, machine("m", "1.00"), 5_000, offers.clone());
+        matches!(outcome(&decide(&world, now())), Outcome::Moves { .. })
+    };
+    assert!(moves(100));
+    assert!(!moves(36_000_000));
+}
+
+#[test]
+fn what_no_clock_measures_says_nothing() {
+    let cases = [(0.0, Some(0)), (1.2345, Some(1_235)), (-1.0, None), (1e9, None)];
+    for (said, measured) in cases.into_iter().chain([(f64::NAN, None), (f64::INFINITY, None)]) {
+        assert_eq!(Progress::measured(said), measured, "{said}");
+    }
 }
 
 #[test]

@@ -399,14 +399,17 @@ fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Wo
     let uid = job.uid().unwrap_or_default();
     let claims = operator.table.of_owner(&uid);
     let created_at = job.metadata.creation_timestamp.as_ref().map_or(now, |at| at.0);
-    let placement = status.placement.as_ref();
+    let (placement, progress) = (status.placement.as_ref(), status.progress.as_ref());
     let observed = Observed {
         namespace: job.namespace().unwrap_or_default(),
         name: job.name_any(),
         created_at,
         admitted_at: status.admitted_time.as_ref().map_or(now, |at| at.0),
         progress: Progress {
-            steps_done: status.progress.as_ref().and_then(|p| p.checkpoint_step).unwrap_or(0),
+            steps_done: progress.and_then(|p| p.checkpoint_step).unwrap_or(0),
+            checkpoint_millis: progress
+                .and_then(|p| p.checkpoint_seconds)
+                .and_then(Progress::measured),
             spent: operator.book.spent(&uid, &claims, now),
             interruptions: status.interruptions,
             placements: placement.and_then(|p| p.number.max(p.settled)).unwrap_or(0),
@@ -460,6 +463,7 @@ fn service_workload(
         admitted_at: created_at,
         progress: Progress {
             steps_done: 0,
+            checkpoint_millis: None,
             spent: operator.book.spent(&uid, &own, now),
             // A service goes on, however often a machine of its was lost.
             interruptions: 0,

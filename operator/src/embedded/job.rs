@@ -132,6 +132,7 @@ impl Admission {
             admitted_at: self.admitted_at,
             progress: Progress {
                 steps_done: status.checkpoint_step,
+                checkpoint_millis: status.checkpoint_seconds.and_then(Progress::measured),
                 spent: status.cost,
                 interruptions: status.interruptions,
                 placements: status.placements,
@@ -260,6 +261,8 @@ pub struct Status {
     pub tokens_per_step: u64,
     /// Step of the newest durable checkpoint.
     pub checkpoint_step: u64,
+    /// Seconds that it took to be durable.
+    pub checkpoint_seconds: Option<f64>,
     /// Mean training loss of the first step that was reported, nats a token.
     pub first_loss: Option<f64>,
     /// Mean training loss of the last step, nats a token.
@@ -302,6 +305,7 @@ impl Status {
         Self {
             step: 0,
             checkpoint_step: 0,
+            checkpoint_seconds: None,
             first_loss: None,
             loss: None,
             bits_per_byte: None,

@@ -7,12 +7,33 @@
 //! RunPod itself puts into it and that is good for that pod alone, until it does.
 
 pub use crate::machine::AgentDownload;
-use crate::machine::{AGENT_FOLDER, WORK_FOLDER};
+use crate::machine::{AGENT_FOLDER, AgentSource, WORK_FOLDER};
 
 /// The start command, as RunPod takes it: JSON in a text.
 pub(super) fn start(agent: &AgentDownload, api: &str) -> String {
     let command = [script(agent, api)];
     serde_json::json!({ "entrypoint": ["/bin/sh", "-c"], "cmd": command }).to_string()
+}
+
+/// Images, by how their names begin, that are known to have no `/bin/sh`.
+const WITHOUT_A_SHELL: [&str; 4] =
+    ["gcr.io/distroless/", "cgr.dev/chainguard/static", "registry.k8s.io/pause", "scratch"];
+
+/// Whether a pod of an image can be entered, as far as names say: only an image's layers would say it
+/// all, and nobody fetches those to ask for a price. One that has no shell and another name stops
+/// within seconds, and is ended.
+///
+/// # Errors
+/// Why not, and what to do, in words.
+pub(super) fn enters(image: &str, agent: &AgentSource) -> Result<(), String> {
+    let AgentSource::Image(carrier) = agent;
+    if image == carrier || WITHOUT_A_SHELL.iter().any(|start| image.starts_with(start)) {
+        return Err(format!(
+            "image {image} has no /bin/sh, and RunPod no other way in: take one with a shell, or \
+             another provider"
+        ));
+    }
+    Ok(())
 }
 
 /// The lines of shell. POSIX, with whatever of curl and wget the image has; an image that brings the

@@ -127,7 +127,7 @@ fn fits(config: &RunPodConfig, offer: &Offer, machine: &Machine) -> Result<(), S
     // Exhaustive: what a machine may be asked for is honoured or refused.
     let Machine {
         image,
-        agent: _, // fetched: see `entry`
+        agent, // fetched, or the image's own: see `entry`
         bootstrap: _,
         cpu_millis,
         memory,
@@ -142,6 +142,7 @@ fn fits(config: &RunPodConfig, offer: &Offer, machine: &Machine) -> Result<(), S
     if image.trim().is_empty() {
         return Err("a pod needs an image".to_owned());
     }
+    entry::enters(image, agent)?;
     if !volumes.is_empty() {
         return Err("volumes of the cluster cannot be had in a pod of RunPod's".to_owned());
     }

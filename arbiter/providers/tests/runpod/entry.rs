@@ -3,9 +3,11 @@
 
 use std::process::Stdio;
 
+use petaflop_arbiter::claim::Refusal;
 use petaflop_arbiter::offer::Capacity;
+use petaflop_providers::machine::AgentSource;
 use petaflop_providers::runpod::{AgentDownload, RunPodConfig};
-use petaflop_providers::{EnrolmentToken, Order, Provider, Work};
+use petaflop_providers::{EnrolmentToken, LaunchError, Machine, Order, Provider, Work};
 use serde_json::{Value, json};
 
 use super::server::{Call, Reply, Server};
@@ -73,6 +75,31 @@ async fn the_agent_is_fetched_looked_at_and_run_and_its_end_is_the_pods() {
     // With the key that RunPod gave it, for itself alone.
     assert_eq!(calls[1].authorization, "Bearer the pod's own");
     assert_eq!(calls[1].json(), json!({ "action": "terminate" }));
+}
+
+#[tokio::test]
+async fn an_image_that_is_known_to_have_no_shell_is_refused_before_anything_is_asked() {
+    let server = Server::start(|_| Reply::Cut).await;
+    let (provider, _) = client(config(&server.base));
+    let offer = offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.3");
+    let prepared = async |image: &str| {
+        let machine = Machine { image: image.to_owned(), ..machine() };
+        let order = Order { identity: &identity(), offer: &offer, work: Work::Machine(&machine) };
+        provider.prepare(order).await
+    };
+    let AgentSource::Image(carrier) = machine().agent;
+    for image in ["gcr.io/distroless/static-debian12", "gcr.io/distroless/base:debug", &carrier] {
+        match prepared(image).await {
+            Err(LaunchError::Refused { kind: Refusal::Invalid, detail: message }) => {
+                assert!(message.contains(image) && message.contains("/bin/sh"), "{message}");
+            }
+            other => panic!("{image}: {other:?}"),
+        }
+    }
+    for image in ["alpine:3", "docker.io/library/debian:13-slim", "example.org/scratch:1"] {
+        prepared(image).await.expect(image);
+    }
+    assert!(server.calls().is_empty());
 }
 
 #[tokio::test]

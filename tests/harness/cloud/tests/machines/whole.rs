@@ -6,14 +6,18 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use petaflop_agent_api::message::{Ask, State};
+use petaflop_agent_api::task::Task;
 use petaflop_cloud_box::host::{Boot, Credentials, Host, Metadata};
 use petaflop_cloud_box::machines::Machines;
 
-use crate::fixture::{ALPINE, AMI, DEBIAN, agent, ended, machines, says, serve, start};
+use crate::fixture::{ALPINE, AMI, DEBIAN, DISTROLESS, agent, ended, machines, says, serve, start};
 use crate::operator::{Operator, script};
 
 /// What production starts instances with, but for the places that are filled in.
 const PRODUCTION: &str = include_str!("../../../../../arbiter/providers/src/aws/user_data.sh");
+
+const AGENT: &str = "/petaflop/petaflop-agent";
+const IDENTITY: &str = "installation/default/trj-a-12345678-1-0/uid-1/1";
 
 fn whole(user_data: &str) -> Boot {
     let credentials =
@@ -43,14 +47,45 @@ fn run(machines: &Machines, name: &str, lines: &str) -> String {
 }
 
 #[test]
-fn production_user_data_runs_the_agent_in_a_container_and_turns_the_machine_off_after_it() {
+fn production_user_data_runs_the_agent_in_a_container_of_any_image_and_turns_the_machine_off() {
     let Some(machines) = machines() else { return };
-    let mut operator = Operator::new("installation/default/trj-a-12345678-1-0/uid-1/1", "uid-1");
+    let shells = "command -v bash || echo no bash on $(hostname); ls /petaflop; exit 5";
+    // Without a shell there is what the image brings, or the agent itself.
+    let version = [AGENT, "--version"].map(str::to_owned).into();
+    let cases = [
+        ("i-0", ALPINE, script(shells), 5, "no bash on i-0\nlease\n"),
+        ("i-1", DEBIAN, script(shells), 5, "bash\nlease\n"),
+        ("i-2", DISTROLESS, Task { argv: version, ..script("") }, 0, "petaflop-agent "),
+    ];
+    for (name, image, task, code, says) in cases {
+        let mut operator = Operator::new(IDENTITY, "uid-1");
+        let mut boot = whole(&user_data(&machines, &operator, image));
+        boot.ports = vec![7443];
+        start(&machines, name, &boot);
+        let at = machines.address(name, 7443).unwrap();
+        // In the container: its image's root, the machine's network and name.
+        operator.enrol(at, task, 1800);
+        let report = operator.until(at, |state| matches!(state, State::Exited(_)));
+        let State::Exited(exit) = report.state else { unreachable!() };
+        let output = operator.output(at);
+        assert_eq!(exit.code, Some(code), "{image}: {output}");
+        assert!(output.contains(says), "{image}: {output}");
+        operator.ask(at, Ask::Terminate);
+        let (code, log) = ended(&machines, name);
+        assert_eq!(code, 0, "{image}: {log}");
+        assert!(log.contains("petaflop: its work is done; this machine ends"), "{log}");
+        assert!(!machines.clone().alive(name));
+        assert!(!log.contains(&operator.token()), "no secret is on the console");
+    }
+}
+
+/// What production starts an instance with for this image.
+fn user_data(machines: &Machines, operator: &Operator, image: &str) -> String {
     let bytes = std::fs::read(agent()).unwrap();
     let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
     let sha256: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     let environment = [
-        "PETAFLOP_IDENTITY=installation/default/trj-a-12345678-1-0/uid-1/1".to_owned(),
+        format!("PETAFLOP_IDENTITY={IDENTITY}"),
         format!("PETAFLOP_OPERATOR_KEY={}", operator.root.noise().public()),
         format!("PETAFLOP_TOKEN={}", operator.token()),
         "PETAFLOP_PORT=7443".to_owned(),
@@ -63,33 +98,13 @@ fn production_user_data_runs_the_agent_in_a_container_and_turns_the_machine_off_
         ("@URL@", format!("http://{}/agent", serve(machines.operator(), bytes))),
         ("@SHA256@", sha256),
         ("@GPUS@", String::new()),
-        ("@AGENT@", "/petaflop/petaflop-agent".to_owned()),
+        ("@AGENT@", AGENT.to_owned()),
         ("@LEASE@", "/petaflop/lease".to_owned()),
         ("@WORK@", "/work".to_owned()),
-        ("@IMAGE@", ALPINE.to_owned()),
+        ("@IMAGE@", image.to_owned()),
         ("@ENVIRONMENT@", environment.join("\n")),
     ];
-    let user_data =
-        fill.iter().fold(PRODUCTION.to_owned(), |text, (place, value)| text.replace(place, value));
-    let mut boot = whole(&user_data);
-    boot.ports = vec![7443];
-    start(&machines, "i-0", &boot);
-    let at = machines.address("i-0", 7443).unwrap();
-    // In the container: its image's root, the machine's network and name.
-    let task = script("command -v bash || echo alpine on $(hostname); ls /petaflop; exit 5");
-    operator.enrol(at, task, 1800);
-    let report = operator.until(at, |state| matches!(state, State::Exited(_)));
-    let State::Exited(exit) = report.state else { unreachable!() };
-    assert_eq!(exit.code, Some(5), "{}", operator.output(at));
-    let output = operator.output(at);
-    assert!(output.starts_with("alpine on i-0\n") && output.contains("lease"), "{output}");
-    operator.ask(at, Ask::Terminate);
-    let (code, log) = ended(&machines, "i-0");
-    assert_eq!(code, 0, "{log}");
-    assert!(log.contains("petaflop: its work is done; this machine ends"), "{log}");
-    assert!(!machines.clone().alive("i-0"));
-    let token = operator.token();
-    assert!(!log.contains(&token), "no secret is on the console");
+    fill.iter().fold(PRODUCTION.to_owned(), |text, (place, value)| text.replace(place, value))
 }
 
 #[test]

@@ -1,5 +1,5 @@
 //! What travels to a real S3 server, counted on the way: nothing twice, whatever cut it off.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod common;
 #[path = "common/counting.rs"]

@@ -1,5 +1,5 @@
 //! Checkpoints on a real S3 server: one whose writer is killed is gone on with, counted on the way.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 #[path = "../../store/tests/common/counting.rs"]
 mod counting;

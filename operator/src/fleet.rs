@@ -115,6 +115,7 @@ impl Fleet<'_> {
             log_sink: Some(self.log_sink(claim)),
             grace_seconds: job.grace_seconds,
             ready: None,
+            relay: None,
         })
     }
 

@@ -111,5 +111,6 @@ pub fn serve(
         log_sink: Some(operator.fleet().log_sink(&stored.claim.spec)),
         grace_seconds: inference_service::GRACE_SECONDS,
         ready: None,
+        relay: None,
     })
 }

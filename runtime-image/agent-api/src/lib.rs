@@ -13,6 +13,7 @@
 //! | [`lease`] | how long an agent may keep its machine without hearing from us |
 //! | [`poll`] | how an agent that dials asks for requests |
 //! | [`gateway`] | what the operator and a service's gateway tell each other |
+//! | [`relay`] | a gateway's streams to a replica, through its agent |
 //!
 //! Bodies of HTTP requests, where the operator dials: `GET /v1/hello` gives [`session::Enrolment::message`],
 //! `POST /v1/hello` takes the welcome; `POST /v1/rpc` takes a [`session::Call`]'s message and gives the response.
@@ -25,6 +26,7 @@ pub mod keys;
 pub mod lease;
 pub mod message;
 pub mod poll;
+pub mod relay;
 pub mod session;
 pub mod task;
 mod text;

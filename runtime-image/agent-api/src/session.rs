@@ -8,6 +8,8 @@
 //! gateway      IK   gateway → operator  what it knows   operator → gateway  its replicas
 //! ```
 //!
+//! Streams between a gateway and a replica have a session of their own: [`relay`](crate::relay).
+//!
 //! The second message of a round trip may be long: what does not fit into it (65,535
 //! bytes with its overhead) follows in transport messages of the same session. A body
 //! is a row of frames, each its length (u16, big endian) and a Noise message.

@@ -36,6 +36,10 @@ pub struct Task {
     /// How to see that it is ready to serve.
     #[serde(default)]
     pub ready: Option<HttpProbe>,
+    /// What gateways prove themselves by, whose [streams](crate::relay) go to the port on which the
+    /// command says in its progress file that it is `serving`.
+    #[serde(default)]
+    pub relay: Option<Secret>,
 }
 
 /// [`Task::progress`] where nothing else is said.
@@ -116,8 +120,18 @@ impl Drop for Secret {
 impl Task {
     /// What makes it impossible to run, or to run safely; empty where nothing does.
     pub fn problem(&self) -> Option<String> {
-        let Self { argv, env, secrets, files, dir: _, progress, log_sink, grace_seconds: _, ready } =
-            self;
+        let Self {
+            argv,
+            env,
+            secrets,
+            files,
+            dir: _,
+            progress,
+            log_sink,
+            grace_seconds: _,
+            ready,
+            relay,
+        } = self;
         if argv.first().is_none_or(String::is_empty) {
             return Some("argv is empty".into());
         }
@@ -140,6 +154,9 @@ impl Task {
         }
         if log_sink.as_ref().is_some_and(|sink| !stays_inside(&sink.prefix)) {
             return Some("the log sink's prefix is not a relative path".into());
+        }
+        if relay.as_ref().is_some_and(|key| key.expose().is_empty()) {
+            return Some("the relay's key is empty".into());
         }
         match ready {
             Some(probe)

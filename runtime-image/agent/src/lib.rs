@@ -7,6 +7,7 @@
 //! | [`agent`] | [`Agent`]: from enrolment to the exit report |
 //! | `session` | the agent's half of the protocol, without sockets: who may say what |
 //! | `server`, `dial` | the two transports: the operator calls, or the agent does |
+//! | `relay` | gateways' streams, to the port that the task serves |
 //! | `command` | the task's process: start, signal, wait |
 //! | `output` | its output: kept on a bounded piece of disk, read by offset |
 //! | `ship` | output and exit report to the store |
@@ -30,6 +31,7 @@ pub mod exit;
 mod host;
 mod metadata;
 mod output;
+mod relay;
 mod server;
 mod session;
 mod ship;

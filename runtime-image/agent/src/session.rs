@@ -11,8 +11,9 @@ use petaflop_agent_api::message::{
     self, Answer, Ask, Hello, LONGEST_WAIT, MessageError, Refusal, Report, Request, Response,
     State, VERSION, Welcome, Why,
 };
+use petaflop_agent_api::relay::{self, Sealing};
 use petaflop_agent_api::session::{Enrolment, Incoming, SessionError};
-use petaflop_agent_api::task::Task;
+use petaflop_agent_api::task::{Secret, Task};
 use petaflop_agent_api::token::EnrolmentToken;
 use tokio::sync::{oneshot, watch};
 
@@ -43,6 +44,12 @@ pub(crate) enum Rejected {
     /// Its task cannot be run.
     #[error("task: {0}")]
     BadTask(String),
+    /// A gateway's stream, while nobody takes it.
+    #[error("nothing is served here now")]
+    NotServing,
+    /// A gateway's stream that is one too many.
+    #[error("there are as many streams as there may be")]
+    Full,
 }
 
 /// A request to end.
@@ -85,6 +92,8 @@ struct Inner {
     /// Taken with the task.
     task: Option<oneshot::Sender<Task>>,
     grace: Duration,
+    /// Opens streams to what the task serves.
+    relay: Option<Secret>,
     /// The operator was told how the task ended.
     exit_told: bool,
 }
@@ -105,6 +114,7 @@ impl Session {
             progress: BTreeMap::new(),
             task: Some(task),
             grace: Duration::ZERO,
+            relay: None,
             exit_told: false,
         };
         let session = Self {
@@ -271,6 +281,7 @@ impl Session {
             return false;
         };
         inner.grace = Duration::from_secs(task.grace_seconds);
+        inner.relay.clone_from(&task.relay);
         // Nobody waits for it any more only where the agent is ending already.
         let _ = place.send(task);
         true
@@ -369,6 +380,19 @@ impl Session {
                 return;
             }
         }
+    }
+
+    /// The answer to a gateway's first words, and the keys of its stream. Whoever does not have the
+    /// replica's key, and whoever comes before there is one, is told the same.
+    pub(crate) fn let_through(&self, knock: &str) -> Result<(String, Sealing), Rejected> {
+        let key = self.inner().relay.clone().ok_or(SessionError::NotAuthentic)?;
+        let opened = relay::answer(&self.secret, &key, knock);
+        Ok(opened.map_err(|_| SessionError::NotAuthentic)?)
+    }
+
+    /// The port on which the task says that it serves.
+    pub(crate) fn served(&self) -> Option<u16> {
+        self.inner().progress.get("serving")?.get("port")?.as_u64()?.try_into().ok()
     }
 
     pub(crate) fn is_enrolled(&self) -> bool {

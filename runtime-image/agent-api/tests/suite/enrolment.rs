@@ -46,6 +46,7 @@ fn task() -> Task {
         }),
         grace_seconds: 5,
         ready: None,
+        relay: None,
     }
 }
 

@@ -3,4 +3,5 @@
 
 mod enrolment;
 mod leases;
+mod relays;
 mod sessions;

@@ -9,4 +9,5 @@ mod metadata;
 mod operator;
 mod pods;
 mod program;
+mod relays;
 mod tasks;

@@ -28,6 +28,7 @@ pub fn script(script: &str) -> Task {
         log_sink: None,
         grace_seconds: 30,
         ready: None,
+        relay: None,
     }
 }
 

@@ -103,6 +103,7 @@ pub(crate) fn script(script: &str) -> Task {
         log_sink: None,
         grace_seconds: 5,
         ready: None,
+        relay: None,
     }
 }
 

@@ -9,7 +9,7 @@ use petaflop_agent_api::keys::NoisePublic;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Code, Failure, Outcome, waiting};
-use crate::gateway::{Config, Control, Tcp, listen, serve_controlled};
+use crate::gateway::{ByAgent, Config, Control, listen, serve_controlled};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
             tokio::select! { _ = terminate.recv() => {}, _ = interrupt.recv() => {} }
         };
         let config = Config::default();
-        let control = Control::new(config, Clock::system(), Arc::new(Tcp), args.operator_key);
+        let control = Control::new(config, Clock::system(), Arc::new(ByAgent), args.operator_key);
         serve_controlled(control, requests, own, stop).await;
         Ok(Code::Done)
     })

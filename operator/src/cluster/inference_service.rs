@@ -87,6 +87,8 @@ pub struct Replica {
     pub run: Option<Run>,
     /// What its server asks of whoever sends it requests.
     pub key: Secret,
+    /// Its machine is on the cluster's own network: gateways reach what it serves without its agent.
+    pub near: bool,
 }
 
 impl Replica {
@@ -94,12 +96,30 @@ impl Replica {
         &self.stored.claim.spec.name
     }
 
-    /// Where it answers, once it does.
-    fn address(&self) -> Option<String> {
-        let serving = self.run.as_ref().filter(|run| run.end.is_none())?.serving.as_ref()?;
+    /// Where gateways find it, once it answers: straight, or by its agent, which passes on what they
+    /// send it encrypted.
+    fn told(&self, draining: bool) -> Option<gateway::Replica> {
+        let run = self.run.as_ref().filter(|run| run.end.is_none())?;
+        let serving = run.serving.as_ref()?;
         // `host:port` of the agent, which is on the same machine.
-        let (host, _) = self.stored.endpoint.as_deref()?.rsplit_once(':')?;
-        Some(format!("{host}:{}", serving.port))
+        let endpoint = self.stored.endpoint.clone()?;
+        let (address, agent) = match self.near {
+            true => (format!("{}:{}", endpoint.rsplit_once(':')?.0, serving.port), None),
+            false => (endpoint, Some(self.stored.agent_key.as_ref()?.parse().ok()?)),
+        };
+        Some(gateway::Replica {
+            name: self.name().to_owned(),
+            address,
+            agent,
+            weight: NonZeroU32::MIN,
+            draining,
+            key: self.key.clone(),
+        })
+    }
+
+    /// Whether it answers.
+    fn answers(&self) -> bool {
+        self.told(false).is_some()
     }
 
     /// Whether it may be answering, though we have not heard from it yet.
@@ -273,7 +293,7 @@ fn replicas(
                 name: replica.name(),
                 new: serving.is_none_or(|serving| is_target(&serving.model))
                     && revision.is_of(&replica.stored.claim.spec),
-                ready: replica.address().is_some(),
+                ready: replica.answers(),
                 price: replica.stored.claim.spec.offer.price,
             }
         })
@@ -298,15 +318,7 @@ fn replicas(
         .filter(|name| !is_ready(name) || seen.route.drained.contains(name))
         .collect();
     let asked = seen.replicas.iter().filter(|replica| is_ready(replica.name()));
-    let asked = asked.filter_map(|replica| {
-        Some(gateway::Replica {
-            name: replica.name().to_owned(),
-            address: replica.address()?,
-            weight: NonZeroU32::MIN,
-            draining: !stays.contains(replica.name()),
-            key: Some(replica.key.clone()),
-        })
-    });
+    let asked = asked.filter_map(|replica| replica.told(!stays.contains(replica.name())));
     next.told = Some(gateway::Told::new(spec.replicas > 0, asked.collect()));
 
     let count = |which: &dyn Fn(&Live) -> bool| kept.iter().filter(|one| which(one)).count();

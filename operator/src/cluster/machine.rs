@@ -58,8 +58,9 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
 /// The machine of a service's replica.
 pub fn replica(operator: &Operator, service: &InferenceService, stored: &StoredClaim) -> Machine {
     let spec = &service.spec;
+    let near = operator.is_near(&stored.claim.spec);
     Machine {
-        ports: vec![inference_service::PORT],
+        ports: near.then_some(inference_service::PORT).into_iter().collect(),
         service_account: spec.service_account_name.clone(),
         image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
         grace_seconds: inference_service::GRACE_SECONDS,
@@ -67,14 +68,19 @@ pub fn replica(operator: &Operator, service: &InferenceService, stored: &StoredC
     }
 }
 
-/// What a replica's agent is told to run: our server, on this port of all addresses of the machine;
-/// 0: any that is free. `None` while nobody knows what the service is to serve.
+/// What a replica's agent is told to run: our server, on this port; 0: any that is free. Where its
+/// machine is on the cluster's own network it takes requests from there, elsewhere from its agent alone.
+/// `None` while nobody knows what the service is to serve.
 pub fn serve(
     operator: &Operator,
     service: &InferenceService,
     stored: &StoredClaim,
     port: u16,
 ) -> Option<Task> {
+    let (host, port) = match operator.is_near(&stored.claim.spec) {
+        true => ("0.0.0.0", port),
+        false => ("127.0.0.1", 0),
+    };
     let settings = &operator.settings;
     let known = operator.memories.wants(&stored.claim.spec.owner.uid);
     // A new leader meets replicas that run before it has looked for the model itself.
@@ -83,7 +89,7 @@ pub fn serve(
         .or_else(|| service.status.as_ref()?.artifact.clone())?;
     let mut secrets = settings.store.credentials.clone();
     let key = operator.installation.root.replica_key(&stored.claim.uid);
-    secrets.insert(REPLICA_KEY.to_owned(), key);
+    secrets.insert(REPLICA_KEY.to_owned(), key.clone());
     let port = port.to_string();
     let argv = [
         settings.runtime.as_str(),
@@ -95,7 +101,7 @@ pub fn serve(
         "--name",
         &service.name_any(),
         "--host",
-        "0.0.0.0",
+        host,
         "--port",
         &port,
         "--progress",
@@ -111,6 +117,6 @@ pub fn serve(
         log_sink: Some(operator.fleet().log_sink(&stored.claim.spec)),
         grace_seconds: inference_service::GRACE_SECONDS,
         ready: None,
-        relay: None,
+        relay: Some(key),
     })
 }

@@ -88,7 +88,7 @@ use k8s_openapi::api::core::v1::Service;
 use kube::runtime::reflector::Store;
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
-use petaflop_arbiter::claim::Identity;
+use petaflop_arbiter::claim::{ClaimSpec, Identity};
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
 use petaflop_crds::{ComputeProvider, InferenceService, SpendBudget, TrainingJob};
 use petaflop_providers::{EnrolmentToken, Provider, Work};
@@ -313,6 +313,12 @@ impl Operator {
     /// A ComputeProvider, as the watch has it.
     pub fn provider_object(&self, name: &str) -> Option<ComputeProvider> {
         self.provider_objects.get("", name)
+    }
+
+    /// Whether a claim's machine is a node of this cluster, on its network.
+    pub fn is_near(&self, claim: &ClaimSpec) -> bool {
+        let provider = self.provider_object(&claim.offer.provider);
+        provider.is_some_and(|provider| provider.spec.nodes.is_some())
     }
 
     /// Names of all ComputeProviders.

@@ -87,6 +87,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     let replica = |stored: StoredClaim| Replica {
         run: operator.agents.run(&(name.0.clone(), stored.claim.spec.name.clone())),
         key: operator.installation.root.replica_key(&stored.claim.uid),
+        near: operator.is_near(&stored.claim.spec),
         stored,
     };
     let replicas: Vec<Replica> = claims.into_iter().map(replica).collect();

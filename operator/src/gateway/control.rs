@@ -130,9 +130,10 @@ impl Control {
             .map(|replica| Replica {
                 name: replica.name,
                 address: replica.address,
+                agent: replica.agent,
                 weight: replica.weight,
                 state: if replica.draining { State::Draining } else { State::Ready },
-                key: replica.key,
+                key: Some(replica.key),
             })
             .collect();
         tracing::info!(replicas = replicas.len(), hold, "told");
@@ -185,6 +186,7 @@ mod tests {
     use petaflop_agent_api::gateway;
     use petaflop_agent_api::keys::OperatorRoot;
     use petaflop_agent_api::session::Opened;
+    use petaflop_agent_api::task::Secret;
 
     use super::super::Tcp;
     use super::*;
@@ -195,7 +197,8 @@ mod tests {
             address: "127.0.0.1:1".into(),
             weight: NonZeroU32::MIN,
             draining,
-            key: None,
+            agent: None,
+            key: Secret::default(),
         };
         Told::new(true, vec![replica])
     }

@@ -14,6 +14,7 @@
 //! | [`hold`] | requests that wait for a replica, and what is told of them: [`Wish`] |
 //! | [`payload`] | a request's body: kept to be sent again, or streamed once |
 //! | [`upstream`] | connections to replicas: the trait [`Connect`], idle ones kept |
+//! | [`by_agent`] | how they are made: straight, or through the replica's agent, encrypted |
 //! | [`proxy`] | one request: try, try elsewhere, give up. **The [`Gateway`]** |
 //! | [`relay`] | an answer on its way to the client |
 //! | [`headers`] | what passes from one side to the other |
@@ -27,6 +28,7 @@
 //! whatever clients send; a client that leaves ends its request on the replica at once.
 
 mod balance;
+mod by_agent;
 mod config;
 mod control;
 mod headers;
@@ -40,6 +42,7 @@ mod replicas;
 mod serve;
 mod upstream;
 
+pub use by_agent::ByAgent;
 pub use config::Config;
 pub use control::{Control, ControlError};
 pub use hold::Wish;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use petaflop_agent_api::clock::Clock;
+use petaflop_agent_api::keys::NoisePublic;
 use petaflop_agent_api::task::Secret;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::{Notify, watch};
@@ -26,8 +27,10 @@ use super::{Config, headers};
 pub struct Replica {
     /// Its claim's name; the label in metrics.
     pub name: String,
-    /// `host:port`.
+    /// `host:port`: of its agent where one is named, else of the server itself.
     pub address: String,
+    /// Whom we must find there, to speak through it.
+    pub agent: Option<NoisePublic>,
     /// How much it can do beside the others.
     pub weight: NonZeroU32,
     /// Whether it may get requests.
@@ -79,6 +82,7 @@ impl Endpoint {
     fn is(&self, replica: &Replica) -> bool {
         self.replica.name == replica.name
             && self.replica.address == replica.address
+            && self.replica.agent == replica.agent
             && self.replica.weight == replica.weight
             && self.replica.key == replica.key
     }

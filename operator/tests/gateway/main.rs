@@ -1,6 +1,7 @@
 //! The gateway's promises, on real sockets: replicas are servers on loopback, some of which
 //! misbehave byte by byte.
 
+mod by_agent;
 mod support;
 
 use std::sync::Arc;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use petaflop_agent_api::clock::Clock;
-use petaflop_operator::gateway::{Config, Gateway, Replica, State, Tcp, listen, serve};
+use petaflop_operator::gateway::{Config, Connect, Gateway, Replica, State, Tcp, listen, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -29,8 +29,17 @@ pub(crate) struct Service {
 
 impl Service {
     pub(crate) async fn start(config: Config, replicas: &[&Backend]) -> Self {
-        let (replicas, said) = watch::channel(ready(replicas));
-        let gateway = Gateway::new(config, Clock::system(), Arc::new(Tcp), said);
+        Self::start_by(config, Arc::new(Tcp), ready(replicas)).await
+    }
+
+    /// With another way to replicas than the plain one.
+    pub(crate) async fn start_by(
+        config: Config,
+        connect: Arc<dyn Connect>,
+        replicas: Vec<Replica>,
+    ) -> Self {
+        let (replicas, said) = watch::channel(replicas);
+        let gateway = Gateway::new(config, Clock::system(), connect, said);
         let (requests, own) = (socket(), socket());
         let (at, own_at) = (address(&requests), address(&own));
         let (stop, stopped) = oneshot::channel();
@@ -122,7 +131,7 @@ impl Backend {
 
     pub(crate) fn replica(&self, state: State) -> Replica {
         let (name, address) = (self.name.clone(), self.address.clone());
-        Replica { name, address, weight: NonZeroU32::MIN, state, key: None }
+        Replica { name, address, agent: None, weight: NonZeroU32::MIN, state, key: None }
     }
 }
 

@@ -10,6 +10,7 @@ use std::num::NonZeroU32;
 
 use serde::{Deserialize, Serialize};
 
+use crate::keys::NoisePublic;
 use crate::message::{VERSION, to_bytes};
 use crate::task::Secret;
 
@@ -74,15 +75,17 @@ impl Told {
 pub struct Replica {
     /// Its claim's name.
     pub name: String,
-    /// `host:port`.
+    /// `host:port`: of its agent where one is named, else of the server itself.
     pub address: String,
+    /// Whom a gateway must find there, to speak through it [encrypted](crate::relay). None where the
+    /// machine is on the cluster's own network.
+    pub agent: Option<NoisePublic>,
     /// How much it can do beside the others.
     pub weight: NonZeroU32,
     /// No more requests; what it has, it finishes.
     pub draining: bool,
-    /// What it asks of whoever sends it requests.
-    #[serde(default)]
-    pub key: Option<Secret>,
+    /// What its server, and its agent, ask of whoever sends it requests.
+    pub key: Secret,
 }
 
 #[cfg(test)]
@@ -93,10 +96,11 @@ mod tests {
     fn the_same_list_has_the_same_name_and_another_has_another() {
         let replica = |draining| Replica {
             name: "a".into(),
-            address: "10.0.0.1:8080".into(),
+            address: "10.0.0.1:7443".into(),
             weight: NonZeroU32::MIN,
             draining,
-            key: None,
+            agent: Some(NoisePublic([1; 32])),
+            key: Secret::new("key"),
         };
         let told = Told::new(true, vec![replica(false)]);
         assert_eq!(told, Told::new(true, vec![replica(false)]));

@@ -13,6 +13,7 @@ use petaflop_agent_api::gateway::{self, PATH, Replica, Told};
 use petaflop_agent_api::keys::OperatorRoot;
 use petaflop_agent_api::message::to_bytes;
 use petaflop_agent_api::session::Opened;
+use petaflop_agent_api::task::Secret;
 use petaflop_harness::eventually;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -193,7 +194,8 @@ async fn tell(root: &OperatorRoot, own: SocketAddr, replica: SocketAddr) -> Resu
         address: replica.to_string(),
         weight: NonZeroU32::MIN,
         draining: false,
-        key: None,
+        agent: None,
+        key: Secret::default(),
     };
     let told: gateway::Told = Told::new(true, vec![replica]);
     let answer = Opened::read(&root.noise(), &message)?.tell(&to_bytes(&told))?;

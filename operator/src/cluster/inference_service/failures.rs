@@ -46,9 +46,8 @@ pub(super) fn settle(seen: &Seen, revision: &Revision, next: &mut Next) -> Tries
     if let Some(Failure { message, retry }) = &next.failure {
         next.status.failures = next.status.failures.saturating_add(1);
         next.status.last_failure_time = Some(time(seen.now));
-        let answers = |replica: &Replica| {
-            replica.address().is_some() && revision.is_of(&replica.stored.claim.spec)
-        };
+        let answers =
+            |replica: &Replica| replica.answers() && revision.is_of(&replica.stored.claim.spec);
         if !retry && artifact.is_some() && !seen.replicas.iter().any(answers) {
             blocked = Some(message.clone());
         }

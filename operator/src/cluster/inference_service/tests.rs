@@ -1,3 +1,4 @@
+use petaflop_agent_api::keys::NoisePublic;
 use petaflop_arbiter::claim::{Claim, ClaimSpec, Device, claim_name};
 use petaflop_arbiter::workload::{OwnerKind, Precision, WorkloadId};
 use serde_json::{Value, json};
@@ -53,7 +54,7 @@ fn replica(placement: u32, phase: ClaimPhase, model: Option<&str>) -> Replica {
         deleting: false,
         billed_from: None,
         endpoint: Some(format!("10.0.0.{placement}:7443")),
-        agent_key: model.map(|_| "key".into()),
+        agent_key: model.map(|_| NoisePublic([1; 32]).to_string()),
         claim: Claim {
             spec: ClaimSpec {
                 name: claim_name(&owner, placement, 0),
@@ -75,7 +76,7 @@ fn replica(placement: u32, phase: ClaimPhase, model: Option<&str>) -> Replica {
     let serving = model.map(|model| Serving { port: 8080, model: model.into() });
     let mut run = Run::default();
     (run.heard, run.started, run.serving) = (true, serving.is_some(), serving);
-    Replica { stored, run: Some(run), key: Secret::new(format!("key {placement}")) }
+    Replica { stored, run: Some(run), key: Secret::new(format!("key {placement}")), near: true }
 }
 
 fn answers(placement: u32, model: &str) -> Replica {
@@ -134,7 +135,7 @@ fn a_replica_is_asked_for_and_is_ready_when_it_answers_and_a_gateway_knows() {
     assert_eq!(seen.status.phase, Some(Phase::Available));
     assert!(seen.unwanted.is_empty());
     let told = seen.told.as_ref().expect("something is told");
-    assert_eq!(told.replicas[0].key, Some(Secret::new("key 1")));
+    assert_eq!((&told.replicas[0].key, told.replicas[0].agent), (&Secret::new("key 1"), None));
     assert_eq!(
         seen.status.selector.as_deref(),
         Some("petaflop.dev/owner-kind=InferenceService,petaflop.dev/owner=chat")
@@ -142,6 +143,20 @@ fn a_replica_is_asked_for_and_is_ready_when_it_answers_and_a_gateway_knows() {
     let mut same = service.clone();
     same.status = Some(seen.status.clone());
     assert_eq!(next(&look(&same, &one, &model, &linked())).status, seen.status, "idle");
+}
+
+#[test]
+fn a_replica_elsewhere_is_reached_through_its_agent_alone() {
+    let (service, model) = (service(json!({})), known());
+    let far = Replica { near: false, ..answers(1, MODEL) };
+    let seen = next(&look(&service, &[far.clone()], &model, &linked()));
+    assert_eq!(draining(&seen), [("10.0.0.1:7443", false)]);
+    let told = seen.told.expect("something is told");
+    assert_eq!(told.replicas[0].agent, Some(NoisePublic([1; 32])));
+    // Never by another way: whom nobody enrolled, nobody is sent to.
+    let stored = StoredClaim { agent_key: None, ..far.stored.clone() };
+    let seen = next(&look(&service, &[Replica { stored, ..far }], &model, &linked()));
+    assert_eq!(draining(&seen), []);
 }
 
 #[test]

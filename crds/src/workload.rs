@@ -176,8 +176,8 @@ impl InferenceServiceSpec {
             latency_target,
             route: _,
             volumes: _,
-            service_account_name: _,
-            image_pull_secrets: _,
+            service_account_name,
+            image_pull_secrets,
             secrets: _,
             budget_ref: _,
             suspend,
@@ -205,9 +205,7 @@ impl InferenceServiceSpec {
             interruption: interruption(placement),
             progress: observed.progress,
             suspended: *suspend,
-            // Whatever else it names: its gateway dials the port on which a replica listens, and
-            // elsewhere that is mapped to another.
-            tied: vec!["the gateway of an InferenceService".to_owned()],
+            tied: tied(None, &[], service_account_name, image_pull_secrets),
         };
         errors.or(workload)
     }
@@ -258,7 +256,7 @@ impl InferenceServiceSpec {
     }
 }
 
-/// What of a job only the cluster has. Its Secrets are not among it: they go to the agent.
+/// What of a job or service only the cluster has. Its Secrets are not among it: they go to the agent.
 fn tied(
     recipe: Option<&Recipe>,
     inputs: &[JobInput],

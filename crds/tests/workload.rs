@@ -132,6 +132,9 @@ fn what_only_the_cluster_has_ties_a_job_to_it() {
         workload.tied,
         ["file:///data/text", "ServiceAccount trainer", "image pull Secret pull"]
     );
+    let tied = |fields: &str| served(fields).tied;
+    assert_eq!(tied(""), Vec::<String>::new());
+    assert_eq!(tied("serviceAccountName: server,"), ["ServiceAccount server"]);
 }
 
 #[test]
@@ -181,8 +184,7 @@ fn what_passes_the_schema_and_stands_for_nothing_is_named() {
     }
 }
 
-#[test]
-fn a_service_asks_for_its_replicas() {
+fn served(fields: &str) -> Workload {
     let work = ServingWork {
         replicas: 1,
         arena_bytes: 1,
@@ -195,8 +197,12 @@ fn a_service_asks_for_its_replicas() {
         max_millis_per_token: None,
         precision: Precision::F32,
     };
-    let workload = service("replicas: 3, latencyTarget: {tpotMs: 50},").workload(&observed(), work);
-    let workload = workload.unwrap_or_else(|errors| panic!("{errors:?}"));
+    service(fields).workload(&observed(), work).unwrap_or_else(|errors| panic!("{errors:?}"))
+}
+
+#[test]
+fn a_service_asks_for_its_replicas() {
+    let workload = served("replicas: 3, latencyTarget: {tpotMs: 50},");
     assert_eq!(workload.id.kind, OwnerKind::InferenceService);
     let Work::Serving(work) = workload.work else { panic!("serving") };
     assert_eq!((work.replicas, work.max_millis_per_token), (3, Some(50)));

@@ -487,9 +487,12 @@ fn service_workload(
         replicas: wants.count.saturating_add(others),
         ..service.spec.clone()
     };
-    spec.workload(&observed, served.work.clone()).map(Some).map_err(|errors| {
+    let mut workload = spec.workload(&observed, served.work.clone()).map_err(|errors| {
         let said: Vec<String> =
             errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
         said.join("; ")
-    })
+    })?;
+    // Its model is there.
+    workload.tied.extend(store_at_home(&operator.settings.store.uri));
+    Ok(Some(workload))
 }

@@ -146,6 +146,7 @@ impl Admission {
                 if let petaflop_arbiter::workload::Work::Serving(work) = &mut workload.work {
                     work.replicas = work.replicas.min(1);
                 }
+                workload.tied.push("its address on this machine".to_owned());
                 Ok(workload)
             }
         }?;

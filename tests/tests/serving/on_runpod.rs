@@ -1,0 +1,146 @@
+//! A service whose replicas are rented: RunPod in a box, whose pods run the real agent and the real
+//! runtime, reached at the port that RunPod maps.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::core::v1::Secret;
+use kube::Api;
+use kube::api::{DeleteParams, PostParams};
+use petaflop_agent_api::clock::Clock;
+use petaflop_agent_api::task;
+use petaflop_cloud_box::runpod::keys::Scope;
+use petaflop_cloud_box::runpod::limits::Limits;
+use petaflop_cloud_box::runpod::{PACE, RunPod, Setup};
+use petaflop_crds::ComputeProvider;
+use petaflop_operator::cluster::settings::Settings;
+use serde_json::json;
+
+use crate::operator::{Cluster, is, tiny};
+use crate::rented::{Here, Ticking};
+use crate::s3;
+use crate::serving::{Chat, Kubelet, Says};
+
+const KEY: &str = "rpa_of_the_account";
+const SOON: Duration = Duration::from_secs(240);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rented_replicas_answer_through_the_gateway_and_one_that_is_lost_costs_no_request()
+-> Result<()> {
+    let clock = Clock::manual(jiff::Timestamp::now());
+    let cluster = Cluster::start_with("serves-rented", clock.clone(), None).await?;
+    let host = Here::new(&cluster.machines());
+    let machines = host.clone();
+    let runpod = RunPod::start(Setup {
+        clock: clock.clone(),
+        seed: 1,
+        keys: [(KEY.to_owned(), Scope::All)].into(),
+        pace: PACE,
+        deposit: 1_000_000_000,
+        limits: Limits::new(1000, 10_000, 100_000),
+        page: None,
+        host: Box::new(host),
+    })?;
+    machines.at(runpod.url());
+    let ticking = Ticking::start(clock);
+    let provider = provide(&cluster, &runpod.url()).await?;
+    // What was trained here is served there: both sides reach a bucket.
+    let store = tokio::task::spawn_blocking(s3::Server::start).await?;
+    let credentials: Vec<_> = store.credentials().into_iter().collect();
+    let make = ticking.make(&cluster, &provider).await?;
+    let change = |settings: &mut Settings| {
+        settings.store.uri = "s3://bucket/store".to_owned();
+        let secrets = credentials.into_iter();
+        settings.store.credentials =
+            secrets.map(|(name, value)| (name.to_owned(), task::Secret::new(value))).collect();
+    };
+    let running = cluster.operator_making(make, change).await?;
+    let mut job = tiny("train")?;
+    let recipe = job.spec.recipe.as_mut().context("a recipe")?;
+    recipe.datasets[0].path = "builtin:petaflop".to_owned();
+    job.spec.placement.providers = vec![provider.clone()];
+    (job.spec.deadline, job.spec.max_total_cost) = (None, None);
+    cluster.create(&job).await?;
+    let complete = |job: &petaflop_crds::TrainingJob| {
+        job.status.as_ref().is_some_and(|status| is(&status.conditions, "Complete"))
+    };
+    cluster.until("train", "Complete", SOON, complete).await?;
+
+    let kubelet = Kubelet::start(&cluster).await?;
+    let spec = json!({
+        "model": { "trainingJob": "train" },
+        "replicas": 2,
+        "placement": { "providers": [provider] },
+    });
+    cluster.serve("chat", spec).await?;
+    let whole =
+        |s: &petaflop_crds::InferenceServiceStatus| s.is("Ready") && s.available_replicas == 2;
+    cluster.until_service("chat", "two replicas", SOON, whole).await?;
+    let pods = || runpod.engine(|engine| engine.machines().to_vec());
+    let serving = || {
+        pods().into_iter().filter(|pod| {
+            let identity = pod.order.boot.environment.get("PETAFLOP_IDENTITY");
+            pod.ended.is_none() && identity.is_some_and(|whose| whose.contains("/infs-chat-"))
+        })
+    };
+    ensure!(serving().count() == 2, "{:#?}", pods());
+    let gateway = kubelet.gateway("chat").await?;
+    let said = Chat::ask(&gateway).await?;
+    ensure!(said.code == 200 && said.body.contains("\"choices\""), "{said:?}");
+    // A replica itself is reached from its own machine alone.
+    for replica in cluster.replicas()? {
+        let elsewhere = replica.replace("127.0.0.1:", "127.0.0.2:");
+        ensure!(tokio::net::TcpStream::connect(&elsewhere).await.is_err(), "{elsewhere}");
+    }
+
+    // A pod is gone without a word: the other one answers, and another comes.
+    let load = Chat::keep_asking(&gateway);
+    let lost = serving().next().context("a pod")?;
+    runpod.engine(|engine| engine.evict(&lost.id, None))?;
+    cluster
+        .until_service("chat", "whole again", SOON, |s| {
+            whole(s) && s.interruptions + s.restarts == 1
+        })
+        .await?;
+    let asked = load.stop().await?;
+    ensure!(asked.failed.is_empty() && asked.answered > 10, "{asked:?}");
+    ensure!(serving().count() == 2 && pods().len() == 4, "{:#?}", pods());
+
+    cluster.delete_service("chat").await?;
+    cluster.until_service_gone("chat").await?;
+    cluster.until_no_claims().await?;
+    cluster.quiet(&running).await?;
+    let open = runpod.engine(|engine| engine.invoice().open().len());
+    ensure!(open == 0, "{:?}", runpod.engine(|engine| engine.invoice()));
+    let (booked, invoiced) =
+        (cluster.booked().await?, runpod.engine(|engine| engine.invoice().total()));
+    eprintln!("booked {booked}, invoiced {invoiced} micro-dollars");
+    // Each line of the invoice is rounded by itself, and a pod has two.
+    ensure!(booked > 0 && (booked - invoiced).abs() <= 4, "booked {booked}, invoiced {invoiced}");
+    let providers: Api<ComputeProvider> = Api::all(cluster.client.clone());
+    providers.delete(&provider, &DeleteParams::default()).await?;
+    Ok(())
+}
+
+/// RunPod as a ComputeProvider, its key in a Secret; waits for nothing.
+async fn provide(cluster: &Cluster, url: &str) -> Result<String> {
+    let namespace = &cluster.namespace;
+    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), namespace);
+    let secret = serde_json::from_value(json!({
+        "metadata": { "name": "runpod" }, "stringData": { "RUNPOD_API_KEY": KEY },
+    }))?;
+    secrets.create(&PostParams::default(), &secret).await?;
+    let name = format!("runpod-{namespace}");
+    let object = serde_json::from_value(json!({
+        "apiVersion": "petaflop.dev/v1alpha1", "kind": "ComputeProvider",
+        "metadata": { "name": name, "labels": { "test": namespace } },
+        "spec": {
+            "runpod": { "apiBaseUrl": url, "acceleratorCounts": [1], "vcpuCounts": [2] },
+            "credentialsSecretRef": { "name": "runpod" },
+            "allowedNamespaces": [namespace],
+        },
+    }))?;
+    let providers: Api<ComputeProvider> = Api::all(cluster.client.clone());
+    providers.create(&PostParams::default(), &object).await?;
+    Ok(name)
+}

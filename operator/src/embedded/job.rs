@@ -484,3 +484,43 @@ fn names_in(folder: &Path) -> Result<Vec<String>, HomeError> {
     names.sort();
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_without_a_cluster_stays_on_this_machine() {
+        let spec = serde_json::json!({ "model": { "artifact": "a" } });
+        let work = ServingWork {
+            replicas: 1,
+            arena_bytes: 1,
+            host_bytes: 1,
+            model_bytes: 1,
+            flops_per_token: 1,
+            weight_bytes_per_step: 1,
+            cache_bytes_per_sequence: 1,
+            max_sequences: 1,
+            max_millis_per_token: None,
+            precision: petaflop_arbiter::workload::Precision::F32,
+        };
+        let serving = Serving {
+            spec: serde_json::from_value(spec).expect("a spec"),
+            model: ServedModel::Artifact("a".into()),
+            port: 8080,
+            work,
+        };
+        let admission = Admission {
+            namespace: "default".into(),
+            name: "chat".into(),
+            uid: "uid".into(),
+            created_at: Timestamp::UNIX_EPOCH,
+            admitted_at: Timestamp::UNIX_EPOCH,
+            compute: Compute::default(),
+            task: Task::Serving(Box::new(serving)),
+        };
+        let workload = admission.workload(&Status::default(), false).expect("a workload");
+        // Its clients know one address, and nothing tells a machine elsewhere what to serve.
+        assert_eq!(workload.tied, ["its address on this machine"]);
+    }
+}

@@ -149,7 +149,7 @@ fn a_replica_is_asked_for_and_is_ready_when_it_answers_and_a_gateway_knows() {
 fn a_replica_elsewhere_is_reached_through_its_agent_alone() {
     let (service, model) = (service(json!({})), known());
     let far = Replica { near: false, ..answers(1, MODEL) };
-    let seen = next(&look(&service, &[far.clone()], &model, &linked()));
+    let seen = next(&look(&service, std::slice::from_ref(&far), &model, &linked()));
     assert_eq!(draining(&seen), [("10.0.0.1:7443", false)]);
     let told = seen.told.expect("something is told");
     assert_eq!(told.replicas[0].agent, Some(NoisePublic([1; 32])));

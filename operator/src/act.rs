@@ -278,7 +278,12 @@ impl Actor<'_> {
         }
         let ended = instance.and_then(|i| i.ended);
         let until = until.or(ended).unwrap_or_else(|| self.clock.now());
-        Ok(self.ledger.bring_up(&mut rows, until, last).await?)
+        let booked = self.ledger.bring_up(&mut rows, until, last).await?;
+        // A row in between may reach beyond an end that was noticed later.
+        match ended.filter(|_| last) {
+            Some(ended) => Ok(self.ledger.correct(&mut rows, ended).await?),
+            None => Ok(booked),
+        }
     }
 
     /// A machine that the claim has beside its own, or after it was given up for lost.

@@ -98,6 +98,23 @@ impl Ledger {
         Ok(ledger.total()?)
     }
 
+    /// A machine's last row is written, and it ended then: where earlier rows reach beyond that, one
+    /// more takes it back. Returns what it has cost.
+    ///
+    /// # Errors
+    /// The ledger cannot be written, or the amount does not fit.
+    pub async fn correct(&self, ledger: &mut ClaimLedger, ended: Timestamp) -> Result<Usd, Error> {
+        let millis = ended.as_millisecond().saturating_sub(ledger.began.as_millisecond());
+        let billed = ledger.spec.offer.price.for_millis(millis.max(0));
+        if billed < ledger.total()?
+            && let Some(row) = ledger.correction(billed)?
+        {
+            self.append(&row).await?;
+            ledger.rows.push(row);
+        }
+        Ok(ledger.total()?)
+    }
+
     /// Closes the ledger of a machine whose claim is lost: what it cost until it ended. Who it
     /// worked for is known from earlier rows, if there are any. `None`: it is closed already.
     pub async fn close_orphan(

@@ -1,10 +1,9 @@
 //! The operator that ships, a ComputeProvider of RunPod and its Secret on a real API server, and
-//! RunPod in a box: what its pods are told to run is the real agent, which runs the real runtime.
+//! RunPod in a box, whose pods are real machines: what the start command fetches there is the real
+//! agent, which runs the real runtime.
 
+mod market;
 mod operator;
-mod rented;
-#[path = "../../runtime-image/store/tests/common/s3.rs"]
-mod s3;
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,17 +13,16 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
+use market::time::Ticking;
+use market::{Market, RUNTIME};
 use operator::{Cluster, is, tiny};
 use petaflop_agent_api::clock::Clock;
 use petaflop_agent_api::task;
 use petaflop_cloud_box::faults::{Fault, Operation, When};
-use petaflop_cloud_box::runpod::keys::Scope;
-use petaflop_cloud_box::runpod::limits::Limits;
-use petaflop_cloud_box::runpod::{PACE, RunPod, Setup};
+use petaflop_cloud_box::runpod::{PACE, RunPod};
 use petaflop_crds::{ComputeProvider, TrainingJob};
 use petaflop_harness::eventually;
 use petaflop_operator::cluster::operate::Running;
-use rented::{Here, Ticking};
 use serde_json::json;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -60,31 +58,19 @@ struct World {
     runpod: RunPod,
     provider: String,
     ticking: Ticking,
-    store: s3::Server,
+    market: Market,
 }
 
 impl World {
-    async fn start(name: &str) -> Result<Self> {
+    async fn start(name: &str) -> Result<Option<Self>> {
+        let Some(market) = Market::open().await? else { return Ok(None) };
         let clock = Clock::manual(jiff::Timestamp::now());
         let cluster = Cluster::start_with(name, clock.clone(), None).await?;
-        let host = Here::new(&cluster.machines());
-        let machines = host.clone();
-        let runpod = RunPod::start(Setup {
-            clock: clock.clone(),
-            seed: 1,
-            keys: [(CANARY.to_owned(), Scope::All)].into(),
-            pace: PACE,
-            deposit: 1_000_000_000,
-            limits: Limits::new(1000, 10_000, 100_000),
-            page: None,
-            host: Box::new(host),
-        })?;
-        machines.at(runpod.url());
+        let runpod = market.runpod(clock.clone(), CANARY, PACE)?;
         let provider = format!("runpod-{}", cluster.namespace);
-        let store = tokio::task::spawn_blocking(s3::Server::start).await?;
-        let world = Self { ticking: Ticking::start(clock), cluster, runpod, provider, store };
+        let world = Self { ticking: Ticking::start(clock), cluster, runpod, provider, market };
         world.provide().await?;
-        Ok(world)
+        Ok(Some(world))
     }
 
     fn providers(&self) -> Api<ComputeProvider> {
@@ -124,12 +110,13 @@ impl World {
 
     /// The operator, with a bucket as its store; or with a folder.
     async fn operator(&self, bucket: bool) -> Result<Running> {
-        let make = self.ticking.make(&self.cluster, &self.provider).await?;
-        let credentials = self.store.credentials().into_iter();
+        let make = self.ticking.make(&self.cluster, &[&self.provider], &self.market.agent).await?;
+        let credentials = self.market.store.credentials().into_iter();
         let credentials =
             credentials.map(|(name, value)| (name.to_owned(), task::Secret::new(value)));
         let change = |settings: &mut petaflop_operator::cluster::settings::Settings| {
             settings.public_metrics = true;
+            settings.runtime = RUNTIME.to_owned();
             if bucket {
                 settings.store.uri = "s3://bucket/store".to_owned();
                 settings.store.credentials = credentials.collect();
@@ -188,7 +175,7 @@ async fn a_job_is_trained_on_one_pod_that_is_ended_and_booked_to_the_micro_dolla
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone());
     let filter = "petaflop_operator=debug,petaflop_providers=debug,info";
     let _ = tracing::subscriber::set_global_default(subscriber.with_env_filter(filter).finish());
-    let world = World::start("runpod").await?;
+    let Some(world) = World::start("runpod").await? else { return Ok(()) };
     world.key(&format!("{CANARY}\n")).await?;
     // Asked to slow down twice: it is asked again in its time, and no attempt is lost to haste.
     world.runpod.faults(|faults| {
@@ -209,7 +196,7 @@ async fn a_job_is_trained_on_one_pod_that_is_ended_and_booked_to_the_micro_dolla
     let status = job.status.clone().context("a status")?;
     let artifact = status.artifact.context("an artifact")?;
     let kept = format!("bucket/store/artifacts/{artifact}.json");
-    ensure!(world.store.root.path().join(kept).exists(), "{artifact} is not in the bucket");
+    ensure!(world.market.store.root.path().join(kept).exists(), "{artifact} is not in the bucket");
     let claims = cluster.claims().await?;
     cluster.until_no_claims().await?;
 
@@ -244,7 +231,7 @@ async fn a_job_is_trained_on_one_pod_that_is_ended_and_booked_to_the_micro_dolla
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_dearer_than_quoted_or_taken_away_is_booked_and_the_job_goes_on() -> Result<()> {
-    let world = World::start("runpod-taken").await?;
+    let Some(world) = World::start("runpod-taken").await? else { return Ok(()) };
     let cluster = &world.cluster;
     world.key(CANARY).await?;
     world.runpod.faults(|faults| faults.next(Fault::PriceChanged(1500), Operation::Create));
@@ -315,7 +302,7 @@ async fn what_is_dearer_than_quoted_or_taken_away_is_booked_and_the_job_goes_on(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_counts_as_soon_as_its_secret_has_it_and_what_is_missing_is_said() -> Result<()> {
-    let world = World::start("runpod-keys").await?;
+    let Some(world) = World::start("runpod-keys").await? else { return Ok(()) };
     let _running = world.operator(false).await?;
     let missing = world.until("Stalled", "True", "SecretNotFound").await?;
     let namespace = &world.cluster.namespace;

@@ -476,6 +476,12 @@ impl Provider for RunPod {
 
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
         let what = "end a pod";
+        // One that stopped before bills since then no longer, and once it is deleted nobody says so.
+        if !self.ends().contains_key(&id.0)
+            && let Ok(Some(pod)) = self.pod(id).await
+        {
+            self.stopped(&pod).await;
+        }
         let answer = self.api.delete(&["pods", id.0.as_str()]).await;
         let answer = answer.map_err(|failure| self.failed(what, failure))?;
         if !answer.is_unknown() {

@@ -6,7 +6,7 @@ use std::{
     collections::BTreeMap,
     fs,
     hash::{BuildHasher, RandomState},
-    net::{TcpListener, TcpStream},
+    net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream},
     path::Path,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -17,17 +17,22 @@ use tempfile::TempDir;
 /// A versitygw that serves a folder, with one bucket: `bucket`.
 pub struct Server {
     child: Child,
-    port: u16,
+    at: SocketAddr,
     pub root: TempDir,
 }
 
 impl Server {
     pub fn start() -> Self {
-        let port = free_port();
+        Self::start_at(Ipv4Addr::LOCALHOST)
+    }
+
+    /// One at another of this host's addresses.
+    pub fn start_at(address: Ipv4Addr) -> Self {
+        let at = SocketAddr::from((address, free_port(address)));
         let root = tempfile::tempdir().unwrap();
         fs::create_dir(root.path().join("bucket")).unwrap();
-        let child = serve(port, root.path());
-        Self { child, port, root }
+        let child = serve(at, root.path());
+        Self { child, at, root }
     }
 
     pub fn kill(&mut self) {
@@ -36,14 +41,14 @@ impl Server {
     }
 
     pub fn again(&mut self) {
-        self.child = serve(self.port, self.root.path());
+        self.child = serve(self.at, self.root.path());
     }
 
     pub fn credentials(&self) -> BTreeMap<&'static str, String> {
         [
             ("AWS_ACCESS_KEY_ID", "access".to_owned()),
             ("AWS_SECRET_ACCESS_KEY", "secret-canary".to_owned()),
-            ("AWS_ENDPOINT_URL", format!("http://127.0.0.1:{}", self.port)),
+            ("AWS_ENDPOINT_URL", format!("http://{}", self.at)),
             ("AWS_REGION", "us-east-1".to_owned()),
         ]
         .into()
@@ -58,11 +63,11 @@ impl Drop for Server {
 }
 
 /// Below the range of outgoing connections, so that it is still free after a restart.
-fn free_port() -> u16 {
+fn free_port(address: Ipv4Addr) -> u16 {
     let random = RandomState::new();
     (0..200u32)
         .map(|attempt| 20_000 + (random.hash_one(attempt) % 12_000) as u16)
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .find(|port| TcpListener::bind((address, *port)).is_ok())
         .unwrap()
 }
 
@@ -73,10 +78,10 @@ pub fn borrowed<'a>(
     credentials.iter().map(|(name, value)| (*name, value.as_str())).collect()
 }
 
-fn serve(port: u16, root: &Path) -> Child {
+fn serve(at: SocketAddr, root: &Path) -> Child {
     let child = Command::new(petaflop_harness::tools::versitygw().unwrap())
         .args(["--access", "access", "--secret", "secret-canary", "--port"])
-        .arg(format!("127.0.0.1:{port}"))
+        .arg(at.to_string())
         .arg("posix")
         .arg(root)
         .stdout(Stdio::null())
@@ -84,7 +89,7 @@ fn serve(port: u16, root: &Path) -> Child {
         .spawn()
         .unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
-    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+    while TcpStream::connect(at).is_err() {
         assert!(Instant::now() < deadline, "the server does not answer");
         std::thread::sleep(Duration::from_millis(50));
     }

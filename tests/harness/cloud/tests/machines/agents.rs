@@ -51,7 +51,7 @@ impl Deal {
         let bytes = std::fs::read(agent()).unwrap();
         let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
         let own: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-        let url = format!("http://{}/agent", serve(machines.operator(), bytes));
+        let url = format!("http://{}/agent", serve(&machines, machines.operator(), bytes));
         let download = AgentDownload { url, sha256: sha256.unwrap_or(&own).to_owned() };
         let config = RunPodConfig {
             base: cloud.url(),

@@ -16,8 +16,8 @@ fn asking(provider: impl std::fmt::Display, operator: impl std::fmt::Display) ->
 #[test]
 fn a_machine_may_lose_one_side_and_keep_the_other_and_find_it_again() {
     let Some(machines) = machines() else { return };
-    let provider = serve(machines.provider(), b"provider".to_vec());
-    let operator = serve(machines.operator(), b"operator".to_vec());
+    let provider = serve(&machines, machines.provider(), b"provider".to_vec());
+    let operator = serve(&machines, machines.operator(), b"operator".to_vec());
     start(&machines, "asks", &shell(ALPINE, &asking(provider, operator)));
     let sees = |what: &str| {
         // Only rounds from now on.

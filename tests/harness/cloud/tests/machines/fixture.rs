@@ -1,8 +1,7 @@
 //! Machines with the images that the tests know, and what they say.
 
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -94,31 +93,9 @@ pub(crate) fn ended(machines: &Machines, machine: &str) -> (i32, String) {
     (code, machines.log(machine))
 }
 
-/// A server on the host that answers every request with this.
-pub(crate) fn serve(at: impl Into<IpAddr>, body: Vec<u8>) -> SocketAddr {
-    let listener = TcpListener::bind((at.into(), 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            // Whoever is cut off asks again.
-            let _ = answer(stream, &body);
-        }
-    });
-    address
-}
-
-fn answer(mut stream: TcpStream, body: &[u8]) -> std::io::Result<()> {
-    let mut seen = Vec::new();
-    let mut piece = [0; 4096];
-    while !seen.windows(4).any(|end| end == b"\r\n\r\n") {
-        match stream.read(&mut piece)? {
-            0 => return Ok(()),
-            some => seen.extend_from_slice(&piece[..some]),
-        }
-    }
-    let length = body.len();
-    write!(stream, "HTTP/1.1 200 OK\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n")?;
-    stream.write_all(body)
+/// A server on one side of the host that answers every request with this.
+pub(crate) fn serve(machines: &Machines, at: Ipv4Addr, body: Vec<u8>) -> SocketAddr {
+    machines.serve(at, body).unwrap()
 }
 
 /// Starts a machine, as an engine does.

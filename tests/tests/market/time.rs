@@ -1,0 +1,150 @@
+//! The time of clouds and operators: it goes in whole seconds and by itself, faster than ours, and
+//! stands still while a machine is made or ended, so that bill and ledger see the same. Machines are
+//! real and have the kernel's time: their leases are longer than any test.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::Result;
+use async_trait::async_trait;
+use kube::ResourceExt;
+use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::claim::{FrozenRequest, Identity};
+use petaflop_arbiter::offer::Offer;
+use petaflop_crds::ComputeProvider;
+use petaflop_operator::cluster::make::Make;
+use petaflop_operator::cluster::providers::MakeProvider;
+use petaflop_operator::installation::Installation;
+use petaflop_providers::machine::AgentDownload;
+use petaflop_providers::provider::Capabilities;
+use petaflop_providers::{
+    EnrolmentToken, Instance, InstanceId, LaunchError, Listing, Order, Provider, ProviderError,
+};
+use tokio::sync::RwLock;
+use tokio::task::JoinHandle;
+
+use crate::operator::Cluster;
+
+/// A second goes by in so many milliseconds.
+const TICK: u64 = 50;
+
+/// A manual clock that goes by itself, a second at a time, twenty times as fast as others.
+pub(crate) struct Ticking {
+    clock: Clock,
+    still: Arc<RwLock<()>>,
+    tick: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Ticking {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Ticking {
+    pub(crate) fn start(clock: Clock) -> Self {
+        let (still, tick) = (Arc::new(RwLock::new(())), Arc::new(AtomicU64::new(TICK)));
+        let (hands, lock, every) = (clock.clone(), still.clone(), tick.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(Duration::from_millis(every.load(Ordering::Relaxed))).await;
+                let _nothing_ends = lock.write().await;
+                hands.advance(Duration::from_secs(1));
+            }
+        });
+        Self { clock, still, tick, task }
+    }
+
+    /// From now on a second goes by in so many milliseconds.
+    pub(crate) fn every(&self, millis: u64) {
+        self.tick.store(millis, Ordering::Relaxed);
+    }
+
+    /// The providers that ship, of these objects alone: others are other tests'.
+    pub(crate) async fn make(
+        &self,
+        cluster: &Cluster,
+        providers: &[&str],
+        agent: &AgentDownload,
+    ) -> Result<Arc<dyn MakeProvider>> {
+        let client = cluster.plane.client().await?;
+        let uid = Installation::of(&client, &cluster.namespace).await?.uid;
+        let make = Make::unwatched(client, self.clock.clone(), &uid, &[])
+            .secrets_of(&cluster.namespace)
+            .agent_from(Some(agent.clone()));
+        let names = providers.iter().map(|name| (*name).to_owned()).collect();
+        Ok(Arc::new(Only { make, names, still: self.still.clone() }))
+    }
+}
+
+struct Only {
+    make: Make,
+    names: Vec<String>,
+    still: Arc<RwLock<()>>,
+}
+
+impl MakeProvider for Only {
+    fn make(&self, object: &ComputeProvider) -> Result<Arc<dyn Provider>, ProviderError> {
+        let name = object.name_any();
+        if !self.names.contains(&name) {
+            let detail = format!("{name} is not asked in this test");
+            return Err(ProviderError::NotOffered { provider: name, detail });
+        }
+        let inner = self.make.make(object)?;
+        Ok(Arc::new(Still { inner, still: self.still.clone() }))
+    }
+}
+
+/// No second passes while a machine is being made or ended.
+struct Still {
+    inner: Arc<dyn Provider>,
+    still: Arc<RwLock<()>>,
+}
+
+#[async_trait]
+impl Provider for Still {
+    fn name(&self) -> &str {
+        self.inner.name()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    async fn quote(&self) -> Result<Vec<Offer>, ProviderError> {
+        self.inner.quote().await
+    }
+
+    async fn prepare(&self, order: Order<'_>) -> Result<FrozenRequest, LaunchError> {
+        self.inner.prepare(order).await
+    }
+
+    async fn launch(
+        &self,
+        request: &FrozenRequest,
+        token: &EnrolmentToken,
+    ) -> Result<InstanceId, LaunchError> {
+        // What is made may be given back within the call.
+        let _still = self.still.read().await;
+        self.inner.launch(request, token).await
+    }
+
+    async fn find(&self, identity: &Identity) -> Result<Listing, ProviderError> {
+        self.inner.find(identity).await
+    }
+
+    async fn list(&self, installation: &str) -> Result<Listing, ProviderError> {
+        self.inner.list(installation).await
+    }
+
+    async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, ProviderError> {
+        self.inner.get(id).await
+    }
+
+    async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
+        let _still = self.still.read().await;
+        self.inner.terminate(id).await
+    }
+}

@@ -98,6 +98,11 @@ pub trait Host: Send {
     /// Where a port of a machine is reached from outside; `None`: nowhere yet.
     fn address(&self, machine: &str, port: u16) -> Option<SocketAddr>;
 
+    /// Whether its machines get addresses of their own, once they start.
+    fn gives_addresses(&self) -> bool {
+        false
+    }
+
     /// The address of a machine that has one of its own, at which its ports are what they are.
     fn own_address(&self, _machine: &str) -> Option<Ipv4Addr> {
         None
@@ -156,6 +161,10 @@ impl Host for StateOnly {
 
     fn address(&self, machine: &str, port: u16) -> Option<SocketAddr> {
         self.listening.get(&port).copied().filter(|_| self.running.contains(machine))
+    }
+
+    fn gives_addresses(&self) -> bool {
+        self.at.is_some()
     }
 
     fn own_address(&self, machine: &str) -> Option<Ipv4Addr> {

@@ -114,12 +114,13 @@ fn view(xml: &mut Xml, world: &World, machine: &Machine, instance: &Instance) {
         .leaf("amiLaunchIndex", 0)
         .leaf("ebsOptimized", false);
     let (private, public) = addresses(world, machine, instance);
-    let dashed = private.replace('.', "-");
+    let private = private.filter(|_| !gone);
+    let dashed = private.as_ref().map(|private| private.replace('.', "-"));
     xml.leaf(
         "privateDnsName",
-        if gone { String::new() } else { format!("ip-{dashed}.ec2.internal") },
+        dashed.map_or(String::new(), |dashed| format!("ip-{dashed}.ec2.internal")),
     )
-    .maybe("privateIpAddress", there.map(|()| private))
+    .maybe("privateIpAddress", private)
     .leaf("dnsName", public.as_deref().filter(|_| !gone).unwrap_or_default())
     .maybe("ipAddress", public.filter(|_| !gone && machine.life != Life::Exited))
     .maybe("subnetId", there.map(|()| &instance.subnet))
@@ -159,11 +160,18 @@ fn view(xml: &mut Xml, world: &World, machine: &Machine, instance: &Instance) {
     xml.tags(world.tags_of(&machine.id));
 }
 
-/// Private and public address. A machine that has one of its own has no other.
-fn addresses(world: &World, machine: &Machine, instance: &Instance) -> (String, Option<String>) {
-    let own = world.engine.own_address(&machine.id);
-    let public = instance.public.map(|public| own.unwrap_or(public).to_string());
-    (own.unwrap_or(instance.private).to_string(), public)
+/// Private and public address. A machine that has one of its own has no other, and before it has it,
+/// none: the address of an instance does not change.
+fn addresses(
+    world: &World,
+    machine: &Machine,
+    instance: &Instance,
+) -> (Option<String>, Option<String>) {
+    if world.engine.gives_addresses() {
+        let own = world.engine.own_address(&machine.id).map(|own| own.to_string());
+        return (own.clone(), own.filter(|_| instance.public.is_some()));
+    }
+    (Some(instance.private.to_string()), instance.public.map(|public| public.to_string()))
 }
 
 /// `reason`: how it came to its state, in free text.

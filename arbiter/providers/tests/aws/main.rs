@@ -10,6 +10,7 @@ mod documented;
 mod drive;
 mod host;
 mod looking;
+mod moto;
 mod protocol;
 mod quotes;
 #[allow(dead_code, reason = "shared with the tests of RunPod's client")]

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex};
 
-use petaflop_arbiter::claim::{FrozenRequest, LaunchAnswer, Refusal};
+use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchAnswer, Refusal};
 use petaflop_arbiter::offer::{Capacity, Offer};
 use petaflop_providers::machine::{Volume, VolumeSource};
 use petaflop_providers::runpod::{RunPod, RunPodConfig};
@@ -97,6 +97,30 @@ async fn a_create_has_documented_fields_only_and_carries_who_it_is_for() {
     assert_eq!(bought, community());
     let start: Value = serde_json::from_str(body["args"].as_str().expect("text")).expect("JSON");
     assert_eq!(start["entrypoint"], json!(["/bin/sh", "-c"]));
+}
+
+#[tokio::test]
+async fn name_variables_and_ports_stay_within_what_a_pod_may_have() {
+    let server = Server::start(|call| made(call, 0.34)).await;
+    let (provider, _) = client(config(&server.base));
+    // As long as the API lets anything be called.
+    let identity = Identity {
+        namespace: "n".repeat(63),
+        claim: format!("trj-{}", "c".repeat(249)),
+        attempt: u32::MAX,
+        ..identity()
+    };
+    let machine = machine();
+    let order = Order { identity: &identity, offer: &community(), work: Work::Machine(&machine) };
+    let request = provider.prepare(order).await.expect("a request");
+    provider.launch(&request, &EnrolmentToken::new(TOKEN)).await.expect("bought");
+    let body = server.calls().remove(0).json();
+    let name = body["name"].as_str().expect("a name");
+    assert!((1..=60).contains(&name.len()), "{name}");
+    assert!(body["env"].as_object().expect("variables").len() <= 50);
+    for port in body["ports"].as_array().expect("ports") {
+        assert!(port.as_str().is_some_and(|port| port.ends_with("/tcp")), "no UDP: {port}");
+    }
 }
 
 #[tokio::test]

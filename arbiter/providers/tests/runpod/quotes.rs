@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use petaflop_arbiter::offer::{Capacity, HostOwner};
-use petaflop_providers::runpod::RunPodConfig;
+use petaflop_providers::runpod::{RunPod, RunPodConfig};
 use petaflop_providers::{InstanceId, Provider, ProviderError};
 use serde_json::{Value, json};
 
@@ -77,6 +77,17 @@ async fn one_pass_is_one_request_for_each_cloud_and_size() {
     let again = provider.quote().await.expect("offers");
     assert_eq!(server.calls().len(), 12);
     assert!(again.iter().all(|offer| offer.quoted_at == hands.now()));
+}
+
+#[tokio::test]
+async fn processors_come_in_powers_of_two_from_two_on() {
+    for counts in [vec![1], vec![3], vec![2, 6], vec![0]] {
+        let settings = RunPodConfig { vcpu_counts: counts, ..config("http://127.0.0.1:9") };
+        let refused = RunPod::new(settings).expect_err("no such pod");
+        assert!(refused.to_string().contains("2, 4, 8"), "{refused}");
+    }
+    let settings = RunPodConfig { vcpu_counts: vec![2, 4, 32], ..config("http://127.0.0.1:9") };
+    RunPod::new(settings).expect("as they are sold");
 }
 
 #[tokio::test]

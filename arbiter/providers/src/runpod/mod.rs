@@ -321,7 +321,7 @@ impl RunPod {
         let detail = format!("{cost} $ an hour instead of {most}");
         let mut last = None;
         for _ in 0..TRIES_TO_END {
-            match self.terminate(&id).await {
+            match self.delete(&id).await {
                 Ok(()) => {
                     let to = self.api.now();
                     let from = since.unwrap_or(made.asked);
@@ -338,6 +338,23 @@ impl RunPod {
         Err(LaunchError::Ambiguous {
             detail: format!("{detail}; {id} could not be ended: {error}"),
         })
+    }
+
+    /// Ends a pod, whatever it was; one that is gone already is no error.
+    async fn delete(&self, id: &InstanceId) -> Result<(), ProviderError> {
+        let what = "end a pod";
+        let answer = self.api.delete(&["pods", id.0.as_str()]).await;
+        let answer = answer.map_err(|failure| self.failed(what, failure))?;
+        if !answer.is_unknown() {
+            self.good(what, Ok(answer))?;
+        }
+        let now = self.api.now();
+        let mut ends = self.ends();
+        ends.entry(id.0.clone()).or_insert(End { at: now, told: true }).told = true;
+        if ends.len() > ENDS_KEPT {
+            ends.retain(|_, end| now.duration_since(end.at) < REMEMBERED);
+        }
+        Ok(())
     }
 }
 
@@ -475,24 +492,12 @@ impl Provider for RunPod {
     }
 
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
-        let what = "end a pod";
         // One that stopped before bills since then no longer, and once it is deleted nobody says so.
         if !self.ends().contains_key(&id.0)
             && let Ok(Some(pod)) = self.pod(id).await
         {
             self.stopped(&pod).await;
         }
-        let answer = self.api.delete(&["pods", id.0.as_str()]).await;
-        let answer = answer.map_err(|failure| self.failed(what, failure))?;
-        if !answer.is_unknown() {
-            self.good(what, Ok(answer))?;
-        }
-        let now = self.api.now();
-        let mut ends = self.ends();
-        ends.entry(id.0.clone()).or_insert(End { at: now, told: true }).told = true;
-        if ends.len() > ENDS_KEPT {
-            ends.retain(|_, end| now.duration_since(end.at) < REMEMBERED);
-        }
-        Ok(())
+        self.delete(id).await
     }
 }

@@ -140,7 +140,7 @@ async fn prices_are_not_asked_for_past_the_quota_but_machines_still_end() {
     provider.terminate(&InstanceId("p".into())).await.expect("ended all the same");
     hands.forward(30);
     provider.quote().await.expect_err("the next quota");
-    assert_eq!(server.count("GET "), 3);
+    assert_eq!(server.count("GET /v2/catalog/"), 3);
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! The gateway beside nginx as a proxy to the same replica, which answers at once: what each adds to
-//! a request, and how many requests it passes. wrk asks; whoever is asked changes from round to round.
+//! a request, and how many requests it passes; straight, as on the cluster's own nodes, and encrypted
+//! through the replica's agent, as on rented machines. wrk asks; whoever is asked changes from round to round.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -10,10 +11,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use petaflop_agent_api::gateway::{self, PATH, Replica, Told};
-use petaflop_agent_api::keys::OperatorRoot;
+use petaflop_agent_api::keys::{NoisePublic, OperatorRoot};
 use petaflop_agent_api::message::to_bytes;
 use petaflop_agent_api::session::Opened;
-use petaflop_agent_api::task::Secret;
 use petaflop_harness::eventually;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -22,6 +22,7 @@ use tokio::process::Command;
 use crate::Args;
 use crate::figures::{Figure, Figures, said};
 use crate::process;
+use crate::relayed::Agent;
 
 /// Threads of the gateway, and processes of nginx.
 const WORKERS: u32 = 2;
@@ -49,7 +50,7 @@ const ANSWER: &str = r#"{"id":"chatcmpl-1","object":"chat.completion","created":
 pub(crate) async fn measure(args: &Args, petaflop: &Path, figures: &mut Figures) -> Result<()> {
     let folder = tempfile::tempdir()?;
     println!("  {}; wrk", said(Path::new("nginx"), &["-v"])?);
-    let [replica, proxy, ours, own] = ports()?;
+    let [replica, proxy, ours, own, far, far_own, agent] = ports()?;
     let location = format!("default_type application/json; return 200 '{ANSWER}';");
     let _replica = Nginx::start(folder.path(), "replica", replica, "", &location)?;
     let upstream = format!("upstream replicas {{ server {replica}; keepalive 64; }}");
@@ -57,18 +58,13 @@ pub(crate) async fn measure(args: &Args, petaflop: &Path, figures: &mut Figures)
         "proxy_pass http://replicas; proxy_http_version 1.1; proxy_set_header Connection \"\";";
     let proxying = Nginx::start(folder.path(), "proxy", proxy, &upstream, location)?;
     let root = OperatorRoot::generate();
-    let gateway = Command::new(petaflop)
-        .args(["gateway", "--address=127.0.0.1"])
-        .arg(format!("--port={}", ours.port()))
-        .arg(format!("--own-port={}", own.port()))
-        .arg(format!("--operator-key={}", root.noise().public()))
-        .env("PETAFLOP_LOG", "warn")
-        .stdin(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()?;
-    tell(&root, own, replica).await?;
+    let near = gateway(petaflop, &root, ours, own)?;
+    tell(&root, own, replica, None).await?;
+    let agent = Agent::start(args, &root, &folder.path().join("work"), agent, replica).await?;
+    let distant = gateway(petaflop, &root, far, far_own)?;
+    tell(&root, far_own, agent.at, Some(agent.key)).await?;
 
-    let asked = [("direct", replica), ("nginx", proxy), ("gateway", ours)];
+    let asked = [("direct", replica), ("nginx", proxy), ("gateway", ours), ("by agent", far)];
     for (name, at) in asked {
         eventually(name, Duration::from_secs(30), || async {
             tokio::net::TcpStream::connect(at).await.map(drop).map_err(|error| error.to_string())
@@ -77,19 +73,29 @@ pub(crate) async fn measure(args: &Args, petaflop: &Path, figures: &mut Figures)
     }
     let script = folder.path().join("ask.lua");
     fs::write(&script, SCRIPT)?;
-    let (mut p50, mut p99, mut rates) =
-        ([vec![], vec![], vec![]], [vec![], vec![], vec![]], [vec![], vec![], vec![]]);
-    let mut spent = [vec![], vec![], vec![]];
-    let processes = [vec![], workers(&proxying)?, vec![gateway.id().context("it runs")?]];
+    let empty = || -> [Vec<f64>; 4] { Default::default() };
+    let (mut p50, mut p99, mut rates, mut spent) = (empty(), empty(), empty(), empty());
+    let pid = |process: &tokio::process::Child| process.id().context("it runs");
+    let processes = [
+        vec![],
+        workers(&proxying)?,
+        vec![pid(&near)?],
+        vec![pid(&distant)?, pid(&agent.process)?],
+    ];
+    let mut alone = Vec::new();
     // The first is for the caches of everybody.
     for round in 0..=args.rounds {
         for turn in 0..asked.len() {
             let who = (round + turn) % asked.len();
             let one = ask(&script, asked[who].1, 1, args.seconds).await?;
-            let before = used(&processes[who])?;
+            let (before, agents) = (used(&processes[who])?, process::processor(processes[3][1])?);
             let many = ask(&script, asked[who].1, CLIENTS, args.seconds).await?;
             let used = used(&processes[who])? - before;
             if round > 0 {
+                if who == 3 {
+                    let agents = process::processor(processes[3][1])? - agents;
+                    alone.push(agents / number(&many["requests"])? * 1e6);
+                }
                 p50[who].push(number(&one["p50"])?);
                 p99[who].push(number(&one["p99"])?);
                 spent[who].push(used / number(&many["requests"])? * 1e6);
@@ -97,23 +103,47 @@ pub(crate) async fn measure(args: &Args, petaflop: &Path, figures: &mut Figures)
             }
         }
     }
-    let added = |all: &[Vec<f64>; 3], who: usize| -> Vec<f64> {
+    let added = |all: &[Vec<f64>; 4], who: usize| -> Vec<f64> {
         all[who].iter().zip(&all[0]).map(|(through, direct)| through - direct).collect()
     };
     for (name, all) in [("p50", &p50), ("p99", &p99)] {
-        for (proxy, who) in [("nginx", 1), ("gateway", 2)] {
+        for (proxy, who) in [("nginx", 1), ("gateway", 2), ("gateway and agent", 3)] {
             let what = format!("{proxy}: added to a request, one client, {name}");
             figures.add(Figure::new(what, "µs", added(all, who)));
         }
     }
-    let [direct, nginx, ours] = rates;
+    let [direct, nginx, ours, far] = rates;
+    let [_, nginx_spent, ours_spent, far_spent] = spent;
     let what = format!("gateway: {CLIENTS} clients");
-    figures.add(Figure::new(what, "requests/s", ours).beside("nginx", nginx));
-    let [_, nginx, ours] = spent;
+    figures.add(Figure::new(what, "requests/s", ours.clone()).beside("nginx", nginx));
     let what = "  processor time of a request";
-    figures.add(Figure::new(what, "µs", ours).beside("nginx", nginx));
+    figures.add(Figure::new(what, "µs", ours_spent.clone()).beside("nginx", nginx_spent));
     figures.add(Figure::new("  the replica itself", "requests/s", direct));
+    let what = format!("gateway and agent: {CLIENTS} clients");
+    figures.add(Figure::new(what, "requests/s", far).beside("gateway", ours));
+    let what = "  processor time of a request, of both";
+    figures.add(Figure::new(what, "µs", far_spent).beside("gateway", ours_spent));
+    figures.add(Figure::new("  of it the agent's", "µs", alone));
     Ok(())
+}
+
+/// A gateway of ours, which ends with this program.
+fn gateway(
+    petaflop: &Path,
+    root: &OperatorRoot,
+    at: SocketAddr,
+    own: SocketAddr,
+) -> Result<tokio::process::Child> {
+    let mut command = Command::new(petaflop);
+    command
+        .args(["gateway", "--address=127.0.0.1"])
+        .arg(format!("--port={}", at.port()))
+        .arg(format!("--own-port={}", own.port()))
+        .arg(format!("--operator-key={}", root.noise().public()))
+        .env("PETAFLOP_LOG", "warn")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    Ok(command.spawn()?)
 }
 
 /// Seconds of processor time that processes have used together.
@@ -183,7 +213,12 @@ impl Drop for Nginx {
 }
 
 /// Tells the gateway its one replica, as the operator does.
-async fn tell(root: &OperatorRoot, own: SocketAddr, replica: SocketAddr) -> Result<()> {
+async fn tell(
+    root: &OperatorRoot,
+    own: SocketAddr,
+    replica: SocketAddr,
+    agent: Option<NoisePublic>,
+) -> Result<()> {
     let get = format!("GET {PATH}?after=0&wait=0");
     let message = eventually("the gateway's message", Duration::from_secs(30), || async {
         http(own, &get, &[]).await.map_err(|error| error.to_string())
@@ -194,16 +229,16 @@ async fn tell(root: &OperatorRoot, own: SocketAddr, replica: SocketAddr) -> Resu
         address: replica.to_string(),
         weight: NonZeroU32::MIN,
         draining: false,
-        agent: None,
-        key: Secret::default(),
+        agent,
+        key: root.replica_key("uid"),
     };
     let told: gateway::Told = Told::new(true, vec![replica]);
     let answer = Opened::read(&root.noise(), &message)?.tell(&to_bytes(&told))?;
     http(own, &format!("POST {PATH}"), &answer).await.map(drop)
 }
 
-/// The body of an answer that is a success. The gateway speaks plain HTTP.
-async fn http(at: SocketAddr, request: &str, body: &[u8]) -> Result<Vec<u8>> {
+/// The body of an answer that is a success. Gateway and agent speak plain HTTP.
+pub(crate) async fn http(at: SocketAddr, request: &str, body: &[u8]) -> Result<Vec<u8>> {
     let mut stream = tokio::net::TcpStream::connect(at).await?;
     let length = body.len();
     let head = format!(

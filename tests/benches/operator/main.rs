@@ -8,6 +8,7 @@
 //! | [`idle`] | writes of an operator with nothing to do; memory by objects; a cold start |
 //! | [`rate`] | jobs created → claims written, beside plain creates; apply → first status |
 //! | [`gateway`] | requests through the gateway, beside nginx |
+//! | [`relayed`] | an agent that requests to a replica go through |
 //! | [`installed`] | the shipped program as the chart starts it, with the chart's rights |
 //! | [`process`] | memory and processor time of a process |
 //! | [`figures`] | the table |
@@ -23,6 +24,7 @@ mod job;
 mod operator;
 mod process;
 mod rate;
+mod relayed;
 #[path = "../../tests/support/mod.rs"]
 mod support;
 #[allow(dead_code, reason = "the tests' own part of it is not used here")]

@@ -11,6 +11,7 @@ pub(crate) const KEYS: [&str; 2] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"
 pub(crate) const OPTIONAL_KEYS: [&str; 1] = ["AWS_SESSION_TOKEN"];
 
 /// How an account is used.
+#[cfg_attr(not(feature = "aws"), expect(dead_code, reason = "only AWS's client reads it"))]
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
     /// Name of its provider, in offers and claims.
@@ -25,6 +26,7 @@ pub(crate) struct Account {
 }
 
 /// Whose rights it is used with.
+#[cfg_attr(not(feature = "aws"), expect(dead_code, reason = "only AWS's client reads it"))]
 pub(crate) enum Rights<'a> {
     /// An access key, its secret, and the token of its session or nothing.
     Keys(&'a str, &'a str, &'a str),

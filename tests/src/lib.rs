@@ -45,6 +45,10 @@ fn built(name: &str, triple: Option<String>) -> Result<PathBuf> {
     if !path.exists() {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--release", "--bin", name, "--target-dir"]).arg(target);
+        // As it ships.
+        if name == "petaflop" {
+            cargo.args(["--features", "petaflop-operator/aws"]);
+        }
         if let Some(triple) = &triple {
             cargo.args(["--target", triple]);
             cargo.env(format!("CC_{}", triple.replace('-', "_")), "musl-gcc");

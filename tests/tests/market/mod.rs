@@ -3,11 +3,13 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `ec2` | what EC2 in the box sells |
 //! | `time` | a clock for clouds and operators |
 //! | `s3` | a real S3 server |
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod ec2;
 #[path = "../../../runtime-image/store/tests/common/s3.rs"]
 pub(crate) mod s3;
 pub(crate) mod time;
@@ -51,9 +53,11 @@ impl Market {
 
     fn start() -> Result<Self> {
         let agent = static_binary("petaflop-agent")?;
-        let runtime = Image::new(roots::debian()?)
-            .with(binary("petaflop-runtime")?, "/usr/local/bin/petaflop-runtime");
-        let images = BTreeMap::from([(IMAGE.to_owned(), runtime)]);
+        let debian = Image::new(roots::debian()?);
+        let runtime = debian.clone();
+        let runtime = runtime.with(binary("petaflop-runtime")?, "/usr/local/bin/petaflop-runtime");
+        let mut images = BTreeMap::from([(IMAGE.to_owned(), runtime)]);
+        images.extend(ec2::hosts(&debian.starting(&["/bin/bash"])));
         let machines = Machines::start(&static_binary("petaflop-box-machine")?, images)?;
         let bytes = std::fs::read(agent)?;
         let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);

@@ -30,10 +30,11 @@ pub struct StoreAt {
 }
 
 impl StoreAt {
-    /// A place that opens with what the environment holds.
+    /// A place that opens with what the environment holds; a folder needs nothing, and gets nothing.
     pub fn of_environment(uri: &str) -> Self {
+        let bucket = uri.contains("://") && !uri.starts_with("file://");
         let of = |name: &str| Some((name.to_owned(), Secret::new(&std::env::var(name).ok()?)));
-        let credentials = HANDED_ON.into_iter().filter_map(of).collect();
+        let credentials = HANDED_ON.into_iter().filter(|_| bucket).filter_map(of).collect();
         Self { uri: uri.trim_end_matches('/').to_owned(), credentials }
     }
 

@@ -243,9 +243,11 @@ impl Operator<'_> {
                 self.placed = Timestamp::UNIX_EPOCH;
             }
             Ok(_) => {
-                if self.status.reason == Some(Reason::CostLimitExceeded) {
+                // Limits of the manifest's own, which no waiting moves.
+                let limits = [Reason::CostLimitExceeded, Reason::SpotInterrupted];
+                if let Some(reason) = self.status.reason.filter(|reason| limits.contains(reason)) {
                     let message = self.status.message.clone();
-                    self.end(Phase::Failed, Reason::CostLimitExceeded, &message);
+                    self.end(Phase::Failed, reason, &message);
                 }
             }
             Err(PlaceError::Home(error)) => return Err(error.into()),
@@ -289,6 +291,8 @@ impl Operator<'_> {
         let (driven, refusal) = self.actor(&stored, &doing).drive(stored, wanted).await?;
         match driven {
             Driven::Steady(_) | Driven::Gone => {}
+            // Why it was interrupted says more than that its machine is still being ended.
+            Driven::Waiting(..) if self.status.phase == Phase::Interrupted => {}
             Driven::Waiting(_, reason) => self.status.reason = Some(reason),
             Driven::Over(stored, reason) => self.claim_is_over(&stored, reason).await?,
         }
@@ -384,7 +388,9 @@ impl Operator<'_> {
         if ran && self.status.end.is_none() && (finished || reason != Reason::Suspended) {
             self.count_end(&spec.name);
         }
-        if !ran && self.status.end.is_none() && reason != Reason::Suspended {
+        // What is sold out is left alone, and the next is tried at once: a market has many.
+        let sold_out = [Reason::InsufficientCapacity, Reason::PriceChanged].contains(&reason);
+        if !ran && self.status.end.is_none() && reason != Reason::Suspended && !sold_out {
             self.status.refusals += 1;
             if self.status.refusals >= MOST_REFUSALS || reason == Reason::InvalidSpec {
                 let message = match self.status.message.as_str() {

@@ -48,6 +48,16 @@ impl Operator<'_> {
         let trouble = there.as_ref().and_then(|instance| instance.trouble.as_ref());
         let trouble = trouble.map(|trouble| trouble.reason);
         let Some(there) = there.filter(|_| trouble != Some(Reason::SpotInterrupted)) else {
+            if stored.agent_key.is_none() {
+                // Nobody was ever met there: the next of its kind would hardly do better.
+                let until = self.clock.now() + NOT_AGAIN;
+                observe::leave_alone(
+                    self.home,
+                    &stored.claim.spec.offer.id,
+                    until,
+                    Reason::SpotInterrupted,
+                )?;
+            }
             self.is_gone(&stored, run.unwrap_or_default(), suspend).await;
             return Ok(stored);
         };

@@ -3,14 +3,12 @@
 //! the real controller-manager makes from our Deployments, are started by [`serving::Kubelet`] as
 //! processes with what the Pod says, each on a loopback address of its own.
 
+mod market;
 #[path = "serving/on_runpod.rs"]
 mod on_runpod;
 mod operator;
-mod rented;
 #[path = "faults/rights.rs"]
 mod rights;
-#[path = "../../runtime-image/store/tests/common/s3.rs"]
-mod s3;
 mod serving;
 
 use std::time::Duration;

@@ -54,8 +54,10 @@ impl Market {
     fn start() -> Result<Self> {
         let agent = static_binary("petaflop-agent")?;
         let debian = Image::new(roots::debian()?);
-        let runtime = debian.clone();
-        let runtime = runtime.with(binary("petaflop-runtime")?, "/usr/local/bin/petaflop-runtime");
+        // There, and where it lies here: some tests have machines of both kinds.
+        let program = binary("petaflop-runtime")?;
+        let runtime = debian.clone().with(&program, "/usr/local/bin/petaflop-runtime");
+        let runtime = runtime.with(&program, &program);
         let mut images = BTreeMap::from([(IMAGE.to_owned(), runtime)]);
         images.extend(ec2::hosts(&debian.starting(&["/bin/bash"])));
         let machines = Machines::start(&static_binary("petaflop-box-machine")?, images)?;

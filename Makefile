@@ -13,6 +13,8 @@ CARGO ?= cargo
 PROFILE := --release --locked
 # AWS: in everything that ships, tests and lints; minutes of compile time, so not in the demo.
 FEATURES := --features petaflop-operator/aws
+# And clouds on this machine, to try everything at.
+ALL_FEATURES := --features petaflop-tests/aws,petaflop-tests/sandbox
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 # Folder with the peers' benchmark scripts; `make bench PEERS=…`.
 PEERS ?=
@@ -22,7 +24,7 @@ BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo test faults lint fmt generate bench bench-operator images toolchain musl cargo-deny python go cluster
+.PHONY: help demo sandbox test faults lint fmt generate bench bench-operator images toolchain musl cargo-deny python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,10 +33,17 @@ demo: toolchain ## price the world, train a model here, serve it, ask it (DATA=f
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
 	@DATA="$(DATA)" examples/demo.sh
 
-test: toolchain musl python cluster ## every test of the workspace, on a real Kubernetes where one is needed
-	@$(CARGO) build $(PROFILE) $(FEATURES) --bin petaflop --bin petaflop-runtime
+# Machines there are network namespaces: root. FILE is the manifest.
+FILE ?= examples/quickstart.yaml
+sandbox: toolchain musl ## a job among clouds on this machine, which take its machines away; nothing is paid (FILE=manifest)
+	@$(CARGO) build $(PROFILE) $(ALL_FEATURES) --bin petaflop --bin petaflop-runtime
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
-	@PATH="$(GO_PATH)" CARGO="$(CARGO)" tests/steady.sh $(PROFILE) --workspace $(FEATURES)
+	@"$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"/release/petaflop run --provider sandbox -f "$(FILE)"
+
+test: toolchain musl python cluster ## every test of the workspace, on a real Kubernetes where one is needed
+	@$(CARGO) build $(PROFILE) $(ALL_FEATURES) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
+	@PATH="$(GO_PATH)" CARGO="$(CARGO)" tests/steady.sh $(PROFILE) --workspace $(ALL_FEATURES)
 
 faults: toolchain cluster ## every crash point of every scenario, and all faults of docs/faults.md; ends with one line of JSON
 	@mkdir -p "$(PETAFLOP_CACHE)"
@@ -46,7 +55,7 @@ faults: toolchain cluster ## every crash point of every scenario, and all faults
 
 lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
 	@$(CARGO) fmt --all --check
-	@$(CARGO) clippy $(PROFILE) --workspace --all-targets $(FEATURES) -- -D warnings
+	@$(CARGO) clippy $(PROFILE) --workspace --all-targets $(ALL_FEATURES) -- -D warnings
 	@PATH="$(PETAFLOP_CACHE)/tools/bin:$$PATH" $(CARGO) deny --log-level error check licenses bans sources
 
 fmt: toolchain ## format the sources

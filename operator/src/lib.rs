@@ -22,6 +22,7 @@
 //! | [`http`] | what the operator answers: health, metrics, the API |
 //! | [`gateway`] | what the clients of a service talk to; balances over its replicas |
 //! | [`embedded`] | without a cluster: `petaflop run` |
+//! | `sandbox` | clouds on this machine, to try everything at (feature `sandbox`) |
 //! | [`cli`] | the commands, one file each |
 
 pub mod act;
@@ -40,6 +41,8 @@ pub mod ledger;
 pub mod models;
 pub mod restart;
 pub mod run;
+#[cfg(feature = "sandbox")]
+pub mod sandbox;
 pub mod status;
 pub mod store_at;
 pub mod uid;

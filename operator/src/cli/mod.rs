@@ -22,12 +22,15 @@ mod gateway;
 mod guard;
 mod logs;
 mod offers;
+mod only;
 mod operate;
 mod operator;
 mod plan;
 mod ps;
 mod report;
 mod run;
+#[cfg(feature = "sandbox")]
+mod sandbox;
 mod selftest;
 mod services;
 mod show;
@@ -87,6 +90,9 @@ enum Command {
     Costs(costs::Args),
     /// Look after trained models
     Artifacts(artifacts::Args),
+    /// Run a command among clouds on this machine, where nothing is paid
+    #[cfg(feature = "sandbox")]
+    Sandbox(sandbox::Args),
     /// Work in a cluster: what the chart starts
     Operator(operator::Args),
     /// Find machines in a cluster's providers that no claim knows
@@ -212,6 +218,8 @@ fn dispatch(command: Command, open: impl FnOnce() -> Result<Home, HomeError>) ->
         Command::Fit(args) => fit::run(&open()?, &args),
         Command::Costs(args) => costs::run(&open()?, &args),
         Command::Artifacts(args) => artifacts::run(&open()?, &args),
+        #[cfg(feature = "sandbox")]
+        Command::Sandbox(args) => sandbox::run(&open()?, args),
         Command::Operator(args) => operator::run(args),
         Command::Audit(args) => audit::run(&args),
         Command::Guard(args) => guard::run(&args),

@@ -9,6 +9,7 @@ use petaflop_arbiter::workload::Workload;
 use petaflop_arbiter::world::World;
 use petaflop_crds::{Document, Object, manifest};
 
+use super::only::OnlyAt;
 use super::{Code, Failure, Outcome, print, print_json, say, show, waiting};
 use crate::embedded::admit;
 use crate::embedded::config::Config;
@@ -25,6 +26,8 @@ pub(crate) struct Args {
     /// Plan for this folder, file or URI instead of the manifest's datasets
     #[arg(long, value_name = "PATH")]
     data: Option<String>,
+    #[command(flatten)]
+    only: OnlyAt,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -34,7 +37,8 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
-    let documents = manifest::read(&args.file).map_err(Failure::bad_input)?;
+    let mut documents = manifest::read(&args.file).map_err(Failure::bad_input)?;
+    args.only.apply(&mut documents);
     let mut decisions = Vec::new();
     let mut code = Code::Done;
     for document in &documents {

@@ -8,6 +8,7 @@ use petaflop_crds::training_job::Cache;
 use petaflop_crds::{Document, Object, manifest};
 
 use super::follow::{Followed, follow};
+use super::only::OnlyAt;
 use super::report::{Only, Report, job_report, summary};
 use super::services::{Wanted, admit_service, one_service, unservable};
 use super::{Code, Failure, Outcome, print_json, say, show, waiting};
@@ -41,6 +42,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(super) port: Option<u16>,
     #[command(flatten)]
+    pub(super) only: OnlyAt,
+    #[command(flatten)]
     pub(super) compute: Compute,
 }
 
@@ -52,7 +55,11 @@ struct Ready {
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
-    let documents = manifest::read(&args.file).map_err(Failure::bad_input)?;
+    if args.only.is_sandbox() {
+        return in_sandbox(home);
+    }
+    let mut documents = manifest::read(&args.file).map_err(Failure::bad_input)?;
+    args.only.apply(&mut documents);
     let waiting = waiting()?;
     let runtime = runtime::find()?;
     let (jobs, services) = check(home, &documents, args, &waiting, &runtime)?;
@@ -76,6 +83,18 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         print_json(&report)?;
     }
     code
+}
+
+#[cfg(feature = "sandbox")]
+fn in_sandbox(home: &Home) -> Outcome {
+    super::sandbox::again(home)
+}
+
+#[cfg(not(feature = "sandbox"))]
+fn in_sandbox(_home: &Home) -> Outcome {
+    Err(Failure::bad_input(
+        "this petaflop was built without its sandbox: build it with --features petaflop-operator/sandbox",
+    ))
 }
 
 /// Looks at every document before anything is started.

@@ -57,6 +57,14 @@ impl Image {
         self
     }
 
+    /// With a folder of the host's, in the same place, that all who have it share.
+    #[must_use]
+    pub fn sharing(mut self, folder: impl Into<PathBuf>) -> Self {
+        let from = folder.into();
+        self.binds.push(Bind { to: from.clone(), from, read_only: false });
+        self
+    }
+
     /// With something that starts if nobody says otherwise.
     #[must_use]
     pub fn starting(mut self, entrypoint: &[&str]) -> Self {
@@ -189,18 +197,18 @@ pub fn carried(
     program: &std::path::Path,
 ) -> (BTreeMap<String, Image>, Vec<Bind>) {
     let mut binds = Vec::new();
-    let mut bring = |from: &std::path::Path, to: PathBuf| {
-        binds.push(Bind { from: from.to_owned(), to: to.clone(), read_only: true });
+    let mut bring = |from: &std::path::Path, to: PathBuf, read_only: bool| {
+        binds.push(Bind { from: from.to_owned(), to: to.clone(), read_only });
         to
     };
-    bring(program, PathBuf::from(PROGRAM));
+    bring(program, PathBuf::from(PROGRAM), true);
     let mut inside = BTreeMap::new();
     for (place, (name, image)) in images.iter().enumerate() {
         let registry = PathBuf::from(format!("/var/lib/petaflop-box/registry/{place}"));
         let mut image = image.clone();
-        image.root = bring(&image.root, registry.join("root"));
+        image.root = bring(&image.root, registry.join("root"), true);
         for (place, bind) in image.binds.iter_mut().enumerate() {
-            bind.from = bring(&bind.from, registry.join(place.to_string()));
+            bind.from = bring(&bind.from, registry.join(place.to_string()), bind.read_only);
         }
         inside.insert(name.clone(), image);
     }

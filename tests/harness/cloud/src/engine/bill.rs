@@ -108,7 +108,15 @@ pub struct Line {
 }
 
 impl Line {
-    /// Seconds that are billed between two times.
+    /// Seconds that it bills until a time, whatever they cost.
+    pub fn billed_seconds(&self, now: Timestamp) -> i64 {
+        if now < self.from {
+            0
+        } else {
+            self.seconds(self.until.map_or(now, |until| until.min(now)))
+        }
+    }
+
     fn seconds(&self, until: Timestamp) -> i64 {
         let span = until.duration_since(self.from);
         let begun = i64::from(span.subsec_nanos() > 0);
@@ -120,7 +128,7 @@ impl Line {
         if self.waived || now < self.from {
             return 0;
         }
-        let seconds = self.seconds(self.until.map_or(now, |until| until.min(now)));
+        let seconds = self.billed_seconds(now);
         let (exact, per) = match &self.price {
             Price::Hourly(micros) => (i128::from(*micros) * i128::from(seconds), HOUR),
             Price::Monthly(micros) => (i128::from(*micros) * i128::from(seconds), MONTH),

@@ -83,6 +83,24 @@ impl Machines {
     /// # Errors
     /// We are not root, or `unshare`, `nsenter`, `mount` or `ip` is missing.
     pub fn start(program: &Path, images: BTreeMap<String, Image>) -> io::Result<Self> {
+        Self::of(program, images, variants())
+    }
+
+    /// The same, all with the best kernels that the host can run.
+    ///
+    /// # Errors
+    /// As for [`Machines::start`].
+    pub fn alike(program: &Path, images: BTreeMap<String, Image>) -> io::Result<Self> {
+        let mut variants = variants();
+        variants.truncate(1);
+        Self::of(program, images, variants)
+    }
+
+    fn of(
+        program: &Path,
+        images: BTreeMap<String, Image>,
+        variants: Vec<&'static str>,
+    ) -> io::Result<Self> {
         let shared = Arc::new(Mutex::new(Shared::default()));
         let heard = shared.clone();
         let world = World::start(program, move |event| hear(&heard, event))?;
@@ -91,7 +109,7 @@ impl Machines {
             .thread_name("machines")
             .enable_all()
             .build()?;
-        let (program, variants) = (program.to_owned(), variants());
+        let program = program.to_owned();
         Ok(Self(Arc::new(Inner {
             program,
             images,

@@ -1,0 +1,70 @@
+//! `petaflop sandbox`: a job that its clouds take about, and what they billed for it. Root only, for
+//! its machines are network namespaces; said loudly where that is missing.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use petaflop_harness::tools;
+use petaflop_tests::{binary, static_binary};
+use serde_json::Value;
+
+/// `tiny`, of the text that is in the runtime, long enough to be taken away twice.
+fn manifest(folder: &Path) -> Result<String> {
+    let tiny = include_str!("../../examples/tiny.yaml").replace("../LICENSE", "builtin:petaflop");
+    let steps = tiny.lines().find(|line| line.trim_start().starts_with("max_steps:"));
+    let job = tiny.replace(steps.context("tiny.yaml has max_steps")?, "    max_steps: 800");
+    let file = folder.join("job.yaml");
+    fs::write(&file, format!("{job}  checkpoint: {{intervalSeconds: 5}}\n"))?;
+    Ok(file.display().to_string())
+}
+
+fn petaflop(home: &Path, arguments: &[&str]) -> Result<Value> {
+    let mut command = Command::new(binary("petaflop")?);
+    command
+        .args(arguments)
+        .env("PETAFLOP_HOME", home)
+        .env("PETAFLOP_AGENT", static_binary("petaflop-agent")?)
+        .env("PETAFLOP_BOX_MACHINE", static_binary("petaflop-box-machine")?)
+        .stdin(Stdio::null());
+    let output = command.output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}:\n{said}", output.status);
+    println!("{said}");
+    serde_json::from_slice(&output.stdout).context("one JSON object")
+}
+
+#[test]
+fn a_job_that_is_taken_from_cloud_to_cloud_ends_as_if_nothing_had_happened() -> Result<()> {
+    if !tools::is_root() {
+        ensure!(std::env::var_os("CI").is_none(), "not tested: the sandbox needs root");
+        eprintln!("NOT TESTED HERE: the sandbox needs root");
+        return Ok(());
+    }
+    let folder = tempfile::tempdir()?;
+    let job = manifest(folder.path())?;
+    let here = petaflop(
+        &folder.path().join("alone"),
+        &["run", "--provider", "host", "--json", "-f", &job],
+    )?;
+
+    let (home, receipt) = (folder.path().join("home"), folder.path().join("receipt.json"));
+    let receipt_at = receipt.display().to_string();
+    let program = binary("petaflop")?.display().to_string();
+    let inside = ["--", &program, "run", "--json", "-f", &job];
+    let words = [&["sandbox", "--after", "8", "--receipt", &receipt_at][..], &inside[..]].concat();
+    let away = petaflop(&home, &words)?;
+    ensure!(away["jobs"][0]["artifact"] == here["jobs"][0]["artifact"], "{away:#} {here:#}");
+
+    let receipt: Value = serde_json::from_slice(&fs::read(receipt)?)?;
+    let machines = receipt["machines"].as_array().context("machines")?;
+    ensure!(
+        machines.len() == 3,
+        "one taken away, one whose host died, one to the end: {receipt:#}"
+    );
+    ensure!(machines.iter().all(|machine| machine["bills"] == false), "{receipt:#}");
+    // The cheapest is AWS's spot market, and it was asked first.
+    ensure!(machines[0]["provider"] == "aws" && machines[0]["spot"] == true, "{receipt:#}");
+    Ok(())
+}

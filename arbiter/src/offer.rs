@@ -96,6 +96,18 @@ pub struct Accelerators {
     pub memory: Option<u64>,
 }
 
+impl Accelerators {
+    /// A name for a model that the catalogue does not have: the provider's own, as objects and labels
+    /// take it. Letters, digits, `.`, `_` and `-`, at most 63.
+    pub fn foreign_model(name: &str) -> String {
+        let plain = |c: char| c.is_ascii_alphanumeric() || ['.', '_', '-'].contains(&c);
+        let words = name.split(|c| !plain(c)).filter(|word| !word.is_empty());
+        let joined: String = words.collect::<Vec<_>>().join("-").chars().take(63).collect();
+        let trimmed = joined.trim_matches(|c: char| !c.is_ascii_alphanumeric());
+        if trimmed.is_empty() { "unknown".to_owned() } else { trimmed.to_owned() }
+    }
+}
+
 /// Whether somebody we can name owns the machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum HostOwner {

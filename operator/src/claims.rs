@@ -42,6 +42,14 @@ pub enum ClaimsError {
         /// What it said.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
+    /// This one cannot be written down, whoever tries and whenever.
+    #[error("claim {name} is refused: {what}")]
+    Refused {
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        what: String,
+    },
     /// What was read is not a claim.
     #[error("claim {name} cannot be read: {what}")]
     Damaged {

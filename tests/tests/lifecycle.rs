@@ -14,8 +14,10 @@ use kube::api::PostParams;
 use kube::{Api, ResourceExt};
 use operator::{Cluster, tiny};
 use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::offer::{Accelerators, OfferId};
 use petaflop_crds::{ComputeClaim, TrainingJob};
 use petaflop_fake_provider::agent::{AgentRunner, Boot};
+use petaflop_fake_provider::cloud::small_offer;
 use petaflop_fake_provider::real::real;
 use petaflop_harness::{Link, eventually};
 use serde_json::json;
@@ -23,6 +25,25 @@ use serde_json::json;
 /// What `examples/tiny.yaml` must give wherever it is trained.
 fn golden() -> Result<serde_json::Value> {
     Ok(serde_json::from_str(include_str!("../golden/tiny.json"))?)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_offer_that_no_claim_can_name_keeps_nobody_from_being_placed() -> Result<()> {
+    let cluster = Cluster::start("nameless").await?;
+    let mut cheaper = small_offer(&cluster.provider, "0.10".parse()?);
+    cheaper.id = OfferId(format!("{}/r/nameless", cluster.provider));
+    let model = "A model with blanks".to_owned();
+    cheaper.accelerators = Some(Accelerators { model, count: 1, memory: None });
+    cluster.cloud.sell(cheaper.clone());
+    let _running = cluster.operator().await?;
+    cluster.create(&tiny("tiny")?).await?;
+    let placed = |job: &TrainingJob| job.status.as_ref().is_some_and(|s| s.placement.is_some());
+    cluster.until("tiny", "placed", Duration::from_secs(60), placed).await?;
+    let claims = cluster.claims().await?;
+    ensure!(claims.iter().all(|claim| claim.spec.offer.id != cheaper.id.0), "{claims:#?}");
+    cluster.delete("tiny").await?;
+    cluster.until_gone("tiny").await?;
+    cluster.until_no_claims().await
 }
 
 #[tokio::test(flavor = "multi_thread")]

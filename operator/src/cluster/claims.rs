@@ -11,7 +11,7 @@ use petaflop_crds::compute_claim::{AgentStatus, ComputeClaim, ComputeClaimStatus
 use petaflop_crds::scalar::Moment;
 
 use crate::claims::{Claims, ClaimsError, StoredClaim};
-use crate::cluster::error::{is_conflict, is_not_found};
+use crate::cluster::error::{is_conflict, is_invalid, is_not_found};
 use crate::cluster::events::{self, Events};
 use crate::cluster::status::{Conditions, Is};
 use crate::cluster::table::ClaimTable;
@@ -156,16 +156,16 @@ pub fn read(object: &ComputeClaim) -> Result<StoredClaim, ClaimsError> {
 #[async_trait]
 impl Claims for ObjectClaims {
     async fn create(&self, spec: ClaimSpec) -> Result<Option<StoredClaim>, ClaimsError> {
-        let object = ComputeClaim::planned(&spec).map_err(|errors| ClaimsError::Damaged {
-            name: spec.name.clone(),
-            what: format!("{errors:?}"),
-        })?;
+        let refused = |what| ClaimsError::Refused { name: spec.name.clone(), what };
+        let object =
+            ComputeClaim::planned(&spec).map_err(|errors| refused(format!("{errors:?}")))?;
         match self.api(&spec.owner.namespace).create(&PostParams::default(), &object).await {
             Ok(object) => self.note(&object).map(Some),
             Err(error) if is_conflict(&error) => {
                 let known = self.get(&spec.owner.namespace, &spec.name).await?;
                 Ok(known.filter(|known| known.claim.spec.owner.uid == spec.owner.uid))
             }
+            Err(error) if is_invalid(&error) => Err(refused(error.to_string())),
             Err(error) => Err(store("creating", error)),
         }
     }

@@ -23,7 +23,7 @@ use petaflop_crds::workload::Observed;
 use petaflop_crds::{InferenceService, TrainingJob};
 use tokio::sync::Notify;
 
-use crate::claims::{Claims, StoredClaim};
+use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::cluster::Operator;
 use crate::cluster::budgets::{self, Counted};
 use crate::cluster::error::Error;
@@ -43,6 +43,9 @@ const SOON: Duration = Duration::from_millis(200);
 
 /// Claims that are written at once.
 const AT_ONCE: usize = 16;
+
+/// How long an offer is left alone that no claim can be made of.
+const LEFT_ALONE: SignedDuration = SignedDuration::from_mins(10);
 
 /// Who asks for passes, and what the last one said. Clones are the same.
 #[derive(Clone, Debug, Default)]
@@ -213,7 +216,18 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
             if !operator.leadership.leads() {
                 return Err(Error::NotLeading);
             }
-            Ok(operator.claims.create(spec).await?)
+            let (offer, now) = (spec.offer.id.clone(), operator.clock.now());
+            match operator.claims.create(spec).await {
+                // An offer that no claim can name is no reason to place nothing else.
+                Err(error @ ClaimsError::Refused { .. }) => {
+                    tracing::error!(%error, %offer, "left alone");
+                    let until = now.saturating_add(LEFT_ALONE).unwrap_or(Timestamp::MAX);
+                    operator.providers.leave_alone(&offer, until, Reason::InvalidSpec);
+                    operator.placement.ask();
+                    Ok(None)
+                }
+                created => Ok(created?),
+            }
         })
         .buffer_unordered(AT_ONCE)
         .try_collect()

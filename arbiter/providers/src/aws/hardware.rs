@@ -55,7 +55,7 @@ pub(super) fn read(info: &InstanceTypeInfo) -> Option<Hardware> {
 fn accelerators(name: &str, info: &InstanceTypeInfo) -> Option<Accelerators> {
     let known = Catalogue::embedded().by_aws_instance_type(name).map(|row| row.key.clone());
     let model = |own: Option<&str>| {
-        known.clone().unwrap_or_else(|| own.unwrap_or("unknown accelerator").to_owned())
+        known.clone().unwrap_or_else(|| Accelerators::foreign_model(own.unwrap_or_default()))
     };
     let whole = |count: Option<i32>| u32::try_from(count.unwrap_or_default()).unwrap_or_default();
     if let Some(gpu) = info.gpu_info().and_then(|gpus| gpus.gpus().first()) {
@@ -67,7 +67,7 @@ fn accelerators(name: &str, info: &InstanceTypeInfo) -> Option<Accelerators> {
         // A share of a device (g6f) is none that the catalogue's rates are true of: it goes by a
         // name of its own, so that nothing is planned on it.
         let share = gpu.gpu_partition_size().unwrap_or_default();
-        let model = format!("{} (share of {share})", model(gpu.name()));
+        let model = Accelerators::foreign_model(&format!("{} share {share}", model(gpu.name())));
         let count = whole(gpu.logical_gpu_count()).max(1);
         return Some(Accelerators { model, count, memory });
     }
@@ -145,7 +145,7 @@ pub(super) mod tests {
     fn a_share_of_a_device_has_a_name_of_its_own() {
         let info = plain("g6f.large").gpu_info(gpu("L4", 0, Some(0.125), 2_861)).build();
         let devices = read(&info).expect("a type").accelerators.expect("accelerators");
-        assert_eq!((devices.model.as_str(), devices.count), ("L4 (share of 0.125)", 1));
+        assert_eq!((devices.model.as_str(), devices.count), ("L4-share-0.125", 1));
         assert!(Catalogue::embedded().get(&devices.model).is_none());
     }
 

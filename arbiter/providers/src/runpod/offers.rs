@@ -101,7 +101,8 @@ fn of_gpu(
     let thing = Thing { cloud, what: What::Gpu { id: gpu.id.clone(), count } };
     Offer {
         accelerators: Some(Accelerators {
-            model: model(&gpu.id).unwrap_or(&gpu.id).to_owned(),
+            model: model(&gpu.id)
+                .map_or_else(|| Accelerators::foreign_model(&gpu.id), str::to_owned),
             count,
             memory: gpu.memory_gb.map(|gb| u64::from(gb) * GB),
         }),
@@ -255,7 +256,8 @@ mod tests {
             .iter()
             .filter_map(|offer| Some(offer.accelerators.as_ref()?.model.as_str()))
             .collect();
-        assert_eq!(models, [slice, "NVIDIA X1"]);
+        let known = ["NVIDIA-RTX-PRO-6000-Blackwell-Server-Edition-MIG-1g.24gb", "NVIDIA-X1"];
+        assert_eq!(models, known, "as objects can hold it");
     }
 
     #[test]

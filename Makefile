@@ -41,7 +41,6 @@ sandbox: toolchain musl ## a job among clouds on this machine, which take its ma
 	@"$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"/release/petaflop run --provider sandbox -f "$(FILE)"
 
 test: toolchain musl python cluster ## every test of the workspace, on a real Kubernetes where one is needed
-	@$(CARGO) build $(PROFILE) $(ALL_FEATURES) --bin petaflop --bin petaflop-runtime
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
 	@PATH="$(GO_PATH)" CARGO="$(CARGO)" tests/steady.sh $(PROFILE) --workspace $(ALL_FEATURES)
 

@@ -9,7 +9,6 @@ mod operator;
 
 use std::path::Path;
 use std::process::Stdio;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -17,6 +16,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::Api;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use market::log::Log;
 use market::time::Ticking;
 use market::{IMAGE, Market, RUNTIME};
 use operator::{Cluster, is, tiny};
@@ -32,35 +32,11 @@ use petaflop_operator::cluster::operate::Running;
 use petaflop_tests::binary;
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tracing_subscriber::fmt::MakeWriter;
 
 /// The account's key, and what nobody else may see.
 const KEY: &str = "AKIABUYER";
 const CANARY: &str = "aws-canary-of-the-account";
 const REGION: &str = "us-east-2";
-
-/// Everything that is logged in this process.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("a log").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
 
 /// EC2 on real machines, and `aws:` of whoever buys there.
 fn open(market: &Market, clock: &Clock, pace: Pace) -> Result<(Ec2, Value)> {

@@ -5,7 +5,6 @@
 mod market;
 mod operator;
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -13,6 +12,7 @@ use k8s_openapi::api::core::v1::Secret;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
+use market::log::Log;
 use market::time::Ticking;
 use market::{Market, RUNTIME};
 use operator::{Cluster, is, tiny};
@@ -24,33 +24,9 @@ use petaflop_crds::{ComputeProvider, TrainingJob};
 use petaflop_harness::eventually;
 use petaflop_operator::cluster::operate::Running;
 use serde_json::json;
-use tracing_subscriber::fmt::MakeWriter;
 
 /// The key of the account, which nobody else may see.
 const CANARY: &str = "rpa_canary_4b1d_of_the_account";
-
-/// Everything that is logged in this process.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().expect("a log").extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl<'a> MakeWriter<'a> for Log {
-    type Writer = Self;
-
-    fn make_writer(&'a self) -> Self {
-        self.clone()
-    }
-}
 
 /// A cluster, and RunPod beside it.
 struct World {

@@ -4,12 +4,14 @@
 //! | module | holds |
 //! |---|---|
 //! | `ec2` | what EC2 in the box sells |
+//! | `log` | what this process logs |
 //! | `time` | a clock for clouds and operators |
 //! | `s3` | a real S3 server |
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
 pub(crate) mod ec2;
+pub(crate) mod log;
 #[path = "../../../runtime-image/store/tests/common/s3.rs"]
 pub(crate) mod s3;
 pub(crate) mod time;

@@ -11,6 +11,8 @@ mod drive;
 mod host;
 mod looking;
 mod moto;
+#[path = "../common/page.rs"]
+mod page;
 mod protocol;
 mod quotes;
 #[allow(dead_code, reason = "shared with the tests of RunPod's client")]

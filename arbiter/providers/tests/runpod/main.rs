@@ -8,6 +8,8 @@ mod documented;
 mod drive;
 mod entry;
 mod looking;
+#[path = "../common/page.rs"]
+mod page;
 mod protocol;
 mod quotes;
 mod server;

@@ -61,8 +61,7 @@ pub(crate) fn build(inside: &Inside, at: &Path) -> Result<PathBuf> {
 /// Makes `new` the root of this process and of all that it starts.
 pub(crate) fn enter(new: &Path) -> Result<()> {
     std::env::set_current_dir(new).map_err(of(new.display()))?;
-    // mount(8) also looks back at what it left, and in a user namespace it may not.
-    rustix::mount::mount_move(".", "/").map_err(of("moving the root"))?;
+    run("mount", &["--move", ".", "/"])?;
     chroot(".").map_err(of("chroot"))?;
     std::env::set_current_dir("/").map_err(of("/"))
 }

@@ -162,9 +162,17 @@ impl Clouds {
         for bills in [bills(&self.ec2), bills_of_pods(&self.runpod)] {
             ensure!(bills.is_empty(), "{bills:?} still bill");
         }
-        for machine in instances.iter().chain(&pods) {
-            let ended = self.market.machines.exit(&machine.id).is_some();
-            ensure!(ended, "something still runs on {}", machine.id);
+        Ok(())
+    }
+
+    /// Nothing runs on any machine: one that is given back has its grace to end in.
+    async fn all_are_gone(&self) -> Result<()> {
+        for machine in self.instances().iter().chain(&self.pods()) {
+            eventually("nothing runs on a machine", LONG, || async {
+                let log = || self.market.machines.log(&machine.id);
+                self.market.machines.exit(&machine.id).ok_or_else(log)
+            })
+            .await?;
         }
         Ok(())
     }
@@ -418,6 +426,7 @@ async fn a_job_is_chased_over_three_places_and_ends_with_the_undisturbed_hash() 
     cluster.quiet(&running).await?;
 
     clouds.all_went_as_planned()?;
+    clouds.all_are_gone().await?;
     clouds.is_booked(&cluster.rows().await?, 0)?;
     let cost = cluster.job("chased").await?.status.and_then(|s| s.cost).and_then(|c| c.total);
     ensure!(cost.context("a cost")?.micro_dollars()? == cluster.booked().await?, "its cost");

@@ -14,7 +14,7 @@ use serde_json::Value;
 fn manifest(folder: &Path) -> Result<String> {
     let tiny = include_str!("../../examples/tiny.yaml").replace("../LICENSE", "builtin:petaflop");
     let steps = tiny.lines().find(|line| line.trim_start().starts_with("max_steps:"));
-    let job = tiny.replace(steps.context("tiny.yaml has max_steps")?, "    max_steps: 800");
+    let job = tiny.replace(steps.context("tiny.yaml has max_steps")?, "    max_steps: 400");
     let file = folder.join("job.yaml");
     fs::write(&file, format!("{job}  checkpoint: {{intervalSeconds: 5}}\n"))?;
     Ok(file.display().to_string())
@@ -53,7 +53,7 @@ fn a_job_that_is_taken_from_cloud_to_cloud_ends_as_if_nothing_had_happened() -> 
     let receipt_at = receipt.display().to_string();
     let program = binary("petaflop")?.display().to_string();
     let inside = ["--", &program, "run", "--json", "-f", &job];
-    let words = [&["sandbox", "--after", "8", "--receipt", &receipt_at][..], &inside[..]].concat();
+    let words = [&["sandbox", "--after", "4", "--receipt", &receipt_at][..], &inside[..]].concat();
     let away = petaflop(&home, &words)?;
     ensure!(away["jobs"][0]["artifact"] == here["jobs"][0]["artifact"], "{away:#} {here:#}");
 

@@ -1,4 +1,4 @@
-//! AWS among the clouds of a sandbox: one type without accelerators in the three zones of a region, at
+//! AWS among the clouds of a sandbox: small machines without accelerators in the three zones of a region, at
 //! spot prices that were made.
 
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ pub(super) fn start(
     });
     config["aws"] = json!({
         "regions": [{ "name": REGION, "securityGroups": groups }],
-        "instanceTypes": ["c7i.2xlarge"],
+        "instanceTypes": ["c7i.large", "c7i.2xlarge"],
         "diskGb": 30,
         "apiBaseUrl": ec2.url(),
     });

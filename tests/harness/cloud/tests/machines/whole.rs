@@ -95,7 +95,7 @@ fn user_data(machines: &Machines, operator: &Operator, image: &str) -> String {
         ("@ALLOWANCE@", "1800".to_owned()),
         ("@GRACE@", "150".to_owned()),
         ("@LONGEST@", "86400".to_owned()),
-        ("@URL@", format!("http://{}/agent", serve(&machines, machines.operator(), bytes))),
+        ("@URL@", format!("http://{}/agent", serve(machines, machines.operator(), bytes))),
         ("@SHA256@", sha256),
         ("@GPUS@", String::new()),
         ("@AGENT@", AGENT.to_owned()),

@@ -31,7 +31,7 @@ fn petaflop(home: &Path, arguments: &[&str]) -> Result<Value> {
     let output = command.output()?;
     let said = String::from_utf8_lossy(&output.stderr);
     ensure!(output.status.success(), "{}:\n{said}", output.status);
-    println!("{said}");
+    eprintln!("{said}");
     serde_json::from_slice(&output.stdout).context("one JSON object")
 }
 

@@ -137,6 +137,10 @@ impl Operator<'_> {
         else {
             return false;
         };
+        // What was lost, or is over, saves nothing: its grace would only keep the next from starting.
+        if self.status.counted.as_ref() == Some(&stored.claim.spec.name) {
+            return false;
+        }
         let grace = Duration::from_secs(u64::from(task.spec.checkpoint.grace_seconds));
         matches!(stored.claim.phase, ClaimPhase::Launched { .. }) && elsewhere.drains(stored, grace)
     }

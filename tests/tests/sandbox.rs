@@ -1,4 +1,4 @@
-//! `petaflop sandbox`: a job that its clouds take about, and what they billed for it. Root only, for
+//! `petaflop sandbox`: a job whose machines are taken away there, and what was billed for them. Root only, for
 //! its machines are network namespaces; said loudly where that is missing.
 
 use std::fs;
@@ -36,7 +36,7 @@ fn petaflop(home: &Path, arguments: &[&str]) -> Result<Value> {
 }
 
 #[test]
-fn a_job_that_is_taken_from_cloud_to_cloud_ends_as_if_nothing_had_happened() -> Result<()> {
+fn a_job_whose_machines_are_taken_away_ends_as_if_nothing_had_happened() -> Result<()> {
     if !tools::is_root() {
         ensure!(std::env::var_os("CI").is_none(), "not tested: the sandbox needs root");
         eprintln!("NOT TESTED HERE: the sandbox needs root");
@@ -64,7 +64,5 @@ fn a_job_that_is_taken_from_cloud_to_cloud_ends_as_if_nothing_had_happened() -> 
         "one taken away, one whose host died, one to the end: {receipt:#}"
     );
     ensure!(machines.iter().all(|machine| machine["bills"] == false), "{receipt:#}");
-    // The cheapest is AWS's spot market, and it was asked first.
-    ensure!(machines[0]["provider"] == "aws" && machines[0]["spot"] == true, "{receipt:#}");
     Ok(())
 }

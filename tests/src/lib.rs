@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use anyhow::{Context, Result, ensure};
 
 /// Path of one of the workspace's binaries, in the folder that this test was
-/// built into. `make test` builds the binaries first; one that is missing is
-/// built here.
+/// built into. `cargo test` of the workspace builds the binaries first; one
+/// that is missing is built here.
 ///
 /// # Errors
 /// Why it could not be built.
@@ -45,9 +45,12 @@ fn built(name: &str, triple: Option<String>) -> Result<PathBuf> {
     if !path.exists() {
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--release", "--bin", name, "--target-dir"]).arg(target);
-        // As it ships.
+        // As it ships; and with clouds on this machine where they are tested.
         if name == "petaflop" {
             cargo.args(["--features", "petaflop-operator/aws"]);
+            if cfg!(feature = "sandbox") {
+                cargo.args(["--features", "petaflop-operator/sandbox"]);
+            }
         }
         if let Some(triple) = &triple {
             cargo.args(["--target", triple]);

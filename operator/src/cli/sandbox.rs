@@ -93,11 +93,11 @@ fn among(
         let status = watch(&clouds, &mut child, market).await?;
         let receipt = Receipt::of(&clouds);
         say(shown(&receipt));
-        let consoles = clouds.keep_consoles().map_err(Failure::failed)?;
-        say(format_args!("what each machine wrote: {}", consoles.display()));
         if let Some(file) = file {
             std::fs::write(file, serde_json::to_vec_pretty(&receipt)?)?;
         }
+        let consoles = clouds.keep_consoles().map_err(Failure::failed)?;
+        say(format_args!("what each machine wrote: {}", consoles.display()));
         ended(status)
     })
 }

@@ -212,6 +212,9 @@ async fn a_recipe_that_cannot_be_had_in_a_cluster_is_refused_and_nothing_is_boug
     let mut from_base = job("from-base", &json!({}))?;
     let recipe = from_base.spec.recipe.as_mut().context("a recipe")?;
     (recipe.model, recipe.base_model) = (None, Some(format!("artifact:{}", "a".repeat(64))));
+    let mut from_folder = from_base.clone();
+    from_folder.metadata.name = Some("from-folder".to_owned());
+    from_folder.spec.recipe.as_mut().context("a recipe")?.base_model = Some("/models/a".to_owned());
     let by_recipe = |name: &str, path: &str| {
         let mut job = job(name, &json!({}))?;
         let recipe = job.spec.recipe.as_mut().context("a recipe")?;
@@ -222,7 +225,8 @@ async fn a_recipe_that_cannot_be_had_in_a_cluster_is_refused_and_nothing_is_boug
     by_input.spec.inputs =
         serde_json::from_value(json!([{ "name": "text", "uri": "s3://bucket/text" }]))?;
     let table = [
-        (from_base, "base_model is not built yet in a cluster"),
+        (from_base, "name one that is there: status.artifact of the TrainingJob"),
+        (from_folder, "in a cluster a base model is an artifact of the store"),
         (by_recipe("by-dataset", "s3://bucket/text")?, "s3:// is not built yet; use"),
         (by_input, "s3:// is not built yet; use"),
         (by_recipe("beside", "./text")?, "there is none here"),

@@ -20,6 +20,7 @@ use petaflop_fake_provider::agent::{AgentRunner, Boot};
 use petaflop_fake_provider::cloud::small_offer;
 use petaflop_fake_provider::real::real;
 use petaflop_harness::{Link, eventually};
+use petaflop_plan::recipe::JobSpec;
 use serde_json::json;
 
 /// What `examples/tiny.yaml` must give wherever it is trained.
@@ -82,6 +83,56 @@ async fn a_job_is_trained_to_the_same_hash_and_nothing_is_left() -> Result<()> {
     eprintln!("{} writes:\n{}", ours.len(), ours.join("\n"));
     // One of them is the user's own `create`.
     ensure!(ours.len() <= 12 + 1, "{} writes:\n{}", ours.len(), ours.join("\n"));
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_starts_from_what_another_has_made() -> Result<()> {
+    let cluster = Cluster::start("continued").await?;
+    let _running = cluster.operator().await?;
+    let complete = async |name: &str| {
+        let complete = |job: &TrainingJob| {
+            job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Complete"))
+        };
+        let job = cluster.until(name, "Complete", Duration::from_secs(240), complete).await?;
+        job.status.and_then(|status| status.artifact).context("an artifact")
+    };
+    cluster.create(&tiny("first")?).await?;
+    let first = complete("first").await?;
+    let mut second = tiny("second")?;
+    let recipe = second.spec.recipe.as_mut().context("a recipe")?;
+    (recipe.model, recipe.base_model) = (None, Some(format!("artifact:{first}")));
+    cluster.create(&second).await?;
+    let of_cluster = complete("second").await?;
+    ensure!(of_cluster != first, "{first}");
+
+    // The same from the same start by the runtime alone.
+    let home = tempfile::tempdir()?;
+    let resolved = cluster.job("second").await?.status.and_then(|s| s.resolved_recipe);
+    let recipe = second.spec.recipe.context("a recipe")?;
+    let (_, inputs) = recipe.resolve(&[], None).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+    let job = JobSpec {
+        recipe: serde_json::from_str(&resolved.context("its recipe")?)?,
+        inputs,
+        store: cluster.store(),
+        checkpoints: home.path().join("checkpoints").display().to_string(),
+        checkpoint_interval_seconds: 600,
+        keep_checkpoints: 1,
+    };
+    let own = home.path().join("job.json");
+    std::fs::write(&own, serde_json::to_vec(&job)?)?;
+    let progress = home.path().join("progress");
+    let runtime = petaflop_tests::binary("petaflop-runtime")?;
+    let status = tokio::process::Command::new(runtime)
+        .args(["train", "--fresh", "--job"])
+        .arg(&own)
+        .arg("--progress")
+        .arg(&progress)
+        .status()
+        .await?;
+    ensure!(status.success(), "{status}");
+    let said = std::fs::read_to_string(&progress)?;
+    ensure!(said.contains(&of_cluster), "{of_cluster}: {said}");
     Ok(())
 }
 

@@ -9,11 +9,13 @@ use petaflop_arbiter::workload::TrainingWork;
 use petaflop_crds::TrainingJob;
 use petaflop_plan::recipe::{Input, ModelSource, ResolvedRecipe};
 
+use crate::cluster::artifacts::Artifacts;
+
 /// Size that is assumed for data that the operator cannot see: text inside the runtime, and what
-/// lies behind credentials that only the job has.
+/// lies on a machine.
 const UNSEEN_BYTES: u64 = 2 << 20;
 
-/// A job's recipe, every choice fixed, and how much work it is.
+/// A job's recipe, every choice fixed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Admitted {
     /// The recipe.
@@ -22,8 +24,6 @@ pub struct Admitted {
     pub inputs: Vec<Input>,
     /// The recipe as it is kept in the status.
     pub text: String,
-    /// How much work it is.
-    pub work: TrainingWork,
 }
 
 /// How much work the jobs are that wait for a machine, by uid and generation; or why they cannot be
@@ -38,23 +38,29 @@ pub struct Admissions {
 type Known = (Option<i64>, Result<TrainingWork, Box<str>>);
 
 impl Admissions {
-    /// How much work a job is.
+    /// How much work a job is; `None` until what it starts from was read.
     ///
     /// # Errors
-    /// As [`admit`].
-    pub fn work(&self, job: &TrainingJob) -> Result<TrainingWork, String> {
+    /// As [`admit`]; a base model that cannot be planned for.
+    pub fn work(
+        &self,
+        job: &TrainingJob,
+        artifacts: &Artifacts,
+    ) -> Result<Option<TrainingWork>, String> {
         let uid = job.uid().unwrap_or_default();
         let generation = job.metadata.generation;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let work = match known.get(&uid) {
             Some((seen, work)) if *seen == generation => work.clone(),
             _ => {
-                let work = admit(job).map(|admitted| admitted.work).map_err(String::into_boxed_str);
+                let work = admit(job).and_then(|admitted| work(job, &admitted, artifacts));
+                let Some(work) = work.transpose() else { return Ok(None) };
+                let work = work.map_err(String::into_boxed_str);
                 known.insert(uid, (generation, work.clone()));
                 work
             }
         };
-        work.map_err(String::from)
+        work.map(Some).map_err(String::from)
     }
 
     /// A job wants no machine now.
@@ -91,12 +97,65 @@ pub fn admit(job: &TrainingJob) -> Result<Admitted, String> {
         None => resolved,
     };
     let text = serde_json::to_string(&recipe).map_err(|error| error.to_string())?;
-    let ModelSource::Scratch(shape) = &recipe.model else {
-        return Err("spec.recipe.base_model is not built yet in a cluster: create a new TrainingJob that gives model instead, to train from scratch, or train here by `petaflop run`".to_owned());
+    Ok(Admitted { recipe, inputs, text })
+}
+
+/// How much work an admitted job is; `None` where an artifact that it starts from was not read.
+fn work(
+    job: &TrainingJob,
+    admitted: &Admitted,
+    artifacts: &Artifacts,
+) -> Result<Option<TrainingWork>, String> {
+    let Admitted { recipe, inputs, text: _ } = admitted;
+    let (mut data, mut base) = (0_u64, None);
+    for input in inputs {
+        let read = match artifact(input).map(|hash| artifacts.known(hash)) {
+            Some(Some(read)) => Some(read),
+            Some(None) => return Ok(None),
+            None => None,
+        };
+        match recipe.model.input() == Some(input.name.as_str()) {
+            true => base = read,
+            false => data = data.saturating_add(read.map_or(UNSEEN_BYTES, |read| read.bytes)),
+        }
+    }
+    let (shape, base_bytes) = match (&recipe.model, &base) {
+        (ModelSource::Scratch(shape), _) => (shape, 0),
+        (ModelSource::Base { .. }, Some(base)) => {
+            let no_model = |why| format!("spec.recipe.base_model: no model to start from: {why}");
+            (base.shape.as_ref().map_err(no_model)?, base.bytes)
+        }
+        (ModelSource::Base { .. }, None) => {
+            return Err("spec.recipe.base_model: in a cluster a base model is an artifact of the \
+                        store: write artifact: and the hash that status.artifact of the \
+                        TrainingJob has that made it"
+                .to_owned());
+        }
     };
-    let data = UNSEEN_BYTES * recipe.datasets.len() as u64;
     let interval = u64::from(job.spec.checkpoint.interval_seconds);
-    let work = petaflop_arbiter::work::training(&recipe, shape, data, data, interval)
-        .map_err(|error| error.to_string())?;
-    Ok(Admitted { recipe, inputs, text, work })
+    let fetched = data.saturating_add(base_bytes);
+    petaflop_arbiter::work::training(recipe, shape, data, fetched, interval)
+        .map(Some)
+        .map_err(|error| error.to_string())
+}
+
+/// The artifacts that a job starts from: name of the input, and hash.
+pub fn artifacts(job: &TrainingJob) -> Vec<(String, String)> {
+    let Some(recipe) = &job.spec.recipe else { return Vec::new() };
+    // Of thousands of jobs few start from one, and to resolve a recipe takes a while.
+    let paths = recipe.datasets.iter().map(|dataset| &dataset.path);
+    let uris = job.spec.inputs.iter().map(|input| &input.uri);
+    if !paths.chain(&recipe.base_model).chain(uris).any(|text| text.starts_with(ARTIFACT)) {
+        return Vec::new();
+    }
+    let inputs = admit(job).map(|admitted| admitted.inputs).unwrap_or_default();
+    let of = |input: &Input| Some((input.name.clone(), artifact(input)?.to_owned()));
+    inputs.iter().filter_map(of).collect()
+}
+
+/// What the URI of an artifact begins with; its hash follows.
+const ARTIFACT: &str = "artifact:";
+
+fn artifact(input: &Input) -> Option<&str> {
+    input.uri.strip_prefix(ARTIFACT)
 }

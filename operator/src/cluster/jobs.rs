@@ -13,14 +13,14 @@ use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
-use crate::cluster::{Operator, admit, events, finalizer, secrets};
+use crate::cluster::{Operator, admit, artifacts, events, finalizer, secrets};
 use crate::run::left_behind;
 
 /// A job that was only just seen is written to after its first placement pass, which saves a
 /// write; but not later than this.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 
-/// Between two looks for a Secret that is not there.
+/// Between two looks for a Secret or an artifact that is not there.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// One pass over one job as the watch has it; where that turns out to be old, over it as the API
@@ -65,6 +65,10 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         true => secrets::learn(operator, (&name.0, &uid), &job.spec.secrets).await?,
         false => None,
     };
+    let missing = match missing {
+        None if wants_machine(&job) => artifacts::learn(operator, &job).await,
+        missing => missing,
+    };
     let mut next = training_job::next(&Seen {
         job: &job,
         claims: &claims,
@@ -75,7 +79,8 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         stop: stop.as_ref(),
         now,
     });
-    // Nothing is bought for a job that lacks a Secret. Secrets are not watched: they are asked for.
+    // Nothing is bought for a job that lacks a Secret, or what it starts from. Neither is watched:
+    // they are asked for.
     if missing.is_some() && claims.is_empty() {
         next.place = false;
         next.again = Some(next.again.map_or(ASK_AGAIN, |known| known.min(ASK_AGAIN)));
@@ -148,9 +153,12 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
 
 /// Whether its Secrets are to be read: anew for each machine, and by each process once.
 fn wants_secrets(job: &TrainingJob, claims: &[StoredClaim], known: bool) -> bool {
+    wants_machine(job) && !job.spec.secrets.is_empty() && (claims.is_empty() || !known)
+}
+
+fn wants_machine(job: &TrainingJob) -> bool {
     let over = job.status.as_ref().is_some_and(training_job::is_over);
-    let wanted = !over && !job.spec.suspend && job.metadata.deletion_timestamp.is_none();
-    wanted && !job.spec.secrets.is_empty() && (claims.is_empty() || !known)
+    !over && !job.spec.suspend && job.metadata.deletion_timestamp.is_none()
 }
 
 async fn end_claims(operator: &Operator, claims: &[StoredClaim], next: &Next) -> Result<(), Error> {

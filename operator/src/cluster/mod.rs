@@ -8,7 +8,7 @@
 //! | [`shelf`] | objects at rest, packed |
 //! | [`queue`] | keys in turn; failing ones later and later |
 //! | [`table`], [`claims`], [`claim_status`] | claims: what is known of them, and writing them |
-//! | [`admit`] | a job's recipe, resolved once, and how much work it is |
+//! | [`admit`], [`artifacts`] | a job's recipe, resolved once, and how much work it is; what it starts from |
 //! | [`secrets`] | the Secrets that a job names |
 //! | [`placement`], [`moves`] | **the serial placement pass**; jobs that leave for a better place |
 //! | [`training_job`], [`jobs`] | TrainingJob: what follows from what is seen; doing it |
@@ -32,6 +32,7 @@
 
 pub mod abandon;
 pub mod admit;
+pub mod artifacts;
 pub mod audit;
 pub mod begin;
 pub mod book;
@@ -99,6 +100,7 @@ use crate::fleet::Fleet;
 use crate::installation::Installation;
 use crate::ledger::Ledger;
 use admit::Admissions;
+use artifacts::Artifacts;
 use book::Book;
 use claims::ObjectClaims;
 use health::Health;
@@ -155,6 +157,8 @@ pub struct Operator {
     pub agents: Agents,
     /// Jobs that were admitted.
     pub admissions: Admissions,
+    /// What jobs start from and services serve.
+    pub artifacts: Artifacts,
     /// Secrets of jobs.
     pub secrets: secrets::Secrets,
     /// The models that services serve.

@@ -257,6 +257,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         health: Default::default(),
         book: Default::default(),
         admissions: Default::default(),
+        artifacts: Default::default(),
         secrets: Default::default(),
         models: Default::default(),
         memories: Default::default(),

@@ -341,7 +341,8 @@ fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
         let uid = job.uid().unwrap_or_default();
         let generation = job.metadata.generation;
         match workload(operator, &job, now) {
-            Ok(workload) => {
+            Ok(None) => {}
+            Ok(Some(workload)) => {
                 generations.insert(uid, generation);
                 workloads.push(workload);
             }
@@ -406,9 +407,13 @@ fn spent_by_now(operator: &Operator, stored: StoredClaim, now: Timestamp) -> Cla
     Claim { spent, ..stored.claim }
 }
 
-/// What is asked of the arbiter for a job.
-fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Workload, String> {
-    let work = operator.admissions.work(job)?;
+/// What is asked of the arbiter for a job; nothing, before what it starts from was read.
+fn workload(
+    operator: &Operator,
+    job: &TrainingJob,
+    now: Timestamp,
+) -> Result<Option<Workload>, String> {
+    let Some(work) = operator.admissions.work(job, &operator.artifacts)? else { return Ok(None) };
     let status = job.status.clone().unwrap_or_default();
     let uid = job.uid().unwrap_or_default();
     let claims = operator.table.of_owner(&uid);
@@ -445,7 +450,7 @@ fn workload(operator: &Operator, job: &TrainingJob, now: Timestamp) -> Result<Wo
     // it is not written yet how it ended.
     let works = claims.iter().any(|stored| stored.claim.is_working());
     workload.suspended |= !works && !operator.waiting.contains(&observed.uid);
-    Ok(workload)
+    Ok(Some(workload))
 }
 
 /// The store, in words, where it is a folder: machines elsewhere do not reach it.

@@ -6,10 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kube::ResourceExt;
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::InferenceService;
-use petaflop_plan::shape::ModelShape;
-use petaflop_store::{Store, StoreError};
 
 use crate::cluster::Operator;
+use crate::cluster::artifacts::Unread;
 use crate::cluster::inference_service::{Model, Served};
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Waits};
@@ -96,11 +95,15 @@ impl Models {
         if let Some(served) = known {
             return Ok(served);
         }
-        let served = Arc::new(Served {
-            artifact: artifact.to_owned(),
-            work: crate::embedded::work::serving(&shape(operator, artifact).await?)
-                .map_err(|message| blocked(artifact, &message))?,
-        });
+        let read = operator.artifacts.read(&operator.settings.store, artifact).await;
+        let read = read.map_err(|unread| match unread {
+            Unread::Away(message) => Model::Waits(Waits { reason: Reason::Unreachable, message }),
+            Unread::Wrong(why) => blocked(artifact, &why),
+        })?;
+        let shape = read.shape.as_ref().map_err(|why| blocked(artifact, why))?;
+        let work =
+            crate::embedded::work::serving(shape).map_err(|message| blocked(artifact, &message))?;
+        let served = Arc::new(Served { artifact: artifact.to_owned(), work });
         self.lock().known.insert(artifact.to_owned(), served.clone());
         Ok(served)
     }
@@ -116,29 +119,6 @@ impl Models {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-async fn shape(operator: &Operator, artifact: &str) -> Result<ModelShape, Model> {
-    let at = &operator.settings.store;
-    let credentials = at.credentials.iter().map(|(k, v)| (k.as_str(), v.expose())).collect();
-    let credentials = (!at.credentials.is_empty()).then_some(&credentials);
-    let read = async {
-        let store = Store::open_with(&at.uri, credentials)?;
-        let hash = store.resolve(artifact).await?;
-        store.read_file(hash, "config.json").await
-    };
-    let config = read.await.map_err(|error| match error {
-        // It may come, or come again.
-        StoreError::Io { .. } | StoreError::Backend { .. } | StoreError::Busy { .. } => {
-            let message = format!("the store cannot be read: {error}");
-            Model::Waits(Waits { reason: Reason::Unreachable, message })
-        }
-        error => blocked(artifact, &error.to_string()),
-    })?;
-    let config: serde_json::Value = serde_json::from_slice(&config)
-        .map_err(|error| blocked(artifact, &format!("config.json: {error}")))?;
-    ModelShape::from_hf_config(&config)
-        .map_err(|error| blocked(artifact, &format!("config.json: {error}")))
 }
 
 fn blocked(artifact: &str, why: &str) -> Model {

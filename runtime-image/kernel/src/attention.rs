@@ -9,7 +9,7 @@
 //! Suffixes: T tokens = batch · seq, H query heads, H_kv key/value heads, d width of a head.
 
 use crate::cpu::Shared;
-use crate::isa::{Lanes, on_every_isa};
+use crate::isa::{Lanes, Sc, on_every_isa};
 use crate::product::{Left, Right, product, transpose};
 use crate::scratch::scratch;
 use crate::simd::{In, Out, Simd, rows, rows_mut};
@@ -332,7 +332,7 @@ fn attend_lanes<V: Lanes>(t: Queries<'_>, space: Space<'_>) {
                         (max.read(), max),
                         (sum.read(), sum),
                         by,
-                        scale,
+                        Sc(scale),
                     );
                     let acc = Out::at(acc, wide);
                     bodies::shrink(Simd::<V>::row(r, wide), acc.read(), by.read(), acc);

@@ -7,7 +7,7 @@
 
 use crate::attention::{AttentionDims, head_cells, padded};
 use crate::cpu::Shared;
-use crate::isa::{Lanes, on_every_isa};
+use crate::isa::{Lanes, Sc, on_every_isa};
 use crate::product::{Left, Right, product, transpose};
 use crate::scratch::scratch;
 use crate::simd::{Out, Simd, rows, rows_mut};
@@ -239,7 +239,7 @@ fn head_backward_lanes<V: Lanes>(head: Head, space: Space) {
                         (ds_out.read(), ds_out),
                         lse,
                         delta,
-                        scale,
+                        Sc(scale),
                     );
                     // SAFETY: both tiles are TILE wide.
                     unsafe {

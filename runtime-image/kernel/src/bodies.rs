@@ -2,18 +2,19 @@
 //! [`val`](crate::val). The CPU runs these very functions over SIMD lanes; a
 //! recorder that implements the same traits reads them.
 //!
-//! Shapes: T rows (tokens), N columns. Per-row numbers are `[T]`.
+//! Shapes: T rows (tokens), N columns. Per-row numbers are `[T]`. Numbers that may differ
+//! from launch to launch (`S`) are arguments, so that no kernel is printed twice for them.
 
-use crate::val::{Body, Fold, Quant, Row, Val};
+use crate::val::{Body, Fold, Quant, Random, Row, Val, Word, threefry};
 
 /// `y = x·rstd·gain`, `rstd = 1/√(mean(x²) + eps)`. Row.
 #[inline(always)]
-pub fn rms_norm<R: Row>(r: R, x: R::In, gain: R::In, y: R::Out, rstd: R::Out, eps: f32) {
+pub fn rms_norm<R: Row>(r: R, x: R::In, gain: R::In, y: R::Out, rstd: R::Out, eps: R::S) {
     let squares = r.sum(
         #[inline(always)]
         |at| r.load(x, at) * r.load(x, at),
     );
-    let s = (squares / r.width() + r.num(eps)).rsqrt();
+    let s = (squares / r.width() + eps).rsqrt();
     r.put(rstd, s);
     let s = r.splat(s);
     r.each(
@@ -145,10 +146,41 @@ pub fn swiglu_backward<B: Body>(
     b.store(dgate, at, d * u * silu.fma(g.lit(1.0) - s, s));
 }
 
-/// `(a, b)` turned by the angle whose cosine and sine are given; `sign` −1 turns back. Map.
+/// The pair `(x, y)` turned by the angle whose cosine and sine are given; `sign` −1 turns
+/// back. Map, in place.
 #[inline(always)]
-pub fn rotate<V: Val>(a: V, b: V, cos: V, sin: V) -> (V, V) {
-    (a.fma(cos, -(b * sin)), b.fma(cos, a * sin))
+pub fn rope<B: Body>(
+    b: B,
+    at: B::At,
+    (x, y): (B::In, B::In),
+    (cos, sin, sign): (B::In, B::In, B::S),
+    (x_out, y_out): (B::Out, B::Out),
+) {
+    let (cos, sin) = (b.load(cos, at), b.load(sin, at) * b.splat(sign));
+    let (x, y) = (b.load(x, at), b.load(y, at));
+    b.store(x_out, at, x.fma(cos, -(y * sin)));
+    b.store(y_out, at, y.fma(cos, x * sin));
+}
+
+/// `y = x`: gather and scatter, where x or y is addressed through a list. Map.
+#[inline(always)]
+pub fn copy<B: Body>(b: B, at: B::At, x: B::In, y: B::Out) {
+    b.store(y, at, b.load(x, at));
+}
+
+/// The same of a q8_0 table, made f32. Map.
+#[inline(always)]
+pub fn copy_q8_0<Q: Quant>(b: Q, at: Q::At, w: Q::Q8, y: Q::Out) {
+    b.store(y, at, dequantize_q8_0(b, w, at));
+}
+
+/// `y = x/keep` with probability `keep`, else 0: decided by `seed` and the place. The same
+/// of dy is its backward. Map.
+#[inline(always)]
+pub fn dropout<B: Random>(b: B, at: B::At, x: B::In, seed: [B::W; 2], keep: B::S, y: B::Out) {
+    let [word, _] = threefry(seed, [b.counter(at), seed[0].word(0)]);
+    let (x, keep) = (b.load(x, at), b.splat(keep));
+    b.store(y, at, b.unit(word).if_lt(keep, x / keep, x.lit(0.0)));
 }
 
 /// `y = y + x`. Map.
@@ -159,8 +191,8 @@ pub fn add<B: Body>(b: B, at: B::At, x: B::In, before: B::In, y: B::Out) {
 
 /// `y = x · s`. Map.
 #[inline(always)]
-pub fn scale<B: Body>(b: B, at: B::At, x: B::In, s: f32, y: B::Out) {
-    b.store(y, at, b.load(x, at) * b.splat(b.num(s)));
+pub fn scale<B: Body>(b: B, at: B::At, x: B::In, s: B::S, y: B::Out) {
+    b.store(y, at, b.load(x, at) * b.splat(s));
 }
 
 /// One AdamW step (Loshchilov and Hutter 2019, algorithm 2, decoupled decay scaled by
@@ -171,20 +203,19 @@ pub fn adamw<B: Body>(
     at: B::At,
     (p, g, m, v): (B::In, B::In, B::In, B::In),
     (p_out, m_out, v_out): (B::Out, B::Out, B::Out),
-    c: &crate::AdamW,
+    c: crate::AdamW<B::S>,
 ) {
+    let one = b.num(1.0);
+    let (rest1, rest2) = (b.splat(one - c.beta1), b.splat(one - c.beta2));
     let p = b.load(p, at);
-    let num = std::convert::identity(
-        #[inline(always)]
-        |x| p.lit(x),
-    );
-    let g = b.load(g, at) * num(c.grad_scale);
-    let m = b.load(m, at).fma(num(c.beta1), g * num(1.0 - c.beta1));
-    let v = b.load(v, at).fma(num(c.beta2), g * g * num(1.0 - c.beta2));
+    let g = b.load(g, at) * b.splat(c.grad_scale);
+    let m = b.load(m, at).fma(b.splat(c.beta1), g * rest1);
+    let v = b.load(v, at).fma(b.splat(c.beta2), g * g * rest2);
     b.store(m_out, at, m);
     b.store(v_out, at, v);
-    let step = (m / num(c.bias1)) / ((v / num(c.bias2)).sqrt() + num(c.eps));
-    b.store(p_out, at, num(-c.lr).fma(p.fma(num(c.weight_decay), step), p));
+    let root = (v / b.splat(c.bias2)).sqrt() + b.splat(c.eps);
+    let step = (m / b.splat(c.bias1)) / root;
+    b.store(p_out, at, b.splat(-c.lr).fma(p.fma(b.splat(c.weight_decay), step), p));
 }
 
 /// `Σ x²`. Row.
@@ -209,15 +240,16 @@ pub fn dot<R: Row>(r: R, x: R::In, y: R::In, sum: R::Out) {
 
 /// Log-sum-exp of a row less the target's logit, and (where `dx` is given, which
 /// may be `x`) the gradient `scale·(softmax − onehot)`. Row. `target` is the column
-/// as a number.
+/// as a number; −1 marks a row without one, whose loss and gradient are 0.
 #[inline(always)]
 pub fn cross_entropy<R: Row>(
     r: R,
     x: R::In,
     (target, target_logit): (R::In, R::In),
     nll: R::Out,
-    dx: Option<(R::Out, R::In, f32)>,
+    dx: Option<(R::Out, R::In, R::S)>,
 ) {
+    let (target, none, zero) = (r.get(target), r.num(-1.0), r.num(0.0));
     let max = r.max(
         #[inline(always)]
         |at| r.load(x, at),
@@ -234,15 +266,16 @@ pub fn cross_entropy<R: Row>(
             e
         },
     );
-    r.put(nll, (max - logit) + sum.ln());
+    r.put(nll, target.if_eq(none, zero, (max - logit) + sum.ln()));
     if let Some((dx, exps, scale)) = dx {
-        let k = r.splat(r.num(scale) / sum);
-        let t = r.splat(r.get(target));
+        let scale = target.if_eq(none, zero, scale);
+        let k = r.splat(scale / sum);
+        let (t, scale) = (r.splat(target), r.splat(scale));
         r.each(
             #[inline(always)]
             |at| {
                 let p = r.load(exps, at) * k;
-                r.store(dx, at, r.index(at).if_eq(t, p - p.lit(scale), p));
+                r.store(dx, at, r.index(at).if_eq(t, p - scale, p));
             },
         );
     }
@@ -258,9 +291,9 @@ pub fn attend<R: Row>(
     (max_in, max_out): (R::In, R::Out),
     (sum_in, sum_out): (R::In, R::Out),
     shrink: R::Out,
-    scale: f32,
+    scale: R::S,
 ) {
-    let scale = r.splat(r.num(scale));
+    let scale = r.splat(scale);
     let before = r.get(max_in);
     let max = r
         .max(
@@ -329,9 +362,9 @@ pub fn attend_backward<R: Row>(
     (dp, ds): (R::In, R::Out),
     lse: R::In,
     delta: R::In,
-    scale: f32,
+    scale: R::S,
 ) {
-    let (scale, lse, delta) = (r.splat(r.num(scale)), r.splat(r.get(lse)), r.splat(r.get(delta)));
+    let (scale, lse, delta) = (r.splat(scale), r.splat(r.get(lse)), r.splat(r.get(delta)));
     r.each(
         #[inline(always)]
         |at| {

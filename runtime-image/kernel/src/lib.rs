@@ -64,6 +64,7 @@
 
 pub mod bench;
 pub mod bodies;
+pub mod ir;
 pub mod val;
 
 mod attention;
@@ -91,5 +92,9 @@ pub use linear::{
 };
 pub use loss::{IGNORE, cross_entropy, cross_entropy_loss};
 pub use norm::{column_sum, rms_norm, rms_norm_backward};
-pub use pointwise::{AdamW, adamw, add, rope, scale, sum_squares, swiglu, swiglu_backward};
-pub use weight::{PackedWeight, Q8_0_BYTES, Q8_0_VALUES, Weight, dequantize, quantize_q8_0};
+pub use pointwise::{
+    AdamW, adamw, add, dropout, rope, scale, sum_squares, swiglu, swiglu_backward,
+};
+pub use weight::{
+    PackedWeight, Q8_0_BYTES, Q8_0_VALUES, Weight, dequantize, q8_0_for_devices, quantize_q8_0,
+};

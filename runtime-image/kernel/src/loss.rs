@@ -1,6 +1,6 @@
 //! Cross-entropy over the vocabulary, its gradient in place of the logits.
 
-use crate::isa::{Lanes, on_every_isa};
+use crate::isa::{Lanes, Sc, on_every_isa};
 use crate::simd::{Simd, rows, rows_mut};
 use crate::{Cpu, bodies};
 
@@ -65,7 +65,7 @@ fn gradient_lanes<V: Lanes>(logits: &mut [f32], targets: &[u32], nll: &mut [f32]
             x.read(),
             numbers,
             nll,
-            Some((x, x.read(), scale)),
+            Some((x, x.read(), Sc(scale))),
         );
     }
 }

@@ -1,6 +1,6 @@
 //! RMSNorm, forward and backward (Zhang and Sennrich 2019), and sums of columns.
 
-use crate::isa::{Lanes, on_every_isa};
+use crate::isa::{Lanes, Sc, on_every_isa};
 use crate::scratch::scratch;
 use crate::simd::{Columns, In, Out, Rows, Simd, common, rows, rows_mut};
 use crate::{Cpu, bodies};
@@ -35,7 +35,7 @@ fn forward_lanes<V: Lanes>(x: &[f32], gain: &[f32], y: &mut [f32], rstd: &mut [f
     let (n, count) = (gain.len(), rstd.len());
     let (x, gain, y, rstd) = (rows(x, n), common(gain), rows_mut(y, n), rows_mut(rstd, 1));
     for row in 0..count {
-        bodies::rms_norm(Simd::<V>::row(row, n), x, gain, y, rstd, eps);
+        bodies::rms_norm(Simd::<V>::row(row, n), x, gain, y, rstd, Sc(eps));
     }
 }
 on_every_isa! { fn forward = forward_lanes(x: &[f32], gain: &[f32], y: &mut [f32], rstd: &mut [f32], eps: f32) }

@@ -1,9 +1,9 @@
 //! Maps: SwiGLU, rotary embedding, the optimiser's step, and sums over whole slices.
 
-use crate::isa::{Lanes, on_every_isa};
+use crate::isa::{Lanes, Sc, on_every_isa};
 use crate::scratch::scratch;
-use crate::simd::{At, Simd, rows, rows_mut};
-use crate::val::{Body, Row};
+use crate::simd::{At, Simd, Words, rows, rows_mut};
+use crate::val::Row;
 use crate::{Cpu, bodies};
 
 /// Elements of a task. For [`sum_squares`] part of what fixes its bits.
@@ -145,15 +145,7 @@ fn rope_lanes<V: Lanes>(
                 half,
                 #[inline(always)]
                 |s: Simd<V>, at| {
-                    let sin = s.load(sin, at) * V::splat(sign);
-                    let (u, v) = bodies::rotate(
-                        s.load(a.read(), at),
-                        s.load(b.read(), at),
-                        s.load(cos, at),
-                        sin,
-                    );
-                    s.store(a, at, u);
-                    s.store(b, at, v);
+                    bodies::rope(s, at, (a.read(), b.read()), (cos, sin, Sc(sign)), (a, b));
                 },
             );
         }
@@ -163,23 +155,41 @@ on_every_isa! { fn rope_rows = rope_lanes(x: &mut [f32], cos: &[f32], sin: &[f32
 
 /// One AdamW step's coefficients.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
+pub struct AdamW<N = f32> {
     /// Learning rate of this step.
-    pub lr: f32,
+    pub lr: N,
     /// Decay of the first moment.
-    pub beta1: f32,
+    pub beta1: N,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: N,
     /// Added to the root of the second moment.
-    pub eps: f32,
+    pub eps: N,
     /// Decoupled weight decay.
-    pub weight_decay: f32,
+    pub weight_decay: N,
     /// 1 − beta1^step.
-    pub bias1: f32,
+    pub bias1: N,
     /// 1 − beta2^step.
-    pub bias2: f32,
+    pub bias2: N,
     /// Factor on the gradient first (clipping, mean over the batch).
-    pub grad_scale: f32,
+    pub grad_scale: N,
+}
+
+impl<N> AdamW<N> {
+    /// The same as another kind of number.
+    #[inline(always)]
+    pub fn map<M>(self, mut f: impl FnMut(N) -> M) -> AdamW<M> {
+        let AdamW { lr, beta1, beta2, eps, weight_decay, bias1, bias2, grad_scale } = self;
+        AdamW {
+            lr: f(lr),
+            beta1: f(beta1),
+            beta2: f(beta2),
+            eps: f(eps),
+            weight_decay: f(weight_decay),
+            bias1: f(bias1),
+            bias2: f(bias2),
+            grad_scale: f(grad_scale),
+        }
+    }
 }
 
 /// One AdamW step: `g ← g·grad_scale`; `m`, `v` updated; `p ← p − lr·(m̂/(√v̂ + eps) + weight_decay·p)`.
@@ -198,6 +208,7 @@ pub fn adamw(cpu: &Cpu, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], 
 fn adamw_lanes<V: Lanes>(p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32], c: &AdamW) {
     let n = p.len();
     let (p, g, m, v) = (rows_mut(p, 0), rows(g, 0), rows_mut(m, 0), rows_mut(v, 0));
+    let c = c.map(Sc);
     map(
         n,
         #[inline(always)]
@@ -233,7 +244,7 @@ fn scale_lanes<V: Lanes>(x: &mut [f32], factor: f32) {
     map(
         n,
         #[inline(always)]
-        |s: Simd<V>, at| bodies::scale(s, at, x.read(), factor, x),
+        |s: Simd<V>, at| bodies::scale(s, at, x.read(), Sc(factor), x),
     );
 }
 on_every_isa! { fn scale_chunk = scale_lanes(x: &mut [f32], factor: f32) }
@@ -260,3 +271,31 @@ fn add_lanes<V: Lanes>(x: &[f32], y: &mut [f32]) {
     );
 }
 on_every_isa! { fn add_chunk = add_lanes(x: &[f32], y: &mut [f32]) }
+
+/// `y = x/keep` with probability `keep`, else 0. Which, `seed` and the element's number say
+/// ([`threefry`](crate::val::threefry)): the same of dy is the backward pass.
+///
+/// # Panics
+/// Lengths differ, or there are more than 2³² elements.
+pub fn dropout(cpu: &Cpu, x: &[f32], y: &mut [f32], seed: [u32; 2], keep: f32) {
+    assert_eq!(x.len(), y.len(), "dropout: lengths differ");
+    assert!(u32::try_from(x.len()).is_ok(), "dropout: {} elements", x.len());
+    let parts = x.chunks(CHUNK).zip(y.chunks_mut(CHUNK)).enumerate();
+    cpu.each(x.len() * 64, parts, |(i, (x, y))| {
+        dropout_chunk(cpu.isa(), x, y, i * CHUNK, seed, keep);
+    });
+}
+
+#[inline(always)]
+fn dropout_lanes<V: Lanes>(x: &[f32], y: &mut [f32], first: usize, seed: [u32; 2], keep: f32) {
+    let n = y.len();
+    let (x, y) = (rows(x, 0), rows_mut(y, 0));
+    let seed = seed.map(|s| Words([s; 16]));
+    // Places of this chunk count on from those before: `row` holds its first.
+    let s = Simd::<V>::row(first, n);
+    s.each(
+        #[inline(always)]
+        |at| bodies::dropout(s, at, x, seed, Sc(keep), y),
+    );
+}
+on_every_isa! { fn dropout_chunk = dropout_lanes(x: &[f32], y: &mut [f32], first: usize, seed: [u32; 2], keep: f32) }

@@ -5,7 +5,7 @@
 //! lane l takes lane l+32, l+16, … l+1. A tail is filled with the identity.
 
 use crate::isa::{Lanes, Sc};
-use crate::val::{Body, Fold, Quant, Row};
+use crate::val::{Body, Fold, Quant, Random, Row, Word};
 use std::marker::PhantomData;
 
 /// Virtual lanes of a row reduction.
@@ -305,5 +305,43 @@ impl<V: Lanes> Quant for Simd<V> {
             let q = V::load_i8(w.bytes.add(at.row * w.ld + at.i));
             (q, V::load(w.scales.add(at.row / 32 * w.ld + at.i)))
         }
+    }
+}
+
+/// A word for each lane of any register.
+#[derive(Clone, Copy)]
+pub(crate) struct Words(pub(crate) [u32; 16]);
+
+impl Word for Words {
+    #[inline(always)]
+    fn word(self, x: u32) -> Words {
+        Words([x; 16])
+    }
+    #[inline(always)]
+    fn plus(self, o: Words) -> Words {
+        Words(std::array::from_fn(|i| self.0[i].wrapping_add(o.0[i])))
+    }
+    #[inline(always)]
+    fn xor(self, o: Words) -> Words {
+        Words(std::array::from_fn(|i| self.0[i] ^ o.0[i]))
+    }
+    #[inline(always)]
+    fn rotl(self, bits: u32) -> Words {
+        Words(self.0.map(|x| x.rotate_left(bits)))
+    }
+}
+
+/// Vectors are numbered on from the row's number: rows of maps have `ld` 0.
+impl<V: Lanes> Random for Simd<V> {
+    type W = Words;
+    #[inline(always)]
+    fn counter(self, at: At) -> Words {
+        Words(std::array::from_fn(|lane| (at.row + at.i + lane) as u32))
+    }
+    #[inline(always)]
+    fn unit(self, w: Words) -> V {
+        let fractions = w.0.map(|x| (x >> 8) as f32 * (1.0 / 16_777_216.0));
+        // SAFETY: sixteen floats are a whole register of any variant.
+        unsafe { V::load(fractions.as_ptr()) }
     }
 }

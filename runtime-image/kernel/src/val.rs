@@ -171,3 +171,43 @@ pub trait Quant: Body {
     /// The signed byte of `w` at a place, and the scale of its block of 32.
     fn q8_0(self, w: Self::Q8, at: Self::At) -> (Self::V, Self::V);
 }
+
+/// An unsigned number of 32 bits, for generators.
+pub trait Word: Copy {
+    /// A constant of the same kind as `self`.
+    fn word(self, x: u32) -> Self;
+    /// Sum modulo 2³².
+    fn plus(self, other: Self) -> Self;
+    /// Exclusive or.
+    fn xor(self, other: Self) -> Self;
+    /// Turned left by 1 to 31 bits.
+    fn rotl(self, bits: u32) -> Self;
+}
+
+/// Reads random numbers that depend on a seed and a place alone, so that any number of
+/// threads, and the backward pass, see the same ones.
+pub trait Random: Body {
+    /// A word for each lane.
+    type W: Word;
+    /// Number of the place.
+    fn counter(self, at: Self::At) -> Self::W;
+    /// The upper 24 bits as a fraction in [0, 1), exact.
+    fn unit(self, w: Self::W) -> Self::V;
+}
+
+/// Threefry-2×32 with 20 rounds (Salmon et al. 2011): a counter-based generator, two
+/// random words of a key and a counter.
+#[inline(always)]
+pub fn threefry<W: Word>(key: [W; 2], counter: [W; 2]) -> [W; 2] {
+    let keys = [key[0], key[1], key[0].xor(key[1]).xor(key[0].word(0x1bd1_1bda))];
+    let [mut a, mut b] = [counter[0].plus(keys[0]), counter[1].plus(keys[1])];
+    for group in 0..5 {
+        for bits in [[13, 15, 26, 6], [17, 29, 16, 24]][group % 2] {
+            a = a.plus(b);
+            b = b.rotl(bits).xor(a);
+        }
+        a = a.plus(keys[(group + 1) % 3]);
+        b = b.plus(keys[(group + 2) % 3]).plus(key[0].word(group as u32 + 1));
+    }
+    [a, b]
+}

@@ -263,3 +263,18 @@ pub(crate) fn pack(cpu: &Cpu, w: Weight<'_>, n: usize, k: usize, to: &mut [f32])
         }
     });
 }
+
+/// q8_0 as devices keep it: the signed bytes in order, four in a word, and apart from them
+/// a float scale for each 32. (In a file a block's 34 bytes are never aligned.)
+///
+/// # Panics
+/// `blocks` ends inside a block.
+pub fn q8_0_for_devices(blocks: &[u8]) -> (Vec<u32>, Vec<f32>) {
+    assert!(blocks.len().is_multiple_of(Q8_0_BYTES), "{} bytes of q8_0", blocks.len());
+    let words = blocks
+        .chunks_exact(Q8_0_BYTES)
+        .flat_map(|block| block[2..].as_chunks().0)
+        .map(|&bytes| u32::from_le_bytes(bytes))
+        .collect();
+    (words, blocks.chunks_exact(Q8_0_BYTES).map(scale_of).collect())
+}

@@ -2,6 +2,8 @@
 //! near an independent f64 loop, and equal to the bit among variants and threads.
 #![allow(dead_code, unreachable_pub)] // each test binary uses a part
 
+pub mod cases;
+
 use petaflop_kernel::{Cpu, Isa};
 
 /// Deterministic values in (−1, 1), a different stream for each `seed`.

@@ -1,0 +1,28 @@
+//! Printed kernels as golden text: one of each archetype in both languages, and a digest
+//! of all of them, so that a change of any shows.
+
+use petaflop_kernel::ir::catalogue::kernel;
+use petaflop_kernel::ir::print::{c, wgsl};
+
+#[test]
+fn printed_kernels_are_as_they_were() {
+    insta::assert_snapshot!("prelude_cuda", c::prelude(c::Dialect::Cuda));
+    insta::assert_snapshot!("prelude_hip", c::prelude(c::Dialect::Hip));
+    for name in [
+        "rms_norm",
+        "swiglu",
+        "rms_norm_gain_grad",
+        "sum_segments",
+        "embedding_q8_0",
+        "dropout",
+        "cross_entropy",
+        "linear_swiglu_q8_0",
+        "linear_dw",
+        "attention_forward",
+        "attention_dkv",
+    ] {
+        let kernel = kernel(name).expect("it is in the catalogue");
+        insta::assert_snapshot!(format!("{name}_cuda"), c::body(&kernel));
+        insta::assert_snapshot!(format!("{name}_wgsl"), wgsl::print(&kernel));
+    }
+}

@@ -265,16 +265,16 @@ fn tied(
 ) -> Vec<String> {
     let datasets = recipe.map_or(&[][..], |recipe| &recipe.datasets);
     let datasets = datasets.iter().map(|dataset| dataset.path.as_str());
+    let base_model = recipe.and_then(|recipe| recipe.base_model.as_deref());
     let inputs = inputs.iter().map(|input| input.uri.as_str());
-    let local = |uri: &str| {
-        let file = uri.starts_with('/') && !uri.starts_with("/inputs/");
-        let beside = ["./", "../", "~/"].iter().any(|begins| uri.starts_with(begins));
-        file || beside || uri.starts_with("file://") || uri.starts_with("configmap://")
+    // Whatever else is a path, with a folder before it or without.
+    let anywhere = |uri: &str| {
+        ["builtin:", "artifact:", "s3://", "https://", "/inputs/"]
+            .iter()
+            .any(|b| uri.starts_with(b))
     };
-    let mut tied: Vec<String> =
-        datasets.chain(inputs).filter(|uri| local(uri)).map(str::to_owned).collect();
-    let base_model = recipe.and_then(|recipe| recipe.base_model.as_ref());
-    tied.extend(base_model.map(|model| format!("model {model}")));
+    let paths = datasets.chain(base_model).chain(inputs);
+    let mut tied: Vec<String> = paths.filter(|uri| !anywhere(uri)).map(str::to_owned).collect();
     tied.extend(service_account.iter().map(|name| format!("ServiceAccount {name}")));
     tied.extend(pull_secrets.iter().map(|secret| format!("image pull Secret {}", secret.name)));
     tied

@@ -132,6 +132,17 @@ fn what_only_the_cluster_has_ties_a_job_to_it() {
         workload.tied,
         ["file:///data/text", "ServiceAccount trainer", "image pull Secret pull"]
     );
+    let of = |base: &str, data: &str| {
+        let mut spec = job("");
+        let recipe = spec.recipe.as_mut().expect("a recipe");
+        recipe.base_model = Some(base.to_owned());
+        data.clone_into(&mut recipe.datasets[0].path);
+        spec.workload(&observed(), training_work()).expect("a workload").tied
+    };
+    let artifact = format!("artifact:{}", "a".repeat(64));
+    assert_eq!(of(&artifact, "builtin:petaflop"), Vec::<String>::new());
+    assert_eq!(of("/inputs/base", "s3://bucket/text"), Vec::<String>::new());
+    assert_eq!(of("./base", "text.txt"), ["text.txt", "./base"]);
     let tied = |fields: &str| served(fields).tied;
     assert_eq!(tied(""), Vec::<String>::new());
     assert_eq!(tied("serviceAccountName: server,"), ["ServiceAccount server"]);

@@ -139,7 +139,13 @@ impl Admission {
             },
         };
         let mut workload = match &self.task {
-            Task::Training(task) => task.spec.workload(&observed, task.work.clone()),
+            Task::Training(task) => {
+                let mut workload = task.spec.workload(&observed, task.work.clone())?;
+                // This home's store is a folder of this machine.
+                let here = task.inputs.iter().filter(|input| input.uri.starts_with("artifact:"));
+                workload.tied.extend(here.map(|input| input.uri.clone()));
+                Ok(workload)
+            }
             Task::Serving(task) => {
                 let mut workload = task.spec.workload(&observed, task.work.clone())?;
                 // One address on this machine is one replica.

@@ -53,8 +53,16 @@ use crate::shared::{
 #[serde(rename_all = "camelCase")]
 // Not built yet. Whoever builds one of these removes its line.
 #[x_kube(
-    validation = Rule::new("!has(self.container)").field_path(".container").reason(Reason::FieldValueForbidden)
-        .message("container is not built yet: use recipe"),
+    validation = Rule::new("!has(self.container) || !has(self.container.preset)").field_path(".container.preset").reason(Reason::FieldValueForbidden)
+        .message("preset is not built yet: give image and command"),
+    validation = Rule::new("!has(self.container) || !has(self.container.envFrom) || self.container.envFrom.size() == 0").field_path(".container.envFrom").reason(Reason::FieldValueForbidden)
+        .message("envFrom is not built yet: name the Secret in spec.secrets, with env: true"),
+    validation = Rule::new("!has(self.container) || !has(self.container.env) || self.container.env.all(e, !has(e.valueFrom))").field_path(".container.env").reason(Reason::FieldValueForbidden)
+        .message("valueFrom is not built yet: name the Secret in spec.secrets, with env: true"),
+    validation = Rule::new("!has(self.container) || !has(self.inputs) || self.inputs.size() == 0").field_path(".inputs").reason(Reason::FieldValueForbidden)
+        .message("inputs are not built yet for container: let its command fetch what it needs"),
+    validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always'").field_path(".cache").reason(Reason::FieldValueForbidden)
+        .message("cache Always is not built yet for container: leave it out"),
     validation = Rule::new("self.nodes <= 1").field_path(".nodes").reason(Reason::FieldValueForbidden)
         .message("more than one node is not built yet: nodes must be 1"),
     validation = Rule::new("!has(self.checkpoint) || !has(self.checkpoint.uri)").field_path(".checkpoint.uri").reason(Reason::FieldValueForbidden)
@@ -80,6 +88,8 @@ use crate::shared::{
 #[x_kube(
     validation = Rule::new("has(self.recipe) != has(self.container)").reason(Reason::FieldValueRequired)
         .message("exactly one of recipe (our runtime) and container (any image) must be given"),
+    validation = Rule::new("!has(self.container) || has(self.container.preset) || (has(self.container.command) && self.container.command.size() > 0)").field_path(".container.command").reason(Reason::FieldValueRequired)
+        .message("container.command must be given: the agent starts it, and what an image would start by itself is not known before a machine has it"),
     validation = Rule::new("has(self.recipe) == has(oldSelf.recipe) && (!has(self.recipe) || self.recipe == oldSelf.recipe)").field_path(".recipe").reason(Reason::FieldValueForbidden)
         .message("recipe is immutable: create a new TrainingJob"),
     validation = Rule::new("has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)").field_path(".container").reason(Reason::FieldValueForbidden)

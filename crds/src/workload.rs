@@ -10,8 +10,8 @@ use petaflop_arbiter::catalogue::{self, Catalogue};
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::Capacity;
 use petaflop_arbiter::workload::{
-    Alternative, DeviceRequest, Engine, Interruption, InterruptionPolicy, OwnerKind, Placement,
-    Progress, Resources, ServingWork, TrainingWork, Work, Workload, WorkloadId,
+    Alternative, DeviceRequest, Engine, Interruption, InterruptionPolicy, OpaqueWork, OwnerKind,
+    Placement, Progress, Resources, ServingWork, TrainingWork, Work, Workload, WorkloadId,
 };
 
 use crate::field_error::Errors;
@@ -51,17 +51,18 @@ impl Observed {
 }
 
 impl TrainingJobSpec {
-    /// The workload that this spec asks for. `work` is what the memory plan says of its recipe.
+    /// The workload that this spec asks for. `work` is what the memory plan says of its recipe;
+    /// `None` of a container, of which only its resources are known.
     pub fn workload(
         &self,
         observed: &Observed,
-        work: TrainingWork,
+        work: Option<TrainingWork>,
     ) -> Result<Workload, Vec<FieldError>> {
         let TrainingJobSpec {
             recipe,
-            container,
-            inputs,    // in `work`, and fetched by the runtime
-            output: _, // of the runtime
+            container: _, // its command is the agent's business
+            inputs,       // in `work`, and fetched by the runtime
+            output: _,    // of the runtime
             nodes,
             resources,
             placement,
@@ -82,17 +83,20 @@ impl TrainingJobSpec {
             managed_by: _,
         } = self;
         let mut errors = Errors::default();
-        if recipe.is_none() || container.is_some() {
-            errors.add("spec.container", "container is not built yet: use recipe");
-        }
         if *nodes != 1 {
             errors.add("spec.nodes", "more than one node is not built yet: nodes must be 1");
         }
         let workload = Workload {
             id: observed.id(OwnerKind::TrainingJob),
             created_at: observed.created_at,
-            engine: Engine::Runtime,
-            work: Work::Training(work),
+            engine: match &work {
+                Some(_) => Engine::Runtime,
+                None => Engine::Container,
+            },
+            work: match work {
+                Some(work) => Work::Training(work),
+                None => Work::Opaque(OpaqueWork { replicas: 1, fetch_bytes: 0 }),
+            },
             resources: host_resources(resources, &mut errors),
             accelerators: alternatives(resources, &mut errors),
             placement: self::placement(placement, &mut errors),

@@ -65,7 +65,7 @@ fn service(fields: &str) -> InferenceServiceSpec {
 }
 
 fn workload(fields: &str) -> Result<Workload, Vec<FieldError>> {
-    job(fields).workload(&observed(), training_work())
+    job(fields).workload(&observed(), Some(training_work()))
 }
 
 fn fine(fields: &str) -> Workload {
@@ -137,7 +137,7 @@ fn what_only_the_cluster_has_ties_a_job_to_it() {
         let recipe = spec.recipe.as_mut().expect("a recipe");
         recipe.base_model = Some(base.to_owned());
         data.clone_into(&mut recipe.datasets[0].path);
-        spec.workload(&observed(), training_work()).expect("a workload").tied
+        spec.workload(&observed(), Some(training_work())).expect("a workload").tied
     };
     let artifact = format!("artifact:{}", "a".repeat(64));
     assert_eq!(of(&artifact, "builtin:petaflop"), Vec::<String>::new());

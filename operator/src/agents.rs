@@ -305,6 +305,7 @@ impl Talk {
         let run = &mut session.run;
         // A recipe has begun when the runtime says what it is.
         run.started |= ["started", "serving"].iter().any(|e| report.progress.contains_key(*e));
+        run.up |= !matches!(report.state, State::Preparing);
         run.heard = true;
         run.ready = matches!(report.state, State::Ready);
         let lines = EVENTS.iter().filter_map(|event| report.progress.get(*event));
@@ -315,8 +316,8 @@ impl Talk {
             run.exited(exit);
         }
         let over = run.end.is_some();
-        let matters = (before.started, before.ready, &before.key, before.end.is_some())
-            != (run.started, run.ready, &run.key, over)
+        let matters = (before.started, before.up, before.ready, &before.key, before.end.is_some())
+            != (run.started, run.up, run.ready, &run.key, over)
             || (before.heard, &before.serving) != (run.heard, &run.serving);
         drop(sessions);
         if matters {

@@ -53,6 +53,22 @@ pub struct Training {
     pub secrets: BTreeMap<String, Secret>,
 }
 
+/// A command of the user's, in an image of the user's.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The image.
+    pub image: String,
+    /// Program and arguments.
+    pub argv: Vec<String>,
+    /// Environment beyond the image's own.
+    pub env: BTreeMap<String, String>,
+    /// Folder it starts in, if it matters.
+    pub dir: Option<String>,
+}
+
+/// Which machine of a job this is, for a command that begins anew on each: 1 is the first.
+const PLACEMENT: &str = "PETAFLOP_PLACEMENT";
+
 impl Fleet<'_> {
     /// The machine of a claim. An offer of an owned machine is a slice: all of it is asked for.
     pub fn machine(&self, claim: &ClaimSpec) -> Machine {
@@ -117,6 +133,31 @@ impl Fleet<'_> {
             ready: None,
             relay: None,
         })
+    }
+
+    /// What the agent of a machine is told to run for a user's command. It is given what the user
+    /// names, and nothing that opens our store: the agent alone writes its output there.
+    pub fn command(
+        &self,
+        claim: &ClaimSpec,
+        command: Command,
+        secrets: BTreeMap<String, Secret>,
+        grace_seconds: u64,
+    ) -> Task {
+        let Command { image: _, argv, mut env, dir } = command;
+        env.insert(PLACEMENT.to_owned(), claim.placement.to_string());
+        Task {
+            argv,
+            env,
+            secrets,
+            files: Vec::new(),
+            dir,
+            progress: PROGRESS_FILE.to_owned(),
+            log_sink: Some(self.log_sink(claim)),
+            grace_seconds,
+            ready: None,
+            relay: None,
+        }
     }
 
     /// Where a job's checkpoints are. Of this object alone: another of the same name and key must not

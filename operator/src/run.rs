@@ -14,8 +14,10 @@ use petaflop_store::report::Progress;
 /// A claim's command, as its agent reports it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
-    /// The command has been started.
+    /// The runtime has said what it does.
     pub started: bool,
+    /// The command has been started.
+    pub up: bool,
     /// A server answers its readiness probe.
     pub ready: bool,
     /// It has said how it is, since we began to ask.
@@ -53,6 +55,8 @@ pub enum End {
         /// It was there before.
         cached: bool,
     },
+    /// It ended well, and named no result: what a command of the user's does.
+    Done,
     /// It was asked to stop, and can go on from its checkpoint.
     Stopped,
     /// It failed.
@@ -131,6 +135,7 @@ impl Run {
         self.end = Some(self.word.clone().unwrap_or_else(|| match exit.why {
             // It may have had no time to say so. Its last checkpoint is what counts.
             Why::Drained | Why::Notice | Why::Terminated | Why::Orphaned => End::Stopped,
+            Why::Finished if exit.code == Some(0) => End::Done,
             Why::Finished | Why::NotStarted => {
                 End::Failed { message: exit.message.clone(), retry: true }
             }
@@ -159,6 +164,10 @@ mod tests {
         let mut killed = Run::default();
         killed.exited(&exit(Why::Finished, None));
         assert_eq!(killed.end, Some(End::Failed { message: "said".into(), retry: true }));
+
+        let mut done = Run::default();
+        done.exited(&exit(Why::Finished, Some(0)));
+        assert_eq!(done.end, Some(End::Done));
 
         let mut drained = Run::default();
         drained.exited(&exit(Why::Notice, None));

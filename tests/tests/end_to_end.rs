@@ -63,6 +63,7 @@ async fn a_job_is_trained_served_moved_and_paid_for_and_helm_takes_it_all_away()
     let outcome = async {
         train(&site, &quickstart).await?;
         serve(&site).await?;
+        bring_an_image(&site).await?;
         lose_a_pod(&site, &interrupted).await?;
         leave(&site).await
     }
@@ -107,6 +108,24 @@ async fn train(site: &Site, manifest: &str) -> Result<()> {
     let cost = "get --namespace team trainingjobs.petaflop.dev/quickstart --output jsonpath={.status.cost.total}";
     let dollars = |text: &str| text.parse::<f64>().unwrap_or_default();
     site.until("a cost", LONG, cost, |said| dollars(said) > 0.0).await?;
+    Ok(())
+}
+
+/// A job whose image has never heard of us.
+async fn bring_an_image(site: &Site) -> Result<()> {
+    let example = std::fs::read_to_string(at_root("examples/container.yaml"))?;
+    let manifest =
+        example.replace("docker.io/library/busybox:1.37", petaflop_harness::node::BUSYBOX);
+    ensure!(manifest != example, "examples/container.yaml has another image");
+    site.apply("team", &manifest)?;
+    site.kubectl(
+        "wait --namespace team trainingjobs.petaflop.dev/container --for=condition=Complete --timeout=120s",
+    )?;
+    let status = status(site, "trainingjobs.petaflop.dev/container")?;
+    ensure!(
+        status["artifact"].is_null() && status["failures"].as_u64().unwrap_or(0) == 0,
+        "{status}"
+    );
     Ok(())
 }
 

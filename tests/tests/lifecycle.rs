@@ -136,6 +136,64 @@ async fn a_job_starts_from_what_another_has_made() -> Result<()> {
     Ok(())
 }
 
+/// A job that brings its own image; machines of these tests have none, and run its command.
+fn command(name: &str, script: &str, more: &serde_json::Value) -> Result<TrainingJob> {
+    let mut spec = json!({
+        "container": {
+            "image": "docker.io/library/busybox:1.37",
+            "command": ["/bin/sh", "-c"],
+            "args": [script],
+            "env": [{ "name": "GREETING", "value": "hello from" }],
+        },
+        "resources": { "cpu": "1", "memory": "64Mi" },
+    });
+    let fields = more.as_object().context("fields")?.clone();
+    spec.as_object_mut().context("a spec")?.extend(fields);
+    Ok(TrainingJob::new(name, serde_json::from_value(spec)?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_of_the_users_runs_to_its_end_and_fails_when_it_fails() -> Result<()> {
+    let cluster = Cluster::start("commands").await?;
+    let _running = cluster.operator().await?;
+    let says = "echo $GREETING $PETAFLOP_NAMESPACE/$PETAFLOP_JOB, machine $PETAFLOP_PLACEMENT";
+    cluster.create(&command("greets", says, &json!({}))?).await?;
+    let fails = format!("{says}; exit 3");
+    cluster.create(&command("fails", &fails, &json!({ "backoffLimit": 1 }))?).await?;
+
+    let holds = |condition: &'static str| {
+        move |job: &TrainingJob| {
+            job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, condition))
+        }
+    };
+    let patience = Duration::from_secs(180);
+    let greets = cluster.until("greets", "Complete", patience, holds("Complete")).await?;
+    let status = greets.status.context("a status")?;
+    ensure!(status.artifact.is_none() && status.resolved_recipe.is_none(), "{status:#?}");
+    let fails = cluster.until("fails", "Failed", patience, holds("Failed")).await?;
+    let failed = fails.status.context("a status")?;
+    let why = failed.conditions.iter().find(|c| c.type_ == "Failed").context("why")?;
+    ensure!(why.reason == "BackoffLimitExceeded" && why.message.contains('3'), "{why:#?}");
+    ensure!((failed.failures, failed.restarts) == (2, 1), "{failed:#?}");
+
+    cluster.until_no_claims().await?;
+    ensure!(cluster.cloud.created() == 3, "{} machines", cluster.cloud.created());
+    let logs = Path::new(&cluster.store()).join("logs").join(&cluster.namespace);
+    let mut said = Vec::new();
+    for job in ["greets", "fails"] {
+        for claim in std::fs::read_dir(logs.join(job))? {
+            for file in std::fs::read_dir(claim?.path())? {
+                said.push(String::from_utf8_lossy(&std::fs::read(file?.path())?).into_owned());
+            }
+        }
+    }
+    for (job, machine) in [("greets", 1), ("fails", 1), ("fails", 2)] {
+        let line = format!("hello from {}/{job}, machine {machine}", cluster.namespace);
+        ensure!(said.iter().any(|text| text.contains(&line)), "{line}: {said:#?}");
+    }
+    Ok(())
+}
+
 /// A job that is trained to its end under an operator that hears so, cannot write it down, and dies.
 async fn unwritten(name: &str) -> Result<Cluster> {
     let cluster = Cluster::start(name).await?;

@@ -1,5 +1,5 @@
-//! Admission in a cluster: the recipe of a job, resolved once, and how much work it is. What was
-//! resolved is kept in the job's status, and from then on it is that which counts.
+//! Admission in a cluster: what a job's machine is to do, and how much work that is. A recipe is
+//! resolved once and kept in the job's status; from then on it is that which counts.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,23 +7,45 @@ use std::sync::{Arc, Mutex, PoisonError};
 use kube::ResourceExt;
 use petaflop_arbiter::workload::TrainingWork;
 use petaflop_crds::TrainingJob;
+use petaflop_crds::shared::Container;
 use petaflop_plan::recipe::{Input, ModelSource, ResolvedRecipe};
 
 use crate::cluster::artifacts::Artifacts;
+use crate::fleet::Command;
 
 /// Size that is assumed for data that the operator cannot see: text inside the runtime, and what
 /// lies on a machine.
 const UNSEEN_BYTES: u64 = 2 << 20;
 
-/// A job's recipe, every choice fixed.
+/// What a job's machine is to do, every choice fixed.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Admitted {
+pub enum Admitted {
+    /// Our runtime trains.
+    Recipe(Box<Recipe>),
+    /// A command of the user's runs, in an image of the user's.
+    Command(Command),
+}
+
+/// A recipe, every choice fixed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recipe {
     /// The recipe.
     pub recipe: ResolvedRecipe,
     /// Its inputs.
     pub inputs: Vec<Input>,
     /// The recipe as it is kept in the status.
     pub text: String,
+}
+
+/// What is known of how much work a job is.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Amount {
+    /// What it starts from was not read yet.
+    Unread,
+    /// So much.
+    Training(TrainingWork),
+    /// A command of the user's: nobody can say.
+    Unknown,
 }
 
 /// How much work the jobs are that wait for a machine, by uid and generation; or why they cannot be
@@ -35,32 +57,32 @@ pub struct Admissions {
 }
 
 /// The generation that was looked at, and what came of it.
-type Known = (Option<i64>, Result<TrainingWork, Box<str>>);
+type Known = (Option<i64>, Result<Amount, Box<str>>);
 
 impl Admissions {
-    /// How much work a job is; `None` until what it starts from was read.
+    /// How much work a job is.
     ///
     /// # Errors
     /// As [`admit`]; a base model that cannot be planned for.
-    pub fn work(
-        &self,
-        job: &TrainingJob,
-        artifacts: &Artifacts,
-    ) -> Result<Option<TrainingWork>, String> {
+    pub fn amount(&self, job: &TrainingJob, artifacts: &Artifacts) -> Result<Amount, String> {
         let uid = job.uid().unwrap_or_default();
         let generation = job.metadata.generation;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let work = match known.get(&uid) {
-            Some((seen, work)) if *seen == generation => work.clone(),
+        let amount = match known.get(&uid) {
+            Some((seen, amount)) if *seen == generation => amount.clone(),
             _ => {
-                let work = admit(job).and_then(|admitted| work(job, &admitted, artifacts));
-                let Some(work) = work.transpose() else { return Ok(None) };
-                let work = work.map_err(String::into_boxed_str);
-                known.insert(uid, (generation, work.clone()));
-                work
+                let amount = admit(job).and_then(|admitted| match admitted {
+                    Admitted::Recipe(recipe) => amount(job, &recipe, artifacts),
+                    Admitted::Command(_) => Ok(Amount::Unknown),
+                });
+                let amount = amount.map_err(String::into_boxed_str);
+                if amount != Ok(Amount::Unread) {
+                    known.insert(uid, (generation, amount.clone()));
+                }
+                amount
             }
         };
-        work.map(Some).map_err(String::from)
+        amount.map_err(String::from)
     }
 
     /// A job wants no machine now.
@@ -81,9 +103,14 @@ pub fn admit(job: &TrainingJob) -> Result<Admitted, String> {
                 .to_owned(),
         );
     }
-    let Some(recipe) = &job.spec.recipe else {
-        return Err("spec.container is not built yet: use recipe".to_owned());
-    };
+    match (&job.spec.recipe, &job.spec.container) {
+        (Some(recipe), _) => resolve(job, recipe).map(Box::new).map(Admitted::Recipe),
+        (None, Some(container)) => Command::of(job, container).map(Admitted::Command),
+        (None, None) => Err("neither spec.recipe nor spec.container is given".to_owned()),
+    }
+}
+
+fn resolve(job: &TrainingJob, recipe: &petaflop_crds::recipe::Recipe) -> Result<Recipe, String> {
     let (resolved, inputs) = recipe.resolve(&job.spec.inputs, None).map_err(|errors| {
         let said: Vec<String> =
             errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
@@ -97,21 +124,45 @@ pub fn admit(job: &TrainingJob) -> Result<Admitted, String> {
         None => resolved,
     };
     let text = serde_json::to_string(&recipe).map_err(|error| error.to_string())?;
-    Ok(Admitted { recipe, inputs, text })
+    Ok(Recipe { recipe, inputs, text })
 }
 
-/// How much work an admitted job is; `None` where an artifact that it starts from was not read.
-fn work(
-    job: &TrainingJob,
-    admitted: &Admitted,
-    artifacts: &Artifacts,
-) -> Result<Option<TrainingWork>, String> {
-    let Admitted { recipe, inputs, text: _ } = admitted;
+impl Command {
+    /// Of a job that brings its own image. What it finds of us in its environment tells a later
+    /// attempt of the same job from the first.
+    fn of(job: &TrainingJob, container: &Container) -> Result<Self, String> {
+        let Container { image, preset: _, command, args, env, env_from, working_dir } = container;
+        let missing = |field: &str| format!("spec.container.{field} must be given");
+        if !env_from.is_empty() || env.iter().any(|variable| variable.value_from.is_some()) {
+            let mend = "name the Secret in spec.secrets, with env: true";
+            return Err(format!("spec.container: envFrom and valueFrom are not built yet: {mend}"));
+        }
+        if command.is_empty() {
+            return Err(missing("command"));
+        }
+        let own = env.iter().map(|v| (v.name.clone(), v.value.clone().unwrap_or_default()));
+        let ours = [
+            ("PETAFLOP_NAMESPACE", job.namespace().unwrap_or_default()),
+            ("PETAFLOP_JOB", job.name_any()),
+        ];
+        let ours = ours.into_iter().map(|(name, value)| (name.to_owned(), value));
+        Ok(Self {
+            image: image.clone().ok_or_else(|| missing("image"))?,
+            argv: command.iter().chain(args).cloned().collect(),
+            env: ours.chain(own).collect(),
+            dir: working_dir.clone(),
+        })
+    }
+}
+
+/// How much work a recipe is.
+fn amount(job: &TrainingJob, admitted: &Recipe, artifacts: &Artifacts) -> Result<Amount, String> {
+    let Recipe { recipe, inputs, text: _ } = admitted;
     let (mut data, mut base) = (0_u64, None);
     for input in inputs {
         let read = match artifact(input).map(|hash| artifacts.known(hash)) {
             Some(Some(read)) => Some(read),
-            Some(None) => return Ok(None),
+            Some(None) => return Ok(Amount::Unread),
             None => None,
         };
         match recipe.model.input() == Some(input.name.as_str()) {
@@ -135,7 +186,7 @@ fn work(
     let interval = u64::from(job.spec.checkpoint.interval_seconds);
     let fetched = data.saturating_add(base_bytes);
     petaflop_arbiter::work::training(recipe, shape, data, fetched, interval)
-        .map(Some)
+        .map(Amount::Training)
         .map_err(|error| error.to_string())
 }
 
@@ -148,9 +199,9 @@ pub fn artifacts(job: &TrainingJob) -> Vec<(String, String)> {
     if !paths.chain(&recipe.base_model).chain(uris).any(|text| text.starts_with(ARTIFACT)) {
         return Vec::new();
     }
-    let inputs = admit(job).map(|admitted| admitted.inputs).unwrap_or_default();
+    let Ok(Admitted::Recipe(admitted)) = admit(job) else { return Vec::new() };
     let of = |input: &Input| Some((input.name.clone(), artifact(input)?.to_owned()));
-    inputs.iter().filter_map(of).collect()
+    admitted.inputs.iter().filter_map(of).collect()
 }
 
 /// What the URI of an artifact begins with; its hash follows.

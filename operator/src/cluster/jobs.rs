@@ -8,6 +8,7 @@ use kube::{Api, ResourceExt};
 use petaflop_crds::{TrainingJob, TrainingJobStatus};
 
 use crate::claims::StoredClaim;
+use crate::cluster::admit::Admitted;
 use crate::cluster::budgets::Counted;
 use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::queue::Again;
@@ -102,7 +103,7 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     }
     let mut status = next.status.clone();
     if status.resolved_recipe.is_none()
-        && let Ok(admitted) = admit::admit(&job)
+        && let Ok(Admitted::Recipe(admitted)) = admit::admit(&job)
     {
         status.resolved_recipe = Some(admitted.text);
     }

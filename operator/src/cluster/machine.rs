@@ -10,7 +10,7 @@ use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_providers::Machine;
 
 use crate::claims::StoredClaim;
-use crate::cluster::admit::admit;
+use crate::cluster::admit::{Admitted, admit};
 use crate::cluster::{Operator, inference_service};
 use crate::fleet::Training;
 
@@ -20,11 +20,14 @@ const REPLICA_KEY: &str = "PETAFLOP_REPLICA_KEY";
 /// The machine of a claim. An offer of an owned machine is a slice: all of it is asked for.
 pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machine {
     let spec = &job.spec;
+    let machine = operator.fleet().machine(&stored.claim.spec);
+    let image = spec.container.as_ref().and_then(|container| container.image.clone());
     Machine {
+        image: image.unwrap_or(machine.image),
         service_account: spec.service_account_name.clone(),
         image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
         grace_seconds: u64::from(spec.checkpoint.grace_seconds),
-        ..operator.fleet().machine(&stored.claim.spec)
+        ..machine
     }
 }
 
@@ -43,13 +46,21 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
         }
     }
     let spec = &job.spec;
+    let grace_seconds = u64::from(spec.checkpoint.grace_seconds);
+    let admitted = match admitted {
+        Admitted::Recipe(recipe) => *recipe,
+        Admitted::Command(command) => {
+            let claim = &stored.claim.spec;
+            return Some(operator.fleet().command(claim, command, secrets, grace_seconds));
+        }
+    };
     let training = Training {
         recipe: admitted.recipe,
         inputs: admitted.inputs,
         checkpoint_interval_seconds: u64::from(spec.checkpoint.interval_seconds),
         keep_checkpoints: spec.output.keep_checkpoints,
         fresh: spec.cache == Cache::Never,
-        grace_seconds: u64::from(spec.checkpoint.grace_seconds),
+        grace_seconds,
         secrets,
     };
     operator.fleet().training(&stored.claim.spec, training).ok()

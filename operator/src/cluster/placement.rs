@@ -25,6 +25,7 @@ use tokio::sync::Notify;
 
 use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::cluster::Operator;
+use crate::cluster::admit::Amount;
 use crate::cluster::budgets::{self, Counted};
 use crate::cluster::error::Error;
 use crate::cluster::inference_service::{self, revision::Revision};
@@ -413,7 +414,11 @@ fn workload(
     job: &TrainingJob,
     now: Timestamp,
 ) -> Result<Option<Workload>, String> {
-    let Some(work) = operator.admissions.work(job, &operator.artifacts)? else { return Ok(None) };
+    let work = match operator.admissions.amount(job, &operator.artifacts)? {
+        Amount::Unread => return Ok(None),
+        Amount::Training(work) => Some(work),
+        Amount::Unknown => None,
+    };
     let status = job.status.clone().unwrap_or_default();
     let uid = job.uid().unwrap_or_default();
     let claims = operator.table.of_owner(&uid);

@@ -201,6 +201,10 @@ fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
             status.cached = Some(*cached);
             finish(seen, next, Phase::Complete, Reason::Succeeded, "");
         }
+        Ended::Said(End::Done) if seen.job.spec.container.is_some() => {
+            finish(seen, next, Phase::Complete, Reason::Succeeded, "");
+        }
+        Ended::Said(End::Done) => failed(seen, next, "the runtime ended and named no result"),
         Ended::Said(End::Failed { message, retry: false }) => {
             finish(seen, next, Phase::Failed, Reason::InvalidSpec, message);
         }
@@ -384,7 +388,10 @@ fn works(seen: &Seen, stored: &StoredClaim, next: &mut Next) {
     // An operator that has just begun has not asked the agent yet: what was written still holds.
     let ran = is_true(&status.conditions, "Running");
     let began = ran && !moved;
-    let running = stored.agent_key.is_some() && (began || seen.run.is_some_and(|run| run.started));
+    // A recipe runs once the runtime has said what it is; a command of the user's says nothing.
+    let is_container = seen.job.spec.container.is_some();
+    let says = |run: &Run| run.started || (is_container && run.up);
+    let running = stored.agent_key.is_some() && (began || seen.run.is_some_and(says));
     let generation = seen.job.metadata.generation;
     let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
     let chosen = match seen.at_risk || (!moved && is_at_risk(conditions.get("OfferSelected"))) {

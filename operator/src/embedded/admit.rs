@@ -66,7 +66,10 @@ pub fn resolve(
 ) -> Result<Resolved, AdmitError> {
     let mut spec = spec.clone();
     let Some(recipe) = &mut spec.recipe else {
-        return Err(AdmitError::BadInput("spec.container is not built yet: use recipe".to_owned()));
+        return Err(AdmitError::BadInput(
+            "spec.container runs in a cluster only, so far: kubectl apply it there, or use recipe"
+                .to_owned(),
+        ));
     };
     let mut directory = document.directory().to_owned();
     if let Some(data) = data {

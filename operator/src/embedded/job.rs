@@ -140,11 +140,11 @@ impl Admission {
         };
         let mut workload = match &self.task {
             Task::Training(task) => {
-                let mut workload = task.spec.workload(&observed, task.work.clone())?;
+                let mut workload = task.spec.workload(&observed, Some(task.work.clone()))?;
                 // This home's store is a folder of this machine.
                 let here = task.inputs.iter().filter(|input| input.uri.starts_with("artifact:"));
                 workload.tied.extend(here.map(|input| input.uri.clone()));
-                Ok(workload)
+                workload
             }
             Task::Serving(task) => {
                 let mut workload = task.spec.workload(&observed, task.work.clone())?;
@@ -153,9 +153,9 @@ impl Admission {
                     work.replicas = work.replicas.min(1);
                 }
                 workload.tied.push("its address on this machine".to_owned());
-                Ok(workload)
+                workload
             }
-        }?;
+        };
         workload.suspended |= suspended;
         Ok(workload)
     }

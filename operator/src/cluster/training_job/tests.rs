@@ -174,6 +174,28 @@ fn a_machine_that_was_not_to_be_had_counts_as_nothing() {
 }
 
 #[test]
+fn a_command_of_the_users_is_complete_with_its_end_and_a_runtime_only_with_a_result() {
+    let claims = [claim(1, launched(), true)];
+    let mut ended = run(Some(End::Done));
+    (ended.started, ended.up) = (false, true);
+    let mut own = job(serde_json::json!({}));
+    let recipe = next(&look(&own, &claims, Some(&ended)));
+    assert_eq!((recipe.status.failures, recipe.status.phase), (1, Some(Phase::Interrupted)));
+    own.spec.recipe = None;
+    own.spec.container = serde_json::from_value(serde_json::json!({
+        "image": "busybox", "command": ["true"],
+    }))
+    .ok();
+    let command = next(&look(&own, &claims, Some(&ended)));
+    assert_eq!(condition(&command.status, "Complete"), ("True".into(), "Succeeded".into()));
+    // It says nothing of itself while it runs.
+    let mut runs = run(None);
+    (runs.started, runs.up) = (false, true);
+    let running = next(&look(&own, &claims, Some(&runs)));
+    assert_eq!(condition(&running.status, "Running").0, "True");
+}
+
+#[test]
 fn a_finished_job_keeps_its_result_before_its_machine_goes_and_its_last_sum_after() {
     let first = job(serde_json::json!({"ttlSecondsAfterFinished": 60}));
     let claims = [claim(1, launched(), true)];

@@ -105,6 +105,10 @@ impl Operator<'_> {
             run::End::Finished { artifact, cached: _ } => {
                 LastWord::Finished { artifact: artifact.clone() }
             }
+            run::End::Done => LastWord::Failed {
+                message: "the runtime ended and named no result".to_owned(),
+                retry: true,
+            },
             run::End::Stopped => LastWord::Stopped,
             run::End::Failed { message, retry } => {
                 LastWord::Failed { message: message.clone(), retry: *retry }

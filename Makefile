@@ -24,7 +24,7 @@ BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo sandbox test faults lint fmt generate bench bench-operator images toolchain musl cargo-deny python go cluster
+.PHONY: help demo sandbox test faults chase lint fmt generate bench bench-operator images toolchain musl cargo-deny python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,18 @@ faults: toolchain cluster ## every crash point of every scenario, and all faults
 	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) $(FEATURES) -p petaflop-tests --test operator_binary -- --nocapture killed
 	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) $(FEATURES) -p petaflop-tests --test faults -- --nocapture
 	@cat "$(PETAFLOP_CACHE)/faults.json"
+
+# Machines there are network namespaces: root. N chases, the first of this seed; LANES of them beside each other.
+N ?= 100
+SEED ?= 1
+LANES ?= 2
+chase: toolchain musl cluster ## N jobs that are chased over clouds on this machine, with faults by SEED; ends with one line of JSON
+	@mkdir -p "$(PETAFLOP_CACHE)"
+	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
+	@rm -f "$(PETAFLOP_CACHE)/chase.json"
+	@status=0; PETAFLOP_CHASE_N=$(N) PETAFLOP_CHASE_SEED=$(SEED) PETAFLOP_CHASE_LANES=$(LANES) PETAFLOP_CHASE_SUMMARY="$(PETAFLOP_CACHE)/chase.json" PATH="$(GO_PATH)" \
+	$(CARGO) test $(PROFILE) $(ALL_FEATURES) -p petaflop-tests --test chase -- --nocapture chases_by_seed || status=$$?; \
+	cat "$(PETAFLOP_CACHE)/chase.json"; exit $$status
 
 lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
 	@$(CARGO) fmt --all --check

@@ -41,7 +41,7 @@ pub trait Listener: Send + Sync {
 }
 
 /// How long an agent may keep its machine without hearing from us.
-pub const LEASE_SECONDS: u64 = 30 * 60;
+pub const LEASE: Duration = Duration::from_mins(30);
 
 /// A lease is renewed this often.
 const RENEW: Duration = Duration::from_secs(60);
@@ -98,6 +98,7 @@ pub struct Agents {
     installation: Arc<Installation>,
     claims: Arc<dyn Claims>,
     listener: Arc<dyn Listener>,
+    lease: Duration,
     sessions: Arc<Mutex<HashMap<Name, Session>>>,
 }
 
@@ -119,7 +120,7 @@ impl Drop for Session {
 }
 
 impl Agents {
-    /// None yet. Their keys are pinned in these claims.
+    /// None yet. Their keys are pinned in these claims; each lease is so long.
     ///
     /// # Errors
     /// There is no TLS on this machine.
@@ -128,11 +129,12 @@ impl Agents {
         installation: Arc<Installation>,
         claims: Arc<dyn Claims>,
         listener: Arc<dyn Listener>,
+        lease: Duration,
     ) -> Result<Self, reqwest::Error> {
         // Sessions are encrypted and authentic by themselves; proxies of the environment are for the
         // world outside, not for machines.
         let http = reqwest::Client::builder().no_proxy().timeout(PATIENCE).build()?;
-        Ok(Self { http, clock, installation, claims, listener, sessions: Arc::default() })
+        Ok(Self { http, clock, installation, claims, listener, lease, sessions: Arc::default() })
     }
 
     /// What an agent said last of its command.
@@ -194,6 +196,7 @@ impl Agents {
             task,
             asked,
             listener: self.listener.clone(),
+            lease: self.lease,
             sessions: Arc::downgrade(&self.sessions),
         };
         let task = tokio::spawn(talk.go_on()).abort_handle();
@@ -221,6 +224,7 @@ struct Talk {
     task: Task,
     asked: watch::Receiver<Option<Duration>>,
     listener: Arc<dyn Listener>,
+    lease: Duration,
     sessions: std::sync::Weak<Mutex<HashMap<Name, Session>>>,
 }
 
@@ -403,7 +407,7 @@ impl Talk {
             agent: enrolled.agent,
             nonce,
             sequence,
-            duration_seconds: LEASE_SECONDS,
+            duration_seconds: self.lease.as_secs(),
         }
         .sign(&self.installation.root.lease())
     }

@@ -9,6 +9,7 @@ use petaflop_providers::runpod::AgentDownload;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{Code, Failure, Outcome, waiting};
+use crate::agents::LEASE;
 use crate::cluster::begin::begin;
 use crate::cluster::settings::{Settings, StoreAt};
 use crate::store_at::HANDED_ON;
@@ -157,6 +158,7 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         agent_arm_download: download(agent_arm_url, agent_arm_sha256),
         runtime_image,
         runtime,
+        lease: LEASE,
         http_address,
         public_metrics,
         gateway_image,

@@ -19,7 +19,7 @@ use petaflop_providers::{Instance, Provider};
 use serde::Serialize;
 
 use crate::act::ActError;
-use crate::agents::LEASE_SECONDS;
+use crate::agents::LEASE;
 use crate::cluster::claims::ObjectClaims;
 use crate::cluster::error::Error;
 use crate::cluster::events::Events;
@@ -166,7 +166,7 @@ impl Audit<'_> {
     async fn nobody_leads(&self) -> Result<bool, Error> {
         let leases: Api<Lease> = Api::namespaced(self.client.clone(), self.namespace);
         let Some(renewed) = Election::renewed(&leases).await? else { return Ok(false) };
-        let lapse = Duration::from_secs(LEASE_SECONDS) + GRACE;
+        let lapse = LEASE + GRACE;
         let silent = Duration::try_from(self.clock.now().duration_since(renewed.1));
         if silent.is_ok_and(|silent| silent < lapse) {
             return Ok(false);

@@ -249,6 +249,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
             installation.clone(),
             Arc::new(claims.clone()),
             Arc::new(handle.clone()),
+            settings.lease,
         )?,
         claims,
         events,

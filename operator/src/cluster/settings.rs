@@ -1,6 +1,7 @@
 //! What the operator is started with. The chart's values become these flags.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use petaflop_providers::runpod::AgentDownload;
 
@@ -32,6 +33,8 @@ pub struct Settings {
     pub runtime_image: String,
     /// The runtime's program in it.
     pub runtime: String,
+    /// How long an agent may keep its machine without hearing from us.
+    pub lease: Duration,
     /// Where `/healthz`, `/readyz`, `/metrics` and the API are served.
     pub http_address: SocketAddr,
     /// Whether everybody may read `/metrics`.

@@ -15,7 +15,7 @@ use petaflop_providers::Machine;
 use petaflop_store::StoreError;
 use petaflop_store::report::Progress;
 
-use crate::agents::{Agents, Listener, Name};
+use crate::agents::{self, Agents, Listener, Name};
 use crate::claims::StoredClaim;
 use crate::embedded::claims::FileClaims;
 use crate::embedded::config::{Config, Rented};
@@ -71,7 +71,8 @@ impl Elsewhere {
         let installation = Arc::new(home.identity()?);
         let claims = Arc::new(FileClaims::of(home));
         let silent = Arc::<Silent>::default();
-        let agents = Agents::new(clock.clone(), installation.clone(), claims, silent.clone());
+        let agents = 
+            Agents::new(clock.clone(), installation.clone(), claims, silent.clone(), agents::LEASE);
         let agents = agents
             .map_err(|error| HomeError::unusable(Path::new("TLS"))(std::io::Error::other(error)))?;
         let store = StoreAt::of_environment(&rented.store);

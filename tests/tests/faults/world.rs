@@ -485,6 +485,7 @@ impl World<'_> {
             agent_arm_download: None,
             runtime_image: "runtime".into(),
             runtime: "runtime".into(),
+            lease: petaflop_operator::agents::LEASE,
             http_address: ([127, 0, 0, 1], 0).into(),
             public_metrics: true,
             gateway_image: "petaflop".into(),

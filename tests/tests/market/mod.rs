@@ -73,9 +73,20 @@ impl Market {
 
     /// RunPod, with an account that this key opens.
     pub(crate) fn runpod(&self, clock: Clock, key: &str, pace: Pace) -> Result<RunPod> {
+        self.runpod_of(clock, key, pace, 1)
+    }
+
+    /// The same, with ids of this seed: several beside each other share the machines.
+    pub(crate) fn runpod_of(
+        &self,
+        clock: Clock,
+        key: &str,
+        pace: Pace,
+        seed: u64,
+    ) -> Result<RunPod> {
         Ok(RunPod::start(Setup {
             clock,
-            seed: 1,
+            seed,
             keys: [(key.to_owned(), Scope::All)].into(),
             pace,
             deposit: 1_000_000_000,

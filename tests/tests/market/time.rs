@@ -27,13 +27,16 @@ use tokio::task::JoinHandle;
 use crate::operator::Cluster;
 
 /// A second goes by in so many milliseconds.
-const TICK: u64 = 50;
+pub(crate) const TICK: u64 = 50;
+/// The same, where time is to pass faster.
+const FAST: u64 = 20;
 
 /// A manual clock that goes by itself, a second at a time, twenty times as fast as others.
 pub(crate) struct Ticking {
     clock: Clock,
     still: Arc<RwLock<()>>,
     tick: Arc<AtomicU64>,
+    step: Arc<AtomicU64>,
     task: JoinHandle<()>,
 }
 
@@ -46,20 +49,32 @@ impl Drop for Ticking {
 impl Ticking {
     pub(crate) fn start(clock: Clock) -> Self {
         let (still, tick) = (Arc::new(RwLock::new(())), Arc::new(AtomicU64::new(TICK)));
+        let step = Arc::new(AtomicU64::new(1));
         let (hands, lock, every) = (clock.clone(), still.clone(), tick.clone());
+        let seconds = step.clone();
         let task = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(Duration::from_millis(every.load(Ordering::Relaxed))).await;
                 let _nothing_ends = lock.write().await;
-                hands.advance(Duration::from_secs(1));
+                hands.advance(Duration::from_secs(seconds.load(Ordering::Relaxed)));
             }
         });
-        Self { clock, still, tick, task }
+        Self { clock, still, tick, step, task }
     }
 
     /// From now on a second goes by in so many milliseconds.
     pub(crate) fn every(&self, millis: u64) {
         self.tick.store(millis, Ordering::Relaxed);
+    }
+
+    /// Lets so much time pass, in steps of so many seconds; hours in moments.
+    pub(crate) async fn pass(&self, time: Duration, seconds: u64) {
+        let until = self.clock.sleep(time);
+        self.step.store(seconds, Ordering::Relaxed);
+        let before = self.tick.swap(if seconds > 1 { FAST } else { TICK }, Ordering::Relaxed);
+        until.await;
+        self.step.store(1, Ordering::Relaxed);
+        self.tick.store(before, Ordering::Relaxed);
     }
 
     /// The providers that ship, of these objects alone: others are other tests'.

@@ -180,6 +180,7 @@ impl Cluster {
             agent_arm_download: None,
             runtime_image: "localhost/petaflop-runtime:test".into(),
             runtime: petaflop_tests::binary("petaflop-runtime")?.display().to_string(),
+            lease: petaflop_operator::agents::LEASE,
             http_address: ([127, 0, 0, 1], 0).into(),
             public_metrics: false,
             gateway_image: "localhost/petaflop:test".into(),

@@ -43,6 +43,7 @@ async fn operator(world: &World, clock: &Clock) -> Result<Running> {
         agent_arm_download: None,
         runtime_image: "localhost/runtime:1".into(),
         runtime: "petaflop-runtime".into(),
+        lease: petaflop_operator::agents::LEASE,
         http_address: ([127, 0, 0, 1], 0).into(),
         public_metrics: false,
         gateway_image: "localhost/petaflop:1".into(),

@@ -71,7 +71,7 @@ impl Elsewhere {
         let installation = Arc::new(home.identity()?);
         let claims = Arc::new(FileClaims::of(home));
         let silent = Arc::<Silent>::default();
-        let agents = 
+        let agents =
             Agents::new(clock.clone(), installation.clone(), claims, silent.clone(), agents::LEASE);
         let agents = agents
             .map_err(|error| HomeError::unusable(Path::new("TLS"))(std::io::Error::other(error)))?;

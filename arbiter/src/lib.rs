@@ -12,6 +12,7 @@
 //! | [`market`] | all offers, indexed |
 //! | [`workload`] | what is asked for |
 //! | [`work`] | how much work that is, by the memory plan that the runtime executes |
+//! | [`spot`] | spot under a deadline: policies, the exact safety set, the optimum, replay |
 //! | [`support`] | where our runtime runs |
 //! | [`estimate`] | tokens a second, with uncertainty, corrected by past runs |
 //! | [`world`] | everything a decision may depend on |
@@ -45,6 +46,7 @@ pub mod offer;
 mod pass;
 mod place;
 pub mod reason;
+pub mod spot;
 pub mod support;
 pub mod work;
 pub mod workload;

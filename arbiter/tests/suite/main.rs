@@ -10,4 +10,5 @@ mod ledger;
 mod money;
 mod moves;
 mod properties;
+mod spot;
 mod worlds;

@@ -34,6 +34,7 @@ mod sandbox;
 mod selftest;
 mod services;
 mod show;
+mod simulate;
 mod stop;
 mod target;
 
@@ -86,6 +87,8 @@ enum Command {
     Offers(offers::Args),
     /// Say which offers a model or job fits on
     Fit(fit::Args),
+    /// Play policies over recorded markets
+    Simulate(simulate::Args),
     /// Add up what was spent
     Costs(costs::Args),
     /// Look after trained models
@@ -216,6 +219,7 @@ fn dispatch(command: Command, open: impl FnOnce() -> Result<Home, HomeError>) ->
         Command::Attach(args) => attach::run(&open()?, &args),
         Command::Offers(args) => offers::run(&open()?, &args),
         Command::Fit(args) => fit::run(&open()?, &args),
+        Command::Simulate(args) => simulate::run(&args),
         Command::Costs(args) => costs::run(&open()?, &args),
         Command::Artifacts(args) => artifacts::run(&open()?, &args),
         #[cfg(feature = "sandbox")]

@@ -1,0 +1,167 @@
+//! How long spot lasts, and how long it stays away: a renewal law whose hazard falls with age, and what a job learns of it.
+//!
+//! A run that just began mostly flaps; one that has lasted goes on lasting: the hazard of an end falls thirtyfold over
+//! a day. The shape over age is fixed ([`DOWN`], [`UP`]); a job learns one factor a direction while it runs.
+
+use super::model::{Quote, Sight};
+
+/// Number of age buckets.
+pub const BUCKETS: usize = 16;
+
+/// Seconds of the tick in which the shape is given.
+const BASE: i64 = 300;
+
+/// First age of each bucket, in base ticks; 1 is the tick in which the run was first seen.
+const EDGES: [i64; BUCKETS] = [1, 2, 3, 4, 5, 7, 9, 13, 19, 27, 37, 55, 81, 121, 181, 289];
+
+/// Chance that spot is gone a base tick later, by age of its being there.
+pub const DOWN: [f64; BUCKETS] = [
+    0.0095, 0.2469, 0.0673, 0.1868, 0.0856, 0.0623, 0.0494, 0.0378, 0.0310, 0.0274, 0.0266, 0.0199,
+    0.0156, 0.0130, 0.0115, 0.0028,
+];
+
+/// Chance that spot is back a base tick later, by age of its being gone.
+pub const UP: [f64; BUCKETS] = [
+    0.0079, 0.2426, 0.0597, 0.1382, 0.0813, 0.0686, 0.0497, 0.0312, 0.0297, 0.0180, 0.0155, 0.0135,
+    0.0082, 0.0082, 0.0066, 0.0022,
+];
+
+/// The two hazards by age, a base tick.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Shape {
+    /// Of being gone.
+    pub down: [f64; BUCKETS],
+    /// Of being back.
+    pub up: [f64; BUCKETS],
+}
+
+impl Default for Shape {
+    fn default() -> Self {
+        Shape { down: DOWN, up: UP }
+    }
+}
+
+/// What is counted for free before anything was seen, in flips: a job starts from the shape as it is.
+const PRIOR: f64 = 10.0;
+
+/// Seconds after which what was seen counts half.
+const HALF_LIFE: f64 = 86_400.0;
+
+/// The bucket of an age in seconds.
+pub fn bucket(age: i64) -> usize {
+    let ticks = (age.max(1) + BASE - 1) / BASE;
+    EDGES.iter().rposition(|edge| ticks >= *edge).unwrap_or(0)
+}
+
+/// Chance, a tick, that an age leaves its bucket for the next one.
+pub fn leaves(bucket: usize, tick: i64) -> f64 {
+    match EDGES.get(bucket + 1) {
+        Some(next) => (tick as f64 / ((next - EDGES[bucket]) * BASE) as f64).min(1.0),
+        None => 0.0,
+    }
+}
+
+/// −ln(1 − h) of a base tick, for a tick.
+fn rate(hazard: f64, tick: i64) -> f64 {
+    -libm::log1p(-hazard) * tick as f64 / BASE as f64
+}
+
+/// The chance of a flip in a tick, with the learned factor.
+pub fn hazard(base: f64, factor: f64, tick: i64) -> f64 {
+    -libm::expm1(-rate(base, tick) * factor)
+}
+
+/// Expected ticks until spot is gone, by age.
+pub fn lives(shape: &Shape, factor: f64, tick: i64) -> [f64; BUCKETS] {
+    let mut lives = [0.0; BUCKETS];
+    let mut older = 0.0;
+    for bucket in (0..BUCKETS).rev() {
+        let stays = 1.0 - hazard(shape.down[bucket], factor, tick);
+        let leaves = leaves(bucket, tick);
+        older = (1.0 + stays * leaves * older) / (1.0 - stays * (1.0 - leaves));
+        lives[bucket] = older;
+    }
+    lives
+}
+
+/// One direction's flips and what the shape would have expected.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    flips: f64,
+    expected: f64,
+}
+
+impl Count {
+    fn factor(self) -> f64 {
+        (self.flips + PRIOR) / (self.expected + PRIOR)
+    }
+}
+
+/// What was seen of one zone, or of the union of all.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Seen {
+    /// Whether there was spot, and for how many seconds that has been so.
+    last: Option<(bool, i64)>,
+    down: Count,
+    up: Count,
+}
+
+/// The age given to what is met at the start, in seconds: a run met at a random moment is rarely young.
+const MET: i64 = 1;
+
+impl Seen {
+    /// Takes in a tick; one in which nobody looked ages what is known.
+    pub fn observe(&mut self, shape: &Shape, there: Option<bool>, tick: i64) {
+        let decay = libm::exp2(-(tick as f64) / HALF_LIFE);
+        let Seen { last, down, up } = self;
+        for count in [&mut *down, &mut *up] {
+            count.flips *= decay;
+            count.expected *= decay;
+        }
+        *last = match (*last, there) {
+            (Some((was, age)), Some(is)) => {
+                let (count, hazards) = if was { (down, &shape.down) } else { (up, &shape.up) };
+                count.expected += rate(hazards[bucket(age)], tick);
+                count.flips += f64::from(was != is);
+                Some((is, if was == is { age + tick } else { tick }))
+            }
+            (None, Some(is)) => Some((is, MET.max(tick))),
+            (Some((was, age)), None) => Some((was, age + tick)),
+            (None, None) => None,
+        };
+    }
+
+    /// The age, in seconds, of what is seen in a tick not yet over.
+    pub fn age(&self, there: bool, tick: i64) -> i64 {
+        match self.last {
+            Some((was, age)) if was == there => age + tick,
+            Some(_) => tick,
+            None => MET.max(tick),
+        }
+    }
+
+    /// Whether there was spot when somebody last looked.
+    pub fn was_there(&self) -> Option<bool> {
+        self.last.map(|(there, _)| there)
+    }
+
+    /// How much faster than the shape spot goes.
+    pub fn down(&self) -> f64 {
+        self.down.factor()
+    }
+
+    /// How much faster than the shape it comes back.
+    pub fn up(&self) -> f64 {
+        self.up.factor()
+    }
+}
+
+/// Whether there is spot anywhere, as far as anybody knows.
+pub fn anywhere(zones: &[Quote]) -> Option<bool> {
+    let known = |sight: Sight| zones.iter().any(|quote| quote.spot == sight);
+    match (known(Sight::There), known(Sight::Gone)) {
+        (true, _) => Some(true),
+        (false, true) => Some(false),
+        (false, false) => None,
+    }
+}

@@ -1,0 +1,24 @@
+//! A job that may run on spot machines and must end before its deadline.
+//!
+//! Time goes in whole ticks. At the start of a tick a policy sees which zones have spot, and picks for the
+//! whole tick: nothing, spot, or on-demand. What may be picked without ever missing a deadline that on-demand
+//! could have met is a closed formula ([`safety`]); which of that is cheapest is the policy's business.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`model`] | terms of a job, what a policy sees, what it may choose |
+//! | [`safety`] | the exact set of choices that keep the deadline, and why |
+//! | [`policies`] | on-demand, greedy, Uniform Progress, the α rules, R1, P1 |
+//! | [`law`], [`table`] | how long runs of spot last; what is cheapest under such a law |
+//! | [`optimum`] | what a clairvoyant would have paid, exactly |
+//! | [`trace`] | recorded availability and prices, read without repairs |
+//! | [`replay`] | one run of one policy over recorded markets |
+
+pub mod law;
+pub mod model;
+pub mod optimum;
+pub mod policies;
+pub mod replay;
+pub mod safety;
+pub mod table;
+pub mod trace;

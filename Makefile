@@ -18,13 +18,15 @@ ALL_FEATURES := --features petaflop-tests/aws,petaflop-tests/sandbox
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml)
 # Folder with the peers' benchmark scripts; `make bench PEERS=…`.
 PEERS ?=
+# Folder with recorded availability, one file a zone; `make bench-arbiter TRACES=…`.
+TRACES ?=
 # What builds images, on which base: a Debian whose glibc is not older than this machine's.
 BUILDER ?= $(firstword $(foreach program,docker podman buildah,$(shell command -v $(program))))
 BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo sandbox test faults chase lint fmt generate bench bench-operator images toolchain musl cargo-deny python go cluster
+.PHONY: help demo sandbox test faults chase lint fmt generate bench bench-arbiter bench-operator images toolchain musl cargo-deny python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -80,6 +82,11 @@ bench: toolchain python ## figures beside their baselines, with machine, version
 	@python3 bench/bench.py --runtime "$$($(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/release/petaflop-runtime" $(if $(PEERS),--peers "$(PEERS)")
 	@$(CARGO) bench --locked -p petaflop-arbiter
 	@$(MAKE) --no-print-directory bench-operator
+
+bench-arbiter: toolchain ## what a job with a deadline costs on spot, each policy beside the optimum (TRACES=folder)
+	@[ -n "$(TRACES)" ] || { echo "give the folder of traces: make bench-arbiter TRACES=…" >&2; exit 1; }
+	@$(CARGO) build $(PROFILE) --bin petaflop
+	@bench/arbiter.sh "$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"/release/petaflop "$(TRACES)"
 
 # What it takes: FIGURES="--only idle --objects 1000", for one; --help lists all.
 FIGURES ?=

@@ -61,6 +61,7 @@ LANES ?= 2
 chase: toolchain musl cluster ## N jobs that are chased over clouds on this machine, with faults by SEED; ends with one line of JSON
 	@mkdir -p "$(PETAFLOP_CACHE)"
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
+	@$(CARGO) build $(PROFILE) $(ALL_FEATURES) --bin petaflop --bin petaflop-runtime
 	@rm -f "$(PETAFLOP_CACHE)/chase.json"
 	@status=0; PETAFLOP_CHASE_N=$(N) PETAFLOP_CHASE_SEED=$(SEED) PETAFLOP_CHASE_LANES=$(LANES) PETAFLOP_CHASE_SUMMARY="$(PETAFLOP_CACHE)/chase.json" PATH="$(GO_PATH)" \
 	$(CARGO) test $(PROFILE) $(ALL_FEATURES) -p petaflop-tests --test chase -- --nocapture chases_by_seed || status=$$?; \

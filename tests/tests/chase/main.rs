@@ -5,6 +5,8 @@
 //! |---|---|
 //! | `once` | one chase over three places, step by step, to the micro-dollar |
 //! | `script` | what happens to a job, as a pure function of a seed |
+//! | `play` | a script, while it is played |
+//! | `report` | what came of it: a line each, and one of JSON |
 //! | `seeded` | chases by seed: `make chase N=… SEED=…` |
 //! | `oracles` | what must be true of each in the end, and that it can be false |
 //! | `dead` | what an operator costs that stays dead |
@@ -19,6 +21,8 @@ mod once;
 #[path = "../operator/mod.rs"]
 mod operator;
 mod oracles;
+mod play;
+mod report;
 mod script;
 mod seeded;
 mod world;

@@ -67,6 +67,10 @@ const PASS: SignedDuration = SignedDuration::from_secs(60);
 const ROUNDING_MICROS: i64 = 1_000;
 /// Tries to end a pod that came dearer than it was quoted. Each is harmless.
 const TRIES_TO_END: u32 = 3;
+/// A pod may be unknown for so long after its create was answered, and a request to end it be nothing;
+/// then it is asked again, so often in between.
+const UNKNOWN_AT_MOST: Duration = Duration::from_secs(90);
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// So many pods are remembered when they were ended, and later ones this long.
 const ENDS_KEPT: usize = 10_000;
 const REMEMBERED: SignedDuration = SignedDuration::from_hours(1);
@@ -319,10 +323,17 @@ impl RunPod {
         }
         // It is given back before anything runs on it.
         let detail = format!("{cost} $ an hour instead of {most}");
-        let mut last = None;
-        for _ in 0..TRIES_TO_END {
-            match self.delete(&id).await {
-                Ok(()) => {
+        let (mut last, mut refused) = (None, 0);
+        let mut left = UNKNOWN_AT_MOST.as_secs() / ASK_AGAIN.as_secs();
+        while refused < TRIES_TO_END && left > 0 {
+            match self.ask_for_end(&id).await {
+                // It was just made: it is not gone, it is not known yet, and bills.
+                Ok(false) => {
+                    left -= 1;
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                Ok(true) => {
+                    self.was_ended(&id);
                     let to = self.api.now();
                     let from = since.unwrap_or(made.asked);
                     // Its disk is billed beside what RunPod says that it costs.
@@ -331,10 +342,13 @@ impl RunPod {
                     let waste = Box::new(Waste { instance: id, price, from, to });
                     return Err(LaunchError::GivenBack { waste, detail });
                 }
-                Err(error) => last = Some(error),
+                Err(error) => {
+                    refused += 1;
+                    last = Some(error);
+                }
             }
         }
-        let error = last.map(|error| error.to_string()).unwrap_or_default();
+        let error = last.map_or_else(|| "it is not known".to_owned(), |error| error.to_string());
         Err(LaunchError::Ambiguous {
             detail: format!("{detail}; {id} could not be ended: {error}"),
         })
@@ -342,19 +356,30 @@ impl RunPod {
 
     /// Ends a pod, whatever it was; one that is gone already is no error.
     async fn delete(&self, id: &InstanceId) -> Result<(), ProviderError> {
+        self.ask_for_end(id).await?;
+        self.was_ended(id);
+        Ok(())
+    }
+
+    /// Asks for a pod's end. Returns whether RunPod knows it.
+    async fn ask_for_end(&self, id: &InstanceId) -> Result<bool, ProviderError> {
         let what = "end a pod";
         let answer = self.api.delete(&["pods", id.0.as_str()]).await;
         let answer = answer.map_err(|failure| self.failed(what, failure))?;
-        if !answer.is_unknown() {
-            self.good(what, Ok(answer))?;
+        if answer.is_unknown() {
+            return Ok(false);
         }
+        self.good(what, Ok(answer)).map(|_| true)
+    }
+
+    /// Remembers when a pod was ended.
+    fn was_ended(&self, id: &InstanceId) {
         let now = self.api.now();
         let mut ends = self.ends();
         ends.entry(id.0.clone()).or_insert(End { at: now, told: true }).told = true;
         if ends.len() > ENDS_KEPT {
             ends.retain(|_, end| now.duration_since(end.at) < REMEMBERED);
         }
-        Ok(())
     }
 }
 

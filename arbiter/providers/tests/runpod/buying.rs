@@ -266,6 +266,23 @@ async fn a_dearer_pod_that_cannot_be_ended_is_not_forgotten() {
 }
 
 #[tokio::test]
+async fn a_dearer_pod_that_is_not_known_yet_is_ended_once_it_is() {
+    // The first request is not heard of: a create may be older than what else of RunPod knows it.
+    let unknown = std::sync::atomic::AtomicU32::new(1);
+    let server = Server::start(move |call| match call.method.as_str() {
+        "DELETE" if unknown.swap(0, std::sync::atomic::Ordering::Relaxed) > 0 => {
+            problem(404, "pod not found")
+        }
+        "DELETE" => Reply::Json(204, json!(null)),
+        _ => made(call, 0.39),
+    })
+    .await;
+    let answer = buy(&client(config(&server.base)).0, &community()).await;
+    assert_eq!(refusal(&answer), Some(Refusal::PriceChanged), "{answer:?}");
+    assert_eq!((server.count("POST"), server.count("DELETE")), (1, 2));
+}
+
+#[tokio::test]
 async fn a_price_that_the_create_does_not_tell_is_read_back() {
     let server = Server::start(|call| match call.method.as_str() {
         "DELETE" => Reply::Json(204, json!(null)),

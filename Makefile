@@ -26,7 +26,7 @@ BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo sandbox test faults chase lint fmt generate bench bench-arbiter bench-operator images toolchain musl cargo-deny python go cluster
+.PHONY: help demo sandbox test faults chase kernels lint fmt generate bench bench-arbiter bench-operator images toolchain musl cargo-deny cuda-compilers clang vulkan python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -66,6 +66,13 @@ chase: toolchain musl cluster ## N jobs that are chased over clouds on this mach
 	@status=0; PETAFLOP_CHASE_N=$(N) PETAFLOP_CHASE_SEED=$(SEED) PETAFLOP_CHASE_LANES=$(LANES) PETAFLOP_CHASE_SUMMARY="$(PETAFLOP_CACHE)/chase.json" PATH="$(GO_PATH)" \
 	$(CARGO) test $(PROFILE) $(ALL_FEATURES) -p petaflop-tests --test chase -- --nocapture chases_by_seed || status=$$?; \
 	cat "$(PETAFLOP_CACHE)/chase.json"; exit $$status
+
+# What runs of it without a GPU: NVIDIA's and AMD's compilers, and Vulkan on the processor. wgpu is
+# minutes of compile time, so `make test` leaves it out.
+kernels: toolchain python cuda-compilers clang vulkan ## every printed kernel through NVIDIA's, AMD's and Metal's compilers, and on Vulkan
+	@$(CARGO) run $(PROFILE) --quiet -p petaflop-kernel --example print_kernels -- "$(PETAFLOP_CACHE)/kernels"
+	@"$(CUDA_HOME)/bin/python" runtime-image/kernel/compile.py "$(PETAFLOP_CACHE)/kernels" --gpus arbiter/data/gpus.csv --cuda "$(CUDA_HOME)" --clang $(CLANG)
+	@$(CARGO) test $(PROFILE) -p petaflop-device --features petaflop-device/wgpu --test shaders --test wgpu -- --nocapture
 
 lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
 	@$(CARGO) fmt --all --check
@@ -150,3 +157,23 @@ cargo-deny: toolchain
 	@test -x "$(PETAFLOP_CACHE)/tools/bin/cargo-deny" || { \
 	  echo "installing cargo-deny $(CARGO_DENY_VERSION) into $(PETAFLOP_CACHE)/tools (once)" >&2; \
 	  $(CARGO) install --quiet --locked cargo-deny --version $(CARGO_DENY_VERSION) --root "$(PETAFLOP_CACHE)/tools"; }
+
+# NVIDIA's compilers need no device. 12.9 is the last that knows Volta; its wheels are pinned by hash.
+CUDA_HOME := $(PETAFLOP_CACHE)/tools/cuda-12.9.86
+cuda-compilers: python
+	@test -e "$(CUDA_HOME)/complete" || { \
+	  echo "installing NVRTC and ptxas 12.9.86 into $(CUDA_HOME) (once)" >&2; \
+	  rm -rf "$(CUDA_HOME)"; python3 -m venv "$(CUDA_HOME)" && \
+	  "$(CUDA_HOME)/bin/pip" install --quiet --no-deps --require-hashes --only-binary :all: -r runtime-image/kernel/cuda.txt && \
+	  touch "$(CUDA_HOME)/complete"; }
+
+CLANG := clang-19
+clang:
+	@command -v $(CLANG) >/dev/null && command -v ld.lld-19 >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && apt-get install -qy --no-install-recommends clang-19 lld-19 >/dev/null; \
+	  else echo "clang 19 is missing: sudo apt-get install clang-19 lld-19" >&2; exit 1; fi; }
+
+vulkan:
+	@compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null || compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && apt-get install -qy --no-install-recommends mesa-vulkan-drivers libvulkan1 >/dev/null; \
+	  else echo "A Vulkan driver is missing: sudo apt-get install mesa-vulkan-drivers libvulkan1" >&2; exit 1; fi; }

@@ -16,7 +16,7 @@ import sys
 
 # Registers a thread may take. Gemm holds 16 sums (a pair 32) and its operands; 128 would
 # leave two groups of 256 threads on a multiprocessor's 65,536.
-CEILINGS = [("linear_swiglu", 112), ("linear", 80), ("attention", 64), ("", 40)]
+CEILINGS = [("linear_swiglu", 112), ("linear", 80), ("attention", 80), ("", 48)]
 AMD = ["gfx90a", "gfx942", "gfx1100"]
 
 
@@ -63,24 +63,32 @@ def source_of(folder, ending):
     texts = [p.read_text() for p in sorted(folder.glob(f"*.{ending}"))]
     if not texts:
         raise SystemExit(f"no printed kernels in {folder}")
-    prelude = texts[0].split("\nstruct ", 2)
     head = texts[0][: texts[0].index("_parameters {")].rsplit("\nstruct ", 1)[0]
-    assert prelude and all(t.startswith(head) for t in texts), "one prelude for all"
+    assert all(t.startswith(head) for t in texts), "one prelude for all"
     return head + "".join(t[len(head):] for t in texts), len(texts)
+
+
+def only(folder, name):
+    found = sorted(folder.rglob(name))
+    if not found:
+        raise SystemExit(f"no {name} under {folder}")
+    return found[0]
 
 
 def nvidia(args):
     source, count = source_of(args.folder, "cu")
     with open(args.gpus, newline="") as file:
         rows = [r for r in csv.DictReader(file) if r["vendor"] == "nvidia"]
-    nvrtc, problems = Nvrtc(args.nvrtc), []
-    print(f"| isa | kernels | CUBIN bytes | most registers | spills |\n|---|---|---|---|---|")
+    nvrtc, problems = Nvrtc(only(args.cuda, "libnvrtc.so.12")), []
+    ptxas = only(args.cuda, "ptxas")
+    ptxas.chmod(0o755)
+    print("| isa | kernels | CUBIN bytes | most registers | spills |\n|---|---|---|---|---|")
     for isa in sorted({r["isa"] for r in rows}, key=lambda isa: int(isa[3:])):
         cubin = nvrtc.compile(source, isa, "CUBIN")
         ptx = args.folder / f"{isa}.ptx"
         ptx.write_bytes(nvrtc.compile(source, isa.replace("sm", "compute"), "PTX").rstrip(b"\0"))
         told = subprocess.run(
-            [args.ptxas, "-v", f"-arch={isa}", str(ptx), "-o", "/dev/null"],
+            [ptxas, "-v", f"-arch={isa}", str(ptx), "-o", "/dev/null"],
             capture_output=True, text=True,
         )
         if told.returncode != 0:
@@ -135,12 +143,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=pathlib.Path, help="what print_kernels wrote")
     parser.add_argument("--gpus", required=True, help="the accelerators' table")
-    parser.add_argument("--nvrtc", help="libnvrtc.so.12")
-    parser.add_argument("--ptxas")
-    parser.add_argument("--clang")
+    parser.add_argument("--cuda", type=pathlib.Path, help="folder with NVIDIA's wheels; else left out")
+    parser.add_argument("--clang", help="clang 19; else AMD is left out")
     args = parser.parse_args()
     problems = []
-    if args.nvrtc:
+    if args.cuda:
         problems += nvidia(args)
     if args.clang:
         problems += amd(args)

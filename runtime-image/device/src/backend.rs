@@ -95,6 +95,27 @@ fn left(name: &str, devices: &[&Accelerator], notes: &[String]) -> Backend {
 
 const CPU_ONLY: &str = "this runtime computes on the processor only";
 
+/// What the canary kernel, printed for it, gave on the first device behind Vulkan or Metal.
+#[cfg(feature = "wgpu")]
+pub(crate) fn shaders() -> String {
+    use crate::{device, device::Device, webgpu::WebGpu};
+    let gpu = match WebGpu::open(false) {
+        Ok(gpu) => gpu,
+        Err(problem) => return format!("canary did not run: {problem}"),
+    };
+    let mut problem = None;
+    let result = check(|x, w, y, Dims { t, k, n }| {
+        problem = device::product(&gpu, (x, w, y), (t as u32, k as u32, n as u32)).err();
+    });
+    match (problem, result) {
+        (Some(problem), _) => format!("canary failed on {}: {problem}", gpu.name()),
+        (None, Err(problem)) => format!("on {}: {problem}", gpu.name()),
+        (None, Ok(())) => {
+            format!("canary passed on {}, but models do not run there yet", gpu.name())
+        }
+    }
+}
+
 /// A small product on the kernels of `isa`, compared with plain loops in f64.
 ///
 /// # Errors

@@ -21,6 +21,11 @@ pub fn detect(roots: &Roots) -> Machine {
     let amd_notes = std::mem::take(&mut seen.notes);
     seen.merge(vulkan::look(roots));
     let vulkan_notes = std::mem::take(&mut seen.notes);
+    #[cfg(feature = "wgpu")]
+    let vulkan_notes = match roots.drivers() {
+        true => [vulkan_notes, vec![backend::shaders()]].concat(),
+        false => vulkan_notes,
+    };
     let accelerators: Vec<_> = seen.devices.into_iter().map(|d| d.accelerator).collect();
 
     Machine {

@@ -4,6 +4,8 @@
 //! |---|---|
 //! | [`detect`] | [`detect()`]: the one report of a machine; [`measure`]: what its processor does |
 //! | [`backend`] | probing cuda → hip → vulkan/metal → cpu; [`backend::cpu`], proven by its canary |
+//! | [`device`] | [`device::Device`]: memory and launches of any device |
+//! | `webgpu` | Vulkan and Metal, with the feature `wgpu` |
 //! | [`memory`] | [`HostBuffer`], [`MappedFile`] |
 //! | `processor`, `cgroup` | processors and bytes that this process may use |
 //! | `nvidia`, `amd`, `vulkan` | who sees which accelerators; `accelerators` joins them, `catalogue` knows their rows |
@@ -17,11 +19,14 @@ pub mod backend;
 mod catalogue;
 mod cgroup;
 pub mod detect;
+pub mod device;
 pub mod memory;
 mod nvidia;
 mod processor;
 mod roots;
 mod vulkan;
+#[cfg(feature = "wgpu")]
+pub mod webgpu;
 
 pub use detect::{detect, measure, threads};
 pub use memory::{HostBuffer, MappedFile, OutOfMemory};

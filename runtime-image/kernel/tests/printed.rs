@@ -2,6 +2,7 @@
 //! of all of them, so that a change of any shows.
 
 use petaflop_kernel::ir::catalogue::kernel;
+use petaflop_kernel::ir::ops::TABLE;
 use petaflop_kernel::ir::print::{c, wgsl};
 
 #[test]
@@ -24,5 +25,18 @@ fn printed_kernels_are_as_they_were() {
         let kernel = kernel(name).expect("it is in the catalogue");
         insta::assert_snapshot!(format!("{name}_cuda"), c::body(&kernel));
         insta::assert_snapshot!(format!("{name}_wgsl"), wgsl::print(&kernel));
+    }
+}
+
+#[test]
+fn the_documentations_table_of_operations_is_the_codes() {
+    let page = include_str!("../../../docs/kernels.md");
+    for row in &TABLE {
+        let text = match row.text {
+            "" => "by its loop".to_owned(),
+            text => format!("`{}`", text.replace('|', "\\|")),
+        };
+        let line = format!("| `{}` | {} | {text} | {} |", row.name, row.types, row.meaning);
+        assert!(page.contains(&line), "docs/kernels.md lacks: {line}");
     }
 }

@@ -41,14 +41,14 @@ fn chain(
 ) {
     w.line(&format!(
         "var {variable} = 0.0f;
-         for (var from = 0u; from < head_dim; from += 16u) {{
-         let steps = min(16u, head_dim - from);
-         if (lane < steps) {{ near[r * 16u + lane] = {rows}[({row}) * head_dim + from + lane]; }}
+         for (var base = 0u; base < head_dim; base += 16u) {{
+         let steps = min(16u, head_dim - base);
+         if (lane < steps) {{ near[r * 16u + lane] = {rows}[({row}) * head_dim + base + lane]; }}
          for (var j = thread; j < 1024u; j += 256u) {{
          let t = j / 16u;
          let e = j % 16u;
          var element = 0.0f;
-         if ({there} && e < steps) {{ element = {lanes}[({lane_row}) * head_dim + from + e]; }}
+         if ({there} && e < steps) {{ element = {lanes}[({lane_row}) * head_dim + base + e]; }}
          far[e * 65u + t] = element;
          }}
          workgroupBarrier();

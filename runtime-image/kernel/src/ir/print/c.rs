@@ -33,7 +33,7 @@ const HIP: &str = "\
 #define __device__ __attribute__((device))
 #define __global__ __attribute__((global))
 #define __shared__ __attribute__((shared))
-#define __launch_bounds__(n) __attribute__((amdgpu_flat_work_group_size(1, n)))
+#define __launch_bounds__(n, ...) __attribute__((amdgpu_flat_work_group_size(1, n)))
 #endif
 #define fma __builtin_fmaf
 #define sqrt __builtin_sqrtf
@@ -94,10 +94,12 @@ pub fn body(kernel: &Kernel) -> String {
         let ty = if ty == Some(Type::F32) { "f32" } else { "u32" };
         arguments.push(format!("{constant}{ty}* __restrict__ {buffer}"));
     }
+    // At least 512 threads a multiprocessor, so at most 128 registers each.
     let threads: u32 = kernel.block().iter().product();
     let _ = writeln!(
         text,
-        "extern \"C\" __global__ void __launch_bounds__({threads}) {name}(\n    {}) {{",
+        "extern \"C\" __global__ void __launch_bounds__({threads}, {}) {name}(\n    {}) {{",
+        512 / threads,
         arguments.join(",\n    ")
     );
     for (array, len) in shared(kernel) {

@@ -18,7 +18,7 @@ fn load(w: &mut Writer<'_>, tile: &str, prologue: &Gives, place: &str, end: &str
     let (step, side) = if along_k { ("j % 16u", "j / 16u") } else { ("j / 64u", "j % 64u") };
     w.line(&format!(
         "for (var j = thread; j < 1024u; j += 256u) {{
-         let k = from + {step};
+         let k = base + {step};
          let {place} = {place}0 + {side};
          var element = 0.0f;
          if ({place} < {end} && k < depth) {{"
@@ -47,7 +47,7 @@ pub(super) fn print(w: &mut Writer<'_>, products: usize, along_k: [bool; 2]) {
     for sum in sums {
         w.line(&format!("var {sum} = array<f32, 16>();"));
     }
-    w.line("for (var from = 0u; from < depth; from += 16u) {");
+    w.line("for (var base = 0u; base < depth; base += 16u) {");
     if let Some((_, left, _)) = chains.first() {
         load(w, "a_tile", left, "row", "m", along_k[0]);
     }
@@ -56,7 +56,7 @@ pub(super) fn print(w: &mut Writer<'_>, products: usize, along_k: [bool; 2]) {
     }
     w.line(
         "workgroupBarrier();
-         let steps = min(16u, depth - from);
+         let steps = min(16u, depth - base);
          for (var k = 0u; k < steps; k += 1u) {
          #pragma unroll
          for (var i = 0u; i < 4u; i += 1u) {

@@ -1,0 +1,120 @@
+//! What every device does: own memory, and run kernels of the catalogue in order.
+
+use petaflop_kernel::ir::{Kernel, Launch, WrongLaunch};
+
+/// Why a device did not do what it was asked.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeviceError {
+    /// There is no such device here.
+    #[error("no device: {0}")]
+    None(String),
+    /// It has not that much memory left.
+    #[error("out of device memory: {bytes} bytes asked for")]
+    OutOfMemory {
+        /// Bytes asked for.
+        bytes: u64,
+    },
+    /// A kernel cannot reach that much at once on this device.
+    #[error(
+        "a buffer of {bytes} bytes, where kernels of this device reach {most}: split it by rows"
+    )]
+    TooLarge {
+        /// Bytes asked for.
+        bytes: u64,
+        /// Most bytes of one buffer.
+        most: u64,
+    },
+    /// The launch does not fit its kernel. Nothing ran.
+    #[error(transparent)]
+    Launch(#[from] WrongLaunch),
+    /// The driver does not take the kernel.
+    #[error("kernel {kernel} does not compile on this driver: {log}")]
+    Compile {
+        /// The kernel.
+        kernel: String,
+        /// What the driver says.
+        log: String,
+    },
+    /// It is gone, or does not answer.
+    #[error("the device was lost: {0}")]
+    Lost(String),
+}
+
+/// A device that runs kernels. Buffers are owned: dropping one frees its memory.
+pub trait Device {
+    /// Memory on the device, in words of 32 bits.
+    type Buffer;
+    /// Launches in order, which start when the stream is finished.
+    type Stream;
+
+    /// Backend and name, for logs.
+    fn name(&self) -> String;
+
+    /// `words` zeros.
+    ///
+    /// # Errors
+    /// Too little memory, or too much for one buffer.
+    fn buffer(&self, words: usize) -> Result<Self::Buffer, DeviceError>;
+
+    /// Overwrites the buffer's first words, after everything that was finished.
+    ///
+    /// # Errors
+    /// More words than it holds, or a device that is gone.
+    fn write(&self, buffer: &mut Self::Buffer, words: &[u32]) -> Result<(), DeviceError>;
+
+    /// What is in the buffer after everything that was finished.
+    ///
+    /// # Errors
+    /// A device that is gone.
+    fn read(&self, buffer: &Self::Buffer) -> Result<Vec<u32>, DeviceError>;
+
+    /// An empty stream.
+    fn stream(&self) -> Self::Stream;
+
+    /// Adds a launch to `stream`; `buffers` by the kernel's names.
+    ///
+    /// # Errors
+    /// Sizes, numbers or buffers that do not fit; a kernel that does not compile here.
+    /// Nothing was added then.
+    fn launch(
+        &self,
+        stream: &mut Self::Stream,
+        kernel: &Kernel,
+        launch: &Launch,
+        buffers: &[(&str, &Self::Buffer)],
+    ) -> Result<(), DeviceError>;
+
+    /// Runs the stream to its end.
+    ///
+    /// # Errors
+    /// A device that is gone, or that refused a launch.
+    fn finish(&self, stream: Self::Stream) -> Result<(), DeviceError>;
+}
+
+/// A product on `device`, for its canary: `y[t, n] = x[t, k] · w[n, k]ᵀ`.
+///
+/// # Errors
+/// Anything that goes wrong on the device.
+#[cfg(feature = "wgpu")]
+pub(crate) fn product<D: Device>(
+    device: &D,
+    (x, w, y): (&[f32], &[f32], &mut [f32]),
+    (t, k, n): (u32, u32, u32),
+) -> Result<(), DeviceError> {
+    let missing = || DeviceError::None("linear_f32 is not in the catalogue".into());
+    let kernel = petaflop_kernel::ir::catalogue::kernel("linear_f32").ok_or_else(missing)?;
+    let put = |values: &[f32]| {
+        let mut buffer = device.buffer(values.len())?;
+        device.write(&mut buffer, bytemuck::cast_slice(values))?;
+        Ok::<_, DeviceError>(buffer)
+    };
+    let (x, w, result) = (put(x)?, put(w)?, put(y)?);
+    let launch = Launch { dims: vec![("m", t), ("n", n), ("depth", k)], numbers: vec![] };
+    let mut stream = device.stream();
+    device.launch(&mut stream, &kernel, &launch, &[("x", &x), ("w", &w), ("y", &result)])?;
+    device.finish(stream)?;
+    for (y, bits) in y.iter_mut().zip(device.read(&result)?) {
+        *y = f32::from_bits(bits);
+    }
+    Ok(())
+}

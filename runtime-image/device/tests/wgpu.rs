@@ -3,6 +3,8 @@
 //!
 //! `make kernels` runs it (`--features wgpu`, and a Vulkan driver).
 
+#![allow(clippy::print_stdout)] // which device, and how near it came
+
 #[path = "../../kernel/tests/common/mod.rs"]
 mod common;
 

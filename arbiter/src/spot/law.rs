@@ -42,10 +42,10 @@ impl Default for Shape {
 }
 
 /// What is counted for free before anything was seen, in flips: a job starts from the shape as it is.
-const PRIOR: f64 = 10.0;
+const PRIOR: f64 = 5.0;
 
 /// Seconds after which what was seen counts half.
-const HALF_LIFE: f64 = 86_400.0;
+const HALF_LIFE: f64 = 172_800.0;
 
 /// The bucket of an age in seconds.
 pub fn bucket(age: i64) -> usize {

@@ -1,4 +1,4 @@
-"""Compiles every printed kernel for every accelerator of the catalogue, without one.
+"""Compiles every printed kernel for accelerators that are not here.
 
 `make kernels` runs it. CUDA through NVRTC to CUBIN and through `ptxas -v` for each NVIDIA
 `isa` of gpus.csv: no spill, no stack frame, registers under the ceiling of the kernel's

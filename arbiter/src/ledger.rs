@@ -118,28 +118,36 @@ impl ClaimLedger {
             .ok_or_else(|| self.overflow())
     }
 
-    /// The row that brings the ledger up to a time: round(rate × time since billing began) − sum of the earlier
-    /// rows, so that nothing is lost to rounding. `None` where no time has passed (a clock that went
-    /// back adds nothing); the last row is written even then. The row is returned, not added:
-    /// add it once it is durable.
+    /// The row that brings the ledger up to a time, by when the machine has cost `billed`
+    /// ([`crate::bill`]): that − sum of the earlier rows, so that nothing is lost to rounding.
+    /// `None` where no time has passed (a clock that went back adds nothing); the last row is
+    /// written even then. Where earlier rows hold more than was billed it is a row of nothing, and
+    /// a [`ClaimLedger::correction`] takes the rest back. The row is returned, not added: add it once it
+    /// is durable.
     ///
     /// # Errors
     /// The last row is written already, or the amount does not fit.
-    pub fn next_row(&self, until: Timestamp, last: bool) -> Result<Option<Row>, LedgerError> {
-        self.row_until(until, last.then_some(RowKind::Final))
+    pub fn next_row(
+        &self,
+        until: Timestamp,
+        billed: Usd,
+        last: bool,
+    ) -> Result<Option<Row>, LedgerError> {
+        self.row_until(until, billed, last.then_some(RowKind::Final))
     }
 
     /// The last row of a machine that was found without a claim: see [`RowKind::Orphan`].
     ///
     /// # Errors
     /// As [`ClaimLedger::next_row`].
-    pub fn orphan_row(&self, until: Timestamp) -> Result<Option<Row>, LedgerError> {
-        self.row_until(until, Some(RowKind::Orphan))
+    pub fn orphan_row(&self, until: Timestamp, billed: Usd) -> Result<Option<Row>, LedgerError> {
+        self.row_until(until, billed, Some(RowKind::Orphan))
     }
 
     fn row_until(
         &self,
         until: Timestamp,
+        billed: Usd,
         last: Option<RowKind>,
     ) -> Result<Option<Row>, LedgerError> {
         if self.is_closed() {
@@ -150,10 +158,8 @@ impl ClaimLedger {
         if to == from && last.is_none() {
             return Ok(None);
         }
-        let millis = to.as_millisecond().saturating_sub(self.began.as_millisecond());
-        let rate = self.spec.offer.price;
-        let amount =
-            rate.for_millis(millis).checked_sub(self.total()?).ok_or_else(|| self.overflow())?;
+        let amount = billed.checked_sub(self.total()?).ok_or_else(|| self.overflow())?;
+        let amount = amount.max(Usd::ZERO);
         Ok(Some(self.row(last.unwrap_or(RowKind::Running), from, to, amount)))
     }
 

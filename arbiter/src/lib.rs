@@ -24,9 +24,11 @@
 //! | `objective` | expected dollars to finish, term by term |
 //! | [`claim`] | one machine we intend to pay for |
 //! | [`launch`] | [`launch::next_step`]: the protocol that buys it without ever leaking it |
+//! | [`bill`] | what a provider bills for a machine, by its rules |
 //! | [`ledger`] | what every claim cost |
 //! | [`reason`] | the closed list of reasons |
 
+pub mod bill;
 mod candidates;
 pub mod catalogue;
 mod checks;

@@ -9,13 +9,15 @@ use petaflop_arbiter::claim::{FrozenRequest, Identity, Phase, Refusal};
 use petaflop_arbiter::launch::{
     LaunchAnswer, Listing, Observation, ReadBack, Step, Wanted, next_step,
 };
+use petaflop_arbiter::ledger::Row;
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::{
-    EnrolmentToken, Instance, InstanceId, LaunchError, Order, Provider, ProviderError, Retry,
-    Waste, Work,
+    EnrolmentToken, Instance, InstanceId, InstanceState, LaunchError, Order, Provider,
+    ProviderError, Retry, Used, Waste, Work,
 };
 
+use crate::agents;
 use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::ledger::{self, Ledger};
 
@@ -24,6 +26,10 @@ const MOST_STEPS: u32 = 64;
 
 /// A claim that was booked longer ago than this was watched by nobody meanwhile.
 const UNWATCHED: SignedDuration = SignedDuration::from_mins(10);
+
+/// How long an agent keeps its machine without a word from us, and how long ending it takes.
+const LEASE: SignedDuration = SignedDuration::from_secs(agents::LEASE.as_secs().cast_signed());
+const SHUTDOWN: SignedDuration = SignedDuration::from_mins(2);
 
 /// Why a claim could not be driven on.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +76,10 @@ pub struct Actor<'a> {
     pub token: &'a (dyn Fn(&Identity) -> EnrolmentToken + Send + Sync),
     /// Whether this process may still act: false once another leads.
     pub leads: &'a (dyn Fn() -> bool + Send + Sync),
+    /// When the agent of the claim's machine was heard last, as far as this process knows.
+    pub heard: Option<Timestamp>,
+    /// What its command is given to end by itself.
+    pub grace: SignedDuration,
     /// Tells the time.
     pub clock: &'a Clock,
 }
@@ -239,13 +249,10 @@ impl Actor<'_> {
 
     /// The claim's instance, as the provider sees it.
     pub async fn instance(&self, stored: &StoredClaim) -> Result<Option<Instance>, ActError> {
-        let id = match &stored.claim.phase {
-            Phase::Launched { instance, .. } | Phase::Ending { instance: Some(instance), .. } => {
-                InstanceId(instance.clone())
-            }
-            _ => return Ok(None),
-        };
-        Ok(self.provider.get(&id).await?)
+        match own(stored) {
+            Some(id) => Ok(self.provider.get(&id).await?),
+            None => Ok(None),
+        }
     }
 
     async fn account(
@@ -260,7 +267,7 @@ impl Actor<'_> {
         };
         let began = stored.billed_from.or(instance.as_ref().and_then(|i| i.started));
         // No machine ever billed: there is no row to write.
-        let Some(began) = began else {
+        let (Some(began), Some(own)) = (began, own(stored)) else {
             return Ok(stored.claim.spent);
         };
         let claim = &stored.claim;
@@ -276,14 +283,38 @@ impl Actor<'_> {
                 return Ok(rows.total().map_err(ledger::Error::from)?);
             }
         }
-        let ended = instance.and_then(|i| i.ended);
-        let until = until.or(ended).unwrap_or_else(|| self.clock.now());
-        let booked = self.ledger.bring_up(&mut rows, until, last).await?;
-        // A row in between may reach beyond an end that was noticed later.
-        match ended.filter(|_| last) {
-            Some(ended) => Ok(self.ledger.correct(&mut rows, ended).await?),
-            None => Ok(booked),
+        let ended = instance.as_ref().and_then(|i| i.ended);
+        let until = until.or(ended).unwrap_or_else(|| match last && stored.agent_key.is_some() {
+            true => self.clock.now().min(self.outlived(booked)),
+            false => self.clock.now(),
+        });
+        let billed = self
+            .provider
+            .billed(Used {
+                instance: &own,
+                offer: &claim.spec.offer,
+                from: began,
+                until,
+                taken: instance.is_some_and(|i| was_taken(&i)),
+                over: last,
+            })
+            .await?;
+        let booked = self.ledger.bring_up(&mut rows, until, billed, last).await?;
+        // A row in between may reach beyond an end that was noticed later, or hold what was free.
+        match last {
+            true => Ok(self.ledger.correct(&mut rows, billed).await?),
+            false => Ok(booked),
         }
+    }
+
+    /// When a machine that is gone, and of which nobody says since when, must have ended by itself: its
+    /// agent's lease goes by our last word, and a row that was written was written by one who could
+    /// give it.
+    fn outlived(&self, booked: Timestamp) -> Timestamp {
+        let heard =
+            self.heard.unwrap_or_else(|| booked.saturating_add(UNWATCHED).unwrap_or(booked));
+        let alone = LEASE.saturating_add(self.grace).saturating_add(SHUTDOWN);
+        heard.saturating_add(alone).unwrap_or(Timestamp::MAX)
     }
 
     /// A machine that the claim has beside its own, or after it was given up for lost.
@@ -292,12 +323,7 @@ impl Actor<'_> {
         stored: &StoredClaim,
         id: &InstanceId,
     ) -> Result<Option<Instance>, ActError> {
-        let own = match &stored.claim.phase {
-            Phase::Launched { instance, .. } => Some(instance),
-            Phase::Ending { instance, .. } => instance.as_ref(),
-            _ => None,
-        };
-        match own == Some(&id.0) {
+        match own(stored).as_ref() == Some(id) {
             true => Ok(None),
             false => Ok(self.provider.get(id).await?),
         }
@@ -315,20 +341,39 @@ impl Actor<'_> {
         let claim = &stored.claim;
         let uid = format!("{}.{}", claim.uid, surplus.id);
         let mut rows = self.ledger.claim(&claim.spec, &uid, began).await?;
-        self.ledger.bring_up(&mut rows, self.clock.now(), last).await?;
+        let now = self.clock.now();
+        let used = Used {
+            instance: &surplus.id,
+            offer: &claim.spec.offer,
+            from: began,
+            until: now,
+            taken: false,
+            over: last,
+        };
+        let billed = billed_or_decided(self.provider, used).await;
+        self.ledger.bring_up(&mut rows, now, billed, last).await?;
         Ok(())
     }
 
     /// What a machine cost that was given back within the call that made it.
     async fn account_waste(&self, stored: &StoredClaim, waste: &Waste) -> Result<(), ActError> {
-        let Waste { instance: _, price, from, to } = waste;
+        let Waste { instance, price, from, to } = waste;
         let claim = &stored.claim;
         let mut spec = claim.spec.clone();
         spec.offer.price = *price;
         let uid = waste_uid(&claim.uid, waste);
         let mut rows = self.ledger.claim(&spec, &uid, *from).await?;
         rows.budgets.clone_from(&self.budgets);
-        self.ledger.bring_up(&mut rows, *to, true).await?;
+        let used = Used {
+            instance,
+            offer: &spec.offer,
+            from: *from,
+            until: *to,
+            taken: false,
+            over: true,
+        };
+        let billed = billed_or_decided(self.provider, used).await;
+        self.ledger.bring_up(&mut rows, *to, billed, true).await?;
         Ok(())
     }
 
@@ -382,6 +427,64 @@ impl Actor<'_> {
         new.claim.attempt = attempt;
         Ok(self.claims.replace(stored, new).await?)
     }
+}
+
+/// The machine that a claim paid for, as its provider calls it.
+fn own(stored: &StoredClaim) -> Option<InstanceId> {
+    match &stored.claim.phase {
+        Phase::Launched { instance, .. } | Phase::Ending { instance: Some(instance), .. } => {
+            Some(InstanceId(instance.clone()))
+        }
+        _ => None,
+    }
+}
+
+/// Whether it was taken away, and not ended by us or by itself.
+fn was_taken(instance: &Instance) -> bool {
+    let trouble = instance.trouble.as_ref().map(|trouble| trouble.reason);
+    instance.state == InstanceState::Terminated && trouble == Some(Reason::SpotInterrupted)
+}
+
+/// What a provider bills for a machine; at the price that was decided on, where that cannot be had
+/// now and nobody will ask again.
+pub async fn billed_or_decided(provider: &dyn Provider, used: Used<'_>) -> Usd {
+    match provider.billed(used).await {
+        Ok(billed) => billed,
+        Err(error) => {
+            tracing::warn!(%error, instance = %used.instance, "booked as it was decided");
+            used.at_its_price(provider.capabilities().billing)
+        }
+    }
+}
+
+/// Books what a machine without a claim had cost by then, where that is known: its last row.
+///
+/// # Errors
+/// The ledger refuses.
+pub async fn book_orphan(
+    ledger: &Ledger,
+    provider: &dyn Provider,
+    machine: &Instance,
+    until: Timestamp,
+) -> Result<Option<Row>, ledger::Error> {
+    let (Some(identity), Some(began), Some(offer)) =
+        (&machine.identity, machine.started, &machine.offer)
+    else {
+        return Ok(None);
+    };
+    let Some(rows) = ledger.of_orphan(identity, offer.clone(), began).await? else {
+        return Ok(None);
+    };
+    let used = Used {
+        instance: &machine.id,
+        offer,
+        from: rows.began,
+        until,
+        taken: was_taken(machine),
+        over: false,
+    };
+    let billed = billed_or_decided(provider, used).await;
+    ledger.close_orphan(&rows, until, billed).await
 }
 
 /// How long an offer is left alone after it refused.

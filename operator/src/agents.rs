@@ -9,6 +9,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
+
 use petaflop_agent_api::clock::Clock;
 use petaflop_agent_api::enrol::{EnrolError, Enrolment, Expected, judge};
 use petaflop_agent_api::keys::NoisePublic;
@@ -105,6 +107,8 @@ pub struct Agents {
 struct Session {
     claim_uid: String,
     run: Run,
+    /// Time since boot when the agent was heard last.
+    heard: Option<Duration>,
     /// The newest line of each kind, in the order in which a run says them.
     lines: Vec<Progress>,
     drain: watch::Sender<Option<Duration>>,
@@ -170,6 +174,14 @@ impl Agents {
         now < until
     }
 
+    /// When a claim's agent was heard last, as far as this process knows. Its lease goes by no later
+    /// word of ours.
+    pub fn heard(&self, name: &Name) -> Option<Timestamp> {
+        let heard = self.lock().get(name)?.heard?;
+        let ago = self.clock.boottime().saturating_sub(heard);
+        self.clock.now().checked_sub(SignedDuration::try_from(ago).ok()?).ok()
+    }
+
     /// Begins a session with a claim's agent, unless there is one. `false` where nobody can say yet
     /// what it is to do.
     pub fn meet(
@@ -202,7 +214,8 @@ impl Agents {
         let task = tokio::spawn(talk.go_on()).abort_handle();
         let claim_uid = stored.claim.uid.clone();
         let (run, lines) = Default::default();
-        let session = Session { claim_uid, run, lines, drain, drain_until: None, task };
+        let (heard, drain_until) = (None, None);
+        let session = Session { claim_uid, run, heard, lines, drain, drain_until, task };
         sessions.insert(name.clone(), session);
         true
     }
@@ -311,6 +324,7 @@ impl Talk {
         run.started |= ["started", "serving"].iter().any(|e| report.progress.contains_key(*e));
         run.up |= !matches!(report.state, State::Preparing);
         run.heard = true;
+        session.heard = Some(self.clock.boottime());
         run.ready = matches!(report.state, State::Ready);
         let lines = EVENTS.iter().filter_map(|event| report.progress.get(*event));
         let lines = lines.filter_map(|line| serde_json::from_value::<Progress>(line.clone()).ok());

@@ -82,15 +82,17 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Brings a claim's ledger up to a time. Returns what the claim has cost.
+    /// Brings a claim's ledger up to a time, by when its machine has cost `billed`. Returns what the
+    /// claim has cost.
     pub async fn bring_up(
         &self,
         ledger: &mut ClaimLedger,
         until: Timestamp,
+        billed: Usd,
         last: bool,
     ) -> Result<Usd, Error> {
         if !ledger.is_closed()
-            && let Some(row) = ledger.next_row(until, last)?
+            && let Some(row) = ledger.next_row(until, billed, last)?
         {
             self.append(&row).await?;
             ledger.rows.push(row);
@@ -98,14 +100,12 @@ impl Ledger {
         Ok(ledger.total()?)
     }
 
-    /// A machine's last row is written, and it ended then: where earlier rows reach beyond that, one
-    /// more takes it back. Returns what it has cost.
+    /// A machine's last row is written, and this is what it cost: where rows hold more, one more takes
+    /// it back. Returns what it has cost.
     ///
     /// # Errors
     /// The ledger cannot be written, or the amount does not fit.
-    pub async fn correct(&self, ledger: &mut ClaimLedger, ended: Timestamp) -> Result<Usd, Error> {
-        let millis = ended.as_millisecond().saturating_sub(ledger.began.as_millisecond());
-        let billed = ledger.spec.offer.price.for_millis(millis.max(0));
+    pub async fn correct(&self, ledger: &mut ClaimLedger, billed: Usd) -> Result<Usd, Error> {
         if billed < ledger.total()?
             && let Some(row) = ledger.correction(billed)?
         {
@@ -115,15 +115,14 @@ impl Ledger {
         Ok(ledger.total()?)
     }
 
-    /// Closes the ledger of a machine whose claim is lost: what it cost until it ended. Who it
-    /// worked for is known from earlier rows, if there are any. `None`: it is closed already.
-    pub async fn close_orphan(
+    /// The ledger of a machine whose claim is lost. Who it worked for is known from earlier rows, if
+    /// there are any. `None`: it is closed already.
+    pub async fn of_orphan(
         &self,
         identity: &Identity,
         offer: Offer,
         began: Timestamp,
-        ended: Timestamp,
-    ) -> Result<Option<Row>, Error> {
+    ) -> Result<Option<ClaimLedger>, Error> {
         let rows = self.since(&identity.claim_uid, 0).await?;
         let first = rows.first();
         let began = first.map_or(began, |row| row.from);
@@ -145,10 +144,17 @@ impl Ledger {
         };
         let claim_uid = identity.claim_uid.clone();
         let ledger = ClaimLedger { spec, claim_uid, began, rows, budgets: None };
-        if ledger.is_closed() {
-            return Ok(None);
-        }
-        let row = ledger.orphan_row(ended)?;
+        Ok((!ledger.is_closed()).then_some(ledger))
+    }
+
+    /// Closes the ledger of a machine whose claim is lost: what it had cost by when it ended.
+    pub async fn close_orphan(
+        &self,
+        ledger: &ClaimLedger,
+        ended: Timestamp,
+        billed: Usd,
+    ) -> Result<Option<Row>, Error> {
+        let row = ledger.orphan_row(ended, billed)?;
         if let Some(row) = &row {
             self.append(row).await?;
         }

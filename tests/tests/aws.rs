@@ -24,7 +24,6 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_agent_api::task;
 use petaflop_cloud_box::ec2::{Ec2, PACE, Setup};
 use petaflop_cloud_box::engine::Pace;
-use petaflop_cloud_box::engine::bill::Rules;
 use petaflop_cloud_box::engine::machine::Life;
 use petaflop_crds::{ComputeProvider, TrainingJob};
 use petaflop_harness::eventually;
@@ -43,8 +42,6 @@ fn open(market: &Market, clock: &Clock, pace: Pace) -> Result<(Ec2, Value)> {
     let mut setup = Setup::new(clock.clone(), KEY, CANARY, Box::new(market.machines.clone()));
     setup.listen = (market.machines.provider(), 0).into();
     setup.pace = pace;
-    // The seconds before an instance runs aside, which AWS does not bill and the ledger counts.
-    setup.rules = Rules { billed_once_it_runs: false, ..Rules::EC2_LINUX };
     setup.market = Some(market::ec2::steady(clock.now()));
     let cloud = Ec2::start(setup)?;
     let group = cloud.catalog(|catalog| {
@@ -244,8 +241,7 @@ async fn a_job_is_trained_on_one_instance_that_is_ended_and_booked_as_it_is_bill
     let booked = cluster.booked().await?;
     let invoiced = world.cloud.engine(|engine| engine.invoice().total());
     eprintln!("booked {booked}, invoiced {invoiced} micro-dollars");
-    // Each line of the invoice is rounded by itself: the instance, and its volume.
-    ensure!(booked > 0 && (booked - invoiced).abs() <= 2, "booked {booked}, invoiced {invoiced}");
+    ensure!(booked > 0 && booked == invoiced, "booked {booked}, invoiced {invoiced}");
 
     let client = reqwest::Client::builder().no_proxy().build()?;
     let metrics = client.get(format!("http://{}/metrics", running.http)).send().await?;

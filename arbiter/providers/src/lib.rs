@@ -31,7 +31,8 @@ pub mod snapshot;
 
 pub use error::{LaunchError, ProviderError, Retry, Waste};
 pub use machine::{EnrolmentToken, Machine};
+pub use petaflop_arbiter::bill::{Begins, Billing};
 pub use provider::{
-    Billing, Capabilities, Command, Exit, Instance, InstanceId, InstanceState, Listing, Order,
-    Provider, Trouble, Work,
+    Capabilities, Command, Exit, Instance, InstanceId, InstanceState, Listing, Order, Provider,
+    Trouble, Used, Work,
 };

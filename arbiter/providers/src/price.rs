@@ -78,6 +78,14 @@ pub(crate) fn quoted(price: UsdPerHour, percent: i32) -> UsdPerHour {
     UsdPerHour::from_micros(i64::try_from(micros).unwrap_or(i64::MAX)).unwrap_or(price)
 }
 
+/// What a seller's bill is to the owner, with that percentage. To the nearest micro-dollar.
+#[cfg(any(feature = "aws", feature = "runpod"))]
+pub(crate) fn adjusted(bill: Usd, percent: i32) -> Usd {
+    let factor = i128::from(percent.clamp(-99, 1000)) + 100;
+    let micros = (i128::from(bill.micros()) * factor + 50).div_euclid(100);
+    Usd::from_micros(i64::try_from(micros).unwrap_or(i64::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use petaflop_arbiter::bill::{self, Begins, Billing, Life, Line, Price};
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::reason::Reason;
 use serde::{Deserialize, Serialize};
@@ -51,15 +53,6 @@ pub struct Capabilities {
     pub sells: bool,
     /// Whether each machine has an address of its own, so that every port is free on it.
     pub own_address: bool,
-}
-
-/// How time becomes money.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Billing {
-    /// Time is rounded up to this.
-    pub granularity: Duration,
-    /// The least that is billed.
-    pub minimum: Duration,
 }
 
 /// A child process of this host.
@@ -187,6 +180,37 @@ pub struct Listing {
     pub complete: bool,
 }
 
+/// A machine that was paid for, and until when.
+#[derive(Clone, Copy, Debug)]
+pub struct Used<'a> {
+    /// The provider's name of it.
+    pub instance: &'a InstanceId,
+    /// What was bought, at the price that was decided on.
+    pub offer: &'a Offer,
+    /// When it was bought.
+    pub from: Timestamp,
+    /// Until when.
+    pub until: Timestamp,
+    /// The provider took it away then.
+    pub taken: bool,
+    /// It is over. What is asked of a machine that still runs may be put right later.
+    pub over: bool,
+}
+
+impl Used<'_> {
+    /// What that comes to where nothing but the decided price is billed, from the purchase on.
+    pub fn at_its_price(&self, billing: Billing) -> Usd {
+        let billing = Billing { begins: Begins::Bought, ..billing };
+        let line = Line { price: Price::Hourly(self.offer.price), billing };
+        bill::total(&[line], &self.life(Some(self.from)), &[])
+    }
+
+    /// Its life, if it began to run then.
+    pub fn life(&self, running: Option<Timestamp>) -> Life {
+        Life { bought: self.from, running, until: self.until, taken: self.taken }
+    }
+}
+
 /// A place that sells or owns compute.
 #[async_trait]
 pub trait Provider: Send + Sync {
@@ -223,6 +247,11 @@ pub trait Provider: Send + Sync {
     /// Ends an instance. Repeating it, or ending what is gone, succeeds. The
     /// instance is gone when [`Provider::get`] says so, not when this returns.
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError>;
+
+    /// What is billed for an instance, by this provider's rules over what it tells of the instance's
+    /// life and of its market: [`petaflop_arbiter::bill`]. Of one that is over it fails rather than to
+    /// leave out what can be known later.
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError>;
 }
 
 #[cfg(test)]

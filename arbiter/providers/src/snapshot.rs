@@ -9,14 +9,15 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use jiff::civil::Date;
 use jiff::tz::TimeZone;
+use petaflop_arbiter::bill::Billing;
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
-use petaflop_arbiter::money::UsdPerHour;
+use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::{Accelerators, Arch, Capacity, HostOwner, Offer, Sale};
 use serde::Deserialize;
 
 use crate::error::{LaunchError, ProviderError};
 use crate::machine::EnrolmentToken;
-use crate::provider::{Billing, Capabilities, Instance, InstanceId, Listing, Order, Provider};
+use crate::provider::{Capabilities, Instance, InstanceId, Listing, Order, Provider, Used};
 
 /// The provider's name in messages. Its offers carry the seller's: `aws`, `runpod`.
 pub const NAME: &str = "snapshot";
@@ -196,7 +197,7 @@ impl Provider for Snapshot {
             launch_safety: LaunchSafety { idempotent: true, settle_seconds: 0 },
             launch_timeout: Duration::ZERO,
             termination_timeout: Duration::ZERO,
-            billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::ZERO },
+            billing: Billing::new(Duration::from_secs(1), Duration::ZERO),
             sells: false,
             own_address: false,
         }
@@ -232,6 +233,10 @@ impl Provider for Snapshot {
 
     async fn terminate(&self, _: &InstanceId) -> Result<(), ProviderError> {
         Ok(())
+    }
+
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        Ok(used.at_its_price(self.capabilities().billing))
     }
 }
 

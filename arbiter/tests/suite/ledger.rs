@@ -23,8 +23,13 @@ fn ledger(rate: UsdPerHour) -> ClaimLedger {
     ClaimLedger::new(spec, "claim-uid".into(), now())
 }
 
+fn cost(ledger: &ClaimLedger, until: Timestamp) -> Usd {
+    let millis = until.as_millisecond() - ledger.began.as_millisecond();
+    ledger.spec.offer.price.for_millis(millis)
+}
+
 fn add(ledger: &mut ClaimLedger, until: Timestamp, last: bool) -> Option<Row> {
-    let row = ledger.next_row(until, last).expect("it is open");
+    let row = ledger.next_row(until, cost(ledger, until), last).expect("it is open");
     ledger.rows.extend(row.clone());
     row
 }
@@ -38,7 +43,10 @@ fn a_ledger_closes_once_and_takes_only_corrections_after() {
     assert!(add(&mut ledger, after(60), false).is_none(), "the clock went back");
     let last = add(&mut ledger, after(7200), true).expect("the last row");
     assert_eq!((last.kind, last.amount), (RowKind::Final, usd("0.1")));
-    assert!(matches!(ledger.next_row(after(9000), false), Err(LedgerError::Closed { .. })));
+    assert!(matches!(
+        ledger.next_row(after(9000), usd("0.3"), false),
+        Err(LedgerError::Closed { .. })
+    ));
     assert_eq!(ledger.correction(usd("0.2")), Ok(None), "the bill agrees");
     let row = ledger.correction(usd("0.15")).expect("closed").expect("a difference");
     assert_eq!(row.amount.to_string(), "-0.05");
@@ -93,8 +101,9 @@ proptest! {
         for (index, millis) in cuts.iter().enumerate() {
             at += SignedDuration::from_millis(*millis);
             let last = index + 1 == cuts.len();
-            let once = ledger.next_row(at, last).expect("open");
-            prop_assert_eq!(&once, &ledger.next_row(at, last).expect("open"), "a retry writes the same row");
+            let row = || ledger.next_row(at, cost(&ledger, at), last).expect("open");
+            let once = row();
+            prop_assert_eq!(&once, &row(), "a retry writes the same row");
             ledger.rows.extend(once);
         }
         prop_assert_eq!(ledger.total(), Ok(rate.for_millis(cuts.iter().sum())));

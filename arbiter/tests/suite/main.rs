@@ -1,5 +1,6 @@
 //! What the arbiter promises, in one binary: tables for the known cases, properties for the rest.
 
+mod bill;
 mod catalogue;
 mod constraints;
 mod decisions;

@@ -77,7 +77,11 @@ pub async fn act(
         let claim = &stored.claim;
         let mut rows = operator.ledger.claim(&claim.spec, &claim.uid, began).await?;
         rows.budgets = budgets;
-        operator.ledger.bring_up(&mut rows, operator.clock.now(), true).await?;
+        // Its provider has nothing to say of it: at the price that was decided on.
+        let now = operator.clock.now();
+        let millis = now.as_millisecond().saturating_sub(began.as_millisecond());
+        let billed = claim.spec.offer.price.for_millis(millis);
+        operator.ledger.bring_up(&mut rows, now, billed, true).await?;
         operator.book.refresh(&operator.ledger, claim).await?;
     }
     operator.claims.release(stored).await?;

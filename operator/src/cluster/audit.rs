@@ -18,7 +18,7 @@ use petaflop_crds::ComputeProvider;
 use petaflop_providers::{Instance, Provider};
 use serde::Serialize;
 
-use crate::act::ActError;
+use crate::act::{self, ActError};
 use crate::agents::LEASE;
 use crate::cluster::claims::ObjectClaims;
 use crate::cluster::error::Error;
@@ -217,7 +217,7 @@ impl Audit<'_> {
                     provider.terminate(&machine.id).await.map_err(ActError::from)?;
                     // What its claim knows is in that claim's own rows.
                     if let (Some(ledger), true) = (self.ledger, standing != Standing::Claimed) {
-                        sweep::book(ledger, machine, now).await?;
+                        act::book_orphan(ledger, provider, machine, now).await?;
                     }
                     Fate::Ended
                 }

@@ -2,7 +2,7 @@
 //! up by claim, workload, provider, namespace and budget, in buckets of an hour, for every period
 //! begins with one. Read from the ledger at start; each row is added once, whenever it was written.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -75,6 +75,10 @@ struct WorkloadSum {
     amount: Usd,
     /// By hour and the budgets that it counted under then.
     parts: BTreeMap<(i64, Arc<[String]>), Usd>,
+    /// Uids of claims whose last row is to come.
+    open: BTreeSet<String>,
+    /// Names of those whose last row is here.
+    closed: BTreeSet<String>,
 }
 
 impl Book {
@@ -112,6 +116,13 @@ impl Book {
         let booked = sums.workloads.get(uid).map_or(Usd::ZERO, |sum| sum.amount);
         let running = claims.iter().map(|stored| sums.running(stored, Timestamp::MIN, now));
         running.fold(booked, Usd::saturating_add)
+    }
+
+    /// Whether all that a workload has cost is here, its claim of this name last.
+    pub fn is_settled(&self, uid: &str, last: &str) -> bool {
+        let sums = self.lock();
+        let known = sums.workloads.get(uid);
+        known.is_some_and(|known| known.open.is_empty() && known.closed.contains(last))
     }
 
     /// What a claim has cost by now.
@@ -206,6 +217,13 @@ impl Sums {
         }
         let workload = self.workloads.entry(row.job_uid.clone()).or_default();
         plus(&mut workload.amount);
+        match claim.closed {
+            true => {
+                workload.open.remove(&row.claim_uid);
+                workload.closed.insert(row.claim.clone());
+            }
+            false => drop(workload.open.insert(row.claim_uid.clone())),
+        }
         plus(workload.parts.entry((hour, row.budgets.clone().into())).or_default());
         for hours in [
             self.providers.entry(row.provider.clone()).or_default(),
@@ -300,7 +318,10 @@ mod tests {
         let mut ledger = ClaimLedger::new(claim.spec.clone(), claim.uid.clone(), began);
         ledger.budgets = Some(budgets.iter().map(|name| (*name).to_owned()).collect());
         for until in until {
-            let row = ledger.next_row(at(until), false).expect("open").expect("time has passed");
+            let millis = at(until).as_millisecond() - began.as_millisecond();
+            let billed = ledger.spec.offer.price.for_millis(millis);
+            let row = ledger.next_row(at(until), billed, false).expect("open");
+            let row = row.expect("time has passed");
             ledger.rows.push(row);
         }
         ledger.rows

@@ -10,9 +10,11 @@ use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::ComputeClaim;
 use petaflop_crds::spend_budget::Period;
-use petaflop_providers::{Instance, InstanceId, LaunchError, Provider, Work};
+use petaflop_providers::{
+    Begins, Instance, InstanceId, InstanceState, LaunchError, Provider, Work,
+};
 
-use crate::act::{self, ActError, Driven};
+use crate::act::{self, ActError, Actor, Driven};
 use crate::claims::{Claims, StoredClaim};
 use crate::cluster::budgets::Stopped;
 use crate::cluster::error::Error;
@@ -28,6 +30,13 @@ const CHARGE: SignedDuration = SignedDuration::from_secs(300);
 
 /// Between two looks at something that takes time.
 const SOON: SignedDuration = SignedDuration::from_secs(2);
+
+/// Between two looks at a machine that comes up, where its bill begins once it runs: nobody but we will
+/// have seen when that was.
+const COMES_UP: SignedDuration = SignedDuration::from_secs(1);
+
+/// Of a command whose owner is not known any more.
+const LONGEST_GRACE: Duration = Duration::from_secs(600);
 
 /// Of many jobs at once all claims are written before machines are bought for some: what is reserved
 /// stands sooner, and so does the word on each job. The end of a pass wakes its claims; none waits longer.
@@ -184,6 +193,7 @@ impl Pass<'_> {
             };
             return self.drive(stored, wanted).await;
         }
+        let mut soon = SOON;
         let endpoint = match &stored.endpoint {
             Some(endpoint) => Some(endpoint.clone()),
             None => {
@@ -194,11 +204,14 @@ impl Pass<'_> {
                 if let Some(reason) = self.hopeless(&stored, seen.as_ref()) {
                     return self.drive(stored, Wanted::No(reason)).await;
                 }
+                if seen.as_ref().is_some_and(|i| i.state == InstanceState::Pending) {
+                    soon = self.comes_up();
+                }
                 seen.and_then(|i| i.endpoint)
             }
         };
         let Some(endpoint) = endpoint else {
-            return Ok(Again::After(SOON.unsigned_abs()));
+            return Ok(Again::After(soon.unsigned_abs()));
         };
         let met = self.owner.is_none_or(|owner| {
             operator
@@ -206,7 +219,7 @@ impl Pass<'_> {
                 .meet(self.name, &stored, endpoint, || owner.task(operator, self.provider, &stored))
         });
         if !met {
-            return Ok(Again::After(SOON.unsigned_abs()));
+            return Ok(Again::After(soon.unsigned_abs()));
         }
         let enrolled = stored.agent_key.is_some();
         let charged = operator.book.charged_until(&stored.claim.uid).or(stored.billed_from);
@@ -225,8 +238,16 @@ impl Pass<'_> {
             let stored = operator.actor(&owner, self.provider, None).charge(stored).await?;
             operator.book.refresh(&operator.ledger, &stored.claim).await?;
         }
-        let wait = if enrolled { CHARGE.min(hour.end.duration_since(now)) } else { SOON };
+        let wait = if enrolled { CHARGE.min(hour.end.duration_since(now)) } else { soon };
         Ok(Again::After(Duration::try_from(wait).unwrap_or(Duration::ZERO)))
+    }
+
+    /// When to look again at a machine that comes up.
+    fn comes_up(&self) -> SignedDuration {
+        match self.provider.capabilities().billing.begins {
+            Begins::Running => COMES_UP,
+            Begins::Bought => SOON,
+        }
     }
 
     /// Why a machine that does not come up never will, once it had its time. Its offer is left alone.
@@ -261,8 +282,13 @@ impl Pass<'_> {
         let owner = stored.claim.spec.owner.clone();
         let offer = stored.claim.spec.offer.id.clone();
         let uid = stored.claim.uid.clone();
-        let (driven, refusal) =
-            operator.actor(&owner, self.provider, work).drive(stored, wanted).await?;
+        let grace = self.owner.map_or(LONGEST_GRACE, Owner::grace);
+        let actor = Actor {
+            heard: operator.agents.heard(self.name),
+            grace: SignedDuration::try_from(grace).unwrap_or(SignedDuration::MAX),
+            ..operator.actor(&owner, self.provider, work)
+        };
+        let (driven, refusal) = actor.drive(stored, wanted).await?;
         if let Some(error) = refusal {
             let now = operator.clock.now();
             let in_future = |wait| {
@@ -286,6 +312,9 @@ impl Pass<'_> {
         }
         operator.owner_changed(&owner);
         match driven {
+            Driven::Steady(stored) if stored.agent_key.is_none() => {
+                Ok(Again::After(self.comes_up().unsigned_abs()))
+            }
             Driven::Steady(_) | Driven::Waiting(..) => Ok(Again::After(SOON.unsigned_abs())),
             Driven::Gone => Ok(Again::OnChange),
             Driven::Over(stored, _) => {

@@ -70,11 +70,13 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         None if wants_machine(&job) => artifacts::learn(operator, &job).await,
         missing => missing,
     };
+    let last = job.status.as_ref().and_then(|status| status.placement.as_ref()?.claim.as_deref());
     let mut next = training_job::next(&Seen {
         job: &job,
         claims: &claims,
         run: run.as_ref(),
         spent: operator.book.spent(&uid, &claims, now),
+        settled: claims.is_empty() && last.is_some_and(|last| operator.book.is_settled(&uid, last)),
         waits: missing.as_ref().or(said.as_ref().and_then(|said| said.waits.as_ref())),
         at_risk: said.as_ref().is_some_and(|said| said.at_risk),
         stop: stop.as_ref(),

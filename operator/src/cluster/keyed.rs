@@ -12,10 +12,12 @@ use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use petaflop_arbiter::claim::{FrozenRequest, Identity, Refusal};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_providers::provider::Capabilities;
 use petaflop_providers::{
     EnrolmentToken, Instance, InstanceId, LaunchError, Listing, Order, Provider, ProviderError,
+    Used,
 };
 
 use crate::cluster::error::{is_forbidden, words};
@@ -192,5 +194,9 @@ impl Provider for Keyed {
 
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
         self.heard(self.known().await?.terminate(id).await)
+    }
+
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        self.heard(self.known().await?.billed(used).await)
     }
 }

@@ -84,6 +84,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
 use kube::runtime::reflector::Store;
@@ -346,6 +347,8 @@ impl Operator {
             work,
             token: &*self.token,
             leads: &*self.leads,
+            heard: None,
+            grace: SignedDuration::ZERO,
             clock: &self.clock,
         }
     }

@@ -11,17 +11,15 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use petaflop_arbiter::claim::{Identity, Phase};
-use petaflop_arbiter::ledger::Row;
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::{Instance, InstanceId, Listing, Provider};
 
-use crate::act::ActError;
+use crate::act::{self, ActError};
 use crate::claims::{Claims, ClaimsError};
 use crate::cluster::Operator;
 use crate::cluster::error::Error;
 use crate::cluster::events::{Event, Happened};
 use crate::cluster::table::Name;
-use crate::ledger::{self, Ledger};
 
 /// Rounds after the start that come quickly.
 pub const QUICK_ROUNDS: u32 = 20;
@@ -79,7 +77,7 @@ async fn orphans(
         provider.terminate(&instance.id).await.map_err(ActError::from)?;
         operator.metrics.orphan_terminated(provider.name());
         swept.orphans.push(instance.id.to_string());
-        let row = book(&operator.ledger, instance, now).await?;
+        let row = act::book_orphan(&operator.ledger, provider, instance, now).await?;
         row.iter().for_each(|row| operator.book.add(row));
         if let Some(object) = operator.provider_object(provider.name()) {
             let note = match &instance.identity {
@@ -226,23 +224,6 @@ pub fn is_old(instance: &Instance, provider: &dyn Provider, now: Timestamp) -> b
     let safety = provider.capabilities().launch_safety;
     let grace = SignedDuration::from_secs(i64::from(safety.settle_seconds) + 30);
     instance.started.is_some_and(|at| now.duration_since(at) >= grace)
-}
-
-/// Books what a machine without a claim has cost, where that is known.
-///
-/// # Errors
-/// The ledger refuses.
-pub async fn book(
-    ledger: &Ledger,
-    machine: &Instance,
-    now: Timestamp,
-) -> Result<Option<Row>, ledger::Error> {
-    if let (Some(identity), Some(began), Some(offer)) =
-        (&machine.identity, machine.started, &machine.offer)
-    {
-        return ledger.close_orphan(identity, offer.clone(), began, now).await;
-    }
-    Ok(None)
 }
 
 fn missing(operator: &Operator, provider: &dyn Provider, listing: &Listing, swept: &mut Swept) {

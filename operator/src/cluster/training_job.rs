@@ -40,6 +40,8 @@ pub struct Seen<'a> {
     pub run: Option<&'a Run>,
     /// Everything that its claims have cost, by the ledger and the running rate.
     pub spent: Usd,
+    /// That is so by the ledger alone: nothing runs, and no row is to come.
+    pub settled: bool,
     /// Why the last placement pass found no machine for it.
     pub waits: Option<&'a Waits>,
     /// Wherever it can be placed, its deadline may be missed.
@@ -557,8 +559,9 @@ fn cost(seen: &Seen, status: &mut TrainingJobStatus) {
     let total = Some(Money::from(seen.spent));
     let known = status.cost.as_ref().and_then(|cost| cost.total.as_ref()?.micro_dollars().ok());
     // Accident: another process closed the claim, and its last row is not in our book. Two that
-    // corrected each other would go on for ever.
-    if known.is_some_and(|known| seen.spent.micros() < known) {
+    // corrected each other would go on for ever. But what runs is reckoned by its price alone, and may
+    // turn out to have cost less.
+    if !seen.settled && known.is_some_and(|known| seen.spent.micros() < known) {
         return;
     }
     // A sum that did not change needs no newer date.

@@ -7,11 +7,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use petaflop_agent_api::clock::Clock;
 use petaflop_agent_api::message::Exit;
 use petaflop_arbiter::workload::WorkloadId;
 use petaflop_crds::training_job::Cache;
-use petaflop_providers::Machine;
+use petaflop_providers::{Begins, Machine};
 use petaflop_store::StoreError;
 use petaflop_store::report::Progress;
 
@@ -30,6 +32,8 @@ use crate::store_at::StoreAt;
 /// Between two looks at a machine of which nothing new is known, and at one that comes up.
 const LOOK: Duration = Duration::from_secs(60);
 const LOOK_OFTEN: Duration = Duration::from_secs(5);
+/// Where its bill begins once it runs: nobody but we will have seen when that was.
+const COMES_UP: Duration = Duration::from_secs(1);
 
 /// What one operator knows of machines elsewhere.
 pub struct Elsewhere {
@@ -139,13 +143,22 @@ impl Elsewhere {
         self.agents.forget(&name_of(stored));
     }
 
+    /// When its agent was heard last, as far as this process knows.
+    pub fn heard_at(&self, stored: &StoredClaim) -> Option<Timestamp> {
+        self.agents.heard(&name_of(stored))
+    }
+
     /// Whether the provider is to be asked how a machine is: it comes up, its agent is silent, or it was
     /// long ago.
-    pub fn must_look(&mut self, stored: &StoredClaim) -> bool {
+    pub fn must_look(&mut self, stored: &StoredClaim, begins: Begins) -> bool {
         let now = self.clock.boottime();
         let silent = &self.silent.0;
         let silent = silent.lock().unwrap_or_else(PoisonError::into_inner).remove(&name_of(stored));
-        let rest = if stored.agent_key.is_some() { LOOK } else { LOOK_OFTEN };
+        let rest = match (&stored.agent_key, begins) {
+            (Some(_), _) => LOOK,
+            (None, Begins::Running) => COMES_UP,
+            (None, Begins::Bought) => LOOK_OFTEN,
+        };
         let uid = &stored.claim.uid;
         let known = self.looked.as_ref().filter(|(of, _)| of == uid).map(|(_, at)| *at);
         let due = known.is_none_or(|at| now.saturating_sub(at) >= rest);

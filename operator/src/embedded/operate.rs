@@ -370,7 +370,19 @@ impl Operator<'_> {
             work: Some(doing.work()),
             token: &*self.token,
             leads: &|| true,
+            heard: self.elsewhere.as_ref().and_then(|elsewhere| elsewhere.heard_at(stored)),
+            grace: self.grace(),
             clock: &self.clock,
+        }
+    }
+
+    /// What its command is given to end by itself.
+    fn grace(&self) -> SignedDuration {
+        match &self.admission.task {
+            Task::Training(task) => {
+                SignedDuration::from_secs(i64::from(task.spec.checkpoint.grace_seconds))
+            }
+            _ => SignedDuration::from_mins(10),
         }
     }
 

@@ -9,6 +9,7 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::money::Usd;
 
+use crate::act;
 use crate::claims::{Claims, ClaimsError};
 use crate::embedded::claims::FileClaims;
 use crate::embedded::config::Config;
@@ -129,6 +130,8 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
             work: None,
             token: &|_| EnrolmentToken::unused(),
             leads: &|| true,
+            heard: None,
+            grace: SignedDuration::from_mins(10),
             clock: &clock,
         };
         let reason = match &stored.claim.phase {
@@ -171,9 +174,8 @@ async fn unclaimed(
             continue;
         }
         // Gone, and its claim with it: either its ledger was closed before, or it is now.
-        if let (Some(began), Some(ended), Some(offer)) =
-            (instance.started, instance.ended, &instance.offer)
-            && let Some(row) = ledger.close_orphan(identity, offer.clone(), began, ended).await?
+        if let Some(ended) = instance.ended
+            && let Some(row) = act::book_orphan(ledger, provider, instance, ended).await?
         {
             swept.booked.push((instance.id.to_string(), row.amount));
         }

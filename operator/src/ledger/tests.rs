@@ -26,7 +26,8 @@ async fn written(folder: &std::path::Path) -> Ledger {
         let mut claim = claim(name, began);
         for half in 1..=20 {
             let until = began + SignedDuration::from_hours(12 * half);
-            ledger.bring_up(&mut claim, until, half == 20).await.expect("written");
+            let cost = claim.spec.offer.price.for_millis(12 * half * 3_600_000);
+            ledger.bring_up(&mut claim, until, cost, half == 20).await.expect("written");
             let late = if (name, half) == ("a", 9) { 3 * DAY } else { 0 };
             let at = u64::try_from(until.as_second() + late).expect("after 1970");
             let row = folder.join(format!("{}.json", claim.rows.last().expect("a row").key));

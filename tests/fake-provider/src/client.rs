@@ -13,13 +13,14 @@ use hyper::{Method, Request, header};
 use hyper_util::rt::TokioIo;
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::machine::env;
 use petaflop_providers::provider::{identity_text, parse_identity};
 use petaflop_providers::{
     Billing, Capabilities, EnrolmentToken, Instance, InstanceId, InstanceState, LaunchError,
-    Listing, Order, Provider, ProviderError, Trouble, Work,
+    Listing, Order, Provider, ProviderError, Trouble, Used, Work,
 };
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
@@ -255,7 +256,7 @@ impl Provider for FakeProvider {
             },
             launch_timeout: Duration::from_secs(300),
             termination_timeout: Duration::from_secs(120),
-            billing: Billing { granularity, minimum },
+            billing: Billing::new(granularity, minimum),
             sells: true,
             own_address: false,
         }
@@ -350,5 +351,9 @@ impl Provider for FakeProvider {
         self.ask(Method::DELETE, &format!("/v1/machines/{id}/leftovers")).await?;
         self.ask(Method::DELETE, &format!("/v1/machines/{id}")).await?;
         Ok(())
+    }
+
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        Ok(used.at_its_price(self.capabilities().billing))
     }
 }

@@ -37,7 +37,7 @@ const COMMUNITY_KIND: &str = "NVIDIA GeForce RTX 4090";
 /// Whether the ledger knows how EC2 bills: from running, a minute at least, and nothing for a first
 /// hour that it ended itself. Until then it begins with the launch and ends with the shutdown
 /// (docs/money.md), and the box bills like that.
-const LEDGER_KNOWS_EC2: bool = false;
+const LEDGER_KNOWS_EC2: bool = true;
 
 fn rules() -> Rules {
     let mut rules = Rules::EC2_LINUX;

@@ -204,7 +204,8 @@ mod tests {
         };
         let mut ledger = ClaimLedger::new(spec, claim.to_owned(), at(from));
         for (number, end) in until.iter().enumerate() {
-            let row = ledger.next_row(at(*end), number + 1 == until.len());
+            let billed = Usd::from_micros((end - from) * 1_000_000);
+            let row = ledger.next_row(at(*end), billed, number + 1 == until.len());
             ledger.rows.push(row.expect("open").expect("time has passed"));
         }
         ledger.rows

@@ -80,17 +80,19 @@ fn c3_a_machine_that_was_ended_and_runs_on_is_ended_again() -> Result<()> {
 
 #[test]
 fn c4_neither_not_found_nor_forbidden_is_taken_for_an_end() -> Result<()> {
-    for lie in [Misbehaviour::TerminateNotFound, Misbehaviour::TerminateForbidden] {
-        alone("c4", Manners::aws(), &[], async |world| {
-            running(world).await?;
-            world.cloud.misbehave(lie);
-            world.delete().await?;
-            world.pass(Duration::from_secs(50)).await?;
-            let seen = world.settle().await?;
-            ensure!(seen.claims.len() == 1 && seen.billed.len() == 1, "{:?}", seen.billed);
-            world.cloud.behave_entirely();
-            gone(world).await
-        })?;
+    for manners in [Manners::aws(), Manners::runpod()] {
+        for lie in [Misbehaviour::TerminateNotFound, Misbehaviour::TerminateForbidden] {
+            alone("c4", manners, &[], async |world| {
+                running(world).await?;
+                world.cloud.misbehave(lie);
+                world.delete().await?;
+                world.pass(Duration::from_secs(50)).await?;
+                let seen = world.settle().await?;
+                ensure!(seen.claims.len() == 1 && seen.billed.len() == 1, "{:?}", seen.billed);
+                world.cloud.behave_entirely();
+                gone(world).await
+            })?;
+        }
     }
     Ok(())
 }
@@ -190,22 +192,29 @@ fn c9_a_provider_that_is_deleted_stays_until_its_last_machine_is_gone() -> Resul
 
 #[test]
 fn c10_a_machine_whose_operator_is_dead_ends_itself_when_its_lease_does() -> Result<()> {
-    alone("c10", Manners::aws(), &[], async |world| {
-        running(world).await?;
-        world.die();
-        let since = world.clock.boottime();
-        world.until("no machine", |seen| seen.billed.is_empty()).await?;
-        let billed = world.clock.boottime() - since;
-        ensure!(billed <= Duration::from_secs(30 * 60 + 60), "it billed for {billed:?}");
-        // What it cost is booked, and the job goes on. Much later the cloud would have forgotten the
-        // machine, and it would be booked until it was looked for.
-        world.clock.advance(Duration::from_secs(30 * 60));
-        world.live().await?;
-        let again = |seen: &Seen| seen.is("Running") && !seen.billed.is_empty();
-        world.until("running again", again).await?;
-        world.delete().await?;
-        gone(world).await
-    })
+    // A cloud that tells afterwards when it ended, and one that has forgotten it: there it is booked
+    // until its lease must have been over, however late somebody looks.
+    let (told, alone_for) = (Duration::ZERO, Duration::from_secs(15 * 60));
+    for (manners, outlived) in [(Manners::aws(), told), (Manners::runpod(), alone_for)] {
+        alone("c10", manners, &[], async |world| {
+            running(world).await?;
+            world.die();
+            let since = world.clock.boottime();
+            world.until("no machine", |seen| seen.billed.is_empty()).await?;
+            let billed = world.clock.boottime() - since;
+            ensure!(billed <= Duration::from_secs(30 * 60 + 60), "it billed for {billed:?}");
+            // What it cost is booked, and the job goes on.
+            let late = if outlived.is_zero() { 30 * 60 } else { 5 * 3600 };
+            world.clock.advance(Duration::from_secs(late));
+            world.outlived = outlived;
+            world.live().await?;
+            let again = |seen: &Seen| seen.is("Running") && !seen.billed.is_empty();
+            world.until("running again", again).await?;
+            world.delete().await?;
+            gone(world).await
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -17,10 +17,11 @@ use object_store::{
     PutMultipartOptions, PutOptions, PutPayload, PutResult,
 };
 use petaflop_arbiter::claim::{FrozenRequest, Identity};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_providers::{
     Capabilities, EnrolmentToken, Instance, InstanceId, LaunchError, Listing, Order, Provider,
-    ProviderError,
+    ProviderError, Used,
 };
 
 use crate::calls::{Life, Trouble};
@@ -193,6 +194,10 @@ impl Provider for Sold {
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
         let fail = |trouble| Err(self.failed(trouble));
         self.life.call("provider.terminate", self.inner.terminate(id), fail).await
+    }
+
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        self.inner.billed(used).await
     }
 }
 

@@ -12,11 +12,12 @@ use http::{Method, Request};
 use kube::client::Body;
 use kube::{Api, Client};
 use petaflop_arbiter::claim::{FrozenRequest, Identity, Refusal};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_crds::ComputeClaim;
 use petaflop_providers::{
     Capabilities, EnrolmentToken, Instance, InstanceId, LaunchError, Listing, Order, Provider,
-    ProviderError,
+    ProviderError, Used,
 };
 use serde_json::{Value, json};
 use tracing::Span;
@@ -251,5 +252,9 @@ impl Provider for Wrong {
 
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
         self.inner.terminate(id).await
+    }
+
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        self.inner.billed(used).await
     }
 }

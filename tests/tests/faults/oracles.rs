@@ -1,6 +1,7 @@
 //! What must be true after the faults have stopped, whatever they were.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use petaflop_arbiter::ledger::{Row, RowKind};
 use petaflop_fake_provider::Manners;
@@ -141,14 +142,16 @@ pub(crate) fn end(seen: &Seen) -> Value {
     json!({ "job": status, "finalizers": finalizers, "claims": seen.claims.len() })
 }
 
-/// Where ledger and bill differ. The ledger's sum is exact to the millisecond; the bill rounds up to
-/// begun units and to its minimum, once for each machine; `struck` faults may each have cost a look.
+/// Where ledger and bill differ. Both round up to begun units and to the minimum, once for each
+/// machine; `struck` faults may each have cost a look. Of a machine that was forgotten with its end it may
+/// be booked what it could have cost alone, `outlived`, and never less than was billed.
 pub(crate) fn compare(
     rows: &[Row],
     bill: &BTreeMap<String, i64>,
     manners: &Manners,
     micros_per_hour: i64,
     struck: u32,
+    outlived: Duration,
 ) -> Vec<String> {
     let mut wrong = Vec::new();
     let mut by_claim: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
@@ -173,7 +176,9 @@ pub(crate) fn compare(
             wrong.push(format!("{claim} has {last} last rows"));
         }
     }
-    let unit = i64::try_from(manners.granularity.max(manners.minimum).as_millis()).unwrap_or(0);
+    let unit = i64::try_from(manners.granularity.as_millis()).unwrap_or(0);
+    let outlived = i64::try_from(outlived.as_millis()).unwrap_or(i64::MAX);
+    let outlived = outlived / 1000 * micros_per_hour / 3_600;
     // Where a provider forgets a machine with its end, it is booked until it was seen gone twice.
     let looks = if manners.style == Style::RunPod { LOOKS + i64::from(struck) } else { 0 };
     let unseen = looks * LOOK_MILLIS;
@@ -189,7 +194,7 @@ pub(crate) fn compare(
         let of_claim = |row: &&Row| row.claim_uid.split('.').next() == Some(*claim);
         let booked: i64 = rows.iter().filter(of_claim).map(|row| row.amount.micros()).sum();
         let missing = micros - booked;
-        if missing.abs() > slack * machines {
+        if missing > slack * machines || -missing > slack * machines + outlived {
             wrong.push(format!("{claim}: billed {micros}, booked {booked}, slack {slack}"));
         }
     }

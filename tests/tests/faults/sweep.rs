@@ -73,7 +73,8 @@ async fn run(lane: &mut Lane, task: &Task) -> Result<Outcome> {
     leaks.extend(seen.billed.iter().map(|billed| format!("{} at the end", billed.id)));
     let rows = world.rows().await?;
     let bill = world.cloud.micros_by_identity();
-    let mut ledger = compare(&rows, &bill, &scenario.manners, PRICE, world.calls.struck());
+    let mut ledger =
+        compare(&rows, &bill, &scenario.manners, PRICE, world.calls.struck(), Duration::ZERO);
     if let Some(total) = seen.cost() {
         let booked: i64 = rows.iter().map(|row| row.amount.micros()).sum();
         if total.micro_dollars()? != booked {

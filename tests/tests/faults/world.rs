@@ -106,6 +106,8 @@ pub(crate) struct World<'a> {
     pub(crate) foreign: bool,
     /// A claim of which the ledger cannot know all.
     pub(crate) unbooked: Option<String>,
+    /// What is booked may reach so far beyond what is billed: nobody could say when a machine ended.
+    pub(crate) outlived: Duration,
 }
 
 struct Process {
@@ -243,6 +245,7 @@ impl Lane {
             leaks: Vec::new(),
             foreign: false,
             unbooked: None,
+            outlived: Duration::ZERO,
         })
     }
 
@@ -788,7 +791,8 @@ impl World<'_> {
             bill.retain(|identity, _| !identity.contains(claim.as_str()));
             rows.retain(|row| row.claim_uid != *claim);
         }
-        wrong.extend(compare(&rows, &bill, &self.manners, PRICE, self.calls.struck()));
+        let struck = self.calls.struck();
+        wrong.extend(compare(&rows, &bill, &self.manners, PRICE, struck, self.outlived));
         Ok(wrong)
     }
 

@@ -2,15 +2,18 @@
 //! stands still while a machine is made or ended, so that bill and ledger see the same. Machines are
 //! real and have the kernel's time: their leases are longer than any test.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Result;
 use async_trait::async_trait;
+use jiff::Timestamp;
 use kube::ResourceExt;
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::{FrozenRequest, Identity};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_crds::ComputeProvider;
 use petaflop_operator::cluster::make::Make;
@@ -19,7 +22,8 @@ use petaflop_operator::installation::Installation;
 use petaflop_providers::machine::AgentDownload;
 use petaflop_providers::provider::Capabilities;
 use petaflop_providers::{
-    EnrolmentToken, Instance, InstanceId, LaunchError, Listing, Order, Provider, ProviderError,
+    Begins, EnrolmentToken, Instance, InstanceId, InstanceState, LaunchError, Listing, Order,
+    Provider, ProviderError, Used,
 };
 use tokio::sync::RwLock;
 use tokio::task::JoinHandle;
@@ -37,6 +41,7 @@ const AT_ONCE: Duration = Duration::from_secs(5);
 pub(crate) struct Ticking {
     clock: Clock,
     still: Arc<RwLock<()>>,
+    coming: Coming,
     tick: Arc<AtomicU64>,
     step: Arc<AtomicU64>,
     task: JoinHandle<()>,
@@ -52,16 +57,20 @@ impl Ticking {
     pub(crate) fn start(clock: Clock) -> Self {
         let (still, tick) = (Arc::new(RwLock::new(())), Arc::new(AtomicU64::new(TICK)));
         let step = Arc::new(AtomicU64::new(1));
+        let coming = Coming::default();
         let (hands, lock, every) = (clock.clone(), still.clone(), tick.clone());
-        let seconds = step.clone();
+        let (seconds, watched) = (step.clone(), coming.clone());
         let task = tokio::spawn(async move {
             loop {
                 tokio::time::sleep(Duration::from_millis(every.load(Ordering::Relaxed))).await;
-                let _nothing_ends = lock.write().await;
-                hands.advance(Duration::from_secs(seconds.load(Ordering::Relaxed)));
+                {
+                    let _nothing_ends = lock.write().await;
+                    hands.advance(Duration::from_secs(seconds.load(Ordering::Relaxed)));
+                }
+                watched.are_looked_at(&hands).await;
             }
         });
-        Self { clock, still, tick, step, task }
+        Self { clock, still, coming, tick, step, task }
     }
 
     /// From now on a second goes by in so many milliseconds.
@@ -92,14 +101,46 @@ impl Ticking {
             .secrets_of(&cluster.namespace)
             .agent_from(Some(agent.clone()));
         let names = providers.iter().map(|name| (*name).to_owned()).collect();
-        Ok(Arc::new(Only { make, names, still: self.still.clone() }))
+        let (still, coming) = (self.still.clone(), self.coming.clone());
+        Ok(Arc::new(Only { make, names, clock: self.clock.clone(), still, coming }))
     }
 }
 
 struct Only {
     make: Make,
     names: Vec<String>,
+    clock: Clock,
     still: Arc<RwLock<()>>,
+    coming: Coming,
+}
+
+/// Machines that come up, and when each was looked at last: no second passes unseen, for it is of
+/// those looks alone that one knows since when they bill. Who does not look for long is gone.
+#[derive(Clone, Default)]
+struct Coming(Arc<Mutex<BTreeMap<InstanceId, Timestamp>>>);
+
+impl Coming {
+    fn map(&self) -> MutexGuard<'_, BTreeMap<InstanceId, Timestamp>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn saw(&self, id: &InstanceId, state: Option<InstanceState>, asked: Timestamp) {
+        match state {
+            Some(InstanceState::Pending) => drop(self.map().insert(id.clone(), asked)),
+            _ => drop(self.map().remove(id)),
+        }
+    }
+
+    async fn are_looked_at(&self, clock: &Clock) {
+        let now = clock.now();
+        for _ in 0..400 {
+            if self.map().values().all(|looked| *looked >= now) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.map().retain(|_, looked| *looked >= now);
+    }
 }
 
 impl MakeProvider for Only {
@@ -110,14 +151,17 @@ impl MakeProvider for Only {
             return Err(ProviderError::NotOffered { provider: name, detail });
         }
         let inner = self.make.make(object)?;
-        Ok(Arc::new(Still { inner, still: self.still.clone() }))
+        let (still, coming) = (self.still.clone(), self.coming.clone());
+        Ok(Arc::new(Still { inner, clock: self.clock.clone(), still, coming }))
     }
 }
 
 /// No second passes while a machine is being made or ended.
 struct Still {
     inner: Arc<dyn Provider>,
+    clock: Clock,
     still: Arc<RwLock<()>>,
+    coming: Coming,
 }
 
 #[async_trait]
@@ -164,11 +208,22 @@ impl Provider for Still {
     }
 
     async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, ProviderError> {
-        self.inner.get(id).await
+        let asked = self.clock.now();
+        let seen = self.inner.get(id).await;
+        if self.capabilities().billing.begins == Begins::Running
+            && let Ok(seen) = &seen
+        {
+            self.coming.saw(id, seen.as_ref().map(|one| one.state), asked);
+        }
+        seen
     }
 
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
         let _still = self.still.read().await;
         self.inner.terminate(id).await
+    }
+
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        self.inner.billed(used).await
     }
 }

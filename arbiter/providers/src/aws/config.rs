@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::Arch;
 
 use crate::machine::AgentDownload;
@@ -238,12 +239,21 @@ impl AwsConfig {
 
     /// What is paid beside the instance itself: micro-dollars an hour, rounded up.
     pub(super) fn extras(&self) -> i64 {
-        let disk = i64::from(self.disk_gb) * i64::from(self.disk_micros_per_gb_month);
-        let address = match self.address {
+        (self.disk_monthly().micros() + 729) / 730 + self.address_hourly().micros()
+    }
+
+    /// A month of its disk.
+    pub(super) fn disk_monthly(&self) -> Usd {
+        Usd::from_micros(i64::from(self.disk_gb) * i64::from(self.disk_micros_per_gb_month))
+    }
+
+    /// An hour of its public address, where it has one.
+    pub(super) fn address_hourly(&self) -> UsdPerHour {
+        let micros = match self.address {
             Address::Public => i64::from(self.address_micros_per_hour),
             Address::Private => 0,
         };
-        (disk + 729) / 730 + address
+        UsdPerHour::from_micros(micros).unwrap_or_default()
     }
 
     /// As filters of AWS's take them: `g6.*`, `c7a.xlarge`.

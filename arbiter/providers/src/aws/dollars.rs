@@ -23,6 +23,11 @@ pub(super) fn plus(price: UsdPerHour, micros: i64) -> UsdPerHour {
     UsdPerHour::from_micros(price.micros().saturating_add(micros)).unwrap_or(price)
 }
 
+/// So many micro-dollars less.
+pub(super) fn less(price: UsdPerHour, micros: i64) -> UsdPerHour {
+    UsdPerHour::from_micros(price.micros().saturating_sub(micros).max(0)).unwrap_or(price)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -135,6 +135,13 @@ pub(super) fn volume(at: Where<'_>, seen: &Volume) -> Option<Instance> {
     Some(leftover(at, id, seen.tags(), seen.create_time()))
 }
 
+/// When the instance of a spot request ended, if that is what the request says.
+pub(super) fn request_ended(seen: &SpotInstanceRequest) -> Option<Timestamp> {
+    let status = seen.status()?;
+    let ended = status.code()?.starts_with("instance-terminated");
+    status.update_time().filter(|_| ended).and_then(time)
+}
+
 /// A spot request of ours that may still be fulfilled, or has what nobody ends; `None` where it has
 /// its instance, with which it closes.
 pub(super) fn spot_request(at: Where<'_>, seen: &SpotInstanceRequest) -> Option<Instance> {

@@ -4,18 +4,20 @@ use std::collections::BTreeMap;
 
 use aws_sdk_ec2::operation::describe_subnets::builders::DescribeSubnetsFluentBuilder;
 use aws_sdk_ec2::primitives::DateTime;
-use aws_sdk_ec2::types::LocationType;
+use aws_sdk_ec2::types::{LocationType, SpotPrice};
 use aws_sdk_pricing::types::{Filter as PriceFilter, FilterType};
-use jiff::SignedDuration;
+use jiff::{SignedDuration, Timestamp};
+use petaflop_arbiter::bill::Step;
 use petaflop_arbiter::money::UsdPerHour;
 
 use super::answer::Failure;
 use super::api::pages;
-use super::offers::{self, Seen};
+use super::offers::{self, Seen, Zone};
 use super::pace::Purpose;
 use super::prices::{self, Prices};
-use super::{Aws, filter, hardware, is_young};
+use super::{Aws, filter, hardware, instance, is_young};
 use crate::error::ProviderError;
+use crate::provider::{Instance, InstanceState, Used};
 
 /// What a region is made of is looked at again after this long: zones, subnets, types.
 const STILL: SignedDuration = SignedDuration::from_hours(1);
@@ -93,6 +95,62 @@ impl Aws {
             seen.spot = offers::spot(&history, &seen.zones);
         }
         Ok(seen)
+    }
+
+    /// How the price of a spot instance's pool went since it runs. Of one that is not over it may be
+    /// unknown: it costs then what was decided on.
+    pub(super) async fn market(
+        &self,
+        used: &Used<'_>,
+        since: Timestamp,
+    ) -> Result<Vec<Step>, ProviderError> {
+        let (region, zone) = (used.offer.region.as_str(), used.offer.zone.as_str());
+        match self.history(region, &used.offer.instance_type, since, used.until).await {
+            Ok((history, zones)) => Ok(offers::steps(&history, &zones, zone)),
+            Err(failure) if used.over => Err(self.failed("spot prices of the past", failure)),
+            Err(failure) => {
+                tracing::debug!(?failure, region, "spot prices of the past");
+                Ok(Vec::new())
+            }
+        }
+    }
+
+    async fn history(
+        &self,
+        region: &str,
+        kind: &str,
+        since: Timestamp,
+        until: Timestamp,
+    ) -> Result<(Vec<SpotPrice>, Vec<Zone>), Failure> {
+        let zones = self.still(region).await?.zones;
+        let ec2 = self.api.ec2(region).await;
+        let history = ec2
+            .describe_spot_price_history()
+            .start_time(DateTime::from_secs(since.as_second()))
+            .end_time(DateTime::from_secs(until.max(since).as_second()))
+            .set_product_descriptions(Some(offers::LINUX.map(str::to_owned).to_vec()))
+            .filters(filter("instance-type", [kind.to_owned()]))
+            .max_results(1000);
+        let api = &self.api;
+        let history = pages!(api, region, Purpose::Look, history, spot_price_history).await?;
+        Ok((history, zones))
+    }
+
+    /// An instance that ended and does not say when, with the time that its spot request tells.
+    pub(super) async fn dated(&self, region: &str, one: Instance, request: &str) -> Instance {
+        if one.state != InstanceState::Terminated || one.ended.is_some() {
+            return one;
+        }
+        let ec2 = self.api.ec2(region).await;
+        let call = ec2.describe_spot_instance_requests().spot_instance_request_ids(request);
+        let ended = match self.api.call(region, Purpose::Look, "", call.send()).await {
+            Ok(told) => told.spot_instance_requests().first().and_then(instance::request_ended),
+            Err(failure) => {
+                tracing::debug!(?failure, request, "when a spot instance ended");
+                None
+            }
+        };
+        Instance { ended, ..one }
     }
 
     /// List prices: as shipped and, where the keys may ask, as they are.

@@ -21,6 +21,7 @@
 //! | `dollars` | prices as AWS writes them; pure |
 //! | `api` | the one place from which it is called |
 //! | `look` | looking at a region and its prices |
+//! | `lives` | since when instances run; pure |
 //! | `ours` | looking for what is ours |
 
 mod answer;
@@ -31,6 +32,7 @@ mod dollars;
 mod hardware;
 mod id;
 mod instance;
+mod lives;
 mod look;
 mod offers;
 mod ours;
@@ -49,18 +51,22 @@ use std::time::Duration;
 use async_trait::async_trait;
 use aws_sdk_ec2::types::Filter;
 use jiff::{SignedDuration, Timestamp};
+use petaflop_arbiter::bill::{self, Begins, Billing, Line, Price};
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
-use petaflop_arbiter::offer::Offer;
+use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::offer::{Capacity, Offer};
 
 use crate::error::{LaunchError, ProviderError, refused};
 use crate::machine::EnrolmentToken;
+use crate::price;
 use crate::provider::{
-    Billing, Capabilities, Instance, InstanceId, InstanceState, Listing, Order, Provider, Work,
+    Capabilities, Instance, InstanceId, InstanceState, Listing, Order, Provider, Used, Work,
 };
 use answer::{Failure, Meaning};
 use api::Api;
 pub use config::{Access, Address, AwsConfig, AwsKeys, AwsRegion, HostImages};
 use id::{Id, Kind};
+use lives::Lives;
 use offers::Seen;
 use pace::Purpose;
 use prices::Prices;
@@ -77,7 +83,13 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     launch_timeout: Duration::from_secs(20 * 60),
     // Large machines take minutes.
     termination_timeout: Duration::from_secs(15 * 60),
-    billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::from_secs(60) },
+    // Of Linux. What comes up costs nothing, nor does what AWS takes back in its first hour.
+    billing: Billing {
+        granularity: Duration::from_secs(1),
+        minimum: Duration::from_secs(60),
+        begins: Begins::Running,
+        free_if_taken_within: Duration::from_secs(3600),
+    },
     sells: true,
     own_address: true,
 };
@@ -99,6 +111,7 @@ struct Memory {
     refused: Refused,
     /// What was launched lately, and may not be visible yet.
     fresh: BTreeMap<InstanceId, Timestamp>,
+    lives: Lives,
 }
 
 impl fmt::Debug for Aws {
@@ -330,13 +343,25 @@ impl Provider for Aws {
         let id = Id::read(name).ok_or_else(|| self.foreign(name))?;
         let (ec2, look, at) = (self.api.ec2(&id.region).await, Purpose::Look, self.at(&id.region));
         let region = id.region.as_str();
+        let asked = self.api.now();
         let seen = match id.kind {
             Kind::Instance => {
                 let call = ec2.describe_instances().instance_ids(&id.id).send();
-                self.api.call(region, look, "", call).await.map(|answer| {
-                    let all = answer.reservations().iter().flat_map(|one| one.instances());
-                    all.filter_map(|one| instance::instance(at, one)).next()
-                })
+                match self.api.call(region, look, "", call).await {
+                    Ok(answer) => {
+                        let mut all = answer.reservations().iter().flat_map(|one| one.instances());
+                        let told = all.next().and_then(|one| {
+                            Some((instance::instance(at, one)?, one.spot_instance_request_id()))
+                        });
+                        match told {
+                            Some((one, Some(request))) => {
+                                Ok(Some(self.dated(region, one, request).await))
+                            }
+                            told => Ok(told.map(|(one, _)| one)),
+                        }
+                    }
+                    Err(failure) => Err(failure),
+                }
             }
             Kind::Volume => {
                 let call = ec2.describe_volumes().volume_ids(&id.id).send();
@@ -360,7 +385,11 @@ impl Provider for Aws {
             Ok(seen) => seen,
         };
         // Not yet visible is not gone.
-        Ok(seen.or_else(|| self.is_fresh(name).map(|at| coming(name, at))))
+        let seen = seen.or_else(|| self.is_fresh(name).map(|at| coming(name, at)));
+        if let Some(one) = &seen {
+            self.memory().lives.saw(name, one.started, one.state, asked);
+        }
+        Ok(seen)
     }
 
     async fn terminate(&self, name: &InstanceId) -> Result<(), ProviderError> {
@@ -392,6 +421,40 @@ impl Provider for Aws {
             }),
             Err(failure) => Err(self.failed(what, failure)),
         }
+    }
+
+    /// The instance, once it runs: spot by the market's price at the beginning of each of its hours.
+    /// Beside it, from its launch on, its disk and its public address.
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        let mut running = self.memory().lives.running(used.instance, used.from);
+        if running.is_none() {
+            // It came up since it was last looked at, perhaps.
+            self.get(used.instance).await?;
+            running = self.memory().lives.running(used.instance, used.from);
+        }
+        // What ended as it was seen coming up never ran.
+        let running = running.filter(|since| *since < used.until);
+        let percent = self.config.price_adjustment_percent;
+        let price = price::quoted(used.offer.price, percent);
+        let price = dollars::less(price, self.config.extras());
+        let spot = used.offer.capacity == Capacity::Spot;
+        let billing = CAPABILITIES.billing;
+        let beside = Billing::new(billing.granularity, billing.minimum);
+        let (machine, market) = match (spot, running) {
+            (true, Some(since)) => (Price::Market(price), self.market(&used, since).await?),
+            (true, None) => (Price::Market(price), Vec::new()),
+            (false, _) => (Price::Hourly(price), Vec::new()),
+        };
+        let kept = match spot {
+            true => billing,
+            false => Billing { free_if_taken_within: Duration::ZERO, ..billing },
+        };
+        let lines = [
+            Line { price: machine, billing: kept },
+            Line { price: Price::Monthly(self.config.disk_monthly()), billing: beside },
+            Line { price: Price::Hourly(self.config.address_hourly()), billing: beside },
+        ];
+        Ok(price::adjusted(bill::total(&lines, &used.life(running), &market), percent))
     }
 }
 

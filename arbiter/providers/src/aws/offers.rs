@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use aws_sdk_ec2::primitives::DateTime;
 use aws_sdk_ec2::types::{AvailabilityZone, AvailabilityZoneState, SpotPrice, Subnet as AwsSubnet};
 use jiff::Timestamp;
+use petaflop_arbiter::bill::Step;
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Arch, Capacity, HostOwner, Offer, Sale};
 
@@ -115,6 +116,21 @@ pub(super) fn spot(
             .or_insert((*at, price));
     }
     latest.into_iter().map(|(pool, (_, price))| (pool, price)).collect()
+}
+
+/// How a pool's price went, in order of time.
+pub(super) fn steps(history: &[SpotPrice], zones: &[Zone], zone: &str) -> Vec<Step> {
+    let read = |row: &SpotPrice| {
+        let product = row.product_description().is_some_and(|it| LINUX.contains(&it.as_str()));
+        let here = zone_id(zones, row.availability_zone_id(), row.availability_zone());
+        let at = row.timestamp().filter(|_| product && here.as_deref() == Some(zone))?;
+        let price = row.spot_price().and_then(dollars::hourly)?;
+        let nanos = i32::try_from(at.subsec_nanos()).ok()?;
+        Some(Step { at: Timestamp::new(at.secs(), nanos).ok()?, price })
+    };
+    let mut steps: Vec<Step> = history.iter().filter_map(read).collect();
+    steps.sort_by_key(|step| step.at);
+    steps
 }
 
 /// What can be had in a region, sorted by id. `now` is when the prices were asked for.

@@ -23,7 +23,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::Timestamp;
+use petaflop_arbiter::bill::Billing;
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::{
     Accelerators, Arch, Capacity, HostOwner, MeasuredRates, Offer, Sale,
 };
@@ -35,7 +37,7 @@ use crate::error::{LaunchError, ProviderError};
 use crate::machine::EnrolmentToken;
 use crate::price::PowerPrice;
 use crate::provider::{
-    Billing, Capabilities, Command, Instance, InstanceId, InstanceState, Listing, Order, Provider,
+    Capabilities, Command, Instance, InstanceId, InstanceState, Listing, Order, Provider, Used,
     Work, identity_text, parse_identity,
 };
 use process::{IDENTITY_VARIABLE, Member};
@@ -274,7 +276,7 @@ impl Provider for Host {
             launch_safety: LaunchSafety { idempotent: true, settle_seconds: 1 },
             launch_timeout: Duration::from_secs(60),
             termination_timeout: Duration::from_secs(120),
-            billing: Billing { granularity: Duration::from_millis(1), minimum: Duration::ZERO },
+            billing: Billing::new(Duration::from_millis(1), Duration::ZERO),
             sells: true,
             own_address: false,
         }
@@ -455,5 +457,9 @@ impl Provider for Host {
         }
         record.stop_requested = Some(asked.unwrap_or(now));
         record.write(&self.records()).map_err(failed)
+    }
+
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        Ok(used.at_its_price(self.capabilities().billing))
     }
 }

@@ -37,16 +37,16 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Node, Pod, Toleration};
 use kube::api::{Api, DeleteParams, ListParams, Preconditions};
 use kube::runtime::reflector::Store;
+use petaflop_arbiter::bill::Billing;
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use tokio::sync::watch;
 
 use crate::error::{LaunchError, ProviderError, refused};
 use crate::machine::EnrolmentToken;
 use crate::price::PowerPrice;
-use crate::provider::{
-    Billing, Capabilities, Instance, InstanceId, Listing, Order, Provider, Work,
-};
+use crate::provider::{Capabilities, Instance, InstanceId, Listing, Order, Provider, Used, Work};
 use instance::PodId;
 use offers::Terms;
 pub use once::SingleShot;
@@ -264,7 +264,7 @@ impl Provider for Nodes {
             // Large images are pulled in this time.
             launch_timeout: Duration::from_secs(20 * 60),
             termination_timeout: Duration::from_secs(5 * 60),
-            billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::ZERO },
+            billing: Billing::new(Duration::from_secs(1), Duration::ZERO),
             sells: true,
             own_address: true,
         }
@@ -366,5 +366,9 @@ impl Provider for Nodes {
             }
         };
         self.within("delete a Pod", call).await
+    }
+
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        Ok(used.at_its_price(self.capabilities().billing))
     }
 }

@@ -1,6 +1,6 @@
 //! RunPod's prices: JSON numbers in dollars an hour, turned into whole micro-dollars once, here.
 
-use petaflop_arbiter::money::{MICROS_PER_USD, UsdPerHour};
+use petaflop_arbiter::money::{MICROS_PER_USD, Usd, UsdPerHour};
 use serde_json::Value;
 
 /// Container disk of a running pod: micro-dollars for a GB and month of 730 hours (0.10 $).
@@ -32,9 +32,14 @@ pub(super) fn times(price: UsdPerHour, count: u32) -> UsdPerHour {
     UsdPerHour::from_micros(micros).unwrap_or(price)
 }
 
+/// A month of container disk of so many GB.
+pub(super) fn disk_monthly(gb: u32) -> Usd {
+    Usd::from_micros(i64::from(gb) * DISK_MICROS_PER_GB_MONTH)
+}
+
 /// Container disk of so many GB, rounded up.
 pub(super) fn disk(gb: u32) -> UsdPerHour {
-    let micros = i64::from(gb) * DISK_MICROS_PER_GB_MONTH;
+    let micros = disk_monthly(gb).micros();
     let hourly = (micros + HOURS_PER_MONTH - 1) / HOURS_PER_MONTH;
     UsdPerHour::from_micros(hourly).unwrap_or_default()
 }

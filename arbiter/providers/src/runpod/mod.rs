@@ -42,14 +42,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::{SignedDuration, Timestamp};
+use petaflop_arbiter::bill::{self, Billing, Line, Price};
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
-use petaflop_arbiter::money::UsdPerHour;
+use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::Offer;
 
 use crate::error::{LaunchError, ProviderError, Waste, refused};
 use crate::machine::EnrolmentToken;
+use crate::price;
 use crate::provider::{
-    Billing, Capabilities, Instance, InstanceId, InstanceState, Listing, Order, Provider, Work,
+    Capabilities, Instance, InstanceId, InstanceState, Listing, Order, Provider, Used, Work,
 };
 use answer::{Answer, SameWords};
 use api::{Api, Interface, NoAnswer};
@@ -107,7 +109,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     // Large images are pulled in this time.
     launch_timeout: Duration::from_secs(20 * 60),
     termination_timeout: Duration::from_secs(2 * 60),
-    billing: Billing { granularity: Duration::from_secs(1), minimum: Duration::ZERO },
+    billing: Billing::new(Duration::from_secs(1), Duration::ZERO),
     sells: true,
     own_address: false,
 };
@@ -524,5 +526,18 @@ impl Provider for RunPod {
             self.stopped(&pod).await;
         }
         self.delete(id).await
+    }
+
+    /// The pod, by the second; and beside it its disk, while it runs.
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        let disk_gb = self.config.disk_gb;
+        let percent = self.config.price_adjustment_percent;
+        let pod = price::quoted(used.offer.price, percent);
+        let pod = pod.saturating_sub(dollars::disk(disk_gb));
+        let line = |price| Line { price, billing: CAPABILITIES.billing };
+        let lines =
+            [line(Price::Hourly(pod)), line(Price::Monthly(dollars::disk_monthly(disk_gb)))];
+        let bill = bill::total(&lines, &used.life(Some(used.from)), &[]);
+        Ok(price::adjusted(bill, percent))
     }
 }

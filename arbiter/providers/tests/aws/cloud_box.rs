@@ -11,7 +11,7 @@ use petaflop_cloud_box::ec2::{Ec2, Setup};
 use petaflop_cloud_box::faults::{Fault, Operation};
 use petaflop_cloud_box::host::StateOnly;
 use petaflop_providers::aws::{Access, Aws, AwsConfig, AwsKeys, AwsRegion};
-use petaflop_providers::{InstanceId, InstanceState, Provider};
+use petaflop_providers::{InstanceId, InstanceState, Provider, Used};
 
 use super::drive::Buyer;
 use super::{Hands, config};
@@ -26,6 +26,10 @@ struct Shop {
 }
 
 fn open(change: impl FnOnce(&mut Setup)) -> Shop {
+    open_with(change, |settings| settings)
+}
+
+fn open_with(change: impl FnOnce(&mut Setup), adjust: impl FnOnce(AwsConfig) -> AwsConfig) -> Shop {
     let clock = Clock::manual("2026-11-20T10:00:00Z".parse().expect("a time"));
     let mut setup = Setup::new(clock.clone(), KEY, SECRET, Box::new(StateOnly::default()));
     change(&mut setup);
@@ -43,7 +47,7 @@ fn open(change: impl FnOnce(&mut Setup)) -> Shop {
     };
     let hands = Hands(clock);
     let by = hands.clone();
-    let provider = Aws::new(settings).expect("settings").by_clock(move || by.now());
+    let provider = Aws::new(adjust(settings)).expect("settings").by_clock(move || by.now());
     Shop { cloud, provider, hands }
 }
 
@@ -207,6 +211,73 @@ async fn an_instance_that_is_taken_away_says_so_and_its_volume_goes_with_it() {
     let left = buyer.provider.list(&buyer.identity().installation).await.expect("a list");
     assert!(left.complete && left.instances.iter().all(|one| !one.state.may_bill()));
     assert_eq!(billed(&cloud), 0);
+}
+
+/// The two share no code: what one of them changes by itself is red here.
+#[tokio::test]
+async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
+    use Capacity::{OnDemand, Spot};
+    // Market, seconds since it was seen to run, whether AWS takes it then, and what is free of it.
+    for (capacity, seconds, taken, free) in [
+        (Spot, None, false, true),
+        (Spot, Some(20), false, false),
+        (Spot, Some(61), false, false),
+        (Spot, Some(3_599), true, true),
+        (Spot, Some(3_600), true, false),
+        (Spot, Some(3_601), false, false),
+        (Spot, Some(9_999), true, false),
+        (OnDemand, None, false, true),
+        (OnDemand, Some(20), false, false),
+        (OnDemand, Some(7_201), false, false),
+    ] {
+        let told = format!("{capacity} {seconds:?} {taken}");
+        let at_once = |setup: &mut Setup| {
+            setup.pace.wind_down = std::time::Duration::ZERO;
+        };
+        let with_disk =
+            |config| AwsConfig { disk_gb: 77, disk_micros_per_gb_month: 80_000, ..config };
+        let (cloud, mut buyer) = open_with(at_once, with_disk).buyer("c7i.large", capacity).await;
+        let offer = buyer.claim.spec.offer.clone();
+        let from = buyer.hands.now();
+        buyer.drive(Wanted::Yes, None).await;
+        let Phase::Launched { instance, .. } = buyer.claim.phase.clone() else {
+            panic!("{told}: {:?}", buyer.claim.phase);
+        };
+        let (_, own) = instance.split_once('/').expect("region and id");
+        let name = InstanceId(instance.clone());
+        // It can be seen, and still comes up.
+        buyer.hands.forward(3);
+        let look = || async { buyer.provider.get(&name).await.expect("an answer").expect("it") };
+        while look().await.state == InstanceState::Pending && seconds.is_some() {
+            buyer.hands.forward(1);
+        }
+        // The market moves in between, but not beyond what is paid at most.
+        let price = cloud.product("c7i.large", &offer.zone, true).map(|product| {
+            (product, cloud.engine(|engine| engine.spot_price(product)).expect("a price"))
+        });
+        for part in 1..=3 {
+            buyer.hands.forward(seconds.unwrap_or(0) / 3);
+            if let Some((product, price)) = price {
+                cloud.engine(|engine| engine.set_spot(product, price - part * price / 10));
+            }
+        }
+        buyer.hands.forward(seconds.unwrap_or(0) % 3);
+        match taken {
+            true => cloud.engine(|engine| engine.evict(own, None)).expect("taken away"),
+            false => buyer.provider.terminate(&name).await.expect("ended"),
+        }
+        // Whenever somebody looks.
+        buyer.hands.forward(400);
+        let seen = look().await;
+        let until = seen.ended.unwrap_or_else(|| panic!("{told}: when? {seen:?}"));
+        let used = Used { instance: &name, offer: &offer, from, until, taken, over: true };
+        let booked = buyer.provider.billed(used).await.expect("an amount").micros();
+        let (billed, of_it) = cloud.engine(|engine| {
+            let invoice = engine.invoice();
+            (invoice.total(), invoice.by_machine().get(own).copied().unwrap_or_default())
+        });
+        assert_eq!((booked, of_it == 0), (billed, free), "{told}");
+    }
 }
 
 #[tokio::test]

@@ -15,8 +15,8 @@ use petaflop_cloud_box::host::StateOnly;
 use petaflop_cloud_box::runpod::keys::Scope;
 use petaflop_cloud_box::runpod::limits::Limits;
 use petaflop_cloud_box::runpod::{self, PACE, Setup};
-use petaflop_providers::Provider;
 use petaflop_providers::runpod::{RunPod, RunPodConfig};
+use petaflop_providers::{InstanceId, Provider, Used};
 
 use super::drive::Buyer;
 use super::{Hands, KEY, client_by, config};
@@ -130,6 +130,35 @@ async fn each_no_of_the_box_has_its_reason_and_leaves_nothing() {
         buyer.drive(Wanted::Yes, None).await;
         assert_eq!(buyer.claim.phase, Phase::Ended { reason }, "{fault:?}");
         assert_eq!(billed(&cloud), 0, "{fault:?}");
+    }
+}
+
+/// The two share no code: what one of them changes by itself is red here.
+#[tokio::test]
+async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
+    for (seconds, stopped) in [(1, false), (59, false), (3_601, false), (7_777, true)] {
+        let name = "1x NVIDIA L40S SECURE";
+        let (cloud, mut buyer) = open(PACE, None).buyer(name, Capacity::OnDemand).await;
+        let (offer, from) = (buyer.claim.spec.offer.clone(), buyer.hands.now());
+        buyer.drive(Wanted::Yes, None).await;
+        let Phase::Launched { instance, .. } = buyer.claim.phase.clone() else {
+            panic!("{:?}", buyer.claim.phase);
+        };
+        buyer.hands.forward(seconds);
+        let id = InstanceId(instance);
+        if stopped {
+            // Taken away; what is stopped keeps nothing that bills.
+            cloud.engine(|engine| engine.evict(&id.0, None)).expect("taken away");
+            buyer.hands.forward(500);
+        }
+        buyer.provider.terminate(&id).await.expect("ended");
+        buyer.hands.forward(500);
+        let seen = buyer.provider.get(&id).await.expect("an answer").expect("remembered");
+        let until = seen.ended.expect("when");
+        let used = Used { instance: &id, offer: &offer, from, until, taken: stopped, over: true };
+        let booked = buyer.provider.billed(used).await.expect("an amount").micros();
+        let billed = cloud.engine(|engine| engine.invoice().total());
+        assert!(booked == billed && billed > 0, "{seconds}: {booked} booked, {billed} billed");
     }
 }
 

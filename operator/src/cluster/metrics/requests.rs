@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use petaflop_arbiter::claim::{FrozenRequest, Identity};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::provider::Capabilities;
 use petaflop_providers::{
     EnrolmentToken, Instance, InstanceId, LaunchError, Listing, Order, Provider, ProviderError,
+    Used,
 };
 
 use super::{Metrics, OfOperation, OfRequest};
@@ -100,5 +102,10 @@ impl Provider for Counted {
 
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
         self.count("terminate", ProviderError::reason, self.provider.terminate(id)).await
+    }
+
+    async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
+        // Most know by themselves.
+        self.provider.billed(used).await
     }
 }

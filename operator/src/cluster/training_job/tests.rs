@@ -78,6 +78,7 @@ fn look<'a>(job: &'a TrainingJob, claims: &'a [StoredClaim], run: Option<&'a Run
         claims,
         run,
         spent: Usd::from_micros(1_000),
+        settled: false,
         waits: None,
         at_risk: false,
         stop: None,
@@ -215,6 +216,13 @@ fn a_finished_job_keeps_its_result_before_its_machine_goes_and_its_last_sum_afte
     assert_eq!(two.again, Some(Duration::from_secs(60)));
     let later = then(&over, two);
     assert!(next(&Seen { now: at(61), ..look(&later, &[], None) }).delete);
+    // It was reckoned too high while it ran; but another's book may only be behind.
+    let less = |settled| {
+        let spent = Usd::from_micros(1_500);
+        let next = next(&Seen { spent, settled, ..look(&later, &[], None) });
+        next.status.cost.and_then(|cost| cost.total).and_then(|total| total.micro_dollars().ok())
+    };
+    assert_eq!((less(false), less(true)), (Some(2_000), Some(1_500)));
     // Nothing is written that has not changed.
     let third =
         next(&Seen { spent: Usd::from_micros(2_000), now: at(30), ..look(&later, &[], None) });

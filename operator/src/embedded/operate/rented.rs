@@ -29,7 +29,8 @@ impl Operator<'_> {
     ) -> Result<StoredClaim, OperateError> {
         let Some(elsewhere) = &mut self.elsewhere else { return Ok(stored) };
         let (run, lines) = elsewhere.heard(&stored);
-        let look = elsewhere.must_look(&stored);
+        let begins = self.providers.seller(&stored.claim.spec.offer.provider).capabilities();
+        let look = elsewhere.must_look(&stored, begins.billing.begins);
         self.take_over(&lines);
         if let Some(run) = &run {
             if run.started {

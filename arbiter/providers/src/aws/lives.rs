@@ -1,0 +1,98 @@
+//! When instances began to run. Their bill begins then, and AWS tells nobody when it was, only
+//! whether it is so: what is known is what was seen. Pure.
+
+use std::collections::BTreeMap;
+
+use jiff::{SignedDuration, Timestamp};
+
+use crate::provider::{InstanceId, InstanceState};
+
+/// Two looks at an instance that comes up are this far apart at most, unless one fails.
+const LOOKS: SignedDuration = SignedDuration::from_secs(2);
+/// So many instances are remembered.
+const KEPT: usize = 10_000;
+
+/// What was seen of instances that came up.
+#[derive(Debug, Default)]
+pub(super) struct Lives(BTreeMap<InstanceId, Seen>);
+
+#[derive(Clone, Copy, Debug)]
+enum Seen {
+    /// It was still coming up.
+    Pending(Timestamp),
+    /// It runs, or did, since then.
+    Running(Timestamp),
+}
+
+impl Lives {
+    /// An instance, launched then, was seen in a state, as it was asked for at a time.
+    pub(super) fn saw(
+        &mut self,
+        id: &InstanceId,
+        launched: Option<Timestamp>,
+        state: InstanceState,
+        asked: Timestamp,
+    ) {
+        // AWS tells and bills whole seconds.
+        let asked = Timestamp::from_second(asked.as_second()).unwrap_or(asked);
+        let now = match (self.0.get(id), state) {
+            (Some(Seen::Running(_)), _) => return,
+            (_, InstanceState::Pending) => Seen::Pending(asked),
+            // It was coming up a moment ago.
+            (Some(Seen::Pending(last)), _) if asked.duration_since(*last) <= LOOKS => {
+                Seen::Running(asked)
+            }
+            // Nobody looked for a while: not less is booked than may have been billed.
+            (Some(Seen::Pending(last)), _) => Seen::Running(*last),
+            (None, _) => Seen::Running(launched.unwrap_or(asked)),
+        };
+        if self.0.len() >= KEPT {
+            self.0.pop_first();
+        }
+        self.0.insert(id.clone(), now);
+    }
+
+    /// When one that was bought then began to run; `None`: it does not yet.
+    pub(super) fn running(&self, id: &InstanceId, bought: Timestamp) -> Option<Timestamp> {
+        match self.0.get(id) {
+            Some(Seen::Pending(_)) => None,
+            Some(Seen::Running(since)) => Some((*since).max(bought)),
+            // Somebody else saw it come up, before a restart: not less than may have been billed.
+            None => Some(bought),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_790_000_000 + second).expect("a time")
+    }
+
+    fn began(looks: &[(i64, InstanceState)]) -> Option<i64> {
+        let (mut lives, id) = (Lives::default(), InstanceId("us-east-1/i-1".into()));
+        for (second, state) in looks {
+            lives.saw(&id, Some(at(0)), *state, at(*second));
+        }
+        lives.running(&id, at(0)).map(|since| since.as_second() - 1_790_000_000)
+    }
+
+    #[test]
+    fn an_instance_runs_since_it_was_first_seen_so_and_since_it_was_last_seen_otherwise_after_a_gap()
+     {
+        use InstanceState::{Pending, Running, Terminated};
+        for (looks, since) in [
+            (&[][..], Some(0)),
+            (&[(1, Pending)], None),
+            (&[(8, Pending), (9, Pending), (10, Running), (500, Terminated)], Some(10)),
+            (&[(8, Pending), (10, Running)], Some(10)),
+            (&[(3, Pending), (300, Running)], Some(3)),
+            (&[(300, Running), (301, Pending)], Some(0)),
+            (&[(3, Pending), (90, Terminated)], Some(3)),
+        ] {
+            assert_eq!(began(looks), since, "{looks:?}");
+        }
+    }
+}

@@ -6,6 +6,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
+use jiff::Timestamp;
+use petaflop_arbiter::money::Usd;
 use petaflop_harness::tools;
 use petaflop_tests::{binary, static_binary};
 use serde_json::Value;
@@ -64,5 +66,38 @@ fn a_job_whose_machines_are_taken_away_ends_as_if_nothing_had_happened() -> Resu
         "one taken away, one whose host died, one to the end: {receipt:#}"
     );
     ensure!(machines.iter().all(|machine| machine["bills"] == false), "{receipt:#}");
+    is_booked(&home.join("sandbox/home"), &receipt)
+}
+
+/// The ledger of the home is the invoice. What lived for less than EC2's minute is so to the
+/// micro-dollar; of what lived longer, and of pods, clouds tell times to the second, and so it is to a
+/// second of each.
+fn is_booked(home: &Path, receipt: &Value) -> Result<()> {
+    let costs = petaflop(home, &["costs", "--json", "--by", "provider"])?;
+    let micros = |text: &Value| -> Result<i64> {
+        let dollars: Usd = text.as_str().context("an amount")?.parse()?;
+        Ok(dollars.micros())
+    };
+    let (mut booked, mut billed, mut within) = (0, 0, 0);
+    for (_, sum) in costs["groups"].as_object().context("groups")? {
+        booked += micros(sum)?;
+    }
+    for machine in receipt["machines"].as_array().context("machines")? {
+        let (from, until): (Timestamp, Timestamp) = (
+            serde_json::from_value(machine["since"].clone())?,
+            serde_json::from_value(machine["until"].clone())?,
+        );
+        let (amount, seconds) =
+            (micros(&machine["billedUsd"])?, until.duration_since(from).as_secs());
+        billed += amount;
+        if machine["provider"] != "aws" || seconds > 55 {
+            within += amount / seconds.max(1) + 1;
+        }
+    }
+    eprintln!(
+        "booked {booked}, invoiced {billed}, to {within} micro-dollars: {costs:#} {receipt:#}"
+    );
+    ensure!(booked > 0 && micros(&receipt["billedUsd"])? == billed, "{receipt:#}");
+    ensure!((booked - billed).abs() <= within, "{booked} booked, {billed} invoiced");
     Ok(())
 }

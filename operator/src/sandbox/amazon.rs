@@ -65,7 +65,10 @@ pub(super) fn start(
     setup.seed = SEED;
     setup.ports = PORTS.into();
     let second = Duration::from_secs(1);
-    setup.pace = Pace { provision: second, start: 3 * second, appear: second, ..ec2::PACE };
+    // Nobody waits here for what ends.
+    let wind_down = Duration::ZERO;
+    setup.pace =
+        Pace { provision: second, start: 3 * second, appear: second, wind_down, ..ec2::PACE };
     let ec2 = Ec2::start(setup).map_err(SandboxError::Listen)?;
     let groups = ec2.catalog(|catalog| {
         let region = catalog.region(REGION);
@@ -77,6 +80,8 @@ pub(super) fn start(
         "regions": [{ "name": REGION, "securityGroups": groups }],
         "instanceTypes": ["c7i.large", "c7i.2xlarge"],
         "diskGb": 30,
+        // No machine here has an address of the internet's.
+        "address": "Private",
         "apiBaseUrl": ec2.url(),
     });
     let own = [("AWS_ACCESS_KEY_ID", KEY.to_owned()), ("AWS_SECRET_ACCESS_KEY", secret)];

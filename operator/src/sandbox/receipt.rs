@@ -31,7 +31,7 @@ pub struct Rented {
     pub until: Option<Timestamp>,
     /// Why it stopped.
     pub end: String,
-    /// What it was billed.
+    /// What it was billed, with its disks.
     pub billed_usd: Usd,
     /// What the same seconds cost on demand.
     pub on_demand_usd: Usd,
@@ -69,7 +69,10 @@ impl Receipt {
 fn line(provider: &str, engine: &Engine, machine: &Machine) -> Rented {
     let product = engine.product(machine.order.product);
     let invoice = engine.invoice();
-    let own = || invoice.lines().iter().filter(|line| line.machine == machine.id);
+    let disks = engine.disks().iter().filter(|disk| disk.made_with == machine.id);
+    let disks: Vec<&str> = disks.map(|disk| disk.id.as_str()).collect();
+    let is_own = |id: &str| id == machine.id || disks.contains(&id);
+    let own = || invoice.lines().iter().filter(|line| is_own(&line.machine));
     let (mut billed, mut on_demand) = (0, 0);
     for line in own() {
         let micros = line.micros(engine.now());

@@ -13,6 +13,8 @@ pub struct Disk {
     pub id: String,
     /// GB.
     pub size: u32,
+    /// Machine that it was made with.
+    pub made_with: String,
     /// Machine that it is attached to.
     pub machine: Option<String>,
     /// It goes when its machine goes.
@@ -39,6 +41,7 @@ impl Engine {
         self.disks.push(Disk {
             id: id.to_owned(),
             size,
+            made_with: machine.to_owned(),
             machine: Some(machine.to_owned()),
             dies_with_machine,
             created,

@@ -362,6 +362,16 @@ impl Play {
             let known = late.map_or(NOTICED, |(late, _)| late);
             late = Some((known + more.0.max(SignedDuration::ZERO), more.1));
         }
+        // EC2 bills from running, which is known to who looked meanwhile, and to nobody after him; and
+        // that it took one away, for nothing, it tells for an hour.
+        if place == Place::Aws && self.blinds.iter().any(|blind| blind.until >= machine.created) {
+            let up = match why {
+                Why::Evicted => end.duration_since(machine.created),
+                _ => machine.started.unwrap_or(end).duration_since(machine.created),
+            };
+            let (known, why) = late.unwrap_or((SignedDuration::ZERO, "nobody saw it come up"));
+            late = Some((known + up, why));
+        }
         late
     }
 }

@@ -14,7 +14,11 @@ const KEPT: usize = 10_000;
 
 /// What was seen of instances that came up.
 #[derive(Debug, Default)]
-pub(super) struct Lives(BTreeMap<InstanceId, Seen>);
+pub(super) struct Lives {
+    /// When they were launched, by our clock: it may be off, and AWS bills by its own.
+    launched: BTreeMap<InstanceId, Timestamp>,
+    seen: BTreeMap<InstanceId, Seen>,
+}
 
 #[derive(Clone, Copy, Debug)]
 enum Seen {
@@ -25,7 +29,15 @@ enum Seen {
 }
 
 impl Lives {
-    /// An instance, launched then, was seen in a state, as it was asked for at a time.
+    /// An instance was launched just now.
+    pub(super) fn launched(&mut self, id: &InstanceId, now: Timestamp) {
+        if self.launched.len() >= KEPT {
+            self.launched.pop_first();
+        }
+        self.launched.insert(id.clone(), now);
+    }
+
+    /// An instance, launched then by AWS's word, was seen in a state, as it was asked for at a time.
     pub(super) fn saw(
         &mut self,
         id: &InstanceId,
@@ -33,9 +45,14 @@ impl Lives {
         state: InstanceState,
         asked: Timestamp,
     ) {
+        let asked = match (self.launched.get(id), launched) {
+            (Some(ours), Some(theirs)) => theirs.saturating_add(asked.duration_since(*ours)),
+            _ => Ok(asked),
+        };
+        let asked = asked.unwrap_or(Timestamp::MAX);
         // AWS tells and bills whole seconds.
         let asked = Timestamp::from_second(asked.as_second()).unwrap_or(asked);
-        let now = match (self.0.get(id), state) {
+        let now = match (self.seen.get(id), state) {
             (Some(Seen::Running(_)), _) => return,
             (_, InstanceState::Pending) => Seen::Pending(asked),
             // It was coming up a moment ago.
@@ -46,15 +63,15 @@ impl Lives {
             (Some(Seen::Pending(last)), _) => Seen::Running(*last),
             (None, _) => Seen::Running(launched.unwrap_or(asked)),
         };
-        if self.0.len() >= KEPT {
-            self.0.pop_first();
+        if self.seen.len() >= KEPT {
+            self.seen.pop_first();
         }
-        self.0.insert(id.clone(), now);
+        self.seen.insert(id.clone(), now);
     }
 
     /// When one that was bought then began to run; `None`: it does not yet.
     pub(super) fn running(&self, id: &InstanceId, bought: Timestamp) -> Option<Timestamp> {
-        match self.0.get(id) {
+        match self.seen.get(id) {
             Some(Seen::Pending(_)) => None,
             Some(Seen::Running(since)) => Some((*since).max(bought)),
             // Somebody else saw it come up, before a restart: not less than may have been billed.
@@ -94,5 +111,15 @@ mod tests {
         ] {
             assert_eq!(began(looks), since, "{looks:?}");
         }
+    }
+
+    #[test]
+    fn our_clock_may_be_off() {
+        use InstanceState::{Pending, Running};
+        let (mut lives, id) = (Lives::default(), InstanceId("us-east-1/i-1".into()));
+        lives.launched(&id, at(5400));
+        lives.saw(&id, Some(at(0)), Pending, at(5409));
+        lives.saw(&id, Some(at(0)), Running, at(5410));
+        assert_eq!(lives.running(&id, at(0)), Some(at(10)));
     }
 }

@@ -326,7 +326,9 @@ impl Provider for Aws {
         };
         let id = id::name(&frozen.region, made);
         let now = self.api.now();
-        self.memory().fresh.insert(id.clone(), now);
+        let mut memory = self.memory();
+        memory.fresh.insert(id.clone(), now);
+        memory.lives.launched(&id, now);
         Ok(id)
     }
 

@@ -80,19 +80,17 @@ fn c3_a_machine_that_was_ended_and_runs_on_is_ended_again() -> Result<()> {
 
 #[test]
 fn c4_neither_not_found_nor_forbidden_is_taken_for_an_end() -> Result<()> {
-    for manners in [Manners::aws(), Manners::runpod()] {
-        for lie in [Misbehaviour::TerminateNotFound, Misbehaviour::TerminateForbidden] {
-            alone("c4", manners, &[], async |world| {
-                running(world).await?;
-                world.cloud.misbehave(lie);
-                world.delete().await?;
-                world.pass(Duration::from_secs(50)).await?;
-                let seen = world.settle().await?;
-                ensure!(seen.claims.len() == 1 && seen.billed.len() == 1, "{:?}", seen.billed);
-                world.cloud.behave_entirely();
-                gone(world).await
-            })?;
-        }
+    for lie in [Misbehaviour::TerminateNotFound, Misbehaviour::TerminateForbidden] {
+        alone("c4", Manners::aws(), &[], async |world| {
+            running(world).await?;
+            world.cloud.misbehave(lie);
+            world.delete().await?;
+            world.pass(Duration::from_secs(50)).await?;
+            let seen = world.settle().await?;
+            ensure!(seen.claims.len() == 1 && seen.billed.len() == 1, "{:?}", seen.billed);
+            world.cloud.behave_entirely();
+            gone(world).await
+        })?;
     }
     Ok(())
 }

@@ -34,6 +34,8 @@ const GIVEN_BACK: SignedDuration = SignedDuration::from_mins(1);
 
 /// Two minutes that are real for the machine, in a cloud whose time goes ten times as fast.
 const NOTICE_TICK: u64 = 100;
+/// An agent looks every 5 s.
+const HEARD: Duration = Duration::from_secs(6);
 
 /// A time in which the operator could not see or tell what was so.
 struct Blind {
@@ -265,10 +267,6 @@ impl Play {
         }
         let clouds = &self.world.clouds;
         let alive = clouds.alive();
-        // Who is told so saves what he has; RunPod tells nobody.
-        if loss == Loss::Notice && alive.as_ref().is_some_and(|(place, _)| *place == Place::Aws) {
-            self.world.signal(Signal::CONT)?;
-        }
         // The job was over already.
         self.unreached += usize::from(alive.is_none());
         if let Some((place, machine)) = alive {
@@ -278,6 +276,11 @@ impl Play {
                     let left = Some(ec2::PACE.notice);
                     clouds.engine(place, |engine| engine.evict(&machine.id, left))?;
                     self.world.ticking.every(NOTICE_TICK);
+                    // Who is told so saves what he has, and does not finish instead; RunPod tells nobody.
+                    if place == Place::Aws {
+                        tokio::time::sleep(HEARD).await;
+                        self.world.signal(Signal::CONT)?;
+                    }
                     eventually("the machine is given back or taken", LONG, || async {
                         let alive = clouds.alive().filter(|(_, now)| now.id == machine.id);
                         alive.is_none().then_some(()).ok_or_else(|| format!("{alive:?}"))

@@ -20,7 +20,7 @@ use petaflop_agent_api::message::{
     from_bytes, to_bytes,
 };
 use petaflop_agent_api::session::{Call, SessionError};
-use petaflop_agent_api::task::Task;
+use petaflop_agent_api::task::{Pass, Task};
 use petaflop_arbiter::workload::WorkloadId;
 use petaflop_providers::provider::identity_text;
 use petaflop_store::report::Progress;
@@ -28,6 +28,7 @@ use tokio::sync::watch;
 
 use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::installation::Installation;
+use crate::narrow::{Narrow, NarrowError, Rights};
 use crate::run::Run;
 
 /// Namespace and name of a claim.
@@ -53,6 +54,8 @@ const WATCH_SECONDS: u64 = 30;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Between two tries to reach an agent.
 const AGAIN: Duration = Duration::from_secs(2);
+/// Between two tries to replace a pass.
+const PASS_AGAIN: Duration = Duration::from_secs(15);
 /// An agent that was not heard from this long makes us look whether its machine is there.
 const SILENCE: Duration = Duration::from_secs(90);
 
@@ -84,12 +87,23 @@ enum TalkError {
     Enrol(#[from] EnrolError),
     #[error(transparent)]
     Claims(#[from] ClaimsError),
+    #[error(transparent)]
+    Narrow(#[from] NarrowError),
     #[error("agent: {0}")]
     Refused(#[from] Refusal),
     #[error("agent: answers another question")]
     OtherAnswer,
     #[error("the claim was changed meanwhile")]
     Changed,
+}
+
+/// What an agent is told.
+#[derive(Clone, Debug)]
+pub struct Told {
+    /// What it runs.
+    pub task: Task,
+    /// What its machine may touch of the store, for passes; `None` where it got the keys.
+    pub rights: Option<(Narrow, Rights)>,
 }
 
 /// The sessions with all agents. Clones are the same.
@@ -189,13 +203,13 @@ impl Agents {
         name: &Name,
         stored: &StoredClaim,
         endpoint: String,
-        task: impl FnOnce() -> Option<Task>,
+        told: impl FnOnce() -> Option<Told>,
     ) -> bool {
         let mut sessions = self.lock();
         if sessions.get(name).is_some_and(|known| known.claim_uid == stored.claim.uid) {
             return true;
         }
-        let Some(task) = task() else { return false };
+        let Some(told) = told() else { return false };
         let (drain, asked) = watch::channel(None);
         let talk = Talk {
             http: self.http.clone(),
@@ -205,7 +219,7 @@ impl Agents {
             name: name.clone(),
             owner: stored.claim.spec.owner.clone(),
             endpoint,
-            task,
+            told,
             asked,
             listener: self.listener.clone(),
             lease: self.lease,
@@ -234,7 +248,7 @@ struct Talk {
     name: Name,
     owner: WorkloadId,
     endpoint: String,
-    task: Task,
+    told: Told,
     asked: watch::Receiver<Option<Duration>>,
     listener: Arc<dyn Listener>,
     lease: Duration,
@@ -248,6 +262,8 @@ struct Enrolled {
     claim_uid: String,
     /// Of the last request.
     sequence: u64,
+    /// When its pass is to be replaced (time since boot).
+    pass_due: Duration,
 }
 
 impl Talk {
@@ -257,6 +273,9 @@ impl Talk {
         loop {
             match self.converse(&mut heard).await {
                 Ok(()) => return,
+                Err(error @ TalkError::Narrow(_)) => {
+                    tracing::warn!(claim = %self.name.1, %error, "no pass for the store");
+                }
                 Err(error) => tracing::debug!(claim = %self.name.1, %error, "agent"),
             }
             if self.clock.boottime().saturating_sub(heard) > SILENCE {
@@ -281,8 +300,8 @@ impl Talk {
                 let ask = Ask::Drain { grace_seconds: grace.as_secs() };
                 self.ask(&mut enrolled, ask).await?;
             }
-            let ask =
-                Ask::Watch { after, wait_seconds: if after == 0 { 0 } else { WATCH_SECONDS } };
+            self.reopen(&mut enrolled).await?;
+            let ask = Ask::Watch { after, wait_seconds: if after == 0 { 0 } else { self.wait() } };
             let report = {
                 let mut asked = self.asked.clone();
                 tokio::select! {
@@ -311,6 +330,38 @@ impl Talk {
                 renewed = self.clock.boottime();
             }
         }
+    }
+
+    /// How many seconds an agent may wait before its pass must be looked at.
+    fn wait(&self) -> u64 {
+        let every = self.told.rights.as_ref().map(|(narrow, _)| narrow.renew_every().as_secs());
+        every.map_or(WATCH_SECONDS, |every| every.clamp(1, WATCH_SECONDS))
+    }
+
+    /// A pass for the store, where there are any, and when it is to be replaced (time since boot).
+    async fn pass(&self) -> Result<Option<(Pass, Duration)>, NarrowError> {
+        let Some((narrow, rights)) = &self.told.rights else { return Ok(None) };
+        let due = self.clock.boottime().saturating_add(narrow.renew_every());
+        Ok(Some((narrow.pass(&self.name.1, rights).await?, due)))
+    }
+
+    /// Replaces the pass in good time. While there is none to be had, the old one is still good for long.
+    async fn reopen(&self, enrolled: &mut Enrolled) -> Result<(), TalkError> {
+        if self.clock.boottime() < enrolled.pass_due {
+            return Ok(());
+        }
+        match self.pass().await {
+            Ok(None) => enrolled.pass_due = Duration::MAX,
+            Ok(Some((pass, due))) => {
+                self.ask(enrolled, Ask::Open { pass }).await?;
+                enrolled.pass_due = due;
+            }
+            Err(error) => {
+                tracing::warn!(claim = %self.name.1, %error, "the pass for the store is not replaced");
+                enrolled.pass_due = self.clock.boottime().saturating_add(PASS_AGAIN);
+            }
+        }
+        Ok(())
     }
 
     /// Takes a report over, and wakes the owner if it matters. Returns whether the command is over.
@@ -353,7 +404,9 @@ impl Talk {
         let mut sequence = self.first_sequence();
         if let Some(agent) = pinned {
             let unknown = Nonce([0; 16]);
-            let mut known = Enrolled { agent, start: unknown, claim_uid, sequence };
+            // What pass it has, the process knew that gave it.
+            let pass_due = Duration::ZERO;
+            let mut known = Enrolled { agent, start: unknown, claim_uid, sequence, pass_due };
             match self.ask(&mut known, Ask::Watch { after: 0, wait_seconds: 0 }).await {
                 Err(TalkError::Refused(Refusal::OtherStart { start })) => {
                     return Ok(Enrolled { start, ..known });
@@ -392,12 +445,17 @@ impl Talk {
             self.claims.replace(&stored, new).await?.ok_or(TalkError::Changed)?;
         }
         let Hello { start, lease_nonce, .. } = admitted.hello;
-        let enrolled = Enrolled { agent, start, claim_uid, sequence };
+        let mut task = self.told.task.clone();
+        let mut pass_due = Duration::MAX;
+        if let Some((pass, due)) = self.pass().await? {
+            (task.pass, pass_due) = (Some(pass), due);
+        }
+        let enrolled = Enrolled { agent, start, claim_uid, sequence, pass_due };
         let welcome = Welcome {
             version: VERSION,
             lease_keys: vec![self.installation.root.lease().public()],
             lease: self.lease(&enrolled, lease_nonce, 1),
-            task: Some(self.task.clone()),
+            task: Some(task),
         };
         let answer = admitted.candidate.welcome(&to_bytes(&welcome))?;
         self.body(self.http.post(&url).body(answer)).await?;

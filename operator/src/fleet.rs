@@ -9,8 +9,10 @@ use petaflop_crds::compute_claim::{OWNER_KIND_LABEL, OWNER_LABEL, OwnerKind};
 use petaflop_plan::recipe::{Input, JobSpec, ResolvedRecipe};
 use petaflop_providers::Machine;
 use petaflop_providers::machine::{AgentSource, Bootstrap};
+use petaflop_store::{ArtifactHash, StoreError};
 
 use crate::installation::Installation;
+use crate::narrow::{Narrow, Rights};
 use crate::store_at::StoreAt;
 
 /// Where an agent listens.
@@ -105,6 +107,7 @@ impl Fleet<'_> {
             recipe,
             inputs,
             store: self.store.uri.clone(),
+            result: self.store.narrow.is_some().then(|| self.result(&claim.owner.uid)),
             checkpoints: self.checkpoints(&claim.owner.uid),
             checkpoint_interval_seconds,
             keep_checkpoints,
@@ -116,7 +119,7 @@ impl Fleet<'_> {
         if job.fresh {
             argv.push("--fresh".to_owned());
         }
-        let mut secrets = self.store.credentials.clone();
+        let mut secrets = self.store.handed_on();
         secrets.extend(job.secrets);
         Ok(Task {
             argv,
@@ -132,6 +135,7 @@ impl Fleet<'_> {
             grace_seconds: job.grace_seconds,
             ready: None,
             relay: None,
+            pass: None,
         })
     }
 
@@ -157,6 +161,7 @@ impl Fleet<'_> {
             grace_seconds,
             ready: None,
             relay: None,
+            pass: None,
         }
     }
 
@@ -172,7 +177,67 @@ impl Fleet<'_> {
         LogSink {
             uri: self.store.uri.clone(),
             prefix: format!("logs/{}/{}/{}", owner.namespace, owner.name, claim.name),
-            credentials: self.store.credentials.clone(),
+            credentials: self.store.handed_on(),
         }
+    }
+
+    /// What the machine of a job may touch, where that is less than everything.
+    pub fn rights_of_job(&self, claim: &ClaimSpec, inputs: &[Input]) -> Option<(Narrow, Rights)> {
+        let narrow = self.store.narrow.clone()?;
+        let rights = Rights {
+            own: Some(format!("checkpoints/{}", claim.owner.uid)),
+            log: self.log_sink(claim).prefix,
+            // Whoever knows such a name knows what is in it, or what it is made of.
+            reads: ["keys/-/*", "artifacts/*", "chunks/*"].map(str::to_owned).into(),
+            inputs: inputs.iter().map(|input| input.uri.clone()).collect(),
+        };
+        Some((narrow, rights))
+    }
+
+    /// What the machine of a user's command may touch, where that is less than everything: its log.
+    pub fn rights_of_command(&self, claim: &ClaimSpec) -> Option<(Narrow, Rights)> {
+        let narrow = self.store.narrow.clone()?;
+        Some((narrow, Rights { log: self.log_sink(claim).prefix, ..Rights::default() }))
+    }
+
+    /// What the machine of a replica may touch, where that is less than everything.
+    pub fn rights_of_replica(&self, claim: &ClaimSpec, artifact: &str) -> Option<(Narrow, Rights)> {
+        let narrow = self.store.narrow.clone()?;
+        let rights = Rights {
+            log: self.log_sink(claim).prefix,
+            reads: vec![format!("artifacts/{artifact}.json"), "chunks/*".to_owned()],
+            ..Rights::default()
+        };
+        Some((narrow, rights))
+    }
+
+    /// Where a job's machine leaves its result, where it may not write to the store that all share.
+    fn result(&self, owner_uid: &str) -> String {
+        format!("{}/result", self.checkpoints(owner_uid))
+    }
+
+    /// Takes a job's result over into the store that all share, checked. Doing it again changes nothing.
+    ///
+    /// # Errors
+    /// It is not there, or not what it is called; what the store said.
+    pub async fn publish(
+        &self,
+        owner_uid: &str,
+        key: &str,
+        artifact: &str,
+    ) -> Result<(), StoreError> {
+        if self.store.narrow.is_none() {
+            return Ok(());
+        }
+        let bad = |_| StoreError::BadHash(artifact.to_owned());
+        let artifact: ArtifactHash = artifact.parse().map_err(bad)?;
+        let shared = self.store.store(&self.store.uri)?;
+        if shared.find_key(None, key).await? == Some(artifact) {
+            return Ok(());
+        }
+        let own = self.store.store(&self.result(owner_uid))?;
+        shared.take(&own, artifact).await?;
+        shared.bind_key(None, key, artifact).await?;
+        own.remove_artifact(artifact).await
     }
 }

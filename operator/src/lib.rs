@@ -13,6 +13,7 @@
 //! | [`claims`], [`ledger`] | what is durable: claims wherever they are stored; what they cost |
 //! | `aws` | AWS, where this program was built with it |
 //! | [`store_at`] | where things are kept, and what opens that |
+//! | [`narrow`] | how much of that opens to a machine |
 //! | [`costs`] | what was spent |
 //! | [`status`] | what a running job says of itself |
 //! | [`models`] | published shapes, by name |
@@ -39,6 +40,7 @@ pub mod http;
 pub mod installation;
 pub mod ledger;
 pub mod models;
+pub mod narrow;
 pub mod restart;
 pub mod run;
 #[cfg(feature = "sandbox")]

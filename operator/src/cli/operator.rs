@@ -12,6 +12,7 @@ use super::{Code, Failure, Outcome, waiting};
 use crate::agents::LEASE;
 use crate::cluster::begin::begin;
 use crate::cluster::settings::{Settings, StoreAt};
+use crate::narrow::Sts;
 use crate::store_at::HANDED_ON;
 
 /// Of [`HANDED_ON`] the ledger's credentials are named after this.
@@ -22,6 +23,19 @@ pub(crate) struct Args {
     /// Where artifacts, checkpoints and logs go: s3://bucket/prefix, or a folder
     #[arg(long, value_name = "URI", default_value = "", hide_default_value = true)]
     store_uri: String,
+    /// Where passes for machines come from, which open a job's own folders for an hour: auto (Amazon's, if
+    /// the store is), a URL, or off: then every machine gets the store's keys
+    #[arg(long, value_name = "auto|URL|off", env = "PETAFLOP_STORE_STS", default_value = "auto")]
+    store_sts: String,
+    /// Role to take for such a pass; without it the store's own long-lived keys are narrowed
+    #[arg(
+        long,
+        value_name = "ARN",
+        env = "PETAFLOP_STORE_ROLE_ARN",
+        default_value = "",
+        hide_default_value = true
+    )]
+    store_role_arn: String,
     /// Where the record of what every claim cost goes [default: <store-uri>/ledger]
     #[arg(long, value_name = "URI", default_value = "", hide_default_value = true)]
     ledger_uri: String,
@@ -100,6 +114,7 @@ impl Watched {
 }
 
 pub(crate) fn run(args: Args) -> Outcome {
+    let sts = sts(&args.store_sts, &args.store_role_arn);
     let settings = settings(args, &std::env::vars().collect());
     waiting()?.block_on(async {
         let mut terminate = signal(SignalKind::terminate())?;
@@ -111,7 +126,7 @@ pub(crate) fn run(args: Args) -> Outcome {
             }
         };
         let mut running = tokio::select! {
-            running = begin(settings) => running?,
+            running = begin(settings, sts) => running?,
             () = told() => return Ok(Code::Done),
         };
         tokio::select! {
@@ -126,6 +141,8 @@ pub(crate) fn run(args: Args) -> Outcome {
 fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
     let Args {
         store_uri,
+        store_sts: _, // of its own
+        store_role_arn: _,
         ledger_uri,
         agent_image,
         agent_url,
@@ -151,8 +168,12 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         replica,
         watch_namespaces: watched.namespaces(),
         provider_labels,
-        store: StoreAt { uri: store_uri.trim_end_matches('/').to_owned(), credentials: store },
-        ledger: StoreAt { uri: ledger_uri, credentials: ledger },
+        store: StoreAt {
+            uri: store_uri.trim_end_matches('/').to_owned(),
+            credentials: store,
+            narrow: None,
+        },
+        ledger: StoreAt { uri: ledger_uri, credentials: ledger, narrow: None },
         agent_image,
         agent_download: download(agent_url, agent_sha256),
         agent_arm_download: download(agent_arm_url, agent_arm_sha256),
@@ -168,6 +189,15 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
     }
 }
 
+fn sts(url: &str, role: &str) -> Option<Sts> {
+    let role = Some(role).filter(|role| !role.is_empty()).map(str::to_owned);
+    match url {
+        "off" => None,
+        "" | "auto" => Some(Sts { role, ..Sts::default() }),
+        url => Some(Sts { url: Some(url.to_owned()), role, life: None }),
+    }
+}
+
 fn download(url: Option<String>, sha256: Option<String>) -> Option<AgentDownload> {
     url.zip(sha256).map(|(url, sha256)| AgentDownload { url, sha256 })
 }
@@ -175,7 +205,7 @@ fn download(url: Option<String>, sha256: Option<String>) -> Option<AgentDownload
 /// A ledger by its URI, opened as the environment says.
 pub(super) fn ledger_at(uri: &str) -> StoreAt {
     let (_, credentials) = credentials(&std::env::vars().collect());
-    StoreAt { uri: uri.to_owned(), credentials }
+    StoreAt { uri: uri.to_owned(), credentials, narrow: None }
 }
 
 type Credentials = BTreeMap<String, Secret>;

@@ -19,6 +19,7 @@ use crate::cluster::probe::{ProbeError, probe};
 use crate::cluster::settings::{Settings, StoreAt};
 use crate::installation::Installation;
 use crate::ledger::Ledger;
+use crate::narrow::{Narrow, NarrowError, Sts};
 
 /// How long a store may take to answer the first question.
 const STORE_PATIENCE: Duration = Duration::from_secs(30);
@@ -59,6 +60,9 @@ pub enum BeginError {
         /// What it said.
         said: String,
     },
+    /// Machines are to have passes for the store, and there are none.
+    #[error("--store-sts: {0}")]
+    Narrow(#[from] NarrowError),
     /// Who we are cannot be told.
     #[error(transparent)]
     Installation(#[from] InstallationError),
@@ -71,7 +75,7 @@ pub enum BeginError {
 ///
 /// # Errors
 /// What is missing or wrong, in one line.
-pub async fn begin(mut settings: Settings) -> Result<Running, BeginError> {
+pub async fn begin(mut settings: Settings, sts: Option<Sts>) -> Result<Running, BeginError> {
     if settings.store.uri.is_empty() {
         return Err(BeginError::NoStore);
     }
@@ -89,6 +93,7 @@ pub async fn begin(mut settings: Settings) -> Result<Running, BeginError> {
     // Ours by the environment, so that a Pod's own identity counts too.
     open("--store-uri", &StoreAt { uri: settings.store.uri.clone(), ..StoreAt::default() }, &clock)
         .await?;
+    settings.store.narrow = narrow(&settings.store, sts).await?;
     let ledger = ledger(&settings.ledger, &clock).await?;
     let uid = Installation::of(&client, &settings.namespace).await?.uid;
     let make = Make::new(client.clone(), clock.clone(), &uid, &settings.watch_namespaces)
@@ -96,6 +101,27 @@ pub async fn begin(mut settings: Settings) -> Result<Running, BeginError> {
         .agent_from(settings.agent_download.clone())
         .agent_arm_from(settings.agent_arm_download.clone());
     Ok(start(settings, Parts { client, clock, ledger, make: Arc::new(make) }).await?)
+}
+
+/// What makes passes for machines. Where it was asked for, there must be some; else a store that gives
+/// none is told of, for then every machine gets its keys.
+async fn narrow(store: &StoreAt, sts: Option<Sts>) -> Result<Option<Narrow>, BeginError> {
+    let asked = sts.as_ref().is_some_and(|sts| *sts != Sts::default());
+    let why = match sts {
+        None => "--store-sts=off".to_owned(),
+        Some(sts) => match Narrow::of(store, &sts)? {
+            Some(narrow) => match narrow.probe().await {
+                Ok(()) => return Ok(Some(narrow)),
+                Err(error) if asked => return Err(error.into()),
+                Err(error) => error.to_string(),
+            },
+            None => "no STS is known for it; where it has one, say --store-sts=URL".to_owned(),
+        },
+    };
+    if store.credentials.contains_key("AWS_SECRET_ACCESS_KEY") {
+        tracing::warn!(why, "every rented machine gets the store's own keys, all of them");
+    }
+    Ok(None)
 }
 
 /// The way to the API server: `KUBECONFIG`, else what a Pod finds in its files. No call is

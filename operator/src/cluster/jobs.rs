@@ -6,6 +6,7 @@ use std::time::Duration;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
 use petaflop_crds::{TrainingJob, TrainingJobStatus};
+use petaflop_store::StoreError;
 
 use crate::claims::StoredClaim;
 use crate::cluster::admit::Admitted;
@@ -15,7 +16,7 @@ use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
 use crate::cluster::{Operator, admit, artifacts, events, finalizer, secrets};
-use crate::run::left_behind;
+use crate::run::{End, Run, left_behind};
 
 /// A job that was only just seen is written to after its first placement pass, which saves a
 /// write; but not later than this.
@@ -58,6 +59,9 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
             left_behind(operator.settings.store.objects()?, &stored.claim.spec).await?
     {
         run.get_or_insert_default().exited(&exit);
+    }
+    if let Some(run) = &mut run {
+        publish(operator, &job, &uid, run).await?;
     }
     let said = operator.placement.said(&uid);
     let now = operator.clock.now();
@@ -152,6 +156,34 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         }
     }
     Ok(next.again.map_or(Again::OnChange, Again::After))
+}
+
+/// What its machine left where it alone may write goes to the store that all share, before the job is
+/// said to be complete. A result that is not there, or not what it is called, is none.
+async fn publish(
+    operator: &Operator,
+    job: &TrainingJob,
+    uid: &str,
+    run: &mut Run,
+) -> Result<(), Error> {
+    let over = job.status.as_ref().is_some_and(training_job::is_over);
+    let (false, Some(End::Finished { artifact, cached: _ }), Some(key)) =
+        (over, &run.end, &run.key)
+    else {
+        return Ok(());
+    };
+    match operator.fleet().publish(uid, key, artifact).await {
+        Ok(()) => Ok(()),
+        // A store that is away says nothing about the result.
+        Err(
+            error
+            @ (StoreError::Backend { .. } | StoreError::Full { .. } | StoreError::Busy { .. }),
+        ) => Err(error.into()),
+        Err(error) => {
+            run.end = Some(End::Failed { message: error.to_string(), retry: true });
+            Ok(())
+        }
+    }
 }
 
 /// Whether its Secrets are to be read: anew for each machine, and by each process once.

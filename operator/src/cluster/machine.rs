@@ -9,6 +9,7 @@ use petaflop_crds::training_job::Cache;
 use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_providers::Machine;
 
+use crate::agents::Told;
 use crate::claims::StoredClaim;
 use crate::cluster::admit::{Admitted, admit};
 use crate::cluster::{Operator, inference_service};
@@ -31,9 +32,9 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
     }
 }
 
-/// What its agent is told to run; `None` where the job can no longer be read, which its own
+/// What its agent is told; `None` where the job can no longer be read, which its own
 /// status says.
-pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Option<Task> {
+pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Option<Told> {
     let admitted = admit(job).ok()?;
     let mut secrets = BTreeMap::new();
     if !job.spec.secrets.is_empty() {
@@ -51,7 +52,10 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
         Admitted::Recipe(recipe) => *recipe,
         Admitted::Command(command) => {
             let claim = &stored.claim.spec;
-            return Some(operator.fleet().command(claim, command, secrets, grace_seconds));
+            let fleet = operator.fleet();
+            let rights = fleet.rights_of_command(claim);
+            let task = fleet.command(claim, command, secrets, grace_seconds);
+            return Some(Told { task, rights });
         }
     };
     let training = Training {
@@ -63,7 +67,8 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
         grace_seconds,
         secrets,
     };
-    operator.fleet().training(&stored.claim.spec, training).ok()
+    let rights = operator.fleet().rights_of_job(&stored.claim.spec, &training.inputs);
+    Some(Told { task: operator.fleet().training(&stored.claim.spec, training).ok()?, rights })
 }
 
 /// The machine of a service's replica.
@@ -79,7 +84,7 @@ pub fn replica(operator: &Operator, service: &InferenceService, stored: &StoredC
     }
 }
 
-/// What a replica's agent is told to run: our server, on this port; 0: any that is free. Where its
+/// What a replica's agent is told: our server, on this port; 0: any that is free. Where its
 /// machine is on the cluster's own network it takes requests from there, elsewhere from its agent alone.
 /// `None` while nobody knows what the service is to serve.
 pub fn serve(
@@ -87,7 +92,7 @@ pub fn serve(
     service: &InferenceService,
     stored: &StoredClaim,
     port: u16,
-) -> Option<Task> {
+) -> Option<Told> {
     let (host, port) = match operator.is_near(&stored.claim.spec) {
         true => ("0.0.0.0", port),
         false => ("127.0.0.1", 0),
@@ -98,7 +103,8 @@ pub fn serve(
     let artifact = known
         .map(|(_, served)| served.artifact.clone())
         .or_else(|| service.status.as_ref()?.artifact.clone())?;
-    let mut secrets = settings.store.credentials.clone();
+    let rights = operator.fleet().rights_of_replica(&stored.claim.spec, &artifact);
+    let mut secrets = settings.store.handed_on();
     let key = operator.installation.root.replica_key(&stored.claim.uid);
     secrets.insert(REPLICA_KEY.to_owned(), key.clone());
     let port = port.to_string();
@@ -118,7 +124,7 @@ pub fn serve(
         "--progress",
         PROGRESS_FILE,
     ];
-    Some(Task {
+    let task = Task {
         argv: argv.map(str::to_owned).into(),
         env: BTreeMap::new(),
         secrets,
@@ -129,5 +135,7 @@ pub fn serve(
         grace_seconds: inference_service::GRACE_SECONDS,
         ready: None,
         relay: Some(key),
-    })
+        pass: None,
+    };
+    Some(Told { task, rights })
 }

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use kube::{Api, ResourceExt};
-use petaflop_agent_api::task::Task;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::OwnerKind;
 use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_providers::{Machine, Provider};
 
+use crate::agents::Told;
 use crate::claims::StoredClaim;
 use crate::cluster::budgets::Counted;
 use crate::cluster::error::Error;
@@ -113,7 +113,7 @@ impl Owner {
         operator: &Operator,
         provider: &dyn Provider,
         stored: &StoredClaim,
-    ) -> Option<Task> {
+    ) -> Option<Told> {
         match self {
             Self::Job(job) => machine::task(operator, job, stored),
             Self::Service(service) => {

@@ -94,6 +94,7 @@ pub async fn identify(
         recipe: resolved.recipe.clone(),
         inputs: resolved.inputs.clone(),
         store: home.store().display().to_string(),
+        result: None,
         checkpoints: home.root().join("tmp").display().to_string(),
         checkpoint_interval_seconds: 1,
         keep_checkpoints: 1,

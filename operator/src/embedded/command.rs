@@ -84,6 +84,7 @@ fn job_spec(
         recipe: task.recipe.clone(),
         inputs: task.inputs.clone(),
         store,
+        result: None,
         checkpoints,
         checkpoint_interval_seconds: u64::from(task.spec.checkpoint.interval_seconds),
         keep_checkpoints: task.spec.output.keep_checkpoints,

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::embedded::home::{Home, HomeError, read_optional};
 use crate::embedded::live::{AwsAccount, RunPodAccount};
+use crate::narrow::Sts;
 
 /// The file's content.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +45,10 @@ pub struct Rented {
     /// Where they and this machine read and write artifacts, checkpoints and logs, such as
     /// `s3://bucket/prefix`. The environment opens it (`AWS_ACCESS_KEY_ID`, …).
     pub store: String,
+    /// Where passes for machines come from, which open a job's own folders for an hour; without it they
+    /// get what opens the store.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sts: Option<StsAt>,
     /// Where they fetch the agent.
     pub agent: AgentDownload,
     /// Where those with Arm processors fetch it; without it none of them are rented.
@@ -58,6 +63,24 @@ pub struct Rented {
     /// Dollars an hour that all machines of one provider may cost together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_hourly: Option<UsdPerHour>,
+}
+
+/// Where passes for machines come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default, deny_unknown_fields)]
+pub struct StsAt {
+    /// URL of the store's STS. Not said: Amazon's, of a store that is Amazon's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub url: Option<String>,
+    /// ARN of the role that is taken. Not said: the store's long-lived keys are narrowed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role_arn: Option<String>,
+}
+
+impl From<StsAt> for Sts {
+    fn from(StsAt { url, role_arn }: StsAt) -> Self {
+        Self { url, role: role_arn, life: None }
+    }
 }
 
 fn runtime_image() -> String {

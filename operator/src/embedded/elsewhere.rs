@@ -17,7 +17,7 @@ use petaflop_providers::{Begins, Machine};
 use petaflop_store::StoreError;
 use petaflop_store::report::Progress;
 
-use crate::agents::{self, Agents, Listener, Name};
+use crate::agents::{self, Agents, Listener, Name, Told};
 use crate::claims::StoredClaim;
 use crate::embedded::claims::FileClaims;
 use crate::embedded::config::{Config, Rented};
@@ -26,6 +26,7 @@ use crate::embedded::job::{Admission, Task};
 use crate::embedded::publish;
 use crate::fleet::{Fleet, Training};
 use crate::installation::Installation;
+use crate::narrow::Narrow;
 use crate::run::{Run, left_behind};
 use crate::store_at::StoreAt;
 
@@ -79,7 +80,12 @@ impl Elsewhere {
             Agents::new(clock.clone(), installation.clone(), claims, silent.clone(), agents::LEASE);
         let agents = agents
             .map_err(|error| HomeError::unusable(Path::new("TLS"))(std::io::Error::other(error)))?;
-        let store = StoreAt::of_environment(&rented.store);
+        let mut store = StoreAt::of_environment(&rented.store);
+        if let Some(sts) = &rented.sts {
+            store.narrow = Narrow::of(&store, &sts.clone().into()).map_err(|error| {
+                HomeError::unusable(Path::new("rented.sts"))(std::io::Error::other(error))
+            })?;
+        }
         Ok(Some(Self { installation, rented, store, agents, silent, clock, looked: None }))
     }
 
@@ -123,7 +129,10 @@ impl Elsewhere {
             grace_seconds: u64::from(task.spec.checkpoint.grace_seconds),
             secrets: Default::default(),
         };
-        let told = || self.fleet().training(&stored.claim.spec, training()).ok();
+        let told = || {
+            let rights = self.fleet().rights_of_job(&stored.claim.spec, &task.inputs);
+            Some(Told { task: self.fleet().training(&stored.claim.spec, training()).ok()?, rights })
+        };
         self.agents.meet(&name_of(stored), stored, endpoint, told);
     }
 
@@ -172,9 +181,19 @@ impl Elsewhere {
     ///
     /// # Errors
     /// What was in the way, and where the result is.
-    pub async fn bring_home(&self, home: &Home, artifact: &str, key: &str) -> Result<(), String> {
+    pub async fn bring_home(
+        &self,
+        home: &Home,
+        owner_uid: &str,
+        artifact: &str,
+        key: &str,
+    ) -> Result<(), String> {
         let uri = &self.store.uri;
-        publish::fetch(home, artifact, key, uri).await.map_err(|error| {
+        let brought = async {
+            self.fleet().publish(owner_uid, key, artifact).await?;
+            publish::fetch(home, artifact, key, uri).await
+        };
+        brought.await.map_err(|error| {
             format!(
                 "artifact {artifact} could not be brought here: {error}. It is safe in {uri}; mend it and run the \
                  same manifest again, which only copies"

@@ -200,7 +200,8 @@ impl Operator<'_> {
             self.status.message = message;
             if let (Phase::Complete, Task::Training(task), Some(artifact), Some(elsewhere)) =
                 (phase, &self.admission.task, &self.status.artifact, &self.elsewhere)
-                && let Err(error) = elsewhere.bring_home(self.home, artifact, &task.key).await
+                && let Err(error) =
+                    elsewhere.bring_home(self.home, &self.admission.uid, artifact, &task.key).await
             {
                 self.status.phase = Phase::Failed;
                 self.status.reason = Some(Reason::InvalidSpec);

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::keys::LeasePublic;
 use crate::lease::{LeaseError, Nonce, SignedLease};
-use crate::task::Task;
+use crate::task::{Pass, Task};
 use crate::text::base64_bytes;
 use crate::token::EnrolmentToken;
 
@@ -147,6 +147,11 @@ pub enum Ask {
     Run {
         /// What to do.
         task: Task,
+    },
+    /// Open the store with this from now on. Answer: [`Answer::Report`].
+    Open {
+        /// In place of [`Task::pass`].
+        pass: Pass,
     },
 }
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroize;
 
@@ -40,6 +41,25 @@ pub struct Task {
     /// command says in its progress file that it is `serving`.
     #[serde(default)]
     pub relay: Option<Secret>,
+    /// What opens the store for a while, where its keys stay with the operator: the agent serves it to
+    /// the command and uses it itself. [`Ask::Open`](crate::message::Ask::Open) replaces it.
+    #[serde(default)]
+    pub pass: Option<Pass>,
+}
+
+/// What opens a part of a store until it expires.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pass {
+    /// Id of the key, of which everybody may know.
+    pub id: String,
+    /// The key.
+    pub key: Secret,
+    /// What must go with it.
+    pub token: Secret,
+    /// After that it opens nothing.
+    pub expires: Timestamp,
+    /// Whether the command is told where to ask for it; else the agent alone uses it, for its output.
+    pub told: bool,
 }
 
 /// [`Task::progress`] where nothing else is said.
@@ -131,6 +151,7 @@ impl Task {
             grace_seconds: _,
             ready,
             relay,
+            pass: _,
         } = self;
         if argv.first().is_none_or(String::is_empty) {
             return Some("argv is empty".into());

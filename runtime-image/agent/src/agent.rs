@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::metadata::{Metadata, Word};
 use crate::output::Output;
 use crate::session::{Session, Stop};
-use crate::{dial, host, server, ship, watch as look};
+use crate::{dial, host, pass, server, ship, watch as look};
 
 /// For output that a process outside the task's group may still hold open.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
@@ -142,7 +142,7 @@ impl Agent {
             task = task => task.ok(),
             _ = stops.wait_for(Option::is_some) => None,
         };
-        let Some(task) = task else {
+        let Some(mut task) = task else {
             let why = stops.borrow().map_or(Why::Terminated, |stop| stop.why);
             let exit = without_task(why, &config);
             session.set_state(State::Exited(exit.clone()));
@@ -150,6 +150,16 @@ impl Agent {
             return exit;
         };
 
+        if let Some(told) = task.pass.as_ref().map(|pass| pass.told) {
+            match pass::serve(&config.work, session.passes()).await {
+                Ok((variables, served)) => {
+                    others.spawn(served);
+                    pass::tell(&mut task, variables, told);
+                }
+                // Then its command says that it cannot open the store.
+                Err(error) => tracing::error!(%error, "what opens the store cannot be served"),
+            }
+        }
         let (ended, sees_end) = watch::channel(None);
         let shipping = task
             .log_sink

@@ -7,6 +7,7 @@
 //! | [`agent`] | [`Agent`]: from enrolment to the exit report |
 //! | `session` | the agent's half of the protocol, without sockets: who may say what |
 //! | `server`, `dial` | the two transports: the operator calls, or the agent does |
+//! | `pass` | what opens the store for a while, to the task on this machine |
 //! | `relay` | gateways' streams, to the port that the task serves |
 //! | `command` | the task's process: start, signal, wait |
 //! | `output` | its output: kept on a bounded piece of disk, read by offset |
@@ -31,6 +32,7 @@ pub mod exit;
 mod host;
 mod metadata;
 mod output;
+mod pass;
 mod relay;
 mod server;
 mod session;

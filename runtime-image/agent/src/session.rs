@@ -13,7 +13,7 @@ use petaflop_agent_api::message::{
 };
 use petaflop_agent_api::relay::{self, Sealing};
 use petaflop_agent_api::session::{Enrolment, Incoming, SessionError};
-use petaflop_agent_api::task::{Secret, Task};
+use petaflop_agent_api::task::{Pass, Secret, Task};
 use petaflop_agent_api::token::EnrolmentToken;
 use tokio::sync::{oneshot, watch};
 
@@ -78,6 +78,8 @@ pub(crate) struct Session {
     /// When the lease runs out (time since boot).
     deadline: watch::Sender<Duration>,
     stop: watch::Sender<Option<Stop>>,
+    /// What opens the store, the newest of them.
+    pass: watch::Sender<Option<Pass>>,
 }
 
 #[derive(Debug)]
@@ -133,6 +135,7 @@ impl Session {
             sequence: watch::Sender::new(1),
             deadline: watch::Sender::new(deadline),
             stop: watch::Sender::new(None),
+            pass: watch::Sender::new(None),
         };
         (session, taken)
     }
@@ -273,6 +276,10 @@ impl Session {
                 }
                 self.report()
             }
+            Ask::Open { pass } => {
+                self.pass.send_replace(Some(pass));
+                self.report()
+            }
         }
     }
 
@@ -282,6 +289,7 @@ impl Session {
         };
         inner.grace = Duration::from_secs(task.grace_seconds);
         inner.relay.clone_from(&task.relay);
+        self.pass.send_replace(task.pass.clone());
         // Nobody waits for it any more only where the agent is ending already.
         let _ = place.send(task);
         true
@@ -348,6 +356,11 @@ impl Session {
 
     pub(crate) fn stops(&self) -> watch::Receiver<Option<Stop>> {
         self.stop.subscribe()
+    }
+
+    /// What opens the store.
+    pub(crate) fn passes(&self) -> watch::Receiver<Option<Pass>> {
+        self.pass.subscribe()
     }
 
     /// When the lease runs out (time since boot), from now on.

@@ -162,6 +162,10 @@ pub struct JobSpec {
     pub inputs: Vec<Input>,
     /// The store that takes the artifact (a folder or an object store's URI).
     pub store: String,
+    /// Another store that takes the artifact, of this job alone; then `store` is only read, and what may
+    /// not be read there is not there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub result: Option<String>,
     /// Place for checkpoints: a folder of the machine, or an `s3://` URI that outlives it.
     pub checkpoints: String,
     /// Seconds between two checkpoints.

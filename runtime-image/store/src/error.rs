@@ -184,6 +184,11 @@ fn list(hashes: &[ArtifactHash]) -> String {
 }
 
 impl StoreError {
+    /// Whether whoever asked may not do that there.
+    pub fn is_forbidden(&self) -> bool {
+        matches!(self, Self::Backend { source, .. } if permission_denied(source))
+    }
+
     /// From what the object store said about `place`.
     pub(crate) fn backend(place: impl Into<String>, source: object_store::Error) -> Self {
         let place = place.into();

@@ -27,6 +27,7 @@
 //! | `store` | [`Store::open`], naming artifacts by prefix, listing |
 //! | `put` | [`Store::put_artifact`], [`Store::put_files`]: a folder, or files in memory, become an artifact |
 //! | `read` | [`Store::manifest`], [`Store::read_file`], [`Store::materialise`] |
+//! | `take` | [`Store::take`]: an artifact of another store |
 //! | `keys` | [`Store::bind_key`], [`Store::find_key`] |
 //! | `verify` | [`Store::verify`]: read everything and name what is damaged |
 //! | `gc` | [`Store::gc`]: remove what nothing refers to |
@@ -55,6 +56,7 @@ mod read;
 pub mod report;
 mod store;
 mod sweeps;
+mod take;
 mod verify;
 
 pub use error::{Damage, StoreError};

@@ -65,12 +65,15 @@ impl Objects {
     /// What the store said.
     pub fn get(&self, name: &str) -> Result<Option<Vec<u8>>, StoreError> {
         let object = Path::from(name);
-        let get = async { self.objects.get(&object).await?.bytes().await };
-        match self.runtime.block_on(get) {
-            Ok(bytes) => Ok(Some(bytes.into())),
-            Err(object_store::Error::NotFound { .. }) => Ok(None),
-            Err(e) => Err(self.failed(name, e)),
-        }
+        let get = async {
+            match async { self.objects.get(&object).await?.bytes().await }.await {
+                Ok(bytes) => Ok(Some(bytes.into())),
+                Err(object_store::Error::NotFound { .. }) => Ok(None),
+                Err(e) if place::is_missing(&*self.objects, &object, &e).await => Ok(None),
+                Err(e) => Err(e),
+            }
+        };
+        self.runtime.block_on(get).map_err(|e| self.failed(name, e))
     }
 
     /// Removes an object; one that is gone already is no error.

@@ -2,10 +2,12 @@
 
 use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
+use futures::TryStreamExt;
 use object_store::{
     BackoffConfig, ClientOptions, ObjectStore, RetryConfig,
-    aws::{AmazonS3Builder, AmazonS3ConfigKey},
+    aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredentialProvider},
     local::LocalFileSystem,
+    path::Path,
     prefix::PrefixStore,
 };
 
@@ -61,28 +63,99 @@ pub(crate) fn open(uri: &str, credentials: Option<&Credentials<'_>>) -> Result<P
     Ok(Place { objects: Arc::new(objects), name, root: Some(root) })
 }
 
-fn open_s3(uri: &str, credentials: Option<&Credentials<'_>>) -> Result<Place, StoreError> {
+/// A bucket, and who may ask it.
+#[derive(Clone, Debug)]
+pub struct Bucket {
+    /// Its name.
+    pub name: String,
+    /// What the names of all objects begin with, without a slash at its ends; empty: nothing.
+    pub prefix: String,
+    /// Where it is.
+    pub region: String,
+    /// Of a server that is not Amazon's.
+    pub endpoint: Option<String>,
+    /// Signs what is asked.
+    pub keys: AwsCredentialProvider,
+}
+
+/// The bucket of a URI, `None` for a folder.
+///
+/// # Errors
+/// As [`crate::Store::open`].
+pub fn bucket(
+    uri: &str,
+    credentials: Option<&Credentials<'_>>,
+) -> Result<Option<Bucket>, StoreError> {
+    if !is_remote(uri) {
+        return Ok(None);
+    }
+    let (name, prefix) = parts(uri)?;
+    let builder = builder(credentials);
+    let said = |key| builder.get_config_value(&key);
+    let endpoint = said(AmazonS3ConfigKey::S3Endpoint).or(said(AmazonS3ConfigKey::Endpoint));
+    let region = said(AmazonS3ConfigKey::Region).unwrap_or_else(|| "us-east-1".to_owned());
+    let built = builder.with_bucket_name(&name).build();
+    let keys = built.map_err(|e| StoreError::backend(uri, e))?.credentials().clone();
+    Ok(Some(Bucket { name, prefix: prefix.to_string(), region, endpoint, keys }))
+}
+
+/// Whether "forbidden" means "not there". S3 tells them apart only to whoever may list the whole bucket;
+/// whoever may list a part of it finds out there.
+pub(crate) async fn is_missing(
+    objects: &dyn ObjectStore,
+    object: &Path,
+    error: &object_store::Error,
+) -> bool {
+    if !matches!(error, object_store::Error::PermissionDenied { .. }) {
+        return false;
+    }
+    let mut folder: Vec<_> = object.parts().collect();
+    folder.pop();
+    if folder.is_empty() {
+        return false;
+    }
+    let mut listing = objects.list(Some(&Path::from_iter(folder)));
+    loop {
+        match listing.try_next().await {
+            Ok(Some(meta)) if meta.location == *object => return false,
+            Ok(Some(_)) => {}
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+/// Bucket and prefix.
+fn parts(uri: &str) -> Result<(String, Path), StoreError> {
     let bad = |problem: &str| StoreError::BadUri { uri: uri.into(), problem: problem.into() };
     let url = url::Url::parse(uri).map_err(|e| bad(&e.to_string()))?;
     if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
         return Err(bad("has a query, fragment or user"));
     }
     let bucket = url.host_str().filter(|b| !b.is_empty()).ok_or_else(|| bad("names no bucket"))?;
-    let prefix =
-        object_store::path::Path::from_url_path(url.path()).map_err(|e| bad(&e.to_string()))?;
+    let prefix = Path::from_url_path(url.path()).map_err(|e| bad(&e.to_string()))?;
+    Ok((bucket.to_owned(), prefix))
+}
 
+fn builder(credentials: Option<&Credentials<'_>>) -> AmazonS3Builder {
     // TLS needs to know whose arithmetic to use; whoever was first has decided.
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let mut builder =
-        match credentials {
-            None => AmazonS3Builder::from_env(),
-            Some(given) => given.iter().fold(AmazonS3Builder::new(), |builder, (name, value)| {
+    match credentials {
+        None => AmazonS3Builder::from_env(),
+        Some(given) => {
+            given.iter().fold(AmazonS3Builder::new(), |builder, (name, value)| {
                 match name.to_ascii_lowercase().parse::<AmazonS3ConfigKey>() {
                     Ok(key) => builder.with_config(key, *value),
                     Err(_) => builder,
                 }
-            }),
-        };
+            })
+        }
+    }
+}
+
+fn open_s3(uri: &str, credentials: Option<&Credentials<'_>>) -> Result<Place, StoreError> {
+    let (bucket, prefix) = parts(uri)?;
+    let mut builder = builder(credentials);
     let plain = |key| {
         builder.get_config_value(&key).is_some_and(|endpoint| endpoint.starts_with("http://"))
     };

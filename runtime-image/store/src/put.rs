@@ -92,7 +92,7 @@ impl Store {
     }
 
     /// In a local folder the lock has kept them away.
-    async fn other_sweeps(&self) -> Result<Sweeps, StoreError> {
+    pub(crate) async fn other_sweeps(&self) -> Result<Sweeps, StoreError> {
         if self.bucket { self.sweeps().await } else { Ok(Sweeps::new()) }
     }
 
@@ -130,7 +130,7 @@ impl Store {
     }
 
     /// Bytes that were sent: 0 where the store held the chunk.
-    async fn put_chunk(&self, digest: Digest, piece: Bytes) -> Result<u64, StoreError> {
+    pub(crate) async fn put_chunk(&self, digest: Digest, piece: Bytes) -> Result<u64, StoreError> {
         let object = Self::chunk_object(digest);
         let length = piece.len() as u64;
         if self.holds(&object, digest, length).await? {
@@ -145,7 +145,7 @@ impl Store {
     /// Whether a good chunk is there. A local folder has only its disk's word for
     /// that, so the chunk is read; a bucket keeps checksums of its own, but its gc may be
     /// after a chunk that is old.
-    async fn holds(
+    pub(crate) async fn holds(
         &self,
         object: &Object,
         digest: Digest,
@@ -167,7 +167,7 @@ impl Store {
     }
 
     /// Bytes that were sent: 0 where the store held the manifest.
-    async fn put_manifest(&self, manifest: &Manifest) -> Result<u64, StoreError> {
+    pub(crate) async fn put_manifest(&self, manifest: &Manifest) -> Result<u64, StoreError> {
         let object = Self::manifest_object(manifest.artifact);
         let json = serde_json::to_vec(manifest).expect("a manifest is strings and numbers");
         let json = Bytes::from(json);

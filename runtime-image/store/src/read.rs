@@ -51,7 +51,7 @@ impl Store {
             .buffered(AHEAD)
     }
 
-    async fn checked_chunk(
+    pub(crate) async fn checked_chunk(
         &self,
         manifest: &Manifest,
         file: &FileEntry,

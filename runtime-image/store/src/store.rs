@@ -108,6 +108,7 @@ impl Store {
         match got {
             Ok(bytes) => Ok(Some(bytes)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) if place::is_missing(&*self.objects, object, &e).await => Ok(None),
             Err(e) => Err(StoreError::backend(self.place(object), e)),
         }
     }
@@ -117,6 +118,7 @@ impl Store {
         match self.objects.head(object).await {
             Ok(meta) => Ok(Some(meta)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(e) if place::is_missing(&*self.objects, object, &e).await => Ok(None),
             Err(e) => Err(StoreError::backend(self.place(object), e)),
         }
     }
@@ -242,6 +244,11 @@ impl Store {
         let hex = prefix.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
         if !hex || !(4..=64).contains(&prefix.len()) {
             return Err(StoreError::BadHash(prefix.into()));
+        }
+        // A whole name needs no list, which not everybody may read.
+        if let Ok(hash) = prefix.parse() {
+            let there = self.head(&Self::manifest_object(hash)).await?.is_some();
+            return if there { Ok(hash) } else { Err(self.not_found(prefix)) };
         }
         let mut candidates: Vec<ArtifactHash> = self
             .hashes()

@@ -34,6 +34,7 @@ pub fn identify(job: &JobSpec, builtins: &Builtins) -> Result<Identity, Error> {
 pub(crate) struct Identified {
     pub(crate) identity: Identity,
     pub(crate) sources: Vec<Source>,
+    /// Where the artifact is, if it is anywhere.
     pub(crate) store: Store,
 }
 
@@ -49,11 +50,19 @@ impl Identified {
             .key(&digests)
             .map_err(|error| Error::BadInput(error.to_string()))?
             .to_string();
-        let cached = store.find_key(None, &key).map_err(Error::store)?;
+        let mut cached = match store.find_key(None, &key) {
+            Err(error) if job.result.is_some() && error.is_forbidden() => None,
+            found => found.map_err(Error::store)?,
+        };
+        let mut holds = store;
+        if let (None, Some(result)) = (cached, &job.result) {
+            holds = Store::open(result).map_err(Error::store)?;
+            cached = holds.find_key(None, &key).map_err(Error::store)?;
+        }
         let digests = sources
             .iter()
             .map(|source| (source.name.clone(), input::written(source.digest)))
             .collect();
-        Ok(Self { identity: Identity { key, digests, cached }, sources, store })
+        Ok(Self { identity: Identity { key, digests, cached }, sources, store: holds })
     }
 }

@@ -103,6 +103,10 @@ pub fn run(job: &JobSpec, options: Options<'_>) -> Result<Outcome, Error> {
         reporter.report(&finished(&identity.key, artifact, true, summary))?;
         return Ok(Outcome::Finished { artifact, cached: true });
     }
+    let store = match &job.result {
+        Some(result) => Store::open(result).map_err(Error::store)?,
+        None => store,
+    };
     let checkpoints = Checkpoints::open(&job.checkpoints, &identity.key, job.keep_checkpoints)?;
     Run::prepare(job, identity, sources, checkpoints, Arc::new(cpu), memory, reporter)?
         .finish(&store, stop)

@@ -89,6 +89,7 @@ impl Agent {
                 grace_seconds: 1,
                 ready: None,
                 relay: Some(root.replica_key("uid")),
+                pass: None,
             }),
         };
         let welcome = admitted.candidate.welcome(&to_bytes(&welcome))?;

@@ -246,6 +246,8 @@ impl Agent {
                 self.stop.send_if_modified(|stop| stop.replace(Why::Terminated).is_none());
                 self.report()
             }
+            // It opens no store.
+            Ask::Open { .. } => self.report(),
             Ask::Logs { .. } | Ask::Run { .. } => Answer::Refused(Refusal::Busy),
         }
     }

@@ -480,9 +480,9 @@ impl World<'_> {
             provider_labels: Some(format!("test={}", lane.namespace.name())),
             store: StoreAt {
                 uri: if self.serves { lane.artifacts() } else { "/nowhere".into() },
-                credentials: Default::default(),
+                ..StoreAt::default()
             },
-            ledger: StoreAt { uri: String::new(), credentials: Default::default() },
+            ledger: StoreAt { uri: String::new(), ..StoreAt::default() },
             agent_image: "agent".into(),
             agent_download: None,
             agent_arm_download: None,

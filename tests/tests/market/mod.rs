@@ -17,15 +17,21 @@ pub(crate) mod s3;
 pub(crate) mod time;
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use petaflop_agent_api::clock::Clock;
+use petaflop_agent_api::task::Secret;
 use petaflop_cloud_box::engine::Pace;
 use petaflop_cloud_box::machines::{Image, Machines};
 use petaflop_cloud_box::runpod::keys::Scope;
 use petaflop_cloud_box::runpod::limits::Limits;
 use petaflop_cloud_box::runpod::{RunPod, Setup};
+use petaflop_cloud_box::s3::Gate;
 use petaflop_harness::{roots, tools};
+use petaflop_operator::narrow::{Narrow, Sts};
+use petaflop_operator::store_at::StoreAt;
 use petaflop_providers::machine::AgentDownload;
 use petaflop_tests::{binary, static_binary};
 
@@ -95,4 +101,39 @@ impl Market {
             host: Box::new(self.machines.clone()),
         })?)
     }
+    /// S3's access control and STS before the store, which machines reach too.
+    pub(crate) fn gate(&self) -> Result<Gate> {
+        gate(&self.store, self.machines.operator())
+    }
+}
+
+/// S3's access control and STS before a server.
+pub(crate) fn gate(server: &s3::Server, at: Ipv4Addr) -> Result<Gate> {
+    let credentials = server.credentials();
+    let text = |name: &str| credentials.get(name).cloned().unwrap_or_default();
+    Ok(Gate::start(petaflop_cloud_box::s3::Setup {
+        listen: (at, 0).into(),
+        server: text("AWS_ENDPOINT_URL").trim_start_matches("http://").parse()?,
+        key: (text("AWS_ACCESS_KEY_ID"), text("AWS_SECRET_ACCESS_KEY")),
+        has_sts: true,
+        shortest: 1,
+    })?)
+}
+
+/// The store behind the gate, with the keys of its owner.
+pub(crate) fn store(server: &s3::Server, gate: &Gate) -> StoreAt {
+    let mut credentials = server.credentials();
+    credentials.insert("AWS_ENDPOINT_URL", gate.url());
+    let credentials =
+        credentials.into_iter().map(|(name, value)| (name.to_owned(), Secret::new(value)));
+    let uri = "s3://bucket/store".to_owned();
+    StoreAt { uri, credentials: credentials.collect(), narrow: None }
+}
+
+/// The same, of which machines get passes for so long.
+pub(crate) fn narrow(market: &Market, gate: &Gate, life: Duration) -> Result<StoreAt> {
+    let mut store = store(&market.store, gate);
+    let sts = Sts { url: Some(gate.url()), role: None, life: Some(life) };
+    store.narrow = Some(Narrow::of(&store, &sts)?.context("no passes")?);
+    Ok(store)
 }

@@ -47,6 +47,7 @@ fn task() -> Task {
         grace_seconds: 5,
         ready: None,
         relay: None,
+        pass: None,
     }
 }
 

@@ -29,6 +29,7 @@ pub fn script(script: &str) -> Task {
         grace_seconds: 30,
         ready: None,
         relay: None,
+        pass: None,
     }
 }
 

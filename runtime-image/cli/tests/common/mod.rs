@@ -49,6 +49,7 @@ impl Bench {
             recipe: recipe(steps),
             inputs: vec![Input { name: "data".into(), uri: path("data"), digest: None }],
             store: path("store"),
+            result: None,
             checkpoints: path("checkpoints"),
             checkpoint_interval_seconds: 3600,
             keep_checkpoints: 2,

@@ -10,6 +10,7 @@
 //! | [`machines`] | machines that are real |
 //! | [`runpod`] | RunPod's REST v2 and GraphQL |
 //! | [`ec2`] | EC2's query protocol, and what of SSM, Pricing and STS belongs to buying there |
+//! | [`s3`] | S3's access control and STS, in front of a server that has neither |
 //! | `shell` | what each of them stands in: port, clock, lock, faults of the connection |
 //!
 //! Every statement of these APIs that is kept here, and the test that holds it, stand in
@@ -21,4 +22,5 @@ pub mod faults;
 pub mod host;
 pub mod machines;
 pub mod runpod;
+pub mod s3;
 mod shell;

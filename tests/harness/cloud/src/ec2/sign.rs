@@ -36,27 +36,41 @@ impl Scope {
     pub(crate) fn is_signed(&self, parts: &Parts, body: &[u8], secret: &str) -> bool {
         let Some(time) = header(&parts.headers, "x-amz-date") else { return false };
         let signs = |name: &str| self.headers.iter().any(|signed| signed == name);
-        if !signs("host") || !time.starts_with(&self.date) {
-            return false;
-        }
+        signs("host")
+            && time.starts_with(&self.date)
+            && self.sign(parts, body, secret, &time) == self.signature
+    }
+
+    /// Signs a request anew as another, whose `x-amz-date` it has already: the host, and all that begins
+    /// with `x-amz-`. The new `Authorization`.
+    pub(crate) fn resign(&self, parts: &Parts, body: &[u8], key: &str, secret: &str) -> String {
+        let time = header(&parts.headers, "x-amz-date").unwrap_or_default();
+        let date = time.chars().take(8).collect();
+        let names = parts.headers.keys().map(ToString::to_string);
+        let mut headers: Vec<String> =
+            names.filter(|name| name == "host" || name.starts_with("x-amz-")).collect();
+        headers.sort_unstable();
+        let mut own = Self { key: key.to_owned(), date, headers, ..self.clone() };
+        own.signature = own.sign(parts, body, secret, &time);
+        let Self { date, region, service, headers, signature, .. } = own;
+        format!(
+            "AWS4-HMAC-SHA256 Credential={key}/{date}/{region}/{service}/aws4_request, \
+             SignedHeaders={}, Signature={signature}",
+            headers.join(";")
+        )
+    }
+
+    fn sign(&self, parts: &Parts, body: &[u8], secret: &str, time: &str) -> String {
         let headers: String = self
             .headers
             .iter()
             .map(|name| format!("{name}:{}\n", header(&parts.headers, name).unwrap_or_default()))
             .collect();
-        let mut query: Vec<&str> = parts
-            .uri
-            .query()
-            .unwrap_or_default()
-            .split('&')
-            .filter(|part| !part.is_empty())
-            .collect();
-        query.sort_unstable();
         let canonical = format!(
             "{}\n{}\n{}\n{headers}\n{}\n{}",
             parts.method,
             parts.uri.path(),
-            query.join("&"),
+            query(parts),
             self.headers.join(";"),
             hex(digest::digest(&digest::SHA256, body).as_ref())
         );
@@ -69,8 +83,18 @@ impl Scope {
                 .as_ref()
                 .to_vec();
         }
-        hex(&key) == self.signature
+        hex(&key)
     }
+}
+
+/// A query as it is signed: in order, each name with a value.
+fn query(parts: &Parts) -> String {
+    let query = parts.uri.query().unwrap_or_default().split('&').filter(|part| !part.is_empty());
+    let mut query: Vec<String> = query
+        .map(|part| if part.contains('=') { part.to_owned() } else { format!("{part}=") })
+        .collect();
+    query.sort_unstable();
+    query.join("&")
 }
 
 /// A header as it is signed: without outer blanks, inner ones as one.

@@ -104,6 +104,7 @@ pub(crate) fn script(script: &str) -> Task {
         grace_seconds: 5,
         ready: None,
         relay: None,
+        pass: None,
     }
 }
 

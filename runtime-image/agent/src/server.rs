@@ -25,6 +25,10 @@ use crate::session::{Rejected, Session};
 
 /// Connections at once, streams of gateways not among them; others wait.
 const CONNECTIONS: usize = 64;
+/// Connections at once on which nothing was said yet. They take no place from the others.
+const NEWCOMERS: usize = 64;
+/// For a newcomer's first word.
+const FIRST_WORD: Duration = Duration::from_secs(3);
 /// Bytes of a request at most; a welcome may hold files and be as long as a body can be.
 const REQUEST_BYTES: usize = 1 << 17;
 /// For a request's head, and then for its body.
@@ -35,10 +39,11 @@ const ALIVE: Duration = Duration::from_secs(60);
 /// Serves until it is dropped, and everything that it serves with it.
 pub(crate) async fn serve(listener: TcpListener, session: Arc<Session>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
+    let newcomers = Arc::new(Semaphore::new(NEWCOMERS));
     let streams = Arc::new(Semaphore::new(relay::STREAMS));
     let mut connections = JoinSet::new();
     loop {
-        let Ok(place) = places.clone().acquire_owned().await else {
+        let Ok(newcomer) = newcomers.clone().acquire_owned().await else {
             return;
         };
         let accepted = loop {
@@ -55,8 +60,17 @@ pub(crate) async fn serve(listener: TcpListener, session: Arc<Session>) {
                 continue;
             }
         };
-        let (session, streams) = (session.clone(), streams.clone());
+        let (session, streams, places) = (session.clone(), streams.clone(), places.clone());
         connections.spawn(async move {
+            // Whoever says nothing holds up nobody who does.
+            let first = tokio::time::timeout(FIRST_WORD, stream.peek(&mut [0])).await;
+            if !matches!(first, Ok(Ok(1))) {
+                return;
+            }
+            let Ok(place) = places.acquire_owned().await else {
+                return;
+            };
+            drop(newcomer);
             let relay = connection(stream, &session, &streams).await;
             drop(place);
             if let Some(relay) = relay

@@ -7,6 +7,7 @@ mod ends;
 mod leases;
 mod metadata;
 mod operator;
+mod passes;
 mod pods;
 mod program;
 mod relays;

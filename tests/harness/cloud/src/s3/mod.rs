@@ -54,6 +54,8 @@ pub struct Seen {
     pub line: String,
     /// What was answered.
     pub status: u16,
+    /// When.
+    pub at: Timestamp,
 }
 
 /// A key that was given for a while.
@@ -220,7 +222,7 @@ async fn turn(State(inner): State<Arc<Inner>>, request: Request) -> Response<Bod
         response
     });
     let status = response.status().as_u16();
-    inner.world().seen.push(Seen { key, line, status });
+    inner.world().seen.push(Seen { key, line, status, at: Timestamp::now() });
     response
 }
 

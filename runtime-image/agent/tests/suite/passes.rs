@@ -18,6 +18,7 @@ fn pass(id: &str) -> Pass {
         key: Secret::new(format!("{CANARY}-of-{id}")),
         token: Secret::new("token"),
         expires: jiff::Timestamp::now() + jiff::SignedDuration::from_hours(1),
+        told: true,
     }
 }
 

@@ -151,7 +151,7 @@ async fn a_machine_has_a_pass_for_its_own_job_that_ends_soon_and_is_replaced_unt
     });
     let root = task.with_context(|| format!("no task among {} processes", there.len()))?;
     let root = root.join("root");
-    for folder in ["petaflop", "tmp", "root", "run", "var/tmp", "home", "etc"] {
+    for folder in ["work", "petaflop", "tmp", "root", "run", "var/tmp", "home", "etc"] {
         files(&root.join(folder), &mut seen);
     }
     ensure!(seen.iter().any(|(path, _)| path.ends_with("/job.json")), "no file was looked at");

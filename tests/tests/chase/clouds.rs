@@ -34,21 +34,6 @@ const COMMUNITY: i64 = 7_200;
 const DEAR: i64 = 7_200_000;
 const COMMUNITY_KIND: &str = "NVIDIA GeForce RTX 4090";
 
-/// Whether the ledger knows how EC2 bills: from running, a minute at least, and nothing for a first
-/// hour that it ended itself. Until then it begins with the launch and ends with the shutdown
-/// (docs/money.md), and the box bills like that.
-const LEDGER_KNOWS_EC2: bool = true;
-
-fn rules() -> Rules {
-    let mut rules = Rules::EC2_LINUX;
-    if !LEDGER_KNOWS_EC2 {
-        rules.billed_once_it_runs = false;
-        rules.minimum_seconds = 0;
-        rules.first_hour_free_if_evicted = false;
-    }
-    rules
-}
-
 pub(crate) struct Clouds {
     pub(crate) market: Arc<Market>,
     pub(crate) ec2: Ec2,
@@ -79,7 +64,7 @@ impl Clouds {
         let mut setup = ec2::Setup::new(clock.clone(), KEY.0, KEY.1, host);
         setup.listen = (market.machines.provider(), 0).into();
         setup.market = Some(market::ec2::steady(clock.now()));
-        setup.rules = rules();
+        setup.rules = Rules::EC2_LINUX;
         setup.pace = Pace { wind_down: Duration::ZERO, ..ec2::PACE };
         setup.seed = seed;
         let ec2 = Ec2::start(setup)?;

@@ -73,6 +73,8 @@ const TRIES_TO_END: u32 = 3;
 /// then it is asked again, so often in between.
 const UNKNOWN_AT_MOST: Duration = Duration::from_secs(90);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// What a look at a pod may take before the pod is ended without it.
+const GLANCE: Duration = Duration::from_secs(5);
 /// So many pods are remembered when they were ended, and later ones this long.
 const ENDS_KEPT: usize = 10_000;
 const REMEMBERED: SignedDuration = SignedDuration::from_hours(1);
@@ -520,8 +522,9 @@ impl Provider for RunPod {
 
     async fn terminate(&self, id: &InstanceId) -> Result<(), ProviderError> {
         // One that stopped before bills since then no longer, and once it is deleted nobody says so.
+        // A look that hangs does not hold the end up.
         if !self.ends().contains_key(&id.0)
-            && let Ok(Some(pod)) = self.pod(id).await
+            && let Ok(Ok(Some(pod))) = tokio::time::timeout(GLANCE, self.pod(id)).await
         {
             self.stopped(&pod).await;
         }

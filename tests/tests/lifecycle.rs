@@ -118,6 +118,7 @@ async fn a_job_starts_from_what_another_has_made() -> Result<()> {
         checkpoints: home.path().join("checkpoints").display().to_string(),
         checkpoint_interval_seconds: 600,
         keep_checkpoints: 1,
+        result: None,
     };
     let own = home.path().join("job.json");
     std::fs::write(&own, serde_json::to_vec(&job)?)?;

@@ -90,6 +90,8 @@ pub struct RunPod {
     last: Mutex<Option<(Timestamp, Vec<Offer>)>>,
     refused: Mutex<SameWords>,
     ends: Mutex<Ends>,
+    /// Pods that were made here and that no look has shown yet, and when they were.
+    young: Mutex<BTreeMap<String, Timestamp>>,
 }
 
 /// When pods stopped to bill. RunPod forgets a pod with its end, and its last second is money.
@@ -138,6 +140,7 @@ impl RunPod {
             last: Mutex::default(),
             refused: Mutex::default(),
             ends: Mutex::default(),
+            young: Mutex::default(),
         })
     }
 
@@ -254,6 +257,19 @@ impl RunPod {
         self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn young(&self) -> MutexGuard<'_, BTreeMap<String, Timestamp>> {
+        self.young.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it was made so lately that RunPod may not know it yet, and bills it.
+    fn is_young(&self, id: &InstanceId) -> bool {
+        let now = self.api.now();
+        let mut young = self.young();
+        let age = |made: &Timestamp| Duration::try_from(now.duration_since(*made));
+        young.retain(|_, made| age(made).is_ok_and(|age| age < UNKNOWN_AT_MOST));
+        young.contains_key(&id.0)
+    }
+
     fn last(&self) -> MutexGuard<'_, Option<(Timestamp, Vec<Offer>)>> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -276,6 +292,7 @@ impl RunPod {
                 Err(_) if cursor.is_some() => return Ok((seen, false)),
                 Err(error) => return Err(error),
             };
+            self.young().retain(|id, _| page.pods.iter().all(|pod| pod.id != *id));
             seen.extend(page.pods);
             complete &= page.readable;
             match page.next {
@@ -298,7 +315,10 @@ impl RunPod {
         }
         let answer = self.good(what, Ok(answer))?;
         match pod::one(&answer.body) {
-            Some(pod) => Ok(Some(pod)),
+            Some(pod) => {
+                self.young().remove(&pod.id);
+                Ok(Some(pod))
+            }
             None => Err(self.unreachable(what, "the answer is no pod")),
         }
     }
@@ -312,6 +332,7 @@ impl RunPod {
     /// A pod was made. It is kept if it costs no more than was decided on.
     async fn keep(&self, made: Made, most: UsdPerHour) -> Result<InstanceId, LaunchError> {
         let id = InstanceId(made.id);
+        self.young().insert(id.0.clone(), made.asked);
         let (mut cost, mut since) = (made.cost, made.since);
         if cost.is_none()
             && let Ok(Some(pod)) = self.pod(&id).await
@@ -358,9 +379,12 @@ impl RunPod {
         })
     }
 
-    /// Ends a pod, whatever it was; one that is gone already is no error.
+    /// Ends a pod, whatever it was; one that is gone already is no error, and one that is not known
+    /// yet is: it is there and bills.
     async fn delete(&self, id: &InstanceId) -> Result<(), ProviderError> {
-        self.ask_for_end(id).await?;
+        if !self.ask_for_end(id).await? && self.is_young(id) {
+            return Err(self.unreachable("end a pod", format!("{id} is not known yet; again soon")));
+        }
         self.was_ended(id);
         Ok(())
     }
@@ -379,6 +403,7 @@ impl RunPod {
     /// Remembers when a pod was ended.
     fn was_ended(&self, id: &InstanceId) {
         let now = self.api.now();
+        self.young().remove(&id.0);
         let mut ends = self.ends();
         ends.entry(id.0.clone()).or_insert(End { at: now, told: true }).told = true;
         if ends.len() > ENDS_KEPT {

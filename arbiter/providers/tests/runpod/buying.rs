@@ -283,6 +283,25 @@ async fn a_dearer_pod_that_is_not_known_yet_is_ended_once_it_is() {
 }
 
 #[tokio::test]
+async fn a_pod_that_is_not_known_yet_is_not_taken_for_gone_when_it_is_ended() {
+    let server = Server::start(|call| match call.method.as_str() {
+        "DELETE" => problem(404, "pod not found"),
+        "GET" if call.path == "/v2/pods" => Reply::Json(200, json!({ "pods": [] })),
+        "GET" => problem(404, "pod not found"),
+        _ => made(call, 0.34),
+    })
+    .await;
+    let (provider, hands) = client(config(&server.base));
+    let id = buy(&provider, &community()).await.expect("bought");
+    let error = provider.terminate(&id).await.expect_err("nobody knows that it is gone");
+    assert!(error.to_string().contains("not known yet"), "{error}");
+    // By now a pod is known, if there is one.
+    hands.0.advance(std::time::Duration::from_secs(90));
+    provider.terminate(&id).await.expect("gone");
+    assert_eq!(server.count("DELETE"), 2);
+}
+
+#[tokio::test]
 async fn a_price_that_the_create_does_not_tell_is_read_back() {
     let server = Server::start(|call| match call.method.as_str() {
         "DELETE" => Reply::Json(204, json!(null)),

@@ -93,8 +93,8 @@ pub async fn begin(mut settings: Settings, sts: Option<Sts>) -> Result<Running, 
     // Ours by the environment, so that a Pod's own identity counts too.
     open("--store-uri", &StoreAt { uri: settings.store.uri.clone(), ..StoreAt::default() }, &clock)
         .await?;
-    settings.store.narrow = narrow(&settings.store, sts).await?;
     let ledger = ledger(&settings.ledger, &clock).await?;
+    settings.store.narrow = narrow(&settings.store, sts).await?;
     let uid = Installation::of(&client, &settings.namespace).await?.uid;
     let make = Make::new(client.clone(), clock.clone(), &uid, &settings.watch_namespaces)
         .secrets_of(&settings.namespace)

@@ -323,7 +323,18 @@ fn claims_that_vanish_in_numbers_end_nothing_unless_a_person_says_so() {
             sandbox.run(&["run", "-f", &manifest, "--detach", "--json", "--threads", "1"]);
         assert!(started.status.success(), "{}", text(&started.stderr));
     }
-    until("all train", || sandbox.processes("train --job").len() == 4);
+    // Each has found its folder, which goes away now.
+    until("all train", || {
+        let jobs = sandbox.home().join("jobs/default");
+        let begun = |name: &str| {
+            let runs = std::fs::read_dir(jobs.join(name).join("runs"));
+            runs.is_ok_and(|mut all| {
+                all.any(|run| run.is_ok_and(|run| run.path().join("progress.jsonl").exists()))
+            })
+        };
+        ["one", "two", "three", "four"].into_iter().all(begun)
+            && sandbox.processes("train --job").len() == 4
+    });
     sandbox.kill("operate --kind");
     sandbox.lose("claims");
     sandbox.lose("jobs");

@@ -9,7 +9,8 @@ SHELL := /bin/bash
 PETAFLOP_CACHE ?= $(HOME)/.cache/petaflop
 export PETAFLOP_CACHE
 CARGO ?= cargo
-# The two binaries and the tests share one profile, so nothing is built twice.
+# The two binaries and the tests share one profile, so nothing is built twice; nor is it where both
+# are asked for at once, over the whole workspace, as `make test` does.
 PROFILE := --release --locked
 # AWS: in everything that ships, tests and lints; minutes of compile time, so not in the demo.
 FEATURES := --features petaflop-operator/aws
@@ -48,10 +49,10 @@ test: toolchain musl python cluster ## every test of the workspace, on a real Ku
 
 faults: toolchain cluster ## every crash point of every scenario, and all faults of docs/faults.md; ends with one line of JSON
 	@mkdir -p "$(PETAFLOP_CACHE)"
-	@$(CARGO) build $(PROFILE) $(FEATURES) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) --workspace $(ALL_FEATURES) --bin petaflop --bin petaflop-runtime --test operator_binary --test faults
 	@rm -f "$(PETAFLOP_CACHE)/faults.json"
-	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) $(FEATURES) -p petaflop-tests --test operator_binary -- --nocapture killed
-	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) $(FEATURES) -p petaflop-tests --test faults -- --nocapture
+	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) --workspace $(ALL_FEATURES) --test operator_binary -- --nocapture killed
+	@PETAFLOP_FAULTS=all PETAFLOP_FAULTS_SUMMARY="$(PETAFLOP_CACHE)/faults.json" PATH="$(GO_PATH)" $(CARGO) test $(PROFILE) --workspace $(ALL_FEATURES) --test faults -- --nocapture
 	@cat "$(PETAFLOP_CACHE)/faults.json"
 
 # Machines there are network namespaces: root. N chases, the first of this seed; LANES of them beside each other.
@@ -61,10 +62,10 @@ LANES ?= 2
 chase: toolchain musl cluster ## N jobs that are chased over clouds on this machine, with faults by SEED; ends with one line of JSON
 	@mkdir -p "$(PETAFLOP_CACHE)"
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
-	@$(CARGO) build $(PROFILE) $(ALL_FEATURES) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) --workspace $(ALL_FEATURES) --bin petaflop --bin petaflop-runtime --test chase
 	@rm -f "$(PETAFLOP_CACHE)/chase.json"
 	@status=0; PETAFLOP_CHASE_N=$(N) PETAFLOP_CHASE_SEED=$(SEED) PETAFLOP_CHASE_LANES=$(LANES) PETAFLOP_CHASE_SUMMARY="$(PETAFLOP_CACHE)/chase.json" PATH="$(GO_PATH)" \
-	$(CARGO) test $(PROFILE) $(ALL_FEATURES) -p petaflop-tests --test chase -- --nocapture chases_by_seed || status=$$?; \
+	$(CARGO) test $(PROFILE) --workspace $(ALL_FEATURES) --test chase -- --nocapture chases_by_seed || status=$$?; \
 	cat "$(PETAFLOP_CACHE)/chase.json"; exit $$status
 
 # What runs of it without a GPU: NVIDIA's and AMD's compilers, and Vulkan on the processor. wgpu is

@@ -75,6 +75,8 @@ const UNKNOWN_AT_MOST: Duration = Duration::from_secs(90);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// What a look at a pod may take before the pod is ended without it.
 const GLANCE: Duration = Duration::from_secs(5);
+/// Of so many pods is remembered what they cost.
+const COSTS_KEPT: usize = 10_000;
 /// So many pods are remembered when they were ended, and later ones this long.
 const ENDS_KEPT: usize = 10_000;
 const REMEMBERED: SignedDuration = SignedDuration::from_hours(1);
@@ -92,6 +94,8 @@ pub struct RunPod {
     ends: Mutex<Ends>,
     /// Pods that were made here and that no look has shown yet, and when they were.
     young: Mutex<BTreeMap<String, Timestamp>>,
+    /// What pods cost an hour, as they were last seen to.
+    costs: Mutex<BTreeMap<String, UsdPerHour>>,
 }
 
 /// When pods stopped to bill. RunPod forgets a pod with its end, and its last second is money.
@@ -141,6 +145,7 @@ impl RunPod {
             refused: Mutex::default(),
             ends: Mutex::default(),
             young: Mutex::default(),
+            costs: Mutex::default(),
         })
     }
 
@@ -261,6 +266,27 @@ impl RunPod {
         self.young.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn costs(&self) -> MutexGuard<'_, BTreeMap<String, UsdPerHour>> {
+        self.costs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A pod costs this much an hour.
+    fn learn(&self, id: &str, cost: UsdPerHour) {
+        let mut costs = self.costs();
+        if costs.len() >= COSTS_KEPT {
+            costs.pop_first();
+        }
+        costs.insert(id.to_owned(), cost);
+    }
+
+    /// A pod was answered: it is known, and what it costs.
+    fn saw(&self, pod: &Pod) {
+        self.young().remove(&pod.id);
+        if let Some(cost) = pod.cost {
+            self.learn(&pod.id, cost);
+        }
+    }
+
     /// Whether it was made so lately that RunPod may not know it yet, and bills it.
     fn is_young(&self, id: &InstanceId) -> bool {
         let now = self.api.now();
@@ -292,7 +318,7 @@ impl RunPod {
                 Err(_) if cursor.is_some() => return Ok((seen, false)),
                 Err(error) => return Err(error),
             };
-            self.young().retain(|id, _| page.pods.iter().all(|pod| pod.id != *id));
+            page.pods.iter().for_each(|pod| self.saw(pod));
             seen.extend(page.pods);
             complete &= page.readable;
             match page.next {
@@ -316,7 +342,7 @@ impl RunPod {
         let answer = self.good(what, Ok(answer))?;
         match pod::one(&answer.body) {
             Some(pod) => {
-                self.young().remove(&pod.id);
+                self.saw(&pod);
                 Ok(Some(pod))
             }
             None => Err(self.unreachable(what, "the answer is no pod")),
@@ -344,6 +370,7 @@ impl RunPod {
             return Ok(id);
         };
         if cost.micros() <= most.micros().saturating_add(ROUNDING_MICROS) {
+            self.learn(&id.0, cost);
             return Ok(id);
         }
         // It is given back before anything runs on it.
@@ -556,12 +583,13 @@ impl Provider for RunPod {
         self.delete(id).await
     }
 
-    /// The pod, by the second; and beside it its disk, while it runs.
+    /// The pod, by the second, at what it was seen to cost; and beside it its disk, while it runs.
     async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
         let disk_gb = self.config.disk_gb;
         let percent = self.config.price_adjustment_percent;
         let pod = price::quoted(used.offer.price, percent);
-        let pod = pod.saturating_sub(dollars::disk(disk_gb));
+        let decided = pod.saturating_sub(dollars::disk(disk_gb));
+        let pod = self.costs().get(&used.instance.0).copied().unwrap_or(decided);
         let line = |price| Line { price, billing: CAPABILITIES.billing };
         let lines =
             [line(Price::Hourly(pod)), line(Price::Monthly(dollars::disk_monthly(disk_gb)))];

@@ -32,7 +32,8 @@ const TOKEN_ROOM: usize = 512;
 pub(super) struct Frozen {
     /// Kind of pod, in words.
     pub(super) thing: String,
-    /// The most that an hour of it may cost, by RunPod's own word.
+    /// The most that an hour of it may cost, by RunPod's own word: without its disk, which RunPod
+    /// bills beside what it says that a pod costs.
     pub(super) most: UsdPerHour,
     /// How it is asked for.
     pub(super) call: Call,
@@ -94,7 +95,8 @@ pub(super) fn freeze(
         .map_err(|_| format!("offer {} is no kind of pod: {:?}", offer.id, offer.instance_type))?;
     fits(config, offer, machine)?;
     let agent = config.agent.as_ref().ok_or("nobody said where pods fetch the agent")?;
-    let most = price::quoted(offer.price, config.price_adjustment_percent);
+    let quoted = price::quoted(offer.price, config.price_adjustment_percent);
+    let most = quoted.saturating_sub(dollars::disk(config.disk_gb));
     let wish = Wish {
         config,
         name: identity.unique_name(),
@@ -231,8 +233,7 @@ fn bid(wish: &Wish<'_>, most: UsdPerHour, now: Timestamp) -> Result<Map<String, 
         return Err(format!("{thing} is not sold as spot"));
     };
     // One pays what one bids, for each: rounded down, so that never more than was decided on is bid.
-    let pod = most.micros() - dollars::disk(config.disk_gb).micros();
-    let each = UsdPerHour::from_micros(pod / i64::from(*count)).unwrap_or_default();
+    let each = UsdPerHour::from_micros(most.micros() / i64::from(*count)).unwrap_or_default();
     if each == UsdPerHour::ZERO {
         return Err(format!("{most} $/h leave nothing to bid for {thing}"));
     }

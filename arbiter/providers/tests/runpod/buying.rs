@@ -128,7 +128,7 @@ async fn processors_and_data_centers_are_asked_for_by_name() {
     let server = Server::start(|call| made(call, 0.1)).await;
     let data_centers = vec!["EU-RO-1".to_owned()];
     let (provider, _) = client(RunPodConfig { data_centers, ..config(&server.base) });
-    let cpu = offer("2 vCPU cpu5g SECURE", Capacity::OnDemand, "0.1");
+    let cpu = offer("2 vCPU cpu5g SECURE", Capacity::OnDemand, "0.10548");
     buy(&provider, &cpu).await.expect("bought");
     let body = server.calls().remove(0).json();
     assert_eq!(body["cpu"], json!({ "id": "cpu5g", "vcpuCount": 2 }));
@@ -246,8 +246,16 @@ async fn a_pod_that_is_dearer_than_quoted_is_ended_and_refused() {
     let Err(LaunchError::GivenBack { waste, .. }) = answer else { panic!("{answer:?}") };
     assert_eq!((waste.instance.0.as_str(), waste.price.micros()), ("abc123", 395_480));
     assert_eq!(Some(waste.from), "2026-11-20T10:00:00Z".parse().ok());
+    // Nor does what its disk costs leave room for a pod that is dearer.
+    let server = Server::start(|call| match call.method.as_str() {
+        "DELETE" => Reply::Json(204, json!(null)),
+        _ => made(call, 0.345),
+    })
+    .await;
+    let answer = buy(&client(config(&server.base)).0, &community()).await;
+    assert_eq!(refusal(&answer), Some(Refusal::PriceChanged), "{answer:?}");
     // As dear as quoted, or cheaper, is kept.
-    for cost in [0.34548, 0.2] {
+    for cost in [0.34, 0.2] {
         let server = Server::start(move |call| made(call, cost)).await;
         buy(&client(config(&server.base)).0, &community()).await.expect("bought");
     }

@@ -136,9 +136,12 @@ async fn each_no_of_the_box_has_its_reason_and_leaves_nothing() {
 /// The two share no code: what one of them changes by itself is red here.
 #[tokio::test]
 async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
-    for (seconds, stopped) in [(1, false), (59, false), (3_601, false), (7_777, true)] {
+    let cases = [(1, 1000, false), (59, 1000, false), (3_601, 900, false), (7_777, 1000, true)];
+    for (seconds, permille, stopped) in cases {
         let name = "1x NVIDIA L40S SECURE";
         let (cloud, mut buyer) = open(PACE, None).buyer(name, Capacity::OnDemand).await;
+        // It may have become cheaper since it was quoted.
+        cloud.faults(|faults| faults.next(Fault::PriceChanged(permille), Operation::Create));
         let (offer, from) = (buyer.claim.spec.offer.clone(), buyer.hands.now());
         buyer.drive(Wanted::Yes, None).await;
         let Phase::Launched { instance, .. } = buyer.claim.phase.clone() else {

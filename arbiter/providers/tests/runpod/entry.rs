@@ -33,7 +33,7 @@ async fn live(sha256: String) -> (String, Option<i32>, Vec<Call>) {
     let agent = AgentDownload { url: format!("{}/agent", server.base), sha256 };
     let (provider, _) = client(RunPodConfig { agent: Some(agent), ..config(&server.base) });
     let machine = machine();
-    let offer = offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.3");
+    let offer = offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.30548");
     let order = Order { identity: &identity(), offer: &offer, work: Work::Machine(&machine) };
     let request = provider.prepare(order).await.expect("a request");
     provider.launch(&request, &EnrolmentToken::new(TOKEN)).await.expect("bought");
@@ -81,7 +81,7 @@ async fn the_agent_is_fetched_looked_at_and_run_and_its_end_is_the_pods() {
 async fn an_image_that_is_known_to_have_no_shell_is_refused_before_anything_is_asked() {
     let server = Server::start(|_| Reply::Cut).await;
     let (provider, _) = client(config(&server.base));
-    let offer = offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.3");
+    let offer = offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.30548");
     let prepared = async |image: &str| {
         let machine = Machine { image: image.to_owned(), ..machine() };
         let order = Order { identity: &identity(), offer: &offer, work: Work::Machine(&machine) };

@@ -122,7 +122,7 @@ impl Deal {
         })
         .await;
         let (provider, hands) = client(config(&server.base));
-        let offer = offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.3");
+        let offer = offer("1x NVIDIA L4 SECURE", Capacity::OnDemand, "0.30548");
         Self { account, buyer: Buyer::new(provider, hands, offer), _server: server }
     }
 

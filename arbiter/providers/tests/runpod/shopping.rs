@@ -159,6 +159,8 @@ async fn each_way_to_be_refused_is_told_by_its_kind() {
         (Fault::Retired, Refusal::Retired),
         (Fault::RateLimited(7), Refusal::RateLimited),
         (Fault::PriceChanged(1500), Refusal::PriceChanged),
+        // By less than its disk costs, which stands in the offer's price and not in what it costs.
+        (Fault::PriceChanged(1010), Refusal::PriceChanged),
     ];
     for (fault, kind) in refused {
         let shop = Shop::new();

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use jiff::{SignedDuration, Timestamp};
-use petaflop_cloud_box::ec2;
+use petaflop_arbiter::ledger::Row;
+use petaflop_cloud_box::ec2::{self, Call};
 use petaflop_cloud_box::engine::machine::{Machine, Why};
 use petaflop_cloud_box::faults::{Fault, Operation, When};
 use petaflop_cloud_box::machines::Side;
@@ -31,6 +32,9 @@ const NOTICED: SignedDuration = SignedDuration::from_mins(5);
 
 /// A pod that is given back once it is known: that it is was asked for again and again.
 const GIVEN_BACK: SignedDuration = SignedDuration::from_mins(1);
+
+/// Who looks as often as this knows to the second when an instance came up.
+const LOOKS: SignedDuration = SignedDuration::from_secs(2);
 
 /// Two minutes that are real for the machine, in a cloud whose time goes ten times as fast.
 const NOTICE_TICK: u64 = 100;
@@ -154,6 +158,7 @@ impl Play {
                 let made = self.until_made_or_over(|| stuck().is_some()).await?;
                 if made {
                     self.needed += 1;
+                    self.comes_up().await?;
                     // The launch timeout, and a look.
                     self.pass(minutes(21)).await;
                 }
@@ -166,6 +171,20 @@ impl Play {
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    /// EC2 bills from running, and nobody sees to the second when that is while hours pass.
+    async fn comes_up(&self) -> Result<()> {
+        let clouds = &self.world.clouds;
+        eventually("a machine comes up", LONG, || async {
+            let pending = |(place, machine): &(Place, Machine)| {
+                *place == Place::Aws && machine.started.is_none()
+            };
+            clouds.alive().filter(pending).map_or(Ok(()), |pending| Err(format!("{pending:?}")))
+        })
+        .await?;
+        tokio::time::sleep(WORKS).await;
         Ok(())
     }
 
@@ -334,6 +353,47 @@ impl Play {
         Ok(all)
     }
 
+    /// What happened, for people to read: in order of time.
+    pub(crate) fn history(&self, rows: &[Row]) -> String {
+        let mut events: Vec<(Timestamp, String)> = Vec::new();
+        for place in [Place::Aws, Place::RunPod] {
+            for machine in self.world.clouds.engine(place, |engine| engine.machines().to_vec()) {
+                let Machine { id, created, started, stopped, noticed, rate, stuck, .. } = &machine;
+                let claim = claim_of(&machine).unwrap_or_default();
+                let bought = format!("{id} bought for {claim} at {rate} µ$/h, stuck: {stuck}");
+                events.push((*created, bought));
+                events.extend(started.map(|at| (at, format!("{id} runs"))));
+                events.extend(stopped.map(|(at, why)| (at, format!("{id} stopped: {why:?}"))));
+                events.extend(machine.ended.map(|at| (at, format!("{id} is gone"))));
+                if let Some(notice) = noticed {
+                    events.push((*created, format!("{id} was to be told: {notice:?}")));
+                }
+            }
+        }
+        let calls = [self.world.clouds.ec2.calls(), self.world.clouds.runpod.calls()].concat();
+        let changes = calls.into_iter().filter(|call| {
+            matches!(call.operation, Operation::Create | Operation::Change | Operation::End)
+        });
+        events.extend(changes.map(|call| {
+            let Call { at, line, status, faults, .. } = call;
+            (at, format!("{line}: {status:?} {faults:?}"))
+        }));
+        events.extend(rows.iter().map(|row| {
+            let Row { key, kind, from, to, amount, .. } = row;
+            (*to, format!("{kind:?} row {key} from {from}: {} µ$", amount.micros()))
+        }));
+        events.extend(self.blinds.iter().flat_map(|blind| {
+            let what = match &blind.kind {
+                Unseen::Operator => "the operator is dead".to_owned(),
+                Unseen::Provider(place) => format!("{place:?} does not answer"),
+                Unseen::Clock(off) => format!("the clock is off by {off}"),
+            };
+            [(blind.from, format!("{what} from now on")), (blind.until, format!("no more: {what}"))]
+        }));
+        events.sort_by_key(|(at, _)| *at);
+        events.into_iter().map(|(at, event)| format!("    {at}  {event}\n")).collect()
+    }
+
     /// How late the operator may have learnt of a machine's end.
     fn late(&self, place: Place, machine: &Machine) -> Option<(SignedDuration, &'static str)> {
         let (end, why) = machine.stopped?;
@@ -374,8 +434,26 @@ impl Play {
             };
             let (known, why) = late.unwrap_or((SignedDuration::ZERO, "nobody saw it come up"));
             late = Some((known + up, why));
+        } else if place == Place::Aws
+            && let Some(gap) = machine.started.and_then(|up| self.unlooked(up))
+        {
+            let (known, why) =
+                late.unwrap_or((SignedDuration::ZERO, "it was looked at too seldom"));
+            late = Some((known + gap, why));
         }
         late
+    }
+
+    /// How long nobody had looked at EC2's instances as one of them came up, where that was longer
+    /// than a look takes: on a busy machine.
+    fn unlooked(&self, up: Timestamp) -> Option<SignedDuration> {
+        let looks = self.world.clouds.ec2.calls().into_iter();
+        let looks =
+            looks.filter(|call| call.line.starts_with("DescribeInstances ")).map(|call| call.at);
+        let (before, after): (Vec<_>, Vec<_>) = looks.partition(|at| *at < up);
+        let (before, after) = (before.into_iter().max()?, after.into_iter().min()?);
+        let gap = after.duration_since(before);
+        (gap > LOOKS).then_some(gap)
     }
 }
 

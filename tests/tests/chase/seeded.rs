@@ -40,11 +40,9 @@ async fn play(market: Arc<Market>, script: &Script, undisturbed: &str) -> Result
         }
     }
     let machines = play.billed()?;
-    let verdict = judge(&machines, &play.world.cluster.rows().await?, play.needed);
-    if std::env::var_os("PETAFLOP_CHASE_SHOW").is_some() {
-        eprintln!("{machines:#?}");
-    }
-    Ok(Report {
+    let rows = play.world.cluster.rows().await?;
+    let verdict = judge(&machines, &rows, play.needed);
+    let report = Report {
         machines: machines.len(),
         invoiced: machines.iter().map(|machine| machine.invoiced).sum(),
         finished,
@@ -53,7 +51,11 @@ async fn play(market: Arc<Market>, script: &Script, undisturbed: &str) -> Result
         error,
         unreached: play.unreached,
         took: began.elapsed(),
-    })
+    };
+    if !report.is_clean() {
+        eprintln!("{}", play.history(&rows));
+    }
+    Ok(report)
 }
 
 fn number(name: &str) -> Result<Option<u64>> {

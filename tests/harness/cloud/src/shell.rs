@@ -25,6 +25,8 @@ use crate::host::Wake;
 /// A call that came, and how it was answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
+    /// When it came, by the provider's clock.
+    pub at: Timestamp,
     /// What was asked.
     pub operation: Operation,
     /// `POST /v2/pods`, `POST /graphql`, `RunInstances us-east-1`.

@@ -115,7 +115,7 @@ impl shell::World for World {
         let region = question.scope.as_ref().map_or("", |scope| scope.region.as_str());
         let line = format!("{} {region}", question.action);
         let names = faults.iter().map(|fault| fault.name()).collect();
-        self.calls.push(Call { operation, line, status: None, faults: names });
+        self.calls.push(Call { at: now, operation, line, status: None, faults: names });
         let call = self.calls.len() - 1;
         let refused = faults.iter().find_map(|fault| refusal(*fault, &question));
         let said = match (refused, body) {

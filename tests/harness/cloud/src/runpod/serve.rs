@@ -49,7 +49,7 @@ fn turn(world: &mut World, parts: &Parts, body: Option<&[u8]>) -> Done {
     let faults = world.faults.of_call(operation, now);
     let line = format!("{method} {}", parts.uri.path());
     let names = faults.iter().map(|fault| fault.name()).collect();
-    world.calls.push(Call { operation, line, status: None, faults: names });
+    world.calls.push(Call { at: now, operation, line, status: None, faults: names });
     let call = world.calls.len() - 1;
     let done = |answer, quota, faults| Done { call, faults, response: written(answer, quota) };
 

@@ -158,6 +158,8 @@ impl Play {
                 let made = self.until_made_or_over(|| stuck().is_some()).await?;
                 if made {
                     self.needed += 1;
+                    // One of the two clouds had it to give.
+                    self.disarm(hop.purchase);
                     self.comes_up().await?;
                     // The launch timeout, and a look.
                     self.pass(minutes(21)).await;

@@ -354,6 +354,12 @@ pub struct ComputeProviderStatus {
     /// Machines that are paid for, or are about to be.
     #[serde(default)]
     pub machines: u32,
+    /// Regions in which machines were ever claimed. Those that the spec does not name any more are
+    /// looked through for what is left there. Nothing takes one out but a person who made sure of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub regions: Vec<String>,
     /// Sum of their prices, dollars an hour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hourly_price: Option<Money>,

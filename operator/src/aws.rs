@@ -18,6 +18,8 @@ pub(crate) struct Account {
     pub(crate) name: String,
     /// Its settings.
     pub(crate) settings: AwsProvider,
+    /// Regions that they do not name any more, and in which machines were had.
+    pub(crate) former: Vec<String>,
     /// Where hosts with x86 processors fetch the agent, and with Arm.
     pub(crate) agent: Option<AgentDownload>,
     pub(crate) agent_arm: Option<AgentDownload>,
@@ -69,7 +71,7 @@ mod client {
     }
 
     fn config(account: &Account, access: Access) -> AwsConfig {
-        let Account { name, settings, agent, agent_arm, price_adjustment_percent } =
+        let Account { name, settings, former, agent, agent_arm, price_adjustment_percent } =
             account.clone();
         let AwsProvider {
             regions,
@@ -94,6 +96,7 @@ mod client {
         AwsConfig {
             endpoint: api_base_url,
             regions: regions.into_iter().map(region).collect(),
+            former,
             types: instance_types,
             edge_zones,
             instance_profile,
@@ -136,6 +139,7 @@ mod client {
                     regions: vec![AwsRegion { name: "us-east-1".into(), ..Default::default() }],
                     ..Default::default()
                 },
+                former: Vec::new(),
                 agent: None,
                 agent_arm: None,
                 price_adjustment_percent: 0,

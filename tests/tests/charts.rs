@@ -295,6 +295,29 @@ fn nobody_is_given_more_than_is_needed() -> Result<()> {
 }
 
 #[test]
+fn the_audit_has_the_operators_volume_only_where_both_can_have_it() -> Result<()> {
+    for (mode, mounted) in [("ReadWriteOnce", false), ("ReadWriteMany", true)] {
+        let set = format!(
+            "store.uri=file:///var/lib/petaflop/store,persistence.enabled=true,persistence.accessMode={mode}"
+        );
+        let text = helm(["template", "petaflop"], |helm| {
+            helm.arg(chart("petaflop")).args(["--set", set.as_str()])
+        })?;
+        let objects = documents(&text)?;
+        let claim = objects.iter().find(|object| object["kind"] == "PersistentVolumeClaim");
+        ensure!(claim.context("a claim")?["spec"]["accessModes"] == json!([mode]), "{mode}");
+        let pods = pods(&objects);
+        let (_, audit) =
+            pods.iter().find(|(name, _)| name.ends_with("-audit")).context("an audit")?;
+        let (arguments, volumes) = (audit["containers"][0]["args"].to_string(), &audit["volumes"]);
+        ensure!(arguments.contains("--terminate"), "{arguments}");
+        ensure!(arguments.contains("--ledger-uri=file://") == mounted, "{mode}: {arguments}");
+        ensure!(volumes.to_string().contains("persistentVolumeClaim") == mounted, "{volumes}");
+    }
+    Ok(())
+}
+
+#[test]
 fn with_watched_namespaces_nothing_namespaced_is_granted_everywhere() -> Result<()> {
     let namespaced =
         ["computeclaims", "trainingjobs", "pods", "services", "deployments", "spendbudgets"];

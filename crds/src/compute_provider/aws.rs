@@ -37,8 +37,8 @@ pub(crate) const DEVICE_PATTERN: &str = "^/dev/[a-z0-9]+$";
         .message("spot and onDemand are both false: nothing could be had"),
 )]
 pub struct AwsProvider {
-    /// Where machines may be. No other region is ever looked at: keep one here as long as anything
-    /// of yours may be in it.
+    /// Where machines may be. One in which machines were had is looked through after it was taken out
+    /// of here, too: it stands in `status.regions`.
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub regions: Vec<AwsRegion>,

@@ -47,6 +47,16 @@ impl ComputeProviderSpec {
 }
 
 impl ComputeProvider {
+    /// Regions in which machines were had and that the spec does not name any more.
+    pub fn former_regions(&self) -> Vec<String> {
+        let named = |name: &String| {
+            let regions = self.spec.aws.iter().flat_map(|aws| &aws.regions);
+            regions.into_iter().any(|region| region.name == *name)
+        };
+        let known = self.status.iter().flat_map(|status| &status.regions);
+        known.filter(|name| !named(name)).cloned().collect()
+    }
+
     /// The provider as decisions see it at `now`.
     ///
     /// # Errors

@@ -74,6 +74,9 @@ async fn write(
     status.observed_generation = generation;
     status.type_ = object.spec.type_();
     let mut claims = operator.table.of_provider(&name);
+    if object.spec.aws.is_some() {
+        claimed_in(&mut status.regions, claims.iter().map(|c| &c.claim.spec.offer.region));
+    }
     claims.retain(|stored| stored.claim.is_unfinished());
     status.machines = claims.len() as u32;
     let hourly = claims.iter().map(|c| c.claim.spec.offer.price.micros()).sum();
@@ -133,6 +136,16 @@ async fn write(
     }
 }
 
+/// Adds regions of claims to those that are known. A claim stands from before its machine is asked for
+/// until the last of it is gone, so that none is missed.
+fn claimed_in<'a>(known: &mut Vec<String>, claimed: impl Iterator<Item = &'a String>) {
+    for region in claimed {
+        if !region.is_empty() && !known.contains(region) {
+            known.push(region.clone());
+        }
+    }
+}
+
 /// The offers in short. When they changed last is kept while they are the same.
 fn offered(offers: &[Offer], old: Option<OffersStatus>, now: Timestamp) -> OffersStatus {
     let mut cheapest: Vec<&Offer> = offers.iter().collect();
@@ -161,6 +174,22 @@ fn offered(offers: &[Offer], old: Option<OffersStatus>, now: Timestamp) -> Offer
 mod tests {
     use super::*;
     use crate::cluster::testing::offer;
+
+    #[test]
+    fn regions_of_claims_stay_known_when_the_spec_names_them_no_more() {
+        let mut known = vec!["us-east-1".to_owned()];
+        let claimed = ["us-east-2", "us-east-1", "", "us-east-2"].map(str::to_owned);
+        claimed_in(&mut known, claimed.iter());
+        assert_eq!(known, ["us-east-1", "us-east-2"]);
+        let object: ComputeProvider = serde_json::from_value(serde_json::json!({
+            "apiVersion": "petaflop.dev/v1alpha1", "kind": "ComputeProvider",
+            "metadata": { "name": "aws" },
+            "spec": { "aws": { "regions": [{ "name": "us-east-2" }, { "name": "eu-west-1" }] } },
+            "status": { "regions": known },
+        }))
+        .expect("a provider");
+        assert_eq!(object.former_regions(), ["us-east-1"]);
+    }
 
     #[test]
     fn the_cheapest_are_shown_and_keep_their_date_while_they_are_the_same() {

@@ -168,12 +168,14 @@ impl Make {
         &self,
         name: String,
         aws: &AwsProvider,
+        former: Vec<String>,
         secret: Option<&str>,
         percent: i32,
     ) -> Result<Keyed, ProviderError> {
         let account = Account {
             name: name.clone(),
             settings: aws.clone(),
+            former,
             agent: self.agent.clone(),
             agent_arm: self.agent_arm.clone(),
             price_adjustment_percent: percent,
@@ -261,7 +263,8 @@ impl MakeProvider for Make {
         if let Some(aws) = aws {
             let secret = credentials_secret_ref.as_ref().map(|secret| secret.name.as_str());
             let percent = *price_adjustment_percent;
-            return Ok(Arc::new(self.aws(name, aws, secret, percent)?));
+            let former = object.former_regions();
+            return Ok(Arc::new(self.aws(name, aws, former, secret, percent)?));
         }
         let detail = match host {
             Some(_) => {

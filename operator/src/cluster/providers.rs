@@ -81,11 +81,13 @@ impl Registry {
         Self { make, metrics, inner: Arc::default() }
     }
 
-    /// Takes an object over. A changed spec makes a new provider; what it offered before is void.
+    /// Takes an object over. A changed spec makes a new provider, and so does another list of regions
+    /// to look through beside it; what it offered before is void.
     pub fn put(&self, name: &str, object: Arc<ComputeProvider>) {
         let mut inner = self.lock();
         if let Some(known) = inner.known.get_mut(name)
             && known.object.spec == object.spec
+            && known.object.former_regions() == object.former_regions()
         {
             known.object = object;
             return;

@@ -4,6 +4,7 @@
 //! installation            its uid, made once
 //! root.key                what the keys of its agents are derived from, made once; nobody else may read it
 //! config.yaml             what the user may set (see `config`)
+//! regions.json            regions of AWS in which machines were ever had (`live`)
 //! claims/<name>.json      claims, changed by compare-and-swap (`claims`)
 //! ledger/…                rows of money, created and never changed (`ledger`)
 //! jobs/<namespace>/<name>/      one TrainingJob (`job`)

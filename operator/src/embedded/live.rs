@@ -5,10 +5,12 @@
 //! the command line, and never out of `config.yaml` itself. Those of AWS are looked for where its own
 //! tools look; which regions are asked stands in `config.yaml`.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::offer::Offer;
 use petaflop_crds::compute_provider::AwsProvider;
 use petaflop_crds::{API_VERSION, manifest};
 use petaflop_providers::runpod::{self, ApiKey, RunPod, RunPodConfig};
@@ -20,7 +22,12 @@ use crate::aws::{self, Account, Rights};
 use crate::embedded::config::Config;
 #[cfg(doc)]
 use crate::embedded::config::Rented;
-use crate::embedded::home::HomeError;
+use crate::embedded::home::{HomeError, read_json, write_json};
+
+/// The account at AWS, in offers and claims.
+const AWS: &str = "aws";
+/// Regions of it in which machines were ever had.
+const REGIONS: &str = "regions.json";
 
 /// An account at RunPod.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -113,8 +120,9 @@ pub fn providers(
     }
     if let Some(AwsAccount { profile, settings }) = &config.aws {
         let account = Account {
-            name: "aws".to_owned(),
+            name: AWS.to_owned(),
             settings: settings.clone(),
+            former: regions_of(home)?.into_iter().collect(),
             agent: config.rented.as_ref().map(|rented| rented.agent.clone()),
             agent_arm: config.rented.as_ref().and_then(|rented| rented.agent_arm.clone()),
             price_adjustment_percent: 0,
@@ -126,6 +134,24 @@ pub fn providers(
         return Err(LiveError::NoKey { config: home.join("config.yaml") });
     }
     Ok(providers)
+}
+
+/// Notes that a machine is about to be had there: once `config.yaml` does not name that region any
+/// more, it is looked through all the same for what is left. Whoever calls holds the home's lock.
+///
+/// # Errors
+/// The file cannot be used, or is damaged.
+pub fn claimed_in(home: &Path, offer: &Offer) -> Result<(), HomeError> {
+    let mut known = regions_of(home)?;
+    match offer.provider == AWS && known.insert(offer.region.clone()) {
+        true => write_json(&home.join(REGIONS), &known),
+        false => Ok(()),
+    }
+}
+
+/// Regions of AWS in which machines were ever had.
+fn regions_of(home: &Path) -> Result<BTreeSet<String>, HomeError> {
+    Ok(read_json(&home.join(REGIONS))?.unwrap_or_default())
 }
 
 fn runpod_key(
@@ -168,6 +194,24 @@ mod tests {
         std::fs::write(folder.path().join("key"), "canary\n").expect("a file");
         assert!(matches!(asked(&config, &none), Ok(1)));
         assert!(!format!("{config:?}").contains("canary"));
+    }
+
+    #[test]
+    fn a_region_is_known_once_a_machine_was_claimed_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let home = folder.path();
+        let claimed = |provider: &str, region: &str| {
+            let offer = crate::cluster::testing::offer("o", "0.1");
+            let offer = Offer { provider: provider.into(), region: region.into(), ..offer };
+            claimed_in(home, &offer).expect("written");
+        };
+        claimed("runpod", "EU-RO-1");
+        assert_eq!(regions_of(home).expect("none"), BTreeSet::new());
+        for region in ["us-east-2", "us-east-1", "us-east-2"] {
+            claimed("aws", region);
+        }
+        let known: Vec<String> = regions_of(home).expect("two").into_iter().collect();
+        assert_eq!(known, ["us-east-1", "us-east-2"]);
     }
 
     fn account(text: &str) -> Result<AwsAccount, String> {

@@ -11,6 +11,7 @@ use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::embedded::claims::FileClaims;
 use crate::embedded::home::{self, Home, HomeError};
 use crate::embedded::job::{Admission, Folder, Place, Status};
+use crate::embedded::live;
 use crate::embedded::observe::{self, Providers};
 
 /// What came of a pass for the workload that asked.
@@ -100,6 +101,7 @@ pub async fn place(
         if spec.owner.uid != admission.uid {
             continue;
         }
+        live::claimed_in(home.root(), &spec.offer)?;
         if let Some(stored) = FileClaims::of(home).create(spec).await? {
             claims.push(stored);
         }

@@ -124,8 +124,11 @@ pub struct AwsConfig {
     /// Another address for every API; `None`: AWS's own, or what `AWS_ENDPOINT_URL_EC2`, `_SSM` and
     /// `_PRICING` say. Not `AWS_ENDPOINT_URL`, which says where the store is.
     pub endpoint: Option<String>,
-    /// Where instances may be. Only these regions are ever looked at.
+    /// Where instances may be.
     pub regions: Vec<AwsRegion>,
+    /// Regions in which nothing is bought any more, and in which something of ours may be: they are
+    /// looked through, and what is there can be ended. No other region is ever looked at.
+    pub former: Vec<String>,
     /// Families (`g6e`) or types (`c7a.xlarge`) that may be bought.
     pub types: Vec<String>,
     /// Local and Wavelength Zones, by id, in which instances may be; all others of that kind are
@@ -183,6 +186,7 @@ impl AwsConfig {
             access,
             endpoint: None,
             regions: regions.iter().map(region).collect(),
+            former: Vec::new(),
             types: TYPES.iter().map(|family| (*family).to_owned()).collect(),
             edge_zones: Vec::new(),
             instance_profile: None,
@@ -213,8 +217,8 @@ impl AwsConfig {
         if self.regions.is_empty() {
             return Err("name at least one region".to_owned());
         }
-        if let Some(region) = self.regions.iter().find(|region| !plain(&region.name)) {
-            return Err(format!("{:?} is no region", region.name));
+        if let Some(name) = self.everywhere().find(|name| !plain(name)) {
+            return Err(format!("{name:?} is no region"));
         }
         if let Some(name) = self.types.iter().find(|name| !plain(&name.replace('.', "-"))) {
             return Err(format!("{name:?} is neither a family nor a type of instances"));
@@ -231,6 +235,17 @@ impl AwsConfig {
             return Err("an access key or its secret is empty".to_owned());
         }
         Ok(())
+    }
+
+    /// Names of all regions that are looked through.
+    pub(super) fn everywhere(&self) -> impl Iterator<Item = &str> {
+        let now = self.regions.iter().map(|region| region.name.as_str());
+        now.chain(self.former.iter().map(String::as_str).filter(|name| self.is_former(name)))
+    }
+
+    /// Whether nothing is bought there.
+    pub(super) fn is_former(&self, name: &str) -> bool {
+        self.region(name).is_none()
     }
 
     pub(super) fn region(&self, name: &str) -> Option<&AwsRegion> {
@@ -302,6 +317,8 @@ mod tests {
         }
         let mut elsewhere = config();
         elsewhere.regions[0].name = "evil.example/".into();
+        assert!(elsewhere.check().is_err());
+        let elsewhere = AwsConfig { former: vec!["evil.example/".into()], ..config() };
         assert!(elsewhere.check().is_err());
     }
 

@@ -4,7 +4,7 @@ use aws_sdk_ec2::types::Filter;
 use jiff::SignedDuration;
 use petaflop_arbiter::claim::Identity;
 
-use super::answer::Failure;
+use super::answer::{Failure, Meaning};
 use super::api::pages;
 use super::instance::{self, Where};
 use super::pace::Purpose;
@@ -33,8 +33,27 @@ impl Aws {
         Ok(seen.filter_map(|one| instance::instance(self.at(region), one)).collect())
     }
 
-    /// What a claim has in a region.
+    /// What a claim has in a region. Where nothing is bought any more and we may not look, it has
+    /// nothing: or whoever closes a region could buy nowhere else. A list of all says that it is not
+    /// whole.
     pub(super) async fn of_claim(
+        &self,
+        region: &str,
+        wanted: &Identity,
+    ) -> Result<Vec<Instance>, Failure> {
+        match self.of_claim_there(region, wanted).await {
+            Err(Failure::Said(said))
+                if self.config.is_former(region)
+                    && matches!(said.means(), Meaning::NotAllowed | Meaning::BadKeys) =>
+            {
+                tracing::warn!(?said, region, "was used once, and cannot be looked at");
+                Ok(Vec::new())
+            }
+            found => found,
+        }
+    }
+
+    async fn of_claim_there(
         &self,
         region: &str,
         wanted: &Identity,
@@ -100,14 +119,14 @@ impl Aws {
         F: Future<Output = Result<Vec<Instance>, Failure>>,
     {
         let (mut instances, mut failures) = (Vec::new(), Vec::new());
-        for region in &self.config.regions {
-            match ask(&region.name).await {
+        for region in self.config.everywhere() {
+            match ask(region).await {
                 Ok(found) => instances.extend(found),
                 Err(failure) => failures.push(self.failed(what, failure)),
             }
         }
         let complete = failures.is_empty();
-        if failures.len() == self.config.regions.len()
+        if failures.len() == self.config.everywhere().count()
             && let Some(first) = failures.into_iter().next()
         {
             return Err(first);

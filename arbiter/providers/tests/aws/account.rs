@@ -67,6 +67,8 @@ pub(crate) struct State {
     pub(crate) untagged: bool,
     /// Regions whose calls fail.
     pub(crate) down: Vec<&'static str>,
+    /// Regions into which these keys may not look.
+    pub(crate) closed: Vec<&'static str>,
     /// Instances that a new one has in lists before they show it.
     pub(crate) lag: usize,
 }
@@ -85,6 +87,7 @@ impl Default for State {
             spot_requests: String::new(),
             untagged: false,
             down: Vec::new(),
+            closed: Vec::new(),
             lag: 0,
         }
     }
@@ -176,6 +179,9 @@ impl State {
         let (region, service) = (scope.get(2).copied(), scope.get(3).copied());
         if self.down.iter().any(|down| region == Some(down)) {
             return error(503, "Unavailable", "down");
+        }
+        if self.closed.iter().any(|closed| region == Some(closed)) {
+            return error(403, "UnauthorizedOperation", "not there");
         }
         match service {
             Some("ssm") => self.parameter(),

@@ -281,6 +281,46 @@ async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
 }
 
 #[tokio::test]
+async fn a_region_in_which_nothing_is_bought_any_more_is_looked_through_all_the_same() {
+    let (cloud, mut buyer) = open(|_| {}).buyer("c7i.large", Capacity::Spot).await;
+    buyer.drive(Wanted::Yes, None).await;
+    let Phase::Launched { instance, .. } = buyer.claim.phase.clone() else {
+        panic!("{:?}", buyer.claim.phase);
+    };
+    let (there, _) = instance.split_once('/').expect("region and id");
+    let here = if there == "us-east-1" { "us-east-2" } else { "us-east-1" };
+    let anew = |former: &[&str]| {
+        let regions = AwsConfig::new("aws", Access::Role, &[here]).regions;
+        let former = former.iter().map(|name| (*name).to_owned()).collect();
+        let access = Access::Keys(AwsKeys::new(KEY, SECRET, None));
+        let types = vec!["c7i".into()];
+        let by = buyer.hands.clone();
+        let settings = AwsConfig { access, regions, former, types, ..config(&cloud.url()) };
+        Aws::new(settings).expect("settings").by_clock(move || by.now())
+    };
+    let identity = buyer.identity();
+    let seen = |provider: Aws| {
+        let (identity, installation) = (identity.clone(), identity.installation.clone());
+        async move {
+            let listed = provider.list(&installation).await.expect("a list");
+            let found = provider.find(&identity).await.expect("a list");
+            let quoted = provider.quote().await.expect("offers");
+            assert!(quoted.iter().all(|offer| offer.region == here), "bought elsewhere");
+            assert!(listed.complete && found.complete);
+            let ids = [listed, found].map(|it| it.instances.into_iter().map(|one| one.id.0));
+            ids.map(Iterator::collect::<Vec<_>>)
+        }
+    };
+    buyer.hands.forward(30);
+    assert_eq!(seen(anew(&[])).await, [const { Vec::<String>::new() }; 2], "nobody looks there");
+    // Named twice it is looked at once.
+    assert_eq!(seen(anew(&[there, here])).await, [vec![instance.clone()], vec![instance.clone()]]);
+    anew(&[there]).terminate(&InstanceId(instance)).await.expect("ended");
+    buyer.hands.forward(600);
+    assert_eq!(billed(&cloud), 0);
+}
+
+#[tokio::test]
 async fn a_key_that_signs_wrongly_is_refused_and_not_told() {
     let shop = open(|_| {});
     let access = Access::Keys(AwsKeys::new(KEY, "another canary", None));

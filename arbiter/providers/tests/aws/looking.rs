@@ -129,6 +129,20 @@ async fn ending_is_one_id_a_call_and_can_be_repeated() {
 }
 
 #[tokio::test]
+async fn a_former_region_that_may_not_be_looked_at_keeps_nobody_from_buying_elsewhere() {
+    let Bought { account, .. } = bought(State::default()).await;
+    let former = vec!["eu-west-1".to_owned()];
+    let (provider, _) = client(AwsConfig { former, ..config(&account.server.base) });
+    account.state().closed = vec!["eu-west-1"];
+    let found = provider.find(&identity()).await.expect("a listing");
+    assert_eq!((found.instances.len(), found.complete), (1, true));
+    // A list of all hides nothing, and one that may be read later is waited for.
+    assert!(!provider.list(&identity().installation).await.expect("a part").complete);
+    (account.state().closed, account.state().down) = (Vec::new(), vec!["eu-west-1"]);
+    assert!(!provider.find(&identity()).await.expect("a part").complete);
+}
+
+#[tokio::test]
 async fn a_region_that_does_not_answer_makes_a_list_incomplete_and_never_empty() {
     let Bought { account, .. } = bought(State::default()).await;
     let region = |name: &str| AwsRegion {

@@ -74,18 +74,25 @@ impl Api {
     }
 
     pub(super) async fn ec2(&self, region: &str) -> aws_sdk_ec2::Client {
-        let config = aws_sdk_ec2::config::Builder::from(self.sdk().await);
+        let mut config = aws_sdk_ec2::config::Builder::from(self.sdk().await);
+        config.set_endpoint_url(self.at("EC2"));
         aws_sdk_ec2::Client::from_conf(config.region(Region::new(region.to_owned())).build())
     }
 
     pub(super) async fn ssm(&self, region: &str) -> aws_sdk_ssm::Client {
-        let config = aws_sdk_ssm::config::Builder::from(self.sdk().await);
+        let mut config = aws_sdk_ssm::config::Builder::from(self.sdk().await);
+        config.set_endpoint_url(self.at("SSM"));
         aws_sdk_ssm::Client::from_conf(config.region(Region::new(region.to_owned())).build())
     }
 
     pub(super) async fn pricing(&self) -> aws_sdk_pricing::Client {
-        let config = aws_sdk_pricing::config::Builder::from(self.sdk().await);
+        let mut config = aws_sdk_pricing::config::Builder::from(self.sdk().await);
+        config.set_endpoint_url(self.at("PRICING"));
         aws_sdk_pricing::Client::from_conf(config.region(Region::new(PRICING)).build())
+    }
+
+    fn at(&self, service: &str) -> Option<String> {
+        address(self.endpoint.as_ref(), service, |name| std::env::var(name).ok())
     }
 
     async fn sdk(&self) -> &SdkConfig {
@@ -135,15 +142,19 @@ impl Api {
                 loader.credentials_provider(files.profile_name(name).build())
             }
         };
-        match &self.endpoint {
-            Some(endpoint) => loader.endpoint_url(endpoint).load().await,
-            // Variables of single services count; the one for all of them is the store's.
-            None => {
-                let mut sdk = loader.load().await.into_builder();
-                sdk.set_endpoint_url(None);
-                sdk.build()
-            }
+        let is_set = |name| std::env::var_os(name).is_some();
+        if matches!(self.access, Access::Role)
+            && is_set("AWS_WEB_IDENTITY_TOKEN_FILE")
+            && is_set("AWS_ENDPOINT_URL")
+            && !is_set("AWS_ENDPOINT_URL_STS")
+        {
+            tracing::warn!(
+                "AWS_ENDPOINT_URL is the store's, and the role is asked for there too: say \
+                 AWS_ENDPOINT_URL_STS=https://sts.{}.amazonaws.com",
+                self.home
+            );
         }
+        loader.load().await
     }
 
     /// Makes a call, once, if the pace lets it. `pace` names whose it is: a region's, say; `secret`
@@ -221,6 +232,16 @@ impl Api {
     }
 }
 
+/// Where a service is; `None`: at AWS's own address. Its own variable counts. The one for all services,
+/// which the SDK would follow too, is the store's.
+fn address(
+    configured: Option<&String>,
+    service: &str,
+    variable: impl Fn(&str) -> Option<String>,
+) -> Option<String> {
+    configured.cloned().or_else(|| variable(&format!("AWS_ENDPOINT_URL_{service}")))
+}
+
 /// The role of this Pod or machine, as AWS's own tools look for it, but for keys of the environment
 /// and of files.
 fn role(tools: &ProviderConfig) -> CredentialsProviderChain {
@@ -278,3 +299,21 @@ macro_rules! pages {
     };
 }
 pub(super) use pages;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_of_the_store_is_no_address_of_ec2s() {
+        let said = |name: &str| match name {
+            "AWS_ENDPOINT_URL" => Some("http://store".to_owned()),
+            "AWS_ENDPOINT_URL_SSM" => Some("http://ssm".to_owned()),
+            _ => None,
+        };
+        assert_eq!(address(None, "EC2", said), None);
+        assert_eq!(address(None, "SSM", said).as_deref(), Some("http://ssm"));
+        let configured = "http://proxy".to_owned();
+        assert_eq!(address(Some(&configured), "SSM", said), Some(configured.clone()));
+    }
+}

@@ -89,6 +89,8 @@ pub struct Setup {
     pub keys: BTreeMap<String, Key>,
     /// Roles that machines and others can take, by name. An instance profile is called as its role.
     pub roles: BTreeMap<String, Policy>,
+    /// Tokens of somebody else's, such as a ServiceAccount's, and the role that each may take.
+    pub identities: BTreeMap<String, String>,
     /// How fast things go.
     pub pace: Pace,
     /// How it bills.
@@ -124,6 +126,7 @@ impl Setup {
             account: "111122223333".to_owned(),
             keys: BTreeMap::from([(key.to_owned(), own)]),
             roles: BTreeMap::new(),
+            identities: BTreeMap::new(),
             pace: PACE,
             rules: Rules::EC2_LINUX,
             quotas: Quotas::generous(),
@@ -146,7 +149,7 @@ impl Ec2 {
     /// When it cannot listen there.
     pub fn start(setup: Setup) -> io::Result<Self> {
         let Setup { clock, seed, listen, account, keys, roles, pace, .. } = setup;
-        let Setup { rules, quotas, limits, page, ports, market, mut host, .. } = setup;
+        let Setup { identities, rules, quotas, limits, page, ports, market, mut host, .. } = setup;
         let make = |now, wake| {
             host.wakes(wake);
             let (catalog, products) = market.unwrap_or_else(|| catalog::made(seed, now, &ports));
@@ -167,6 +170,7 @@ impl Ec2 {
                 faults: Faults::default(),
                 keys,
                 roles,
+                identities,
                 quotas,
                 limits,
                 buckets: Buckets::default(),

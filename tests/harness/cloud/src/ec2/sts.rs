@@ -4,6 +4,8 @@ use jiff::SignedDuration;
 
 use super::buy::credentials;
 use super::error::Error;
+use super::form::Form;
+use super::keys::Policy;
 use super::world::{Ask, World, iso};
 use super::xml::Xml;
 
@@ -33,12 +35,39 @@ fn assume(world: &mut World, ask: &Ask<'_>) -> Result<Xml, Error> {
     let session = ask.form.need("RoleSessionName")?;
     let seconds: i64 = ask.form.read("DurationSeconds")?.unwrap_or(3600);
     ask.form.finish()?;
-    let prefix = format!("arn:aws:iam::{}:role/", world.account);
-    let role = arn.strip_prefix(&prefix).unwrap_or_default().to_owned();
+    let role = role_of(world, &arn);
     // A role that is not there is refused in the same words as one that one may not take.
     let Some(policy) = world.roles.get(&role).cloned() else {
         return Err(Error::unauthorized("sts:AssumeRole"));
     };
+    Ok(given(world, &role, &session, policy, seconds))
+}
+
+/// A role for a token that somebody else gave, who is trusted: unsigned.
+pub(crate) fn assume_by_token(world: &mut World, form: &Form) -> Result<Xml, Error> {
+    form.text("Version");
+    let (arn, session) = (form.need("RoleArn")?, form.need("RoleSessionName")?);
+    let token = form.need("WebIdentityToken")?;
+    let seconds: i64 = form.read("DurationSeconds")?.unwrap_or(3600);
+    form.finish()?;
+    let Some(allowed) = world.identities.get(&token).cloned() else {
+        let message = "No OpenIDConnect provider found in your account for this token";
+        return Err(Error::client("InvalidIdentityToken", message));
+    };
+    let role = role_of(world, &arn);
+    match world.roles.get(&role).cloned().filter(|_| role == allowed) {
+        Some(policy) => Ok(given(world, &role, &session, policy, seconds)),
+        None => Err(Error::unauthorized("sts:AssumeRoleWithWebIdentity")),
+    }
+}
+
+fn role_of(world: &World, arn: &str) -> String {
+    let prefix = format!("arn:aws:iam::{}:role/", world.account);
+    arn.strip_prefix(&prefix).unwrap_or_default().to_owned()
+}
+
+/// A role's credentials for a while.
+fn given(world: &mut World, role: &str, session: &str, policy: Policy, seconds: i64) -> Xml {
     let principal = format!("assumed-role/{role}/{session}");
     let until = world.engine.now().saturating_add(SignedDuration::from_secs(seconds));
     let until = until.unwrap_or_else(|_| world.engine.now());
@@ -55,5 +84,5 @@ fn assume(world: &mut World, ask: &Ask<'_>) -> Result<Xml, Error> {
         xml.leaf("AssumedRoleId", format!("AROA{}:{session}", role.to_uppercase()))
             .leaf("Arn", format!("arn:aws:sts::{account}:{principal}"));
     });
-    Ok(xml)
+    xml
 }

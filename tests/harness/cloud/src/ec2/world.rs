@@ -89,6 +89,7 @@ pub(crate) struct World {
     pub(crate) faults: Faults,
     pub(crate) keys: BTreeMap<String, Key>,
     pub(crate) roles: BTreeMap<String, Policy>,
+    pub(crate) identities: BTreeMap<String, String>,
     pub(crate) quotas: Quotas,
     pub(crate) limits: Limits,
     pub(crate) buckets: Buckets,

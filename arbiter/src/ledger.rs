@@ -38,6 +38,9 @@ pub struct Row {
     pub claim: String,
     /// Uid of the claim.
     pub claim_uid: String,
+    /// The provider's name of the machine; empty in rows that are older than this field.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub instance: String,
     /// Name of the provider.
     pub provider: String,
     /// Region, or empty.
@@ -68,6 +71,9 @@ pub struct ClaimLedger {
     pub spec: ClaimSpec,
     /// Uid of the claim.
     pub claim_uid: String,
+    /// The provider's name of its machine, as far as is known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub instance: String,
     /// When billing began.
     pub began: Timestamp,
     /// Rows written so far, in order.
@@ -104,7 +110,8 @@ pub enum LedgerError {
 impl ClaimLedger {
     /// The ledger of a claim whose billing begins.
     pub fn new(spec: ClaimSpec, claim_uid: String, began: Timestamp) -> ClaimLedger {
-        ClaimLedger { spec, claim_uid, began, rows: Vec::new(), budgets: None }
+        let (instance, rows) = (String::new(), Vec::new());
+        ClaimLedger { spec, claim_uid, instance, began, rows, budgets: None }
     }
 
     /// Sum of the rows.
@@ -192,6 +199,7 @@ impl ClaimLedger {
             job_uid: self.spec.owner.uid.clone(),
             claim: self.spec.name.clone(),
             claim_uid: self.claim_uid.clone(),
+            instance: self.instance.clone(),
             provider: offer.provider.clone(),
             region: offer.region.clone(),
             instance_type: offer.instance_type.clone(),
@@ -216,6 +224,11 @@ impl ClaimLedger {
 /// Key of a claim's row of this number, from 0.
 pub fn row_key(claim_uid: &str, number: u64) -> String {
     format!("{claim_uid}/{number:06}")
+}
+
+/// Under which uid a machine is booked that a claim has beside its own, or had: beside the claim's rows.
+pub fn beside(claim_uid: &str, instance: &str) -> String {
+    format!("{claim_uid}.{instance}")
 }
 
 /// What rows are summed by.

@@ -9,7 +9,7 @@ use petaflop_arbiter::claim::{FrozenRequest, Identity, Phase, Refusal};
 use petaflop_arbiter::launch::{
     LaunchAnswer, Listing, Observation, ReadBack, Step, Wanted, next_step,
 };
-use petaflop_arbiter::ledger::Row;
+use petaflop_arbiter::ledger::{Row, beside};
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::{
@@ -273,6 +273,7 @@ impl Actor<'_> {
         let claim = &stored.claim;
         let mut rows = self.ledger.claim(&claim.spec, &claim.uid, began).await?;
         rows.budgets.clone_from(&self.budgets);
+        rows.instance.clone_from(&own.0);
         // A row in between goes to now, or to the full hour, whatever the provider would say; unless
         // nobody looked for so long that the machine may have ended meanwhile. Then its last row says
         // when.
@@ -339,8 +340,9 @@ impl Actor<'_> {
     ) -> Result<(), ActError> {
         let Some(began) = surplus.started else { return Ok(()) };
         let claim = &stored.claim;
-        let uid = format!("{}.{}", claim.uid, surplus.id);
+        let uid = beside(&claim.uid, &surplus.id.0);
         let mut rows = self.ledger.claim(&claim.spec, &uid, began).await?;
+        rows.instance.clone_from(&surplus.id.0);
         let now = self.clock.now();
         let used = Used {
             instance: &surplus.id,
@@ -364,6 +366,7 @@ impl Actor<'_> {
         let uid = waste_uid(&claim.uid, waste);
         let mut rows = self.ledger.claim(&spec, &uid, *from).await?;
         rows.budgets.clone_from(&self.budgets);
+        rows.instance.clone_from(&instance.0);
         let used = Used {
             instance,
             offer: &spec.offer,
@@ -457,7 +460,8 @@ pub async fn billed_or_decided(provider: &dyn Provider, used: Used<'_>) -> Usd {
     }
 }
 
-/// Books what a machine without a claim had cost by then, where that is known: its last row.
+/// Books what a machine that no claim wants had cost by then, where that is known: its last row.
+/// `surplus`: its claim is there, and has another one.
 ///
 /// # Errors
 /// The ledger refuses.
@@ -466,13 +470,15 @@ pub async fn book_orphan(
     provider: &dyn Provider,
     machine: &Instance,
     until: Timestamp,
+    surplus: bool,
 ) -> Result<Option<Row>, ledger::Error> {
     let (Some(identity), Some(began), Some(offer)) =
         (&machine.identity, machine.started, &machine.offer)
     else {
         return Ok(None);
     };
-    let Some(rows) = ledger.of_orphan(identity, offer.clone(), began).await? else {
+    let id = machine.id.0.as_str();
+    let Some(rows) = ledger.of_orphan(identity, id, offer.clone(), began, surplus).await? else {
         return Ok(None);
     };
     let used = Used {
@@ -497,7 +503,7 @@ pub fn left_alone_for(error: &LaunchError) -> Option<Duration> {
 
 /// Under which uid of a claim it is booked what was given back: beside the claim's own rows.
 pub fn waste_uid(claim_uid: &str, waste: &Waste) -> String {
-    format!("{claim_uid}.{}", waste.instance)
+    beside(claim_uid, &waste.instance.0)
 }
 
 /// How long a machine in this trouble may still come up.

@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode};
 use petaflop_arbiter::claim::{ClaimSpec, Device, Identity};
-use petaflop_arbiter::ledger::{ClaimLedger, LedgerError, Row, row_key};
+use petaflop_arbiter::ledger::{ClaimLedger, LedgerError, Row, beside, row_key};
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
@@ -115,17 +115,29 @@ impl Ledger {
         Ok(ledger.total()?)
     }
 
-    /// The ledger of a machine whose claim is lost. Who it worked for is known from earlier rows, if
-    /// there are any. `None`: it is closed already.
+    /// The ledger of a machine that no claim wants. Who it worked for is known from rows of its claim, if
+    /// there are any; where these are another machine's, or its claim has another (`surplus`), it has a
+    /// ledger [`beside`] them. `None`: it is closed already.
     pub async fn of_orphan(
         &self,
         identity: &Identity,
+        instance: &str,
         offer: Offer,
         began: Timestamp,
+        surplus: bool,
     ) -> Result<Option<ClaimLedger>, Error> {
-        let rows = self.since(&identity.claim_uid, 0).await?;
-        let first = rows.first();
-        let began = first.map_or(began, |row| row.from);
+        let of_claim = self.since(&identity.claim_uid, 0).await?;
+        let own = |row: &Row| row.instance.is_empty() || row.instance == instance;
+        let (claim_uid, rows) = match !surplus && of_claim.iter().all(own) {
+            true => (identity.claim_uid.clone(), of_claim.clone()),
+            false => {
+                let uid = beside(&identity.claim_uid, instance);
+                let rows = self.since(&uid, 0).await?;
+                (uid, rows)
+            }
+        };
+        let began = rows.first().map_or(began, |row| row.from);
+        let first = of_claim.first();
         let spec = ClaimSpec {
             name: identity.claim.clone(),
             owner: WorkloadId {
@@ -142,8 +154,9 @@ impl Ledger {
             decided_at: began,
             revision: None,
         };
-        let claim_uid = identity.claim_uid.clone();
-        let ledger = ClaimLedger { spec, claim_uid, began, rows, budgets: None };
+        let instance = instance.to_owned();
+        let budgets = of_claim.last().map(|row| row.budgets.clone());
+        let ledger = ClaimLedger { spec, claim_uid, instance, began, rows, budgets };
         Ok((!ledger.is_closed()).then_some(ledger))
     }
 

@@ -77,6 +77,7 @@ pub async fn act(
         let claim = &stored.claim;
         let mut rows = operator.ledger.claim(&claim.spec, &claim.uid, began).await?;
         rows.budgets = budgets;
+        rows.instance.clone_from(&instance);
         // Its provider has nothing to say of it: at the price that was decided on.
         let now = operator.clock.now();
         let millis = now.as_millisecond().saturating_sub(began.as_millisecond());

@@ -217,7 +217,8 @@ impl Audit<'_> {
                     provider.terminate(&machine.id).await.map_err(ActError::from)?;
                     // What its claim knows is in that claim's own rows.
                     if let (Some(ledger), true) = (self.ledger, standing != Standing::Claimed) {
-                        act::book_orphan(ledger, provider, machine, now).await?;
+                        let surplus = standing == Standing::Surplus;
+                        act::book_orphan(ledger, provider, machine, now, surplus).await?;
                     }
                     Fate::Ended
                 }

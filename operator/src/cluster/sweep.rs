@@ -77,7 +77,7 @@ async fn orphans(
         provider.terminate(&instance.id).await.map_err(ActError::from)?;
         operator.metrics.orphan_terminated(provider.name());
         swept.orphans.push(instance.id.to_string());
-        let row = act::book_orphan(&operator.ledger, provider, instance, now).await?;
+        let row = act::book_orphan(&operator.ledger, provider, instance, now, false).await?;
         row.iter().for_each(|row| operator.book.add(row));
         if let Some(object) = operator.provider_object(provider.name()) {
             let note = match &instance.identity {

@@ -175,7 +175,7 @@ async fn unclaimed(
         }
         // Gone, and its claim with it: either its ledger was closed before, or it is now.
         if let Some(ended) = instance.ended
-            && let Some(row) = act::book_orphan(ledger, provider, instance, ended).await?
+            && let Some(row) = act::book_orphan(ledger, provider, instance, ended, false).await?
         {
             swept.booked.push((instance.id.to_string(), row.amount));
         }

@@ -77,3 +77,50 @@ async fn what_is_read_for_a_period_holds_all_that_counts_in_it() {
     assert!(unread > 0, "and not always everything");
     assert_eq!(ledger.rows_from(Timestamp::MIN).await.expect("rows"), all);
 }
+
+#[tokio::test]
+async fn another_machine_of_a_claim_whose_books_are_closed_is_booked_beside_them_and_its_own_is_not()
+ {
+    let folder = tempfile::tempdir().expect("a folder");
+    let objects = LocalFileSystem::new_with_prefix(folder.path()).expect("a folder");
+    let ledger = Ledger::over(Arc::new(objects), "here");
+    let mut own = claim("a", day(0));
+    own.instance = "i-1".to_owned();
+    let cost = Usd::from_micros(100);
+    ledger.bring_up(&mut own, day(1), cost, true).await.expect("closed");
+    let identity = own_identity(&own);
+    let offer = || own.spec.offer.clone();
+    let of = async |instance: &str, surplus| {
+        ledger.of_orphan(&identity, instance, offer(), day(1), surplus).await.expect("its rows")
+    };
+    assert_eq!(of("i-1", false).await, None, "its last row is written");
+    // It came after all, when nobody waited for it any more.
+    let late = of("i-2", false).await.expect("open");
+    let row = ledger.close_orphan(&late, day(2), cost).await.expect("written").expect("a row");
+    assert_eq!((row.claim_uid.as_str(), row.amount), ("uid-a.i-2", cost));
+    assert_eq!((row.job, row.from), (own.spec.owner.name.clone(), day(1)));
+    assert_eq!(of("i-2", false).await, None, "booked once");
+    assert_eq!(ledger.rows().await.expect("rows").len(), 2);
+
+    // A claim that lives has another one: its own books stay open, whether they have rows or not.
+    let mut lives = claim("b", day(0));
+    lives.instance = "i-3".to_owned();
+    let identity = own_identity(&lives);
+    let surplus = ledger.of_orphan(&identity, "i-4", offer(), day(0), true).await;
+    let surplus = surplus.expect("rows").expect("open");
+    ledger.close_orphan(&surplus, day(1), cost).await.expect("written");
+    let total = ledger.bring_up(&mut lives, day(1), cost, false).await.expect("goes on");
+    assert_eq!(total, cost);
+    let uid = &lives.claim_uid;
+    assert!(!ledger.claim(&lives.spec, uid, day(0)).await.expect("rows").is_closed());
+}
+
+fn own_identity(claim: &ClaimLedger) -> Identity {
+    Identity {
+        installation: "i".to_owned(),
+        namespace: claim.spec.owner.namespace.clone(),
+        claim: claim.spec.name.clone(),
+        claim_uid: claim.claim_uid.clone(),
+        attempt: 0,
+    }
+}

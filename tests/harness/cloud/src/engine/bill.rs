@@ -26,7 +26,8 @@ pub struct Rules {
     pub whole_seconds: bool,
     /// Billing begins when the machine runs; else when it was bought.
     pub billed_once_it_runs: bool,
-    /// What is taken away in its first hour costs nothing.
+    /// What is sold at the market's price and taken away in its first hour costs nothing. What is not
+    /// has no such hour: it is not interrupted, its host fails.
     pub first_hour_free_if_evicted: bool,
     /// Disk of a running machine, micro-dollars a GB and month.
     pub disk: i64,
@@ -186,7 +187,8 @@ impl Biller {
         for line in open.filter(|line| line.machine == machine) {
             let young = until.duration_since(line.from).as_secs() < HOUR;
             line.until = Some(until);
-            line.waived = evicted && young && self.rules.first_hour_free_if_evicted;
+            let spot = matches!(line.price, Price::Market(..));
+            line.waived = evicted && spot && young && self.rules.first_hour_free_if_evicted;
         }
     }
 
@@ -276,8 +278,11 @@ mod tests {
     #[test]
     fn ec2_bills_a_minute_at_least_and_nothing_for_a_first_hour_that_it_ended() {
         assert_eq!(billed(Rules::EC2_LINUX, Price::Hourly(3_600_000), 5000, false), 60_000);
-        assert_eq!(billed(Rules::EC2_LINUX, Price::Hourly(3_600_000), 5000, true), 0);
-        assert_eq!(billed(Rules::EC2_LINUX, Price::Hourly(3_600_000), 3_600_000, true), 3_600_000);
+        let spot = || Price::Market(Series::recorded("by hand", 3_600_000, Vec::new()), 1);
+        assert_eq!(billed(Rules::EC2_LINUX, spot(), 5000, true), 0);
+        assert_eq!(billed(Rules::EC2_LINUX, spot(), 3_600_000, true), 3_600_000);
+        // On demand nothing is waived.
+        assert_eq!(billed(Rules::EC2_LINUX, Price::Hourly(3_600_000), 5000, true), 60_000);
     }
 
     #[test]

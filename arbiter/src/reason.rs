@@ -57,6 +57,8 @@ reasons! {
     CheaperOfferMigration,
     /// The application failed too often.
     BackoffLimitExceeded,
+    /// The machine's result is not of what was asked for.
+    ResultRefused,
     /// `activeDeadlineSeconds` is over.
     DeadlineExceeded,
     /// `deadline` may be missed.

@@ -13,6 +13,7 @@ use petaflop_store::{ArtifactHash, StoreError};
 
 use crate::installation::Installation;
 use crate::narrow::{Narrow, Rights};
+use crate::proof::{Refused, Told};
 use crate::store_at::StoreAt;
 
 /// Where an agent listens.
@@ -219,13 +220,9 @@ impl Fleet<'_> {
     /// Takes a job's result over into the store that all share, checked. Doing it again changes nothing.
     ///
     /// # Errors
-    /// It is not there, or not what it is called; what the store said.
-    pub async fn publish(
-        &self,
-        owner_uid: &str,
-        key: &str,
-        artifact: &str,
-    ) -> Result<(), StoreError> {
+    /// It is not there, not what it is called, or of another key; what the store said.
+    pub async fn publish(&self, owner_uid: &str, told: Told<'_>) -> Result<(), Refused> {
+        let Told { artifact, key, .. } = told;
         if self.store.narrow.is_none() {
             return Ok(());
         }
@@ -233,11 +230,12 @@ impl Fleet<'_> {
         let artifact: ArtifactHash = artifact.parse().map_err(bad)?;
         let shared = self.store.store(&self.store.uri)?;
         if shared.find_key(None, key).await? == Some(artifact) {
-            return Ok(());
+            return told.prove(&shared, artifact).await;
         }
         let own = self.store.store(&self.result(owner_uid))?;
+        told.prove(&own, artifact).await?;
         shared.take(&own, artifact).await?;
         shared.bind_key(None, key, artifact).await?;
-        own.remove_artifact(artifact).await
+        Ok(own.remove_artifact(artifact).await?)
     }
 }

@@ -41,6 +41,7 @@ pub mod installation;
 pub mod ledger;
 pub mod models;
 pub mod narrow;
+pub mod proof;
 pub mod restart;
 pub mod run;
 #[cfg(feature = "sandbox")]

@@ -59,6 +59,11 @@ pub enum End {
     Done,
     /// It was asked to stop, and can go on from its checkpoint.
     Stopped,
+    /// It named a result that is not what it says.
+    Refused {
+        /// What does not agree.
+        message: String,
+    },
     /// It failed.
     Failed {
         /// What went wrong and how to mend it.

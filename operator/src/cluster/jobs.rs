@@ -16,6 +16,7 @@ use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
 use crate::cluster::{Operator, admit, artifacts, events, finalizer, secrets};
+use crate::proof::{Refused, Told};
 use crate::run::{End, Run, left_behind};
 
 /// A job that was only just seen is written to after its first placement pass, which saves a
@@ -159,7 +160,7 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
 }
 
 /// What its machine left where it alone may write goes to the store that all share, before the job is
-/// said to be complete. A result that is not there, or not what it is called, is none.
+/// said to be complete. A result that is not there, not what it is called, or of another key is none.
 async fn publish(
     operator: &Operator,
     job: &TrainingJob,
@@ -172,18 +173,23 @@ async fn publish(
     else {
         return Ok(());
     };
-    match operator.fleet().publish(uid, key, artifact).await {
-        Ok(()) => Ok(()),
+    let Ok(Admitted::Recipe(admitted)) = admit::admit(job) else { return Ok(()) };
+    let told = Told { artifact, key, recipe: &admitted.recipe, inputs: &admitted.inputs };
+    match operator.fleet().publish(uid, told).await {
+        Ok(()) => {}
         // A store that is away says nothing about the result.
-        Err(
+        Err(Refused::Store(
             error
             @ (StoreError::Backend { .. } | StoreError::Full { .. } | StoreError::Busy { .. }),
-        ) => Err(error.into()),
-        Err(error) => {
+        )) => return Err(error.into()),
+        Err(Refused::Store(error)) => {
             run.end = Some(End::Failed { message: error.to_string(), retry: true });
-            Ok(())
+        }
+        Err(error @ Refused::Wrong { .. }) => {
+            (run.end, run.key) = (Some(End::Refused { message: error.to_string() }), None);
         }
     }
+    Ok(())
 }
 
 /// Whether its Secrets are to be read: anew for each machine, and by each process once.

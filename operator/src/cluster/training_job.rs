@@ -206,11 +206,20 @@ fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
         Ended::Said(End::Done) if seen.job.spec.container.is_some() => {
             finish(seen, next, Phase::Complete, Reason::Succeeded, "");
         }
-        Ended::Said(End::Done) => failed(seen, next, "the runtime ended and named no result"),
+        Ended::Said(End::Done) => {
+            failed(seen, next, Reason::HeartbeatLost, "the runtime ended and named no result");
+        }
+        Ended::Said(End::Refused { message }) => {
+            // What it said its key was counts no more than the rest.
+            status.key = None;
+            failed(seen, next, Reason::ResultRefused, message);
+        }
         Ended::Said(End::Failed { message, retry: false }) => {
             finish(seen, next, Phase::Failed, Reason::InvalidSpec, message);
         }
-        Ended::Said(End::Failed { message, retry: true }) => failed(seen, next, message),
+        Ended::Said(End::Failed { message, retry: true }) => {
+            failed(seen, next, Reason::HeartbeatLost, message);
+        }
         // Drained because we no longer wanted it there: the job goes on, nothing failed.
         Ended::Said(End::Stopped) if unwanted => {}
         Ended::Said(End::Stopped) => interrupted(seen, next, Reason::SpotInterrupted),
@@ -220,14 +229,16 @@ fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
                 let message = "the provider refuses the request as invalid";
                 finish(seen, next, Phase::Failed, *reason, message);
             }
-            Reason::ImagePullFailed => failed(seen, next, "the image could not be fetched"),
+            Reason::ImagePullFailed => {
+                failed(seen, next, Reason::HeartbeatLost, "the image could not be fetched");
+            }
             // Nothing was lost: it is placed anew, elsewhere or later.
             _ => {}
         },
     }
 }
 
-fn failed(seen: &Seen, next: &mut Next, message: &str) {
+fn failed(seen: &Seen, next: &mut Next, reason: Reason, message: &str) {
     let status = &mut next.status;
     status.failures += 1;
     if status.failures > seen.job.spec.backoff_limit {
@@ -239,7 +250,7 @@ fn failed(seen: &Seen, next: &mut Next, message: &str) {
     next.status.restarts += 1;
     let generation = seen.job.metadata.generation;
     let mut conditions = Conditions::of(&mut next.status.conditions, generation, seen.now);
-    conditions.set("Interrupted", Is::True, Reason::HeartbeatLost, message);
+    conditions.set("Interrupted", Is::True, reason, message);
     next.status.phase = Some(Phase::Interrupted);
 }
 

@@ -22,11 +22,12 @@ use crate::claims::StoredClaim;
 use crate::embedded::claims::FileClaims;
 use crate::embedded::config::{Config, Rented};
 use crate::embedded::home::{Home, HomeError};
-use crate::embedded::job::{Admission, Task};
+use crate::embedded::job::{self as admitted, Admission, Task};
 use crate::embedded::publish;
 use crate::fleet::{Fleet, Training};
 use crate::installation::Installation;
 use crate::narrow::Narrow;
+use crate::proof::{self, Refused};
 use crate::run::{Run, left_behind};
 use crate::store_at::StoreAt;
 
@@ -186,19 +187,21 @@ impl Elsewhere {
         home: &Home,
         owner_uid: &str,
         artifact: &str,
-        key: &str,
+        task: &admitted::Training,
     ) -> Result<(), String> {
-        let uri = &self.store.uri;
-        let brought = async {
-            self.fleet().publish(owner_uid, key, artifact).await?;
-            publish::fetch(home, artifact, key, uri).await
-        };
-        brought.await.map_err(|error| {
+        let (uri, key) = (&self.store.uri, &task.key);
+        let told = proof::Told { artifact, key, recipe: &task.recipe, inputs: &task.inputs };
+        let failed = |error: &StoreError| {
             format!(
                 "artifact {artifact} could not be brought here: {error}. It is safe in {uri}; mend it and run the \
                  same manifest again, which only copies"
             )
-        })
+        };
+        self.fleet().publish(owner_uid, told).await.map_err(|refused| match refused {
+            Refused::Store(error) => failed(&error),
+            wrong @ Refused::Wrong { .. } => wrong.to_string(),
+        })?;
+        publish::fetch(home, artifact, key, uri).await.map_err(|error| failed(&error))
     }
 
     /// How the command of a claim ended whose machine is gone, as its agent left it in the store.

@@ -201,7 +201,7 @@ impl Operator<'_> {
             if let (Phase::Complete, Task::Training(task), Some(artifact), Some(elsewhere)) =
                 (phase, &self.admission.task, &self.status.artifact, &self.elsewhere)
                 && let Err(error) =
-                    elsewhere.bring_home(self.home, &self.admission.uid, artifact, &task.key).await
+                    elsewhere.bring_home(self.home, &self.admission.uid, artifact, task).await
             {
                 self.status.phase = Phase::Failed;
                 self.status.reason = Some(Reason::InvalidSpec);

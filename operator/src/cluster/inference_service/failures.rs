@@ -82,7 +82,7 @@ fn count(seen: &Seen, next: &mut Next) {
                 status.restarts += 1;
                 failed(message, *retry);
             }
-            (_, Some(End::Finished { .. } | End::Done)) => {
+            (_, Some(End::Finished { .. } | End::Refused { .. } | End::Done)) => {
                 status.restarts += 1;
                 failed("the server ended by itself", true);
             }

@@ -150,6 +150,20 @@ fn an_end_is_counted_once_and_its_claim_goes_only_after_the_count() {
 }
 
 #[test]
+fn a_result_of_another_key_is_refused_for_its_own_reason_and_its_key_is_not_kept() {
+    let claims = [claim(1, launched(), true)];
+    let mut first = job(serde_json::json!({"backoffLimit": 1}));
+    first.status = Some(TrainingJobStatus { key: Some("made up".into()), ..Default::default() });
+    let mut refused = run(Some(End::Refused { message: "another's".into() }));
+    refused.key = None;
+    let next = next(&look(&first, &claims, Some(&refused)));
+    assert_eq!((next.status.failures, next.status.artifact), (1, None));
+    let told = condition(&next.status, "Interrupted");
+    assert_eq!(told, ("True".into(), "ResultRefused".into()));
+    assert_eq!(next.status.key, None);
+}
+
+#[test]
 fn machines_that_are_lost_are_interruptions_and_no_failures() {
     let first = job(serde_json::json!({"backoffLimit": 0}));
     let claims = [claim(1, ended(Reason::SpotInterrupted), true)];

@@ -111,6 +111,9 @@ impl Operator<'_> {
                 retry: true,
             },
             run::End::Stopped => LastWord::Stopped,
+            run::End::Refused { message } => {
+                LastWord::Failed { message: message.clone(), retry: true }
+            }
             run::End::Failed { message, retry } => {
                 LastWord::Failed { message: message.clone(), retry: *retry }
             }

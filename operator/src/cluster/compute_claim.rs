@@ -19,6 +19,7 @@ use crate::claims::{Claims, StoredClaim};
 use crate::cluster::budgets::Stopped;
 use crate::cluster::error::Error;
 use crate::cluster::events::{Event, Happened};
+use crate::cluster::lane::{self, Who};
 use crate::cluster::owner::Owner;
 use crate::cluster::queue::Again;
 use crate::cluster::status::Is;
@@ -38,10 +39,6 @@ const COMES_UP: SignedDuration = SignedDuration::from_secs(1);
 /// Of a command whose owner is not known any more.
 const LONGEST_GRACE: Duration = Duration::from_secs(600);
 
-/// Of many jobs at once all claims are written before machines are bought for some: what is reserved
-/// stands sooner, and so does the word on each job. The end of a pass wakes its claims; none waits longer.
-const CLAIMS_FIRST: SignedDuration = SignedDuration::from_secs(2);
-
 /// A machine that is to be ended is usually gone after this long.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(120);
 
@@ -50,6 +47,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     let Some(object) = operator.table.get(&name.0, &name.1) else {
         operator.agents.forget(name);
         operator.suspects.remove(name);
+        operator.placement.lane().held(name);
         return Ok(Again::OnChange);
     };
     let stored = claims::read(&object)?;
@@ -57,9 +55,8 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         return Ok(Again::OnChange);
     }
     let planned = stored.claim.phase == Phase::Planned && !stored.deleting;
-    let age = operator.clock.now().duration_since(stored.claim.spec.decided_at);
-    if planned && age < CLAIMS_FIRST && operator.placement.is_under_way() {
-        return Ok(Again::After(CLAIMS_FIRST.unsigned_abs()));
+    if planned && let Some(wait) = stands_back(operator, &stored, name) {
+        return Ok(Again::After(wait));
     }
     let seller = &stored.claim.spec.offer.provider;
     let Some(provider) = operator.providers.get(seller).and_then(|known| known.provider.ok())
@@ -69,8 +66,17 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         return Ok(Again::Backoff);
     };
     let owner = owner(operator, &stored).await?;
+    // Accident: a job went after its claim was written and before it was held.
+    if owner.is_none() && !stored.deleting {
+        operator.claims.delete(&stored).await?;
+        operator.claim_changed(name);
+        return Ok(Again::OnChange);
+    }
     let pass = Pass { operator, provider: provider.as_ref(), owner: owner.as_ref(), name };
     let wanted = pass.wanted(&stored);
+    if planned && wanted == Wanted::Yes && owner.as_ref().is_some_and(|owner| !owner.is_held()) {
+        return Ok(Again::After(SOON.unsigned_abs()));
+    }
     // Refused for now: asked again when its time has come, whatever else wakes us.
     let now = operator.clock.now();
     if stored.claim.phase == Phase::Planned
@@ -96,6 +102,21 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
             driven
         }
     }
+}
+
+/// How long nothing is bought for a claim yet: its job is to be held first, so that it stays until its
+/// machine is gone, and other claims may come first. Whoever it waits for wakes it; what a watch says
+/// that is behind holds it back for a while alone.
+fn stands_back(operator: &Operator, stored: &StoredClaim, name: &Name) -> Option<Duration> {
+    let (decided_at, now) = (stored.claim.spec.decided_at, operator.clock.now());
+    let left = lane::left(decided_at, now)?;
+    let lane = operator.placement.lane();
+    lane.await_hold(name);
+    if Owner::known(operator, stored).is_some_and(|owner| owner.is_to_be_held()) {
+        return Some(left);
+    }
+    lane.held(name);
+    lane.stand_back(Who::Claim(name.clone()), decided_at, now)
 }
 
 /// Says of a machine that should be gone for a while already that its provider does not say so.

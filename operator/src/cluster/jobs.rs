@@ -12,6 +12,7 @@ use crate::claims::StoredClaim;
 use crate::cluster::admit::Admitted;
 use crate::cluster::budgets::Counted;
 use crate::cluster::error::{Error, is_conflict, is_not_found};
+use crate::cluster::lane::{self, Who};
 use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
@@ -20,7 +21,7 @@ use crate::proof::{Refused, Told};
 use crate::run::{End, Run, left_behind};
 
 /// A job that was only just seen is written to after its first placement pass, which saves a
-/// write; but not later than this.
+/// write; but not later than this, or, while claims of others are written, than they go first.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 
 /// Between two looks for a Secret or an artifact that is not there.
@@ -95,24 +96,26 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     }
     let api: Api<TrainingJob> = Api::namespaced(operator.client.clone(), &name.0);
     let deleting = job.metadata.deletion_timestamp.is_some();
+    if job.status.is_none()
+        && !deleting
+        && let Some(decided_at) = newest.map(|stored| stored.claim.spec.decided_at)
+        && let Some(wait) =
+            operator.placement.lane().stand_back(Who::Job(name.clone()), decided_at, now)
+    {
+        return Ok(Again::After(wait));
+    }
     if next.finalizer != finalizer::is_held(&job) && (next.finalizer || deleting) {
         let written = finalizer::hold(&api, &job, next.finalizer).await;
         match written.map_err(Error::api("writing a job's finalizer"))? {
             Some(new) => job = new,
             // Gone with its last finalizer.
-            None => {
-                operator.waiting.remove(&uid);
-                operator.admissions.forget(&uid);
-                operator.secrets.forget(&uid);
-                return Ok(Again::OnChange);
-            }
+            None => return Ok(Again::OnChange),
         }
     }
-    let mut status = next.status.clone();
-    if status.resolved_recipe.is_none()
-        && let Ok(Admitted::Recipe(admitted)) = admit::admit(&job)
-    {
-        status.resolved_recipe = Some(admitted.text);
+    if finalizer::is_held(&job) {
+        let claims = claims.iter().map(|stored| (name.0.clone(), stored.claim.spec.name.clone()));
+        let held = claims.filter(|claim| operator.placement.lane().held(claim));
+        held.for_each(|claim| operator.claim_changed(&claim));
     }
     let wait = || {
         let now = operator.clock.boottime();
@@ -121,13 +124,23 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     let nothing_to_say = said.as_ref().is_none_or(|said| said.waits.is_none());
     if next.place && job.status.is_none() && nothing_to_say {
         let waited = wait();
-        if waited < FIRST_WORD {
-            return Ok(Again::After(FIRST_WORD - waited));
+        let patience = match operator.placement.lane().is_busy() && waited >= FIRST_WORD {
+            true => lane::LONGEST.unsigned_abs(),
+            false => FIRST_WORD,
+        };
+        if waited < patience {
+            return Ok(Again::After(patience - waited));
         }
     }
     if !next.place {
         operator.waiting.remove(&uid);
         operator.admissions.forget(&uid);
+    }
+    let mut status = next.status.clone();
+    if status.resolved_recipe.is_none()
+        && let Ok(Admitted::Recipe(admitted)) = admit::admit(&job)
+    {
+        status.resolved_recipe = Some(admitted.text);
     }
     let changed =
         job.status.as_ref().is_some_and(|s| s.observed_generation != job.metadata.generation);
@@ -157,6 +170,17 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         }
     }
     Ok(next.again.map_or(Again::OnChange, Again::After))
+}
+
+/// Forgets a job that is gone, by its uid: one that never had a machine goes without a word from us.
+pub fn forgets(operator: &Operator) -> impl Fn(&str) + Send + use<> {
+    let (waiting, admissions) = (operator.waiting.clone(), operator.admissions.clone());
+    let secrets = operator.secrets.clone();
+    move |uid| {
+        waiting.remove(uid);
+        admissions.forget(uid);
+        secrets.forget(uid);
+    }
 }
 
 /// What its machine left where it alone may write goes to the store that all share, before the job is

@@ -11,6 +11,7 @@
 //! | [`admit`], [`artifacts`] | a job's recipe, resolved once, and how much work it is; what it starts from |
 //! | [`secrets`] | the Secrets that a job names |
 //! | [`placement`], [`moves`] | **the serial placement pass**; jobs that leave for a better place |
+//! | [`lane`] | who stands back while claims are written |
 //! | [`training_job`], [`jobs`] | TrainingJob: what follows from what is seen; doing it |
 //! | [`inference_service`], [`services`] | InferenceService: what follows from what is seen; doing it |
 //! | [`served`] | the models that services serve |
@@ -52,6 +53,7 @@ pub mod inference_service;
 pub mod installation;
 pub mod jobs;
 mod keyed;
+pub mod lane;
 pub mod leader;
 pub mod machine;
 pub mod make;

@@ -291,7 +291,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
             Part::each(&client, namespaces),
             jobs,
             |_| {},
-            on_job(handle.clone(), operator.models.clone()),
+            on_job(handle.clone(), operator.models.clone(), jobs::forgets(&operator)),
         ),
         watches::begin(
             Part::each(&client, namespaces),

@@ -12,7 +12,7 @@ use crate::agents::Told;
 use crate::claims::StoredClaim;
 use crate::cluster::budgets::Counted;
 use crate::cluster::error::Error;
-use crate::cluster::{Operator, inference_service, machine, training_job};
+use crate::cluster::{Operator, finalizer, inference_service, machine, training_job};
 
 /// The owner of a claim.
 #[derive(Clone, Debug)]
@@ -65,6 +65,23 @@ impl Owner {
             Self::Service(service) => service.uid(),
         };
         known.as_deref() == Some(uid)
+    }
+
+    /// Whether it carries our finalizer.
+    pub fn is_held(&self) -> bool {
+        match self {
+            Self::Job(job) => finalizer::is_held(&**job),
+            Self::Service(service) => finalizer::is_held(&**service),
+        }
+    }
+
+    /// Whether it lacks our finalizer, and will get it: a job once it has a claim.
+    pub fn is_to_be_held(&self) -> bool {
+        let going = match self {
+            Self::Job(job) => job.metadata.deletion_timestamp.is_some(),
+            Self::Service(service) => service.metadata.deletion_timestamp.is_some(),
+        };
+        !going && !self.is_held()
     }
 
     /// Whether it still wants a claim of its.

@@ -2,7 +2,6 @@
 //! stable order: observe → [`World`] → [`decide`] → claims. It never buys; writing a claim twice is safe.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -29,6 +28,7 @@ use crate::cluster::admit::Amount;
 use crate::cluster::budgets::{self, Counted};
 use crate::cluster::error::Error;
 use crate::cluster::inference_service::{self, revision::Revision};
+use crate::cluster::lane::Lane;
 use crate::cluster::moves::{self, Moves, may_move};
 use crate::cluster::providers::Registry;
 use crate::cluster::training_job::{self, Waits};
@@ -59,24 +59,8 @@ struct Inner {
     asked: Notify,
     last: Mutex<HashMap<String, Arc<Said>>>,
     passed: Mutex<Option<Timestamp>>,
-    under_way: AtomicBool,
+    lane: Lane,
     moves: Moves,
-}
-
-/// While it lives, a pass is deciding or writes what it decided.
-struct UnderWay<'a>(&'a AtomicBool);
-
-impl<'a> UnderWay<'a> {
-    fn begin(inner: &'a Inner) -> Self {
-        inner.under_way.store(true, Ordering::Relaxed);
-        Self(&inner.under_way)
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
-    }
 }
 
 /// What a pass said of a workload.
@@ -140,13 +124,13 @@ impl Said {
 impl Placement {
     /// Asks for a pass.
     pub fn ask(&self) {
+        self.inner.lane.ask();
         self.inner.asked.notify_one();
     }
 
     /// Waits until one is asked for, and a moment more for whoever asks next.
     pub async fn asked(&self, operator: &Operator) {
         self.inner.asked.notified().await;
-        self.inner.under_way.store(true, Ordering::Relaxed);
         operator.clock.sleep(TOGETHER).await;
     }
 
@@ -155,9 +139,9 @@ impl Placement {
         self.inner.last.lock().unwrap_or_else(PoisonError::into_inner).get(uid).cloned()
     }
 
-    /// Whether claims may be written soon or now.
-    pub fn is_under_way(&self) -> bool {
-        self.inner.under_way.load(Ordering::Relaxed)
+    /// Who stands back while claims are written.
+    pub fn lane(&self) -> &Lane {
+        &self.inner.lane
     }
 
     /// Machines that are left for better places.
@@ -180,7 +164,7 @@ pub fn recorded(operator: &Operator) -> Recorded {
 
 /// One pass. Returns when to look again though nothing happens.
 pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
-    let under_way = UnderWay::begin(&operator.placement.inner);
+    let passing = operator.placement.lane().begin();
     let now = operator.clock.now();
     let of = match operator.placement.moves().are_due(now) {
         true => Of::WhoeverMayMove,
@@ -233,11 +217,12 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
         .buffer_unordered(AT_ONCE)
         .try_collect()
         .await?;
-    drop(under_way);
+    drop(passing);
     for stored in created.into_iter().flatten() {
         let spec = stored.claim.spec;
         operator.claim_changed(&(spec.owner.namespace, spec.name));
     }
+    operator.placement.lane().free(&operator.handle);
     for decision in &plan.decisions {
         moves::leave(operator, decision).await?;
     }

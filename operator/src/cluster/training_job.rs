@@ -19,6 +19,7 @@ use petaflop_crds::{MANAGED_BY, TrainingJob, TrainingJobStatus};
 
 use crate::claims::StoredClaim;
 use crate::cluster::budgets::{Stop, Stopped};
+use crate::cluster::finalizer;
 use crate::cluster::status::{Conditions, Is, is_true, time};
 use crate::restart;
 use crate::run::{End, Run};
@@ -111,9 +112,11 @@ fn settled(status: &TrainingJobStatus) -> u32 {
 /// Decides for one job.
 pub fn next(seen: &Seen) -> Next {
     let old = seen.job.status.clone().unwrap_or_default();
+    // It is held for its machines' sake: from before the first is bought until the last is gone.
+    let held = finalizer::is_held(seen.job);
     let mut next = Next {
         status: old.clone(),
-        finalizer: true,
+        finalizer: held || !seen.claims.is_empty(),
         unwanted: Vec::new(),
         place: false,
         delete: false,
@@ -121,7 +124,7 @@ pub fn next(seen: &Seen) -> Next {
     };
     if seen.job.metadata.deletion_timestamp.is_some() {
         next.unwanted = names(seen.claims);
-        next.finalizer = !seen.claims.is_empty();
+        next.finalizer = held && !seen.claims.is_empty();
         return next;
     }
     next.status.observed_generation = seen.job.metadata.generation;

@@ -348,10 +348,18 @@ fn owner_of(claim: &ComputeClaim) -> WorkloadId {
     WorkloadId { kind: kind.into(), namespace: claim.namespace().unwrap_or_default(), name, uid }
 }
 
-/// Jobs: into their queue; and the services that serve what they make into theirs.
-pub fn on_job(handle: Handle, models: Models) -> impl Fn(&TrainingJob, Seen) {
+/// Jobs: into their queue; and the services that serve what they make into theirs. One that is gone is
+/// forgotten, by its uid.
+pub fn on_job(
+    handle: Handle,
+    models: Models,
+    forget: impl Fn(&str),
+) -> impl Fn(&TrainingJob, Seen) {
     move |job, seen| {
         let name = named(job);
+        if let (Seen::Gone, Some(uid)) = (seen, &job.metadata.uid) {
+            forget(uid);
+        }
         if seen == Seen::Gone || job.status.as_ref().is_some_and(is_over) {
             models.services_of(&name).iter().for_each(|service| handle.service_changed(service));
         }

@@ -100,7 +100,7 @@ fn then(job: &TrainingJob, next: Next) -> TrainingJob {
 fn a_new_job_asks_for_a_machine_and_says_so_as_kstatus_wants() {
     let job = job(serde_json::json!({}));
     let next = next(&look(&job, &[], None));
-    assert!(next.place && next.finalizer && next.unwanted.is_empty());
+    assert!(next.place && !next.finalizer && next.unwanted.is_empty());
     assert_eq!(condition(&next.status, "Ready").0, "Unknown");
     assert_eq!(condition(&next.status, "Reconciling").0, "True");
     assert_eq!(next.status.observed_generation, Some(1));
@@ -285,10 +285,29 @@ fn limits_of_money_and_time_are_hard() {
 fn a_deleted_job_lets_go_only_when_its_claims_are_gone() {
     let mut job = job(serde_json::json!({}));
     job.metadata.deletion_timestamp = Some(time(at(0)));
+    job.metadata.finalizers = Some(vec![petaflop_crds::compute_claim::FINALIZER.to_owned()]);
     let claims = [claim(1, launched(), true)];
     let one = next(&look(&job, &claims, None));
     assert!(one.finalizer && one.unwanted.len() == 1 && !one.place);
     assert!(!next(&look(&job, &[], None)).finalizer);
+}
+
+#[test]
+fn a_job_is_held_once_it_has_a_claim_and_stays_so() {
+    let mut job = job(serde_json::json!({}));
+    assert!(!next(&look(&job, &[], None)).finalizer);
+    assert!(next(&look(&job, &[claim(1, ClaimPhase::Planned, false)], None)).finalizer);
+    job.metadata.finalizers = Some(vec![petaflop_crds::compute_claim::FINALIZER.to_owned()]);
+    assert!(next(&look(&job, &[], None)).finalizer);
+}
+
+#[test]
+fn a_job_that_goes_before_it_was_held_takes_its_claim_with_it() {
+    let mut job = job(serde_json::json!({}));
+    job.metadata.deletion_timestamp = Some(time(at(0)));
+    let going = next(&look(&job, &[claim(1, ClaimPhase::Planned, false)], None));
+    assert!(!going.finalizer, "the API server takes no new finalizer now");
+    assert_eq!(going.unwanted.len(), 1);
 }
 
 #[test]

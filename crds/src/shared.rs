@@ -325,6 +325,21 @@ pub struct KeyRef {
     /// The key.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
+    /// Whether the variable is left out where object or key is not there.
+    #[serde(default)]
+    pub optional: bool,
+}
+
+/// An object in the same namespace that need not be there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct OptionalRef {
+    /// The object's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Whether it is left out where it is not there.
+    #[serde(default)]
+    pub optional: bool,
 }
 
 /// An object in the same namespace.
@@ -350,10 +365,10 @@ pub struct EnvFrom {
     pub prefix: Option<String>,
     /// The Secret.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub secret_ref: Option<NameRef>,
+    pub secret_ref: Option<OptionalRef>,
     /// The ConfigMap.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub config_map_ref: Option<NameRef>,
+    pub config_map_ref: Option<OptionalRef>,
 }
 
 /// A Secret that the workload needs, by reference only.

@@ -55,10 +55,6 @@ use crate::shared::{
 #[x_kube(
     validation = Rule::new("!has(self.container) || !has(self.container.preset)").field_path(".container.preset").reason(Reason::FieldValueForbidden)
         .message("preset is not built yet: give image and command"),
-    validation = Rule::new("!has(self.container) || !has(self.container.envFrom) || self.container.envFrom.size() == 0").field_path(".container.envFrom").reason(Reason::FieldValueForbidden)
-        .message("envFrom is not built yet: name the Secret in spec.secrets, with env: true"),
-    validation = Rule::new("!has(self.container) || !has(self.container.env) || self.container.env.all(e, !has(e.valueFrom))").field_path(".container.env").reason(Reason::FieldValueForbidden)
-        .message("valueFrom is not built yet: name the Secret in spec.secrets, with env: true"),
     validation = Rule::new("!has(self.container) || !has(self.inputs) || self.inputs.size() == 0").field_path(".inputs").reason(Reason::FieldValueForbidden)
         .message("inputs are not built yet for container: let its command fetch what it needs"),
     validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always'").field_path(".cache").reason(Reason::FieldValueForbidden)

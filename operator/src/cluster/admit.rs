@@ -131,16 +131,15 @@ impl Command {
     /// Of a job that brings its own image. What it finds of us in its environment tells a later
     /// attempt of the same job from the first.
     fn of(job: &TrainingJob, container: &Container) -> Result<Self, String> {
-        let Container { image, preset: _, command, args, env, env_from, working_dir } = container;
+        // What `env_from` and `value_from` name is read apart: crate::cluster::secrets.
+        let Container { image, preset: _, command, args, env, env_from: _, working_dir } =
+            container;
         let missing = |field: &str| format!("spec.container.{field} must be given");
-        if !env_from.is_empty() || env.iter().any(|variable| variable.value_from.is_some()) {
-            let mend = "name the Secret in spec.secrets, with env: true";
-            return Err(format!("spec.container: envFrom and valueFrom are not built yet: {mend}"));
-        }
         if command.is_empty() {
             return Err(missing("command"));
         }
-        let own = env.iter().map(|v| (v.name.clone(), v.value.clone().unwrap_or_default()));
+        let outright = env.iter().filter(|variable| variable.value_from.is_none());
+        let own = outright.map(|v| (v.name.clone(), v.value.clone().unwrap_or_default()));
         let ours = [
             ("PETAFLOP_NAMESPACE", job.namespace().unwrap_or_default()),
             ("PETAFLOP_JOB", job.name_any()),

@@ -24,7 +24,7 @@ use crate::run::{End, Run, left_behind};
 /// write; but not later than this, or, while claims of others are written, than they go first.
 const FIRST_WORD: Duration = Duration::from_secs(1);
 
-/// Between two looks for a Secret or an artifact that is not there.
+/// Between two looks for a Secret, a ConfigMap or an artifact that is not there.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// One pass over one job as the watch has it; where that turns out to be old, over it as the API
@@ -69,7 +69,7 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     let now = operator.clock.now();
     let stop = operator.stop_of(&Counted::job(&job));
     let missing = match wants_secrets(&job, &claims, operator.secrets.of(&uid).is_some()) {
-        true => secrets::learn(operator, (&name.0, &uid), &job.spec.secrets).await?,
+        true => secrets::learn(operator, (&name.0, &uid), &job.spec).await?,
         false => None,
     };
     let missing = match missing {
@@ -88,7 +88,7 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         stop: stop.as_ref(),
         now,
     });
-    // Nothing is bought for a job that lacks a Secret, or what it starts from. Neither is watched:
+    // Nothing is bought for a job that lacks a Secret or ConfigMap, or what it starts from. Neither is watched:
     // they are asked for.
     if missing.is_some() && claims.is_empty() {
         next.place = false;
@@ -111,11 +111,6 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
             // Gone with its last finalizer.
             None => return Ok(Again::OnChange),
         }
-    }
-    if finalizer::is_held(&job) {
-        let claims = claims.iter().map(|stored| (name.0.clone(), stored.claim.spec.name.clone()));
-        let held = claims.filter(|claim| operator.placement.lane().held(claim));
-        held.for_each(|claim| operator.claim_changed(&claim));
     }
     let wait = || {
         let now = operator.clock.boottime();
@@ -142,6 +137,7 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     {
         status.resolved_recipe = Some(admitted.text);
     }
+    let held = finalizer::is_held(&job);
     let changed =
         job.status.as_ref().is_some_and(|s| s.observed_generation != job.metadata.generation);
     // What was concluded must be durable before the claim that shows it goes, and before another
@@ -151,6 +147,12 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         let lost = status.interruptions.saturating_sub(before);
         write(operator, &api, job.clone(), status).await?;
         operator.metrics.interrupted(lost);
+    }
+    // The word first: it is short, and people wait for it.
+    if held {
+        let claims = claims.iter().map(|stored| (name.0.clone(), stored.claim.spec.name.clone()));
+        let await_it = claims.filter(|claim| operator.placement.lane().held(claim));
+        await_it.for_each(|claim| operator.claim_changed(&claim));
     }
     if next.place {
         wait();
@@ -218,7 +220,7 @@ async fn publish(
 
 /// Whether its Secrets are to be read: anew for each machine, and by each process once.
 fn wants_secrets(job: &TrainingJob, claims: &[StoredClaim], known: bool) -> bool {
-    wants_machine(job) && !job.spec.secrets.is_empty() && (claims.is_empty() || !known)
+    wants_machine(job) && secrets::are_named(&job.spec) && (claims.is_empty() || !known)
 }
 
 fn wants_machine(job: &TrainingJob) -> bool {

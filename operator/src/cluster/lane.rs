@@ -13,7 +13,7 @@ use crate::cluster::Handle;
 use crate::cluster::table::Name;
 
 /// How long a claim, and the word on its job, are held back at most.
-pub const LONGEST: SignedDuration = SignedDuration::from_secs(2);
+pub const LONGEST: SignedDuration = SignedDuration::from_secs(5);
 
 /// How long a claim that was decided then may be held back still.
 pub fn left(decided_at: Timestamp, now: Timestamp) -> Option<Duration> {
@@ -132,13 +132,13 @@ mod tests {
         let back = |millis| lane.stand_back(claim("a"), at(0), at(millis));
         assert_eq!(back(0), None, "nobody is to be let go first");
         lane.ask();
-        assert_eq!(back(500), Some(Duration::from_millis(1500)));
+        assert_eq!(back(500), Some(Duration::from_millis(4500)));
         let passing = lane.begin();
-        assert_eq!(back(600), Some(Duration::from_millis(1400)));
+        assert_eq!(back(600), Some(Duration::from_millis(4400)));
         lane.ask();
         drop(passing);
         assert!(back(700).is_some(), "another pass comes at once");
-        assert_eq!(back(2000), None, "a steady stream starves nobody");
+        assert_eq!(back(5000), None, "a steady stream starves nobody");
         drop(lane.begin());
         assert_eq!(back(800), None);
         assert!(!lane.is_busy());

@@ -12,7 +12,7 @@ use petaflop_providers::Machine;
 use crate::agents::Told;
 use crate::claims::StoredClaim;
 use crate::cluster::admit::{Admitted, admit};
-use crate::cluster::{Operator, inference_service};
+use crate::cluster::{Operator, inference_service, secrets};
 use crate::fleet::Training;
 
 /// Variable in which a server finds what it asks of whoever sends it requests.
@@ -36,10 +36,10 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
 /// status says.
 pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Option<Told> {
     let admitted = admit(job).ok()?;
-    let mut secrets = BTreeMap::new();
-    if !job.spec.secrets.is_empty() {
+    let mut env = BTreeMap::new();
+    if secrets::are_named(&job.spec) {
         match operator.secrets.of(job.metadata.uid.as_deref()?) {
-            Some(own) => secrets.extend(own),
+            Some(own) => env.extend(own),
             // It has its task already; only its agent is met again.
             None if stored.agent_key.is_some() => {}
             // Not read yet by this process: its controller does that first.
@@ -54,7 +54,7 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
             let claim = &stored.claim.spec;
             let fleet = operator.fleet();
             let rights = fleet.rights_of_command(claim);
-            let task = fleet.command(claim, command, secrets, grace_seconds);
+            let task = fleet.command(claim, command, env, grace_seconds);
             return Some(Told { task, rights });
         }
     };
@@ -65,7 +65,7 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
         keep_checkpoints: spec.output.keep_checkpoints,
         fresh: spec.cache == Cache::Never,
         grace_seconds,
-        secrets,
+        secrets: env,
     };
     let rights = operator.fleet().rights_of_job(&stored.claim.spec, &training.inputs);
     Some(Told { task: operator.fleet().training(&stored.claim.spec, training).ok()?, rights })

@@ -9,7 +9,7 @@
 //! | [`queue`] | keys in turn; failing ones later and later |
 //! | [`table`], [`claims`], [`claim_status`] | claims: what is known of them, and writing them |
 //! | [`admit`], [`artifacts`] | a job's recipe, resolved once, and how much work it is; what it starts from |
-//! | [`secrets`] | the Secrets that a job names |
+//! | [`secrets`] | the Secrets and ConfigMaps that a job names |
 //! | [`placement`], [`moves`] | **the serial placement pass**; jobs that leave for a better place |
 //! | [`lane`] | who stands back while claims are written |
 //! | [`training_job`], [`jobs`] | TrainingJob: what follows from what is seen; doing it |

@@ -27,7 +27,7 @@ pub(crate) async fn measure(args: &Args, petaflop: &Path, figures: &mut Figures)
     let program = installed.start().await?;
     let pid = crate::installed::pid(&program)?;
     let (mut ours, mut server, mut written, mut most) = (vec![], vec![], vec![], vec![]);
-    let (mut writing, mut creating) = (vec![], vec![]);
+    let (mut writing, mut creating, mut share) = (vec![], vec![], vec![]);
     let (mut middle, mut late, mut work) = (vec![], vec![], vec![]);
     // The first is for the caches of everybody.
     for round in 0..=args.rounds {
@@ -64,6 +64,7 @@ pub(crate) async fn measure(args: &Args, petaflop: &Path, figures: &mut Figures)
         let within = |w: &&Write| w.was_taken() && w.received >= first && w.received <= last_claim;
         let during = seen.iter().filter(within).count();
         writing.push(count(during) / seconds(first, last_claim));
+        share.push(count(during) / count(args.burst));
         creating.push(count(2 * args.burst) / seconds(begin, end));
         most.push(count(args.burst) / seconds(begin_claims, end));
         let waits = first_status(&seen, &user);
@@ -86,6 +87,12 @@ pub(crate) async fn measure(args: &Args, petaflop: &Path, figures: &mut Figures)
     figures.add(rate.beside("plain creates of claims", most));
     let all = Figure::new("  everybody's writes meanwhile", "writes/s", writing);
     figures.add(all.beside(plain_name, creating));
+    // What a busy machine does not move.
+    figures.add(Figure::new(
+        "  everybody's writes for one claim",
+        "of which job and claim are 2",
+        share,
+    ));
     figures.add(Figure::new("  processor time of the operator", "s per 1000 jobs", work));
     figures.add(Figure::new("  apply → first status, p50", "s", middle));
     figures.add(Figure::new("  apply → first status, p99", "s", late));

@@ -9,7 +9,7 @@ use super::model::{Quote, Sight};
 pub const BUCKETS: usize = 16;
 
 /// Seconds of the tick in which the shape is given.
-const BASE: i64 = 300;
+pub const BASE: i64 = 300;
 
 /// First age of each bucket, in base ticks; 1 is the tick in which the run was first seen.
 const EDGES: [i64; BUCKETS] = [1, 2, 3, 4, 5, 7, 9, 13, 19, 27, 37, 55, 81, 121, 181, 289];
@@ -38,6 +38,34 @@ pub struct Shape {
 impl Default for Shape {
     fn default() -> Self {
         Shape { down: DOWN, up: UP }
+    }
+}
+
+impl Shape {
+    /// From recordings with a point every [`BASE`] seconds, the same for the same recordings in any order: flips by ticks at an age, and one flip more
+    /// at the rate over all ages, so that an age that was hardly seen has a hazard too. Nothing where nothing flipped.
+    pub fn fitted(recordings: &[Vec<bool>]) -> Option<Shape> {
+        let (mut flips, mut ticks) = ([[0_u32; BUCKETS]; 2], [[0_u32; BUCKETS]; 2]);
+        for recording in recordings {
+            let mut age = BASE;
+            for pair in recording.windows(2) {
+                let (way, at) = (usize::from(pair[0]), bucket(age));
+                let flipped = pair[0] != pair[1];
+                ticks[way][at] += 1;
+                flips[way][at] += u32::from(flipped);
+                age = if flipped { BASE } else { age + BASE };
+            }
+        }
+        let hazards = |way: usize| {
+            let total = |counts: &[u32; BUCKETS]| f64::from(counts.iter().sum::<u32>());
+            let mean = total(&flips[way]) / total(&ticks[way]);
+            let at = |at: usize| {
+                let (flips, ticks) = (f64::from(flips[way][at]), f64::from(ticks[way][at]));
+                ((flips + 1.0) / (ticks + 1.0 / mean)).min(0.95)
+            };
+            (mean > 0.0).then(|| std::array::from_fn(at))
+        };
+        Some(Shape { down: hazards(1)?, up: hazards(0)? })
     }
 }
 

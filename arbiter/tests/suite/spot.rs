@@ -328,6 +328,22 @@ proptest! {
 }
 
 #[test]
+fn a_shape_is_fitted_to_what_flipped_at_each_age() {
+    // Spot lasts two ticks and stays away for one: every second age of two ends it, every age of one brings it back.
+    let recording: Vec<bool> = (0..3_000).map(|tick| tick % 3 != 0).collect();
+    let shape = Shape::fitted(&[recording.clone(), recording.clone()]).expect("it flips");
+    assert!(shape.down[0] < 0.01 && shape.down[1] > 0.9, "{shape:?}");
+    assert!(shape.up[0] > 0.9, "{shape:?}");
+    // What was never seen has the rate over all ages.
+    assert!((shape.down[9] - 0.5).abs() < 0.01, "{shape:?}");
+    let other = vec![false; 500];
+    let one = Shape::fitted(&[recording.clone(), other.clone()]);
+    assert_eq!(one, Shape::fitted(&[other.clone(), recording]), "the order of files is no matter");
+    assert_eq!(Shape::fitted(&[other]), None, "nothing flips");
+    assert_eq!(Shape::fitted(&[]), None);
+}
+
+#[test]
 fn a_bad_trace_names_the_point() {
     let of = |data: &str| {
         Trace::parse(format!(r#"{{"metadata":{{"gap_seconds":300}},"data":[{data}]}}"#).as_bytes())

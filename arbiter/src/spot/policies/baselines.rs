@@ -57,19 +57,23 @@ impl Policy for UniformProgress {
 
 impl Policy for Alpha {
     fn choose(&self, view: &View<'_>) -> Choice {
-        within_lines(view, spot_or_wait(view, self.percent))
+        within_lines(view, spot_or_wait(view, spot(view), self.percent))
     }
 }
 
 /// Spot where there is some; else stays on on-demand, or waits while time is plenty.
-pub(super) fn spot_or_wait(view: &View<'_>, percent: i64) -> Choice {
-    let needed = view.work_left + view.terms.shortest_restart() + 2 * view.terms.tick;
-    let plenty = (view.time_left() - needed) * 100 > percent * view.work_left;
-    match spot(view) {
+pub(super) fn spot_or_wait(view: &View<'_>, spot: Option<ZoneIndex>, percent: i64) -> Choice {
+    match spot {
         Some(zone) => Choice::spot(zone),
-        None if view.on(Kind::OnDemand).is_none() && plenty => Choice::Nothing,
+        None if view.on(Kind::OnDemand).is_none() && plenty(view, percent) => Choice::Nothing,
         None => Choice::Run(view.on_demand()),
     }
+}
+
+/// Whether there is this share of the work to spare, after a restart and two ticks.
+pub(super) fn plenty(view: &View<'_>, percent: i64) -> bool {
+    let needed = view.work_left + view.terms.shortest_restart() + 2 * view.terms.tick;
+    (view.time_left() - needed) * 100 > percent * view.work_left
 }
 
 /// The spot to be on: the machine alive, else the cheapest that is there, else the cheapest that may be.

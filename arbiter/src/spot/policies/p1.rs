@@ -1,8 +1,8 @@
 //! P1: what is cheapest under a renewal law that is learned as the job runs.
 //!
 //! In one zone: the law's two factors are learned, the nearest table of the grid says what to do. In many: the zone
-//! that is expected to last longest for its price stands for all; when it is lost, another has spot with a chance that is learned too, and
-//! then the job only pays the restart.
+//! that is expected to last longest for its price stands for all. Where many have spot, the tables decide: when it is lost, another has spot with
+//! a chance that is learned too, and then the job only pays the restart. Where few have, R1's rule decides, by that zone's age.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use crate::spot::law::{self, BUCKETS, Seen, Shape};
 use crate::spot::model::{Choice, Kind, Paid, Policy, Quote, Sight, Terms, View, ZoneIndex};
 use crate::spot::table::{Advice, LawIndex, Tables};
 
+use super::baselines::plenty;
 use super::r1::R1;
 
 /// The learned up-factor is raised by this: a table takes it for certain, and a job that waits in vain pays more than one that
@@ -18,6 +19,10 @@ const UP_BIAS: f64 = 1.3;
 
 /// Flips counted for free for the chance that another zone has spot.
 const PRIOR: f64 = 2.0;
+
+/// Of several zones, with spot in no more than so many R1 decides: who flaps there is lost together, of which the tables' one
+/// chance of another zone knows nothing; where more have spot, a loss costs a restart.
+const FEW: usize = 3;
 
 /// P1, and what it learned in this run.
 #[derive(Debug)]
@@ -94,6 +99,10 @@ impl Policy for P1 {
             return Choice::Run(machine.place);
         }
         let target = self.best(view, Sight::There).or_else(|| self.best(view, Sight::Unknown));
+        let there = view.zones.iter().filter(|quote| quote.spot == Sight::There).count();
+        if view.zones.len() > 1 && there <= FEW && plenty(view, 10) {
+            return self.simple.with(view, target);
+        }
         let on_demand = view.on_demand();
         let (there, bucket, down, others) = match target {
             Some(zone) => {

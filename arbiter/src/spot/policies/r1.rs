@@ -29,15 +29,20 @@ impl R1 {
         let share = restart as f64 / view.slack().max(1) as f64;
         minutes >= 0.57 * (view.work_left as f64 / 60.0) * libm::pow(share, 1.4)
     }
+
+    /// What to do, were this the zone to be on spot in.
+    pub(super) fn with(&self, view: &View<'_>, spot: Option<ZoneIndex>) -> Choice {
+        if view.on(Kind::OnDemand).is_some() {
+            let ready = |zone: &ZoneIndex| self.lasts(view, *zone);
+            return spot.filter(ready).map_or(Choice::Run(view.on_demand()), Choice::spot);
+        }
+        spot_or_wait(view, spot, 10)
+    }
 }
 
 impl Policy for R1 {
     fn choose(&self, view: &View<'_>) -> Choice {
-        if view.on(Kind::OnDemand).is_some() {
-            let ready = |zone: &ZoneIndex| self.lasts(view, *zone);
-            return spot(view).filter(ready).map_or(Choice::Run(view.on_demand()), Choice::spot);
-        }
-        spot_or_wait(view, 10)
+        self.with(view, spot(view))
     }
 
     fn observe(&mut self, zones: &[Quote]) {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use petaflop_arbiter::money::{Usd, UsdPerHour};
+use petaflop_arbiter::spot::law::{BASE, Shape};
 use petaflop_arbiter::spot::model::{Terms, Zone};
 use petaflop_arbiter::spot::replay::{Price, Recorded};
 use petaflop_arbiter::spot::trace::Trace;
@@ -25,6 +26,8 @@ pub(super) struct Scene {
 /// Everything that was read.
 pub(super) struct Inputs {
     pub(super) scenes: Vec<Scene>,
+    /// How long spot lasts, as far as known before a run.
+    pub(super) shape: Shape,
     /// What somebody should know about the files.
     pub(super) notes: Vec<String>,
 }
@@ -78,7 +81,7 @@ impl Inputs {
         for group in groups {
             scenes.push(scene(args, group, &zones, &mut notes)?);
         }
-        Ok(Inputs { scenes, notes })
+        Ok(Inputs { scenes, shape: shape(args)?, notes })
     }
 }
 
@@ -86,6 +89,22 @@ fn zones(args: &Args) -> Result<ZonesFile, Failure> {
     let Some(path) = &args.zones else { return Ok(ZonesFile::default()) };
     let bytes = bytes(path)?;
     serde_json::from_slice(&bytes).map_err(|error| of_file(path, error))
+}
+
+fn shape(args: &Args) -> Result<Shape, Failure> {
+    let mut recordings = Vec::new();
+    for path in &args.fit_from {
+        let trace = Trace::parse(&bytes(path)?).map_err(|error| of_file(path, error))?;
+        recordings.push(trace.available(BASE, args.means()));
+    }
+    if recordings.is_empty() {
+        return Ok(Shape::default());
+    }
+    Shape::fitted(&recordings).ok_or_else(|| {
+        Failure::bad_input(
+            "--fit-from: spot neither comes nor goes in these traces; give some in which it does",
+        )
+    })
 }
 
 fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {

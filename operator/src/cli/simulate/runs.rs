@@ -14,9 +14,14 @@ use super::inputs::Scene;
 use super::spot::Contestant;
 
 /// By scene, by start.
-pub(super) fn all(scenes: &[Scene], contestant: Contestant, manner: Manner) -> Vec<Vec<Run>> {
+pub(super) fn all(
+    scenes: &[Scene],
+    contestant: Contestant,
+    manner: Manner,
+    shape: Shape,
+) -> Vec<Vec<Run>> {
     let tables = match contestant {
-        Contestant::Policy(Name::P1) => tables(scenes),
+        Contestant::Policy(Name::P1) => tables(scenes, shape),
         _ => HashMap::new(),
     };
     let tasks: Vec<(&Scene, usize)> = scenes
@@ -36,14 +41,14 @@ pub(super) fn all(scenes: &[Scene], contestant: Contestant, manner: Manner) -> V
 }
 
 /// One set of tables for each set of terms. What of them is needed is made when it is.
-fn tables(scenes: &[Scene]) -> HashMap<Spec, Arc<Tables>> {
+fn tables(scenes: &[Scene], shape: Shape) -> HashMap<Spec, Arc<Tables>> {
     let mut tables = HashMap::new();
     for scene in scenes {
         for start in &scene.starts {
             let spec = Spec::of(&scene.terms, &scene.market, *start);
-            tables.entry(spec).or_insert_with_key(|spec| {
-                Arc::new(Tables::made_when_needed(*spec, Shape::default()))
-            });
+            tables
+                .entry(spec)
+                .or_insert_with_key(|spec| Arc::new(Tables::made_when_needed(*spec, shape)));
         }
     }
     tables

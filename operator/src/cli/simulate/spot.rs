@@ -71,6 +71,9 @@ pub(crate) struct Args {
     /// Whether a policy may see the trace before its start
     #[arg(long, value_enum, default_value = "none")]
     history: History,
+    /// P1's idea of how long spot lasts, before it saw any, from these traces [default: from nine zones of February 2023]
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub(super) fit_from: Vec<PathBuf>,
     /// Policies: on-demand, greedy, uniform-progress, alpha-0.1, alpha-0.2, r1, p1, optimum, or all
     #[arg(long, value_name = "NAME", value_delimiter = ',', default_value = "all")]
     policy: Vec<String>,
@@ -179,17 +182,17 @@ struct OfRun {
 
 pub(crate) fn run(args: &Args) -> Outcome {
     let policies = args.policies()?;
-    let Inputs { scenes, notes } = Inputs::read(args)?;
+    let Inputs { scenes, shape, notes } = Inputs::read(args)?;
     for note in notes {
         super::super::say(note);
     }
     let manner = args.manner();
-    let optimum = runs::all(&scenes, Contestant::Optimum, manner);
+    let optimum = runs::all(&scenes, Contestant::Optimum, manner, shape);
     let mut reports = Vec::new();
     for contestant in policies {
         let runs = match contestant {
             Contestant::Optimum => optimum.clone(),
-            Contestant::Policy(_) => runs::all(&scenes, contestant, manner),
+            Contestant::Policy(_) => runs::all(&scenes, contestant, manner, shape),
         };
         let report = report(contestant, &scenes, &runs, &optimum, args.per_run);
         if args.json {

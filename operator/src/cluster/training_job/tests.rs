@@ -157,7 +157,7 @@ fn a_result_of_another_key_is_refused_for_its_own_reason_and_its_key_is_not_kept
     let mut refused = run(Some(End::Refused { message: "another's".into() }));
     refused.key = None;
     let next = next(&look(&first, &claims, Some(&refused)));
-    assert_eq!((next.status.failures, next.status.artifact), (1, None));
+    assert_eq!((next.status.failures, &next.status.artifact), (1, &None));
     let told = condition(&next.status, "Interrupted");
     assert_eq!(told, ("True".into(), "ResultRefused".into()));
     assert_eq!(next.status.key, None);

@@ -8,6 +8,7 @@ use crate::money::{Usd, UsdPerHour};
 use crate::objective::Course;
 use crate::obstacle::{Check, Obstacle};
 use crate::offer::{Offer, OfferId};
+use crate::search::Stopped;
 use crate::workload::Workload;
 
 /// An offer that will do.
@@ -31,15 +32,22 @@ pub(crate) enum Promise {
     Broken(i64),
 }
 
+impl Promise {
+    /// What counts before dollars; the lower first.
+    pub(crate) const fn tier(self) -> (u8, i64) {
+        match self {
+            Promise::Kept => (0, 0),
+            Promise::AtRisk(_) => (1, 0),
+            Promise::Broken(late) => (2, late),
+        }
+    }
+}
+
 impl<'a> Candidate<'a> {
     /// What candidates are ordered by: the deadline, then dollars, then price, then id. How far a
     /// deadline is at risk does not count; once it is broken, the soonest end comes first.
     pub(crate) fn key(&self) -> (u8, i64, Usd, UsdPerHour, &'a OfferId) {
-        let (tier, late) = match self.promise {
-            Promise::Kept => (0, 0),
-            Promise::AtRisk(_) => (1, 0),
-            Promise::Broken(late) => (2, late),
-        };
+        let (tier, late) = self.promise.tier();
         (tier, late, self.total, self.offer.price, &self.offer.id)
     }
 
@@ -68,42 +76,15 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// The best few of what was seen, in order.
-pub(crate) struct Best<'a> {
-    pub(crate) list: Vec<Candidate<'a>>,
-    /// How many were ever taken in.
-    pub(crate) taken: u32,
-}
-
-impl<'a> Best<'a> {
-    pub(crate) fn new() -> Best<'a> {
-        Best { list: Vec::with_capacity(RANKED_SHOWN + 1), taken: 0 }
-    }
-
-    /// Whether a candidate would be kept.
-    pub(crate) fn wants(&self, candidate: &Candidate<'a>) -> bool {
-        self.list.len() < RANKED_SHOWN
-            || self.list.last().is_some_and(|worst| candidate.key() < worst.key())
-    }
-
-    pub(crate) fn take(&mut self, candidate: Candidate<'a>) {
-        let at = self.list.partition_point(|kept| kept.key() < candidate.key());
-        self.list.insert(at, candidate);
-        self.list.truncate(RANKED_SHOWN);
-        self.taken += 1;
-    }
-}
-
 /// What a search found.
 pub(crate) struct Found<'a> {
     /// Offers that can be taken, the best first.
     pub(crate) takeable: Vec<Candidate<'a>>,
     /// Offers with a dated price only, the best first.
     pub(crate) dated: Vec<Candidate<'a>>,
-    /// The cheapest on-demand offer, for sale or not.
+    /// The cheapest on-demand offer, for sale or not; looked for where something can be taken.
     pub(crate) on_demand: Option<Candidate<'a>>,
-    /// Offers stopped, by check.
-    pub(crate) stopped: Vec<u32>,
+    pub(crate) stopped: Stopped,
 }
 
 impl<'a> Found<'a> {
@@ -132,7 +113,7 @@ impl<'a> Found<'a> {
     pub(crate) fn stopped(&self) -> Vec<StoppedBy> {
         let mut list: Vec<StoppedBy> = Check::ALL
             .iter()
-            .zip(&self.stopped)
+            .zip(&self.stopped.0)
             .filter(|(_, offers)| **offers > 0)
             .map(|(check, &offers)| StoppedBy { constraint: check.name().to_owned(), offers })
             .collect();

@@ -117,6 +117,11 @@ impl Accelerator {
         Some((digits / 10, digits % 10))
     }
 
+    /// Whether several of them are linked by more than PCIe: boards of these forms are made for that.
+    pub fn is_linked(&self) -> bool {
+        ["SXM", "OAM", "custom"].iter().any(|form| self.form.starts_with(form))
+    }
+
     /// Whether `name` asks for this model: its key, or the key's beginning up to a dash (`H100`, `A100-SXM`).
     pub fn answers_to(&self, name: &str) -> bool {
         let key = self.key.as_bytes();

@@ -350,9 +350,10 @@ impl<'a> Pass<'a> {
     }
 }
 
-/// Whether a check looks at the class only: what it stops, it stops for all offers of the class.
-pub(crate) fn of_class(check: Check) -> bool {
-    check <= Check::Deadline || check == Check::NotForSale
+/// Whether a check looks at class and place only: what it stops, it stops for all offers of the
+/// class in that place.
+pub(crate) fn of_place(check: Check) -> bool {
+    check <= Check::Zone || check == Check::NotForSale
 }
 
 /// Whether what a check stopped stops everything dearer of the same class too.

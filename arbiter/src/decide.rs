@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 use crate::candidates::{Candidate, Promise, claim_of};
 use crate::claim::{Claim, Device, Phase};
 use crate::decision::{Action, CostBreakdown, Decision, Outcome, Plan};
-use crate::money::Usd;
+use crate::money::{Usd, UsdPerHour};
+use crate::objective::Course;
 use crate::obstacle::Obstacle;
 use crate::offer::Offer;
 use crate::pass::Pass;
@@ -291,6 +292,10 @@ pub struct Explained {
     pub cost: Option<CostBreakdown>,
     /// Everything in its way, in the order of the checks; empty for the chosen one.
     pub obstacles: Vec<Obstacle>,
+    /// The highest price at which it would be taken instead of the chosen one, were nothing else in
+    /// its way. `None`: it is the chosen one, or at no price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wins_at: Option<UsdPerHour>,
 }
 
 /// Answers "why not that one?" for every offer, as if the workload had no machine yet. `None` where the world
@@ -336,11 +341,47 @@ fn explained(
         obstacles.push(candidate.against(chosen));
         rank = 1;
     }
+    let wins_at = match (&course, chosen) {
+        (Some((course, promise)), Some(chosen)) if !is_chosen => {
+            wins_at(offer, course, *promise, chosen)
+        }
+        _ => None,
+    };
     let explained = Explained {
         offer: offer.clone(),
         device,
         cost: course.map(|(course, _)| course.breakdown(offer.price)),
         obstacles,
+        wins_at,
     };
     (rank, total, explained)
+}
+
+/// The highest price at which an offer comes before the chosen one. Dollars rise with price.
+fn wins_at(
+    offer: &Offer,
+    course: &Course,
+    promise: Promise,
+    chosen: &Candidate<'_>,
+) -> Option<UsdPerHour> {
+    let to_beat = (chosen.promise.tier(), chosen.total, chosen.offer.price, &chosen.offer.id);
+    let at = |micros: u64| UsdPerHour::from_micros(micros as i64).ok();
+    let wins = |micros: u64| {
+        at(micros).is_some_and(|price| {
+            (promise.tier(), course.dollars(price), price, &offer.id) < to_beat
+        })
+    };
+    // Between a price that wins and one that does not.
+    let (mut wins_yet, mut no_more) = (0, i64::MAX as u64 + 1);
+    if !wins(wins_yet) {
+        return None;
+    }
+    while no_more - wins_yet > 1 {
+        let middle = wins_yet.midpoint(no_more);
+        match wins(middle) {
+            true => wins_yet = middle,
+            false => no_more = middle,
+        }
+    }
+    at(wins_yet)
 }

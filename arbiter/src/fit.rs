@@ -134,23 +134,40 @@ fn check_request(workload: &Workload, class: &Class, sink: &mut impl Sink) -> bo
     })
 }
 
+/// Whether a model can do for a workload at all, whatever its count and memory: `false` only where
+/// [`check`] says [`Check::AcceleratorModel`] of each class of the model.
+pub(crate) fn model_may_do(workload: &Workload, class: &Class) -> bool {
+    workload.accelerators.is_empty()
+        || workload.accelerators.iter().any(|alternative| match alternative {
+            Alternative::Cpu => true,
+            Alternative::Devices(request) => model_fits(request, class),
+        })
+}
+
+/// Whether vendor and model are what a request asks for.
+fn model_fits(request: &DeviceRequest, class: &Class) -> bool {
+    let Some(devices) = &class.accelerators else {
+        return false;
+    };
+    let row = row_of(class);
+    request.vendor.is_none_or(|vendor| row.is_some_and(|row| row.vendor == vendor))
+        && (request.models.is_empty()
+            || request.models.iter().any(|name| match row {
+                Some(row) => row.answers_to(name),
+                None => devices.model.eq_ignore_ascii_case(name),
+            }))
+}
+
 /// The first demand of a request that a class does not meet.
 fn first_gap(request: &DeviceRequest, class: &Class) -> Option<Check> {
     let Some(devices) = &class.accelerators else {
         return Some(Check::AcceleratorModel);
     };
-    let row = row_of(class);
-    let vendor_fits =
-        request.vendor.is_none_or(|vendor| row.is_some_and(|row| row.vendor == vendor));
-    let model_fits = request.models.is_empty()
-        || request.models.iter().any(|name| match row {
-            Some(row) => row.answers_to(name),
-            None => devices.model.eq_ignore_ascii_case(name),
-        });
-    if !(vendor_fits && model_fits) {
+    if !model_fits(request, class) {
         return Some(Check::AcceleratorModel);
     }
-    if devices.count < request.count {
+    let row = row_of(class);
+    if devices.count < request.count || request.max_count.is_some_and(|most| devices.count > most) {
         return Some(Check::AcceleratorCount);
     }
     if let Some(needs) = request.min_memory
@@ -164,6 +181,13 @@ fn first_gap(request: &DeviceRequest, class: &Class) -> Option<Check> {
     {
         return Some(Check::ComputeCapability);
     }
+    let has_stack = |stack: &String| row.is_some_and(|row| row.stacks.contains(stack));
+    if request.stack.as_ref().is_some_and(|stack| !has_stack(stack)) {
+        return Some(Check::AcceleratorStack);
+    }
+    if request.linked && !row.is_some_and(Accelerator::is_linked) {
+        return Some(Check::Interconnect);
+    }
     None
 }
 
@@ -171,10 +195,11 @@ fn gap(check: Check, request: &DeviceRequest, class: &Class) -> Obstacle {
     let row = row_of(class);
     let has = class.accelerators.as_ref();
     match check {
-        Check::AcceleratorCount => Obstacle::AcceleratorCount {
-            needs: request.count,
-            has: has.map_or(0, |devices| devices.count),
-        },
+        Check::AcceleratorCount => {
+            let has = has.map_or(0, |devices| devices.count);
+            let most = request.max_count.filter(|most| has > *most);
+            Obstacle::AcceleratorCount { needs: most.unwrap_or(request.count), has }
+        }
         Check::AcceleratorMemory => Obstacle::AcceleratorMemory {
             needs: request.min_memory.unwrap_or(0),
             has: has.map_or(0, |devices| nominal(devices, row)),
@@ -182,6 +207,13 @@ fn gap(check: Check, request: &DeviceRequest, class: &Class) -> Obstacle {
         Check::ComputeCapability => Obstacle::ComputeCapability {
             needs: request.min_compute_capability.unwrap_or((0, 0)),
             has: row.and_then(Accelerator::compute_capability),
+        },
+        Check::AcceleratorStack => Obstacle::AcceleratorStack {
+            needs: request.stack.clone().unwrap_or_default(),
+            has: row.map_or_else(|| "none that is known".to_owned(), |row| row.stacks.join(", ")),
+        },
+        Check::Interconnect => Obstacle::Interconnect {
+            has: row.map_or_else(|| "unknown".to_owned(), |row| row.form.clone()),
         },
         _ => Obstacle::AcceleratorModel {
             needs: wish(request),

@@ -18,9 +18,11 @@
 //! | [`world`] | everything a decision may depend on |
 //! | [`fit`] | does it fit: bytes, devices, engine |
 //! | [`decide`] | [`decide::decide`]: world and time in, plan out; [`decide::explain`]: why not that one |
+//! | [`gang`] | several machines in one zone, all or none |
 //! | [`decision`] | what a decision says |
 //! | [`obstacle`] | what stands between a workload and an offer, with numbers |
-//! | `pass`, `place`, `checks`, `candidates` | one pass; one workload; every constraint; the offers that will do |
+//! | `pass`, `place`, `checks` | one pass; one workload; every constraint |
+//! | `search`, `candidates` | the offers that come into question, from the best on; those that will do |
 //! | `objective` | expected dollars to finish, term by term |
 //! | [`claim`] | one machine we intend to pay for |
 //! | [`launch`] | [`launch::next_step`]: the protocol that buys it without ever leaking it |
@@ -37,6 +39,7 @@ pub mod decide;
 pub mod decision;
 pub mod estimate;
 pub mod fit;
+pub mod gang;
 pub mod launch;
 pub mod ledger;
 pub mod market;
@@ -48,6 +51,7 @@ pub mod offer;
 mod pass;
 mod place;
 pub mod reason;
+mod search;
 pub mod spot;
 pub mod support;
 pub mod work;

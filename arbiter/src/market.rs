@@ -1,17 +1,31 @@
 //! The market: all current offers, indexed so that the cheapest that will do is found without
 //! looking at the rest.
 //!
-//! Offers of equal hardware from one provider under one capacity type form a *class*. What fits,
-//! how fast it is and how long it takes to start depend on the class alone, so a decision works
-//! these out once a class; within it the offers lie sorted by (price, id), and the first that
-//! meets the constraints is the best of the class whenever dollars rise with price.
+//! Three levels. A [`Shelf`] holds what has provider, capacity type, owner and accelerator model in
+//! common: most requests pass most shelves by after one look. On it lies a [`Stock`] for each
+//! *class*, offers of equal hardware: what fits, how fast it is and how long it takes to start
+//! depend on the class alone, so a decision works these out once a class. Within a stock the offers
+//! lie by place, in each place from the cheapest up.
+//!
+//! The market is built once and changed in place as quotes arrive. A clone is a snapshot: it shares
+//! everything, and what changes later is copied first, stock by stock, so who reads never waits.
+
+mod ids;
+mod stock;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash};
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::catalogue::Catalogue;
 use crate::offer::{Accelerators, Arch, Capacity, HostOwner, MeasuredRates, Offer, OfferId, Sale};
+
+use ids::{Ids, Unseeded};
+use stock::Listed;
+pub(crate) use stock::{Aisle, Stock};
+use stock::{ShelfKey, StockKey};
 
 /// What the offers of one class have in common.
 #[derive(Clone, Debug, PartialEq)]
@@ -62,50 +76,80 @@ impl Class {
     }
 }
 
-/// What makes a class one class, with floats as their bits.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct ClassKey {
-    provider: String,
-    capacity: Capacity,
-    accelerators: Option<Accelerators>,
-    arch: Arch,
-    vcpu_milli: Option<u32>,
-    memory: Option<u64>,
-    owner: HostOwner,
-    measured: Option<(u64, u64)>,
-    interruptions: Option<u64>,
-    buyable: bool,
+/// Where offers are: a region and a zone of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Place {
+    /// As [`Offer::region`].
+    pub region: String,
+    /// As [`Offer::zone`].
+    pub zone: String,
 }
 
-impl ClassKey {
-    fn of(offer: &Offer) -> ClassKey {
-        ClassKey {
-            provider: offer.provider.clone(),
-            capacity: offer.capacity,
-            accelerators: offer.accelerators.clone(),
-            arch: offer.arch,
-            vcpu_milli: offer.vcpu_milli,
-            memory: offer.memory,
-            owner: offer.owner,
-            measured: offer.measured.map(|m| (m.gemm_gflops.to_bits(), m.read_gb_s.to_bits())),
-            interruptions: offer.interruptions_per_hour.map(f64::to_bits),
-            buyable: offer.sale.is_buyable(),
-        }
+/// The classes that one look can rule out together. Never empty.
+#[derive(Clone)]
+pub(crate) struct Shelf {
+    /// With the hash of the [`StockKey`], in the order of both.
+    stocks: Vec<(u64, Arc<Stock>)>,
+    offers: u32,
+}
+
+impl Shelf {
+    /// One of its classes. Provider, capacity type, owner, sale and model are those of all.
+    pub(crate) fn example(&self) -> Option<&Class> {
+        self.stocks.first().map(|(_, stock)| stock.class())
+    }
+
+    pub(crate) fn stocks(&self) -> impl Iterator<Item = &Stock> {
+        self.stocks.iter().map(|(_, stock)| &**stock)
+    }
+
+    /// Offers on it.
+    pub(crate) const fn len(&self) -> u32 {
+        self.offers
+    }
+
+    fn key(&self) -> Option<ShelfKey<'_>> {
+        self.example().map(ShelfKey::of_class)
+    }
+
+    /// Where the stock of a key is, or would be.
+    fn find(&self, hash: u64, key: StockKey) -> Result<usize, usize> {
+        self.stocks
+            .binary_search_by(|(known, stock)| known.cmp(&hash).then_with(|| stock.key().cmp(&key)))
     }
 }
 
-/// All current offers.
+/// All current offers. Clones share what does not change.
 #[derive(Clone, Default)]
 pub struct Market {
-    /// Offers; a withdrawn one leaves a hole that the next new offer fills.
-    offers: Vec<Option<Offer>>,
-    holes: Vec<u32>,
-    by_id: HashMap<OfferId, u32>,
-    class_of: Vec<u32>,
-    classes: Vec<Class>,
-    class_keys: HashMap<ClassKey, u32>,
-    /// For each class its offers, sorted by (price, id).
-    members: Vec<Vec<u32>>,
+    /// With the hash of the [`ShelfKey`], in the order of both: a search for one looks at no other,
+    /// and no answer depends on the order in which offers came.
+    shelves: Vec<(u64, Arc<Shelf>)>,
+    ids: Ids,
+    places: Arc<Places>,
+}
+
+/// Places by number; a number never changes its meaning.
+#[derive(Clone, Default)]
+struct Places {
+    list: Vec<Place>,
+    /// By region, then by zone.
+    numbers: HashMap<String, HashMap<String, u32>>,
+}
+
+impl Places {
+    fn add(&mut self, place: Place) -> u32 {
+        let next = u32::try_from(self.list.len()).expect("fewer places than 2^32");
+        let zones = self.numbers.entry(place.region.clone()).or_default();
+        zones.insert(place.zone.clone(), next);
+        self.list.push(place);
+        next
+    }
+
+    /// The number of an offer's place.
+    fn find(&self, offer: &Offer) -> Option<u32> {
+        self.numbers.get(&offer.region)?.get(&offer.zone).copied()
+    }
 }
 
 impl Market {
@@ -113,136 +157,200 @@ impl Market {
     pub fn new(offers: impl IntoIterator<Item = Offer>) -> Market {
         let mut market = Market::default();
         for offer in offers {
-            let newer = market.get(&offer.id).is_none_or(|known| known.quoted_at < offer.quoted_at);
+            let newer =
+                market.ids.get(&offer.id).is_none_or(|known| known.quoted_at < offer.quoted_at);
             if newer {
-                market.place(offer);
+                market.ids.put(Arc::new(offer));
             }
         }
-        let Market { offers, members, .. } = &mut market;
-        for class in members {
-            class.sort_unstable_by(|a, b| order(offers, *a).cmp(&order(offers, *b)));
+        let offers: Vec<Arc<Offer>> = market.ids.iter().cloned().collect();
+        let places = Arc::make_mut(&mut market.places);
+        let mut numbers: HashMap<(&str, &str), u32> = HashMap::new();
+        let mut groups: HashMap<(ShelfKey<'_>, StockKey), Vec<Listed>> = HashMap::new();
+        for offer in &offers {
+            let place = *numbers
+                .entry((&offer.region, &offer.zone))
+                .or_insert_with(|| places.add(place_of(offer)));
+            let key = (ShelfKey::of(offer), StockKey::of(offer));
+            groups.entry(key).or_default().push(Listed::new(place, offer.clone()));
+        }
+        let mut groups: Vec<_> = groups
+            .into_iter()
+            .map(|((shelf, stock), list)| (hash_of(shelf), shelf, hash_of(stock), stock, list))
+            .collect();
+        groups.sort_unstable_by(|a, b| (a.0, a.1, a.2, a.3).cmp(&(b.0, b.1, b.2, b.3)));
+        for group in groups.chunk_by_mut(|a, b| a.1 == b.1) {
+            let mut shelf = Shelf { stocks: Vec::with_capacity(group.len()), offers: 0 };
+            for (_, _, hash, _, list) in group.iter_mut() {
+                shelf.offers += list.len() as u32;
+                let stock = Stock::of(std::mem::take(list));
+                shelf.stocks.extend(stock.map(|stock| (*hash, Arc::new(stock))));
+            }
+            market.shelves.push((group[0].0, Arc::new(shelf)));
         }
         market
     }
 
-    /// Stores an offer and appends it to its class, unsorted.
-    fn place(&mut self, offer: Offer) -> u32 {
-        self.withdraw(&offer.id.clone());
-        let class = self.class_index(&offer);
-        let slot = match self.holes.pop() {
-            Some(slot) => slot,
-            None => {
-                self.offers.push(None);
-                self.class_of.push(0);
-                u32::try_from(self.offers.len() - 1).expect("fewer than 2^32 offers fit in memory")
+    /// Takes a new quote in: replaces the offer of the same id. A quote that is older than the one
+    /// known came late and changes nothing; says whether it was taken.
+    pub fn quote(&mut self, offer: Offer) -> bool {
+        if self.get(&offer.id).is_some_and(|known| offer.quoted_at < known.quoted_at) {
+            return false;
+        }
+        self.withdraw(&offer.id);
+        let place = self.place(&offer);
+        let offer = Arc::new(offer);
+        self.ids.put(offer.clone());
+        let (shelf_key, stock_key) = (ShelfKey::of(&offer), StockKey::of(&offer));
+        let hash = hash_of(shelf_key);
+        let at = match self.find(hash, shelf_key) {
+            Ok(at) => at,
+            Err(at) => {
+                let shelf = Shelf { stocks: Vec::new(), offers: 0 };
+                self.shelves.insert(at, (hash, Arc::new(shelf)));
+                at
             }
         };
-        self.by_id.insert(offer.id.clone(), slot);
-        self.class_of[slot as usize] = class;
-        self.offers[slot as usize] = Some(offer);
-        self.members[class as usize].push(slot);
-        slot
-    }
-
-    fn class_index(&mut self, offer: &Offer) -> u32 {
-        let key = ClassKey::of(offer);
-        if let Some(&class) = self.class_keys.get(&key) {
-            return class;
+        let shelf = Arc::make_mut(&mut self.shelves[at].1);
+        shelf.offers += 1;
+        let hash = hash_of(stock_key);
+        let listed = Listed::new(place, offer.clone());
+        match shelf.find(hash, stock_key) {
+            Ok(at) => Arc::make_mut(&mut shelf.stocks[at].1).put(listed),
+            Err(at) => {
+                let stock = Stock::of(vec![listed]).map(|stock| (hash, Arc::new(stock)));
+                shelf.stocks.splice(at..at, stock);
+            }
         }
-        let class = u32::try_from(self.classes.len()).expect("fewer classes than offers");
-        self.classes.push(Class::of(offer));
-        self.members.push(Vec::new());
-        self.class_keys.insert(key, class);
-        class
-    }
-
-    /// Takes a new quote in: replaces the offer of the same id, in place in the order.
-    pub fn quote(&mut self, offer: Offer) {
-        let slot = self.place(offer);
-        let class = self.class_of[slot as usize] as usize;
-        let Market { offers, members, .. } = self;
-        let list = &mut members[class];
-        list.pop();
-        let at = list.partition_point(|&other| order(offers, other) < order(offers, slot));
-        list.insert(at, slot);
+        true
     }
 
     /// Takes an offer out. Says whether it was there.
     pub fn withdraw(&mut self, id: &OfferId) -> bool {
-        let Some(slot) = self.by_id.remove(id) else {
+        let Some(offer) = self.ids.take(id) else {
             return false;
         };
-        let class = self.class_of[slot as usize] as usize;
-        // The list may be unsorted while the market is built, so the slot is looked for, not searched.
-        if let Some(at) = self.members[class].iter().position(|&other| other == slot) {
-            self.members[class].remove(at);
+        let Some(place) = self.places.find(&offer) else {
+            return false;
+        };
+        let key = ShelfKey::of(&offer);
+        let Ok(at) = self.find(hash_of(key), key) else {
+            return false;
+        };
+        let shelf = Arc::make_mut(&mut self.shelves[at].1);
+        let key = StockKey::of(&offer);
+        if let Ok(at) = shelf.find(hash_of(key), key) {
+            shelf.offers -= 1;
+            if shelf.stocks[at].1.len() == 1 {
+                shelf.stocks.remove(at);
+            } else {
+                Arc::make_mut(&mut shelf.stocks[at].1).take(place, &offer);
+            }
         }
-        self.offers[slot as usize] = None;
-        self.holes.push(slot);
+        if shelf.stocks.is_empty() {
+            self.shelves.remove(at);
+        }
         true
+    }
+
+    /// Takes in everything that one provider offers now: what it no longer offers is withdrawn, what
+    /// did not change costs nothing but the comparison.
+    pub fn replace(&mut self, provider: &str, offers: &[Offer]) {
+        let mut newest: HashMap<&OfferId, &Offer> = HashMap::with_capacity(offers.len());
+        for offer in offers {
+            let known = newest.entry(&offer.id).or_insert(offer);
+            if known.quoted_at < offer.quoted_at {
+                *known = offer;
+            }
+        }
+        let known = |offer: &Offer| self.get(&offer.id) == Some(offer);
+        let changed: Vec<&Offer> = newest.values().copied().filter(|offer| !known(offer)).collect();
+        if changed.len() > self.len() / REBUILT_FROM {
+            let others = self.offers().filter(|offer| offer.provider != provider);
+            let all = others.chain(newest.into_values()).cloned().collect::<Vec<_>>();
+            *self = Market::new(all);
+            return;
+        }
+        let of_it = self.offers().filter(|offer| offer.provider == provider);
+        let gone = of_it.filter(|offer| newest.get(&offer.id).is_none_or(|now| !known(now)));
+        for id in gone.map(|offer| offer.id.clone()).collect::<Vec<_>>() {
+            self.withdraw(&id);
+        }
+        for offer in changed {
+            self.quote(offer.clone());
+        }
     }
 
     /// How many offers there are.
     pub fn len(&self) -> usize {
-        self.by_id.len()
+        self.ids.len()
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.by_id.is_empty()
+        self.ids.len() == 0
     }
 
     /// The offer of an id.
     pub fn get(&self, id: &OfferId) -> Option<&Offer> {
-        self.by_id.get(id).and_then(|&slot| self.at(slot))
+        self.ids.get(id)
     }
 
-    /// All offers, class by class, cheapest first in each.
+    /// All offers, class by class.
     pub fn offers(&self) -> impl Iterator<Item = &Offer> {
-        self.members.iter().flatten().filter_map(|&slot| self.at(slot))
+        self.stocks().flat_map(Stock::offers)
     }
 
-    /// The classes and their offers, sorted by (price, id). A class may be empty.
-    pub fn classes(&self) -> impl Iterator<Item = (&Class, Members<'_>)> {
-        self.classes
-            .iter()
-            .zip(&self.members)
-            .map(|(class, slots)| (class, Members { market: self, slots }))
+    /// How many classes there are.
+    pub fn classes(&self) -> usize {
+        self.shelves().map(|shelf| shelf.stocks.len()).sum()
     }
 
-    fn at(&self, slot: u32) -> Option<&Offer> {
-        self.offers.get(slot as usize)?.as_ref()
+    pub(crate) fn shelves(&self) -> impl Iterator<Item = &Shelf> {
+        self.shelves.iter().map(|(_, shelf)| &**shelf)
+    }
+
+    pub(crate) fn stocks(&self) -> impl Iterator<Item = &Stock> {
+        self.shelves().flat_map(Shelf::stocks)
+    }
+
+    /// All places, by the numbers that stocks speak of them with.
+    pub(crate) fn places(&self) -> &[Place] {
+        &self.places.list
+    }
+
+    /// Where the shelf of a key is, or would be.
+    fn find(&self, hash: u64, key: ShelfKey<'_>) -> Result<usize, usize> {
+        self.shelves.binary_search_by(|(known, shelf)| {
+            known.cmp(&hash).then_with(|| shelf.key().cmp(&Some(key)))
+        })
+    }
+
+    /// The number of an offer's place.
+    fn place(&mut self, offer: &Offer) -> u32 {
+        if let Some(number) = self.places.find(offer) {
+            return number;
+        }
+        // Places that nothing is at any more are forgotten all at once, before they outnumber the offers.
+        if self.places.list.len() > 2 * self.len() + MOST_IDLE_PLACES {
+            *self = Market::new(self.offers().cloned().collect::<Vec<_>>());
+        }
+        Arc::make_mut(&mut self.places).add(place_of(offer))
     }
 }
 
-/// The offers of one class, cheapest first.
-#[derive(Clone, Copy)]
-pub struct Members<'a> {
-    market: &'a Market,
-    slots: &'a [u32],
+fn hash_of(key: impl Hash) -> u64 {
+    Unseeded::default().hash_one(key)
 }
 
-impl<'a> Members<'a> {
-    /// The offers in order.
-    pub fn iter(self) -> impl Iterator<Item = &'a Offer> {
-        let Members { market, slots } = self;
-        slots.iter().filter_map(move |&slot| market.at(slot))
-    }
+/// From one in so many changed offers on it is quicker to build the market anew.
+const REBUILT_FROM: usize = 16;
 
-    /// How many.
-    pub fn len(self) -> usize {
-        self.slots.len()
-    }
+/// Places without offers that are kept whatever the size of the market.
+const MOST_IDLE_PLACES: usize = 1024;
 
-    /// Whether there is none.
-    pub fn is_empty(self) -> bool {
-        self.slots.is_empty()
-    }
-}
-
-/// What a class is sorted by.
-fn order(offers: &[Option<Offer>], slot: u32) -> Option<(i64, &OfferId)> {
-    offers[slot as usize].as_ref().map(|offer| (offer.price.micros(), &offer.id))
+fn place_of(offer: &Offer) -> Place {
+    Place { region: offer.region.clone(), zone: offer.zone.clone() }
 }
 
 impl std::fmt::Debug for Market {

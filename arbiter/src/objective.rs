@@ -117,6 +117,7 @@ impl Course {
     pub(crate) fn dollars(&self, price: UsdPerHour) -> Usd {
         self.times()
             .into_iter()
+            .filter(|(_, millis)| *millis > 0)
             .map(|(_, millis)| price.for_millis(millis))
             .fold(self.egress, Usd::saturating_add)
     }

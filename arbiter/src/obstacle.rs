@@ -98,7 +98,7 @@ obstacles! {
         /// Offered.
         has: String,
     },
-    /// Too few devices.
+    /// Too few devices, or too many.
     AcceleratorCount {
         /// Asked for.
         needs: u32,
@@ -118,6 +118,18 @@ obstacles! {
         needs: (u32, u32),
         /// Offered; `None`: not an NVIDIA part.
         has: Option<(u32, u32)>,
+    },
+    /// The software stack that is asked for does not drive its devices.
+    AcceleratorStack {
+        /// Asked for.
+        needs: String,
+        /// Those that do.
+        has: String,
+    },
+    /// Its devices are linked by no more than PCIe.
+    Interconnect {
+        /// The form they have.
+        has: String,
     },
     /// Too few processors.
     Vcpus {
@@ -288,7 +300,9 @@ impl Obstacle {
             Obstacle::DeviceMemory { needs, has } | Obstacle::AcceleratorMemory { needs, has } => {
                 factor(*needs as f64, *has as f64)
             }
-            Obstacle::AcceleratorCount { needs, has } => factor(f64::from(*needs), f64::from(*has)),
+            Obstacle::AcceleratorCount { needs, has } => {
+                factor(f64::from(*needs.max(has)), f64::from(*needs.min(has)))
+            }
             Obstacle::Latency { limit, expected } => {
                 factor(f64::from(*expected), f64::from(*limit))
             }
@@ -300,7 +314,10 @@ impl Obstacle {
             | Obstacle::UntrustedHost
             | Obstacle::ProviderNotListed { .. } => 2.0,
             Obstacle::Engine { level: Level::CompiledOnly | Level::Verified, .. } => 3.0,
-            Obstacle::AcceleratorModel { .. } | Obstacle::ComputeCapability { .. } => 5.0,
+            Obstacle::AcceleratorModel { .. }
+            | Obstacle::ComputeCapability { .. }
+            | Obstacle::AcceleratorStack { .. }
+            | Obstacle::Interconnect { .. } => 5.0,
             Obstacle::NotForSale { .. } => 20.0,
             Obstacle::ProviderOff { .. }
             | Obstacle::FutureQuote { .. }
@@ -337,6 +354,8 @@ impl Obstacle {
             | Obstacle::AcceleratorCount { .. }
             | Obstacle::AcceleratorMemory { .. }
             | Obstacle::ComputeCapability { .. }
+            | Obstacle::AcceleratorStack { .. }
+            | Obstacle::Interconnect { .. }
             | Obstacle::Vcpus { .. }
             | Obstacle::Memory { .. }
             | Obstacle::Engine { .. }
@@ -419,6 +438,8 @@ impl Obstacle {
             | Obstacle::ProviderOff { .. }
             | Obstacle::OutOfReach { .. }
             | Obstacle::ComputeCapability { has: None, .. }
+            | Obstacle::AcceleratorStack { .. }
+            | Obstacle::Interconnect { .. }
             | Obstacle::Vcpus { has: None, .. }
             | Obstacle::Memory { has: None, .. }
             | Obstacle::Engine { .. }
@@ -505,6 +526,12 @@ impl fmt::Display for Obstacle {
                     Some((major, minor)) => write!(f, "{major}.{minor}"),
                     None => f.write_str("none"),
                 }
+            }
+            Obstacle::AcceleratorStack { needs, has } => {
+                write!(f, "needs devices that {needs} drives, has such of {has}")
+            }
+            Obstacle::Interconnect { has } => {
+                write!(f, "needs devices linked by more than PCIe, has {has}")
             }
             Obstacle::Vcpus { needs, has } => {
                 write!(f, "needs {} processors, has ", milli(*needs))?;

@@ -124,6 +124,11 @@ impl<'a> Pass<'a> {
         self.account(offer, namespace, uid, cost, Way::Take);
     }
 
+    /// The reverse of [`Pass::reserve`].
+    pub(crate) fn give_back(&mut self, offer: &'a Offer, namespace: &str, uid: &'a str, cost: Usd) {
+        self.account(offer, namespace, uid, cost, Way::GiveBack);
+    }
+
     /// Takes what an unfinished claim holds.
     pub(crate) fn hold(&mut self, claim: &'a Claim) {
         let spec = &claim.spec;

@@ -204,7 +204,7 @@ pub enum Alternative {
 }
 
 /// Accelerators that will do.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct DeviceRequest {
     /// Vendor, if it matters.
@@ -214,12 +214,21 @@ pub struct DeviceRequest {
     pub models: Vec<String>,
     /// Devices; an offer with more will do.
     pub count: u32,
+    /// Most devices, where more will not do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_count: Option<u32>,
     /// Least memory of one device, in bytes (nominal: "40Gi" takes a 40 GB card).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_memory: Option<u64>,
     /// Least CUDA compute capability, as (major, minor); other vendors never meet it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub min_compute_capability: Option<(u32, u32)>,
+    /// A software stack of the catalogue that must drive them (`cuda`, `rocm`, `vulkan`, `metal`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stack: Option<String>,
+    /// They must be linked with one another by more than PCIe.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub linked: bool,
 }
 
 /// Where a workload may go. Empty lists allow everything.

@@ -359,6 +359,7 @@ fn alternative(path: &str, wanted: &Accelerator, errors: &mut Errors) -> Alterna
         vendor,
         models: models.clone(),
         count: *count,
+        max_count: None,
         min_memory: min_memory
             .as_ref()
             .and_then(|memory| bytes(&format!("{path}.minMemory"), memory, errors)),
@@ -374,6 +375,8 @@ fn alternative(path: &str, wanted: &Accelerator, errors: &mut Errors) -> Alterna
             }
             parsed
         }),
+        stack: None,
+        linked: false,
     })
 }
 

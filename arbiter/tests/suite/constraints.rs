@@ -36,6 +36,9 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
         count: 1,
         min_memory: None,
         min_compute_capability: None,
+        max_count: None,
+        stack: None,
+        linked: false,
     };
     let table: &[(Check, &str, &str, Change)] = &[
         (Check::ProviderUnknown, "ProviderNotFound", "no provider cloud", |w| w.providers.clear()),
@@ -100,6 +103,28 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
             |w| {
                 offer(w, |o| *o = with_devices(o.clone(), "L4", 1));
                 devices(w, DeviceRequest { min_compute_capability: Some((9, 0)), ..ANY });
+            },
+        ),
+        (Check::AcceleratorCount, "NoMatchingOffer", "needs 1 devices, has 2", |w| {
+            offer(w, |o| *o = with_devices(o.clone(), "L4", 2));
+            devices(w, DeviceRequest { max_count: Some(1), ..ANY });
+        }),
+        (
+            Check::AcceleratorStack,
+            "NoMatchingOffer",
+            "needs devices that rocm drives, has such of cuda, vulkan",
+            |w| {
+                offer(w, |o| *o = with_devices(o.clone(), "L4", 1));
+                devices(w, DeviceRequest { stack: Some("rocm".into()), ..ANY });
+            },
+        ),
+        (
+            Check::Interconnect,
+            "NoMatchingOffer",
+            "needs devices linked by more than PCIe, has PCIe",
+            |w| {
+                offer(w, |o| *o = with_devices(o.clone(), "H100-PCIe", 2));
+                devices(w, DeviceRequest { linked: true, ..ANY });
             },
         ),
         (Check::Vcpus, "NoMatchingOffer", "needs 32 processors, has 16", |w| {

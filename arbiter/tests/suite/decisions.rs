@@ -151,6 +151,7 @@ fn a_container_is_taken_at_its_word_about_devices() {
             count: 1,
             min_memory: Some(80 * GIB),
             min_compute_capability: None,
+            ..DeviceRequest::default()
         }),
         Alternative::Cpu,
     ];

@@ -8,6 +8,7 @@ mod estimates;
 mod hostile;
 mod launches;
 mod ledger;
+mod markets;
 mod money;
 mod moves;
 mod properties;

@@ -91,6 +91,7 @@ fn job(name: &'static str) -> impl Strategy<Value = Workload> {
                     count,
                     min_memory: None,
                     min_compute_capability: None,
+                    ..DeviceRequest::default()
                 })];
                 if or_cpu {
                     job.accelerators.push(Alternative::Cpu);

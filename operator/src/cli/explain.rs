@@ -6,6 +6,7 @@ use jiff::Timestamp;
 use petaflop_arbiter::claim::Device;
 use petaflop_arbiter::decide::{Explained, Explanation, explain};
 use petaflop_arbiter::decision::CostBreakdown;
+use petaflop_arbiter::obstacle::Obstacle;
 use petaflop_arbiter::world::World;
 use petaflop_crds::manifest;
 
@@ -114,8 +115,13 @@ pub(super) fn show_explanation(args: &Args, explanation: &Explanation) -> Outcom
     Ok(Code::Done)
 }
 
+/// Whether a lower price is all that it takes.
+const fn is_price(obstacle: &Obstacle) -> bool {
+    matches!(obstacle, Obstacle::Dearer { .. } | Obstacle::NotPreferred { .. })
+}
+
 fn in_full(one: &Explained) -> String {
-    let Explained { offer, device, cost, obstacles } = one;
+    let Explained { offer, device, cost, obstacles, wins_at } = one;
     let mut text = format!(
         "{}: {} at {} $/h, {}, price seen: {}; computes on its {}\n",
         offer.id,
@@ -173,6 +179,14 @@ fn in_full(one: &Explained) -> String {
                     text.push_str(&format!("  (would have to give: {give})"));
                 }
                 text.push('\n');
+            }
+            match wins_at {
+                Some(price) => text.push_str(&format!("  would be taken at up to {price} $/h")),
+                None if cost.is_some() => text.push_str("  would not be taken at any price"),
+                None => {}
+            }
+            if wins_at.is_some() && obstacles.iter().any(|obstacle| !is_price(obstacle)) {
+                text.push_str(", were it not for what else is in its way");
             }
             text.truncate(text.trim_end().len());
         }

@@ -11,7 +11,6 @@ use petaflop_arbiter::claim::Claim;
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Decision, Outcome};
 use petaflop_arbiter::estimate::Corrections;
-use petaflop_arbiter::market::Market;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::support::SupportTable;
 use petaflop_arbiter::workload::{Progress, Workload, WorkloadId};
@@ -356,7 +355,7 @@ fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
             }
         }
     }
-    let mut offers = Vec::new();
+    let mut market = operator.providers.market();
     let mut providers = Vec::new();
     let month = Period::Monthly.around(now);
     for (name, known) in operator.providers.all() {
@@ -364,17 +363,17 @@ fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
         let running = operator.book.running(of_it, month.start, now);
         let spent = operator.book.of_provider(&name, &month).saturating_add(running);
         match known.object.state(&Registry::facts(&known, spent), now) {
-            Ok(state) => {
-                providers.push(state);
-                offers.extend(known.offers.iter().cloned());
+            Ok(state) => providers.push(state),
+            Err(errors) => {
+                tracing::error!(provider = %name, ?errors, "left out");
+                Arc::make_mut(&mut market).replace(&name, &[]);
             }
-            Err(errors) => tracing::error!(provider = %name, ?errors, "left out"),
         }
     }
     let budgets = operator.budgets(&claims, now);
     let world = World {
         installation: operator.installation.uid.clone(),
-        market: Arc::new(Market::new(offers)),
+        market,
         providers,
         unavailable: operator.providers.unavailable(now),
         workloads,

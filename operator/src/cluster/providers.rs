@@ -3,10 +3,11 @@
 //! A provider whose object is gone stays as long as there are claims on it (its finalizer sees to
 //! that): machines that bill can always be ended.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
+use petaflop_arbiter::market::Market;
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::{Offer, OfferId};
 use petaflop_arbiter::reason::Reason;
@@ -68,6 +69,8 @@ pub struct Registry {
 #[derive(Default)]
 struct Inner {
     known: BTreeMap<String, Known>,
+    /// What all of them offer; changed as they are asked, and lent as it is.
+    market: Arc<Market>,
     /// When sums and prices of a provider were written last.
     figures: BTreeMap<String, Timestamp>,
     unavailable: Vec<Unavailable>,
@@ -102,11 +105,19 @@ impl Registry {
             quoted_at: None,
         };
         inner.known.insert(name.to_owned(), known);
+        Arc::make_mut(&mut inner.market).replace(name, &[]);
     }
 
     /// An object is gone, and no claim needs its provider.
     pub fn remove(&self, name: &str) {
-        self.lock().known.remove(name);
+        let mut inner = self.lock();
+        inner.known.remove(name);
+        Arc::make_mut(&mut inner.market).replace(name, &[]);
+    }
+
+    /// What all of them offer now. What is quoted later does not change it.
+    pub fn market(&self) -> Arc<Market> {
+        self.lock().market.clone()
     }
 
     /// One of them.
@@ -133,7 +144,8 @@ impl Registry {
             Err(error) => Err(error.clone()),
         };
         let mut inner = self.lock();
-        let Some(entry) = inner.known.get_mut(name) else { return false };
+        let Inner { known, market, .. } = &mut *inner;
+        let Some(entry) = known.get_mut(name) else { return false };
         match quote {
             Ok(mut offers) => {
                 for offer in &mut offers {
@@ -141,6 +153,7 @@ impl Registry {
                 }
                 let same = entry.trouble.is_none() && same_offers(&entry.offers, &offers);
                 entry.cheapest = crate::cluster::budgets::cheapest(&offers);
+                Arc::make_mut(market).replace(name, &offers);
                 entry.offers = Arc::new(offers);
                 entry.quoted_at = Some(now);
                 entry.trouble = None;
@@ -176,7 +189,11 @@ impl Registry {
     /// Leaves everything that a provider offers alone for a while.
     pub fn leave_all_alone(&self, name: &str, until: Timestamp, reason: Reason) {
         let offers = self.get(name).map(|known| known.offers).unwrap_or_default();
-        offers.iter().for_each(|offer| self.leave_alone(&offer.id, until, reason));
+        let all: HashSet<&OfferId> = offers.iter().map(|offer| &offer.id).collect();
+        let mut inner = self.lock();
+        inner.unavailable.retain(|entry| !all.contains(&entry.offer));
+        let refused = |offer: &OfferId| Unavailable { offer: offer.clone(), until, reason };
+        inner.unavailable.extend(all.into_iter().map(refused));
     }
 
     /// A claim's purchase was refused for now.

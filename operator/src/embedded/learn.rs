@@ -2,7 +2,7 @@
 
 use petaflop_arbiter::claim::ClaimSpec;
 use petaflop_arbiter::estimate::{correction_key, rates};
-use petaflop_arbiter::market::Market;
+use petaflop_arbiter::market::Class;
 use petaflop_arbiter::support::Operation;
 use petaflop_arbiter::workload::TrainingWork;
 
@@ -16,17 +16,14 @@ pub fn from_run(
     work: &TrainingWork,
     tokens_per_second: f64,
 ) -> Result<(), HomeError> {
-    let market = Market::new([spec.offer.clone()]);
-    let Some((class, _)) = market.classes().next() else {
-        return Ok(());
-    };
-    let Some(estimated) = rates(class, spec.device, work.precision) else {
+    let class = Class::of(&spec.offer);
+    let Some(estimated) = rates(&class, spec.device, work.precision) else {
         return Ok(());
     };
     let estimated = estimated.training(work).expected;
     let _lock = home::lock(&home.root().join("corrections.lock"))?;
     let mut corrections = observe::corrections(home)?;
-    let key = correction_key(class, spec.device, Operation::Train);
+    let key = correction_key(&class, spec.device, Operation::Train);
     corrections.record(&key, tokens_per_second, estimated);
     observe::write_corrections(home, &corrections)
 }

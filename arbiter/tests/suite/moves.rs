@@ -1,7 +1,7 @@
 //! Leaving a place that works, for a better one.
 
 use jiff::SignedDuration;
-use petaflop_arbiter::claim::Phase;
+use petaflop_arbiter::claim::{Claim, Phase};
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Outcome, Plan};
 use petaflop_arbiter::money::UsdPerHour;
@@ -222,5 +222,50 @@ proptest! {
             let stays = matches!(outcome(&decide(&world, now())), Outcome::Settled { .. });
             prop_assert!(stays);
         }
+    }
+
+    /// Whatever prices do, moves are bounded: one a `minHoldSeconds` at most, and each saves what was asked for.
+    #[test]
+    fn prices_that_swing_do_not_carry_a_job_to_and_fro(
+        prices in proptest::collection::vec((1u32..5_000, 1u32..5_000, 1u32..5_000), 1..60),
+        percent in 1u32..60,
+        hold in 60u32..3_600,
+    ) {
+        const TICK: i64 = 300;
+        let mut job = long("a");
+        job.interruption.switch_if_savings_percent = percent;
+        job.interruption.min_hold_seconds = hold;
+        let (mut moves, mut claims, ticks) = (0, Vec::new(), prices.len() as i64);
+        for (tick, (a, b, c)) in prices.into_iter().enumerate() {
+            let at = after(tick as i64 * TICK);
+            let offers = [a, b, c].into_iter().enumerate().map(|(n, price)| Offer {
+                quoted_at: at,
+                ..placed(
+                    "cloud",
+                    "r1",
+                    &format!("z{n}"),
+                    "m",
+                    Capacity::Spot,
+                    UsdPerHour::from_micros(i64::from(price) * 1_000).expect("a price"),
+                )
+            });
+            let mut world = World { claims, ..world(offers.collect(), vec![job.clone()]) };
+            let plan = decide(&world, at);
+            if let Outcome::Moves { stays, goes, .. } = outcome(&plan) {
+                prop_assert!(goes.micros() * 100 <= stays.micros() * i64::from(100 - percent), "{} {}", goes, stays);
+                moves += 1;
+                job.progress.placements += 1;
+                world.claims.clear();
+                world.workloads[0].progress.placements += 1;
+            }
+            let plan = decide(&world, at);
+            world.claims.extend(written(&plan).into_iter().map(|claim| Claim {
+                phase: Phase::Launched { instance: "i".into(), at },
+                ..claim
+            }));
+            prop_assert_eq!(world.claims.len(), 1);
+            claims = world.claims;
+        }
+        prop_assert!(moves * i64::from(hold) <= ticks * TICK, "{} moves in {} ticks", moves, ticks);
     }
 }

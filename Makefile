@@ -92,8 +92,10 @@ bench: toolchain python ## figures beside their baselines, with machine, version
 	@$(CARGO) bench --locked -p petaflop-arbiter
 	@$(MAKE) --no-print-directory bench-operator
 
-bench-arbiter: toolchain ## what a job with a deadline costs on spot, each policy beside the optimum (TRACES=folder)
+bench-arbiter: toolchain python ## decisions beside SkyPilot and gpuhunt, and what a job with a deadline costs on spot, each policy beside the optimum (TRACES=folder PEERS=folder)
 	@[ -n "$(TRACES)" ] || { echo "give the folder of traces: make bench-arbiter TRACES=…" >&2; exit 1; }
+	@$(CARGO) bench --locked -p petaflop-arbiter --bench decide --no-run
+	@$(if $(PEERS),python3 bench/market.py --peers "$(PEERS)" -- )$(CARGO) bench --quiet --locked -p petaflop-arbiter --bench decide --
 	@$(CARGO) build $(PROFILE) --bin petaflop
 	@bench/arbiter.sh "$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"/release/petaflop "$(TRACES)"
 

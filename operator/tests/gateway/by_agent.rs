@@ -53,6 +53,7 @@ impl Machine {
             metadata: None,
             lease: None,
             facts: serde_json::Value::Null,
+            root: "/".into(),
             clock: Clock::system(),
             enrol_within: ENROL_WITHIN,
             program: None,
@@ -99,6 +100,7 @@ impl Machine {
                 ready: None,
                 relay: Some(root.replica_key("uid")),
                 pass: None,
+                accelerators: None,
             }),
         };
         let welcome = admitted.candidate.welcome(&to_bytes(&welcome)).unwrap();

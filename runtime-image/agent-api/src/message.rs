@@ -305,4 +305,6 @@ pub enum Why {
     Terminated,
     /// The lease had run out.
     Orphaned,
+    /// It was not started: the machine lacks the accelerators that it was bought for.
+    NoAccelerator,
 }

@@ -45,6 +45,24 @@ pub struct Task {
     /// the command and uses it itself. [`Ask::Open`](crate::message::Ask::Open) replaces it.
     #[serde(default)]
     pub pass: Option<Pass>,
+    /// What the machine was bought for: without it the command is not started.
+    #[serde(default)]
+    pub accelerators: Option<Accelerators>,
+}
+
+/// Accelerators that a machine was bought for, as the provider promised them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accelerators {
+    /// Their maker, in lower case (`nvidia`), where it is known.
+    #[serde(default)]
+    pub vendor: Option<String>,
+    /// Key in the accelerator catalogue (`H100-SXM`), or the provider's own name.
+    pub model: String,
+    /// Devices, at the least.
+    pub count: u32,
+    /// Bytes that each has, where the provider says so.
+    #[serde(default)]
+    pub memory: Option<u64>,
 }
 
 /// What opens a part of a store until it expires.
@@ -152,6 +170,7 @@ impl Task {
             ready,
             relay,
             pass: _,
+            accelerators: _,
         } = self;
         if argv.first().is_none_or(String::is_empty) {
             return Some("argv is empty".into());

@@ -20,7 +20,7 @@ use crate::config::Config;
 use crate::metadata::{Metadata, Word};
 use crate::output::Output;
 use crate::session::{Session, Stop};
-use crate::{dial, host, pass, server, ship, watch as look};
+use crate::{accelerators, dial, host, pass, server, ship, watch as look};
 
 /// For output that a process outside the task's group may still hold open.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
@@ -252,6 +252,11 @@ async fn supervise(config: &Config, session: &Session, output: &Output, task: &T
         ended_at: config.clock.now(),
         report: None,
     };
+    if let Some(promised) = &task.accelerators
+        && let Some(lack) = accelerators::lack(promised, &config.facts, &config.root).await
+    {
+        return Exit { why: Why::NoAccelerator, ..failed(lack) };
+    }
     // Absolute: a task may run in another folder.
     let work = match config.work.canonicalize() {
         Ok(work) => work,
@@ -388,7 +393,7 @@ fn in_words(why: Why, ended: Ended) -> String {
         (None, None) => "the command ended".into(),
     };
     match why {
-        Why::Finished | Why::NotStarted => how,
+        Why::Finished | Why::NotStarted | Why::NoAccelerator => how,
         Why::Drained => format!("asked to end; {how}"),
         Why::Notice => format!("the provider takes the machine away; {how}"),
         Why::Terminated => format!("ended at once on request; {how}"),

@@ -58,6 +58,8 @@ pub struct Config {
     pub lease: Option<PathBuf>,
     /// What the machine is, for the operator; null where that is not known.
     pub facts: serde_json::Value,
+    /// Where the system's files are; `/`, but for tests.
+    pub root: PathBuf,
     /// Leases, graces and waits go by it.
     pub clock: Clock,
     /// Without a lease after this long, the machine is given back.
@@ -134,6 +136,7 @@ impl Config {
             metadata: optional(METADATA)?,
             lease: optional(LEASE)?.map(PathBuf::from),
             facts: serde_json::Value::Null,
+            root: PathBuf::from("/"),
             clock: Clock::system(),
             enrol_within: ENROL_WITHIN,
             program: None,

@@ -10,6 +10,8 @@ pub const BROKEN: u8 = 70;
 pub const ORPHANED: u8 = 96;
 /// The agent was told to end before it had a task.
 pub const NO_TASK: u8 = 97;
+/// The task was not started: the machine lacks the accelerators that it was bought for.
+pub const NO_ACCELERATOR: u8 = 98;
 /// The task could not be started, as shells have it.
 pub const NOT_STARTED: u8 = 127;
 
@@ -21,6 +23,7 @@ Exit codes:
    70  the machine refuses a folder or port that the agent needs
    96  orphaned: the lease ran out, or nobody enrolled the agent in time
    97  told to end before there was a task
+   98  the machine lacks the accelerators that it was bought for; the task was not started
   127  the task could not be started";
 
 /// The code for how a task ended.
@@ -28,6 +31,7 @@ pub fn code(exit: &Exit) -> u8 {
     match (exit.why, exit.code, exit.signal) {
         (Why::Orphaned, _, _) => ORPHANED,
         (Why::NotStarted, _, _) => NOT_STARTED,
+        (Why::NoAccelerator, _, _) => NO_ACCELERATOR,
         (_, Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
         (_, None, Some(signal)) => u8::try_from(128 + signal).unwrap_or(u8::MAX),
         (_, None, None) => NO_TASK,

@@ -7,6 +7,7 @@
 //! | [`agent`] | [`Agent`]: from enrolment to the exit report |
 //! | `session` | the agent's half of the protocol, without sockets: who may say what |
 //! | `server`, `dial` | the two transports: the operator calls, or the agent does |
+//! | `accelerators` | whether the machine has the accelerators that it was bought for |
 //! | `pass` | what opens the store for a while, to the task on this machine |
 //! | `relay` | gateways' streams, to the port that the task serves |
 //! | `command` | the task's process: start, signal, wait |
@@ -23,6 +24,7 @@
 //! notice, and when its lease has run out: SIGTERM to the task's process group, the
 //! task's grace, SIGKILL. It never restarts a task: that is another claim's business.
 
+mod accelerators;
 pub mod agent;
 mod command;
 pub mod config;

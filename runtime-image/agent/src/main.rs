@@ -7,9 +7,15 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
 
 use petaflop_agent::{Agent, Config, config, exit, trust};
 use tokio::signal::unix::{SignalKind, signal};
+
+/// The runtime says what the machine is well before that.
+const DETECTED_WITHIN: Duration = Duration::from_secs(60);
 
 const HELP: &str = "\
 Runs one task on a claimed machine, reports how it goes, and ends when nobody wants it.
@@ -177,16 +183,19 @@ fn token() -> io::Result<String> {
     Err(again.exec())
 }
 
-/// What the machine is, where the runtime that can tell is at hand.
+/// What the machine is, where the runtime that can tell is at hand, and tells soon: a driver that
+/// hangs must not keep the agent from saying so.
 fn facts() -> serde_json::Value {
-    let output = Command::new("petaflop-runtime")
-        .args(["detect", "--json"])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output();
-    output
-        .ok()
-        .filter(|output| output.status.success())
-        .and_then(|output| serde_json::from_slice(&output.stdout).ok())
-        .unwrap_or_default()
+    let (said, heard) = mpsc::channel();
+    thread::spawn(move || {
+        let output = Command::new("petaflop-runtime")
+            .args(["detect", "--json"])
+            .stdin(Stdio::null())
+            .stderr(Stdio::null())
+            .output();
+        let output = output.ok().filter(|output| output.status.success());
+        // Nobody listens any more, or it is heard.
+        let _ = said.send(output.and_then(|output| serde_json::from_slice(&output.stdout).ok()));
+    });
+    heard.recv_timeout(DETECTED_WITHIN).ok().flatten().unwrap_or_default()
 }

@@ -90,6 +90,7 @@ impl Agent {
                 ready: None,
                 relay: Some(root.replica_key("uid")),
                 pass: None,
+                accelerators: None,
             }),
         };
         let welcome = admitted.candidate.welcome(&to_bytes(&welcome))?;

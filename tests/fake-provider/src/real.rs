@@ -105,6 +105,7 @@ fn bare(
         metadata: None,
         lease: None,
         facts: serde_json::Value::Null,
+        root: PathBuf::from("/"),
         clock,
         enrol_within: ENROL_WITHIN,
         program: None,

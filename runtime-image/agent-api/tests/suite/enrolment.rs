@@ -48,6 +48,7 @@ fn task() -> Task {
         ready: None,
         relay: None,
         pass: None,
+        accelerators: None,
     }
 }
 

@@ -10,6 +10,7 @@ use petaflop_agent_api::lease::LeaseError;
 use petaflop_agent_api::message::{Answer, Ask, Exit, Refusal, State, Why};
 use tokio::task::JoinHandle;
 
+use crate::accelerators::with_accelerators;
 use crate::operator::{IDENTITY, Operator, script, until};
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -22,6 +23,10 @@ struct Inside {
 }
 
 async fn start(work: &Path) -> Inside {
+    start_at(work, Path::new("/")).await
+}
+
+async fn start_at(work: &Path, root: &Path) -> Inside {
     let clock = Clock::manual("2026-01-01T00:00:00Z".parse().unwrap());
     let operator = Operator::new();
     let config = Config {
@@ -35,6 +40,7 @@ async fn start(work: &Path) -> Inside {
         metadata: None,
         lease: Some(work.join("deadline")),
         facts: serde_json::Value::Null,
+        root: root.to_owned(),
         clock: clock.clone(),
         enrol_within: MINUTE * 30,
         program: None,
@@ -47,6 +53,19 @@ async fn start(work: &Path) -> Inside {
 
 fn runs(operator: &mut Operator, address: SocketAddr) {
     until("the task runs", || operator.output(address).contains("up"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_the_promised_accelerators_are_the_task_runs() {
+    let work = tempfile::tempdir().unwrap();
+    // Device files of the test's own: this machine need have none.
+    std::fs::create_dir(work.path().join("dev")).unwrap();
+    std::fs::write(work.path().join("dev/nvidia0"), "").unwrap();
+    let Inside { address, run, mut operator, .. } = start_at(work.path(), work.path()).await;
+    operator.enrol(address, Some(with_accelerators(1, script("echo up; exit 3"))));
+    operator.until(address, |state| matches!(state, State::Exited(exit) if exit.code == Some(3)));
+    operator.ask(address, Ask::Terminate);
+    assert_eq!(run.await.unwrap().why, Why::Finished);
 }
 
 const TASK: &str = "trap 'exit 75' TERM; echo up; while :; do sleep 0.05; done";

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
 #![allow(unreachable_pub, reason = "one test program, several files")]
 
+mod accelerators;
 mod dialling;
 mod ends;
 mod leases;

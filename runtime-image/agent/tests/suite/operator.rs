@@ -30,6 +30,7 @@ pub fn script(script: &str) -> Task {
         ready: None,
         relay: None,
         pass: None,
+        accelerators: None,
     }
 }
 

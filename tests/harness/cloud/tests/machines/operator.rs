@@ -105,6 +105,7 @@ pub(crate) fn script(script: &str) -> Task {
         ready: None,
         relay: None,
         pass: None,
+        accelerators: None,
     }
 }
 

@@ -57,6 +57,14 @@ pub struct Resources {
     pub any_of: Vec<Accelerator>,
 }
 
+impl Resources {
+    /// Whether a machine without an accelerator is not what is asked for, or not all of it.
+    pub fn asks_for_accelerators(&self) -> bool {
+        let mut wanted = self.accelerator.iter().chain(&self.any_of);
+        wanted.any(|wanted| wanted.vendor != Some(Vendor::None))
+    }
+}
+
 /// An accelerator that a machine must have.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

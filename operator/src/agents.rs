@@ -160,6 +160,13 @@ impl Agents {
         self.lock().get(name).map(|session| session.run.clone())
     }
 
+    /// Claims whose machine lacks what it was bought for.
+    pub fn unfit(&self) -> Vec<Name> {
+        let sessions = self.lock();
+        let unfit = sessions.iter().filter(|(_, session)| session.run.lacks().is_some());
+        unfit.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The newest line of each kind that its command wrote, in the order in which a run says them.
     pub fn lines(&self, name: &Name) -> Vec<Progress> {
         self.lock().get(name).map(|session| session.lines.clone()).unwrap_or_default()

@@ -137,6 +137,7 @@ impl Fleet<'_> {
             ready: None,
             relay: None,
             pass: None,
+            accelerators: None,
         })
     }
 
@@ -163,6 +164,7 @@ impl Fleet<'_> {
             ready: None,
             relay: None,
             pass: None,
+            accelerators: None,
         }
     }
 

@@ -10,6 +10,7 @@
 //! | [`act`] | one claim through the buying protocol: **the line that buys** is here |
 //! | [`agents`], [`run`] | whoever is on a claimed machine: met, enrolled, listened to; what its command does |
 //! | [`fleet`], [`installation`] | what claimed machines are and run; whose they are |
+//! | [`accelerators`] | accelerators that were paid for; what is left alone where they are not there |
 //! | [`claims`], [`ledger`] | what is durable: claims wherever they are stored; what they cost |
 //! | `aws` | AWS, where this program was built with it |
 //! | [`store_at`] | where things are kept, and what opens that |
@@ -26,6 +27,7 @@
 //! | `sandbox` | clouds on this machine, to try everything at (feature `sandbox`) |
 //! | [`cli`] | the commands, one file each |
 
+pub mod accelerators;
 pub mod act;
 pub mod agents;
 mod aws;

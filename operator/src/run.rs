@@ -64,6 +64,11 @@ pub enum End {
         /// What does not agree.
         message: String,
     },
+    /// It was not started: the machine lacks the accelerators that it was bought for.
+    Unfit {
+        /// What is missing.
+        message: String,
+    },
     /// It failed.
     Failed {
         /// What went wrong and how to mend it.
@@ -129,6 +134,14 @@ impl Run {
         }
     }
 
+    /// What its machine lacks of what it was bought for.
+    pub fn lacks(&self) -> Option<&str> {
+        match &self.end {
+            Some(End::Unfit { message }) => Some(message),
+            _ => None,
+        }
+    }
+
     /// The command is over. What the runtime said last counts; without a word it depends on why
     /// the agent ended it.
     pub fn exited(&mut self, exit: &Exit) {
@@ -141,6 +154,7 @@ impl Run {
             // It may have had no time to say so. Its last checkpoint is what counts.
             Why::Drained | Why::Notice | Why::Terminated | Why::Orphaned => End::Stopped,
             Why::Finished if exit.code == Some(0) => End::Done,
+            Why::NoAccelerator => End::Unfit { message: exit.message.clone() },
             Why::Finished | Why::NotStarted => {
                 End::Failed { message: exit.message.clone(), retry: true }
             }
@@ -173,6 +187,10 @@ mod tests {
         let mut done = Run::default();
         done.exited(&exit(Why::Finished, Some(0)));
         assert_eq!(done.end, Some(End::Done));
+
+        let mut unfit = Run::default();
+        unfit.exited(&exit(Why::NoAccelerator, None));
+        assert_eq!(unfit.lacks(), Some("said"));
 
         let mut drained = Run::default();
         drained.exited(&exit(Why::Notice, None));

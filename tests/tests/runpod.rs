@@ -2,6 +2,8 @@
 //! RunPod in a box, whose pods are real machines: what the start command fetches there is the real
 //! agent, which runs the real runtime.
 
+#[path = "runpod/accelerators.rs"]
+mod accelerators;
 mod market;
 mod operator;
 

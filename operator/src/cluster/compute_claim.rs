@@ -172,6 +172,13 @@ struct Pass<'a> {
 
 impl Pass<'_> {
     fn wanted(&self, stored: &StoredClaim) -> Wanted {
+        let launched = matches!(stored.claim.phase, Phase::Launched { .. });
+        let run = self.operator.agents.run(self.name).filter(|_| launched);
+        if run.is_some_and(|run| run.lacks().is_some()) {
+            // Whoever wants another machine in its place finds that class left alone.
+            self.operator.providers.leave_class_alone(stored, self.operator.clock.now());
+            return Wanted::No(Reason::AcceleratorProbeFailed);
+        }
         let Some(owner) = self.owner else { return Wanted::No(Reason::Suspended) };
         if stored.deleting || !owner.wants(stored) {
             let leaves = self.operator.placement.moves().why(&stored.claim.uid);

@@ -216,7 +216,12 @@ pub fn of_job(old: Option<&TrainingJobStatus>, new: &TrainingJobStatus) -> Vec<E
     if let (Some(saved), true) = (saved, lost || change.began("Suspended").is_some()) {
         events.push(Event::happened(Happened::CheckpointSaved, saved));
     }
-    if let (Some(condition), true) = (change.is("Interrupted"), lost) {
+    let unfit = change.is("Interrupted").filter(|condition| {
+        let before = change.before("Interrupted").map(|before| &before.message);
+        condition.reason == Reason::AcceleratorProbeFailed.as_str()
+            && before != Some(&condition.message)
+    });
+    if let Some(condition) = change.is("Interrupted").filter(|_| lost).or(unfit) {
         events.extend(Event::said(condition));
     }
     if let Some(condition) = change.began("Suspended") {

@@ -60,7 +60,11 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         && let Some(exit) =
             left_behind(operator.settings.store.objects()?, &stored.claim.spec).await?
     {
-        run.get_or_insert_default().exited(&exit);
+        let run = run.get_or_insert_default();
+        run.exited(&exit);
+        if run.lacks().is_some() {
+            operator.providers.leave_class_alone(stored, operator.clock.now());
+        }
     }
     if let Some(run) = &mut run {
         publish(operator, &job, &uid, run).await?;

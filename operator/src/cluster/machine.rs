@@ -9,6 +9,7 @@ use petaflop_crds::training_job::Cache;
 use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_providers::Machine;
 
+use crate::accelerators::promised;
 use crate::agents::Told;
 use crate::claims::StoredClaim;
 use crate::cluster::admit::{Admitted, admit};
@@ -48,6 +49,7 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
     }
     let spec = &job.spec;
     let grace_seconds = u64::from(spec.checkpoint.grace_seconds);
+    let accelerators = promised(&stored.claim.spec, spec.resources.asks_for_accelerators());
     let admitted = match admitted {
         Admitted::Recipe(recipe) => *recipe,
         Admitted::Command(command) => {
@@ -55,6 +57,7 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
             let fleet = operator.fleet();
             let rights = fleet.rights_of_command(claim);
             let task = fleet.command(claim, command, env, grace_seconds);
+            let task = Task { accelerators, ..task };
             return Some(Told { task, rights });
         }
     };
@@ -68,7 +71,8 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
         secrets: env,
     };
     let rights = operator.fleet().rights_of_job(&stored.claim.spec, &training.inputs);
-    Some(Told { task: operator.fleet().training(&stored.claim.spec, training).ok()?, rights })
+    let task = operator.fleet().training(&stored.claim.spec, training).ok()?;
+    Some(Told { task: Task { accelerators, ..task }, rights })
 }
 
 /// The machine of a service's replica.
@@ -136,6 +140,7 @@ pub fn serve(
         ready: None,
         relay: Some(key),
         pass: None,
+        accelerators: promised(&stored.claim.spec, service.spec.resources.asks_for_accelerators()),
     };
     Some(Told { task, rights })
 }

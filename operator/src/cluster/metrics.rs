@@ -119,6 +119,7 @@ pub struct Metrics {
     requests: Family<OfRequest, Counter>,
     request_seconds: Family<OfOperation, Histogram, fn() -> Histogram>,
     orphans: Family<OfProvider, Counter>,
+    unfit: Family<OfUnfit, Counter>,
     abandoned: Counter,
     ambiguous: Counter,
     interruptions: Counter,
@@ -165,6 +166,12 @@ struct OfProvider {
     provider: String,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OfUnfit {
+    provider: String,
+    reason: &'static str,
+}
+
 /// Passes that have begun, and when (time since boot).
 #[derive(Debug, Default)]
 struct UnderWay {
@@ -188,6 +195,7 @@ impl Metrics {
             requests: Family::default(),
             request_seconds: Family::new_with_constructor(histogram),
             orphans: Family::default(),
+            unfit: Family::default(),
             abandoned: Counter::default(),
             ambiguous: Counter::default(),
             interruptions: Counter::default(),
@@ -243,6 +251,11 @@ impl Metrics {
             "orphans_terminated",
             "Machines that no claim wanted and that the sweep ended",
             self.orphans.clone(),
+        );
+        all.register(
+            "instances_unfit",
+            "Machines that were not what they were bought for and were ended at once, and why",
+            self.unfit.clone(),
         );
         all.register(
             "instances_abandoned",
@@ -304,6 +317,12 @@ impl Metrics {
         self.orphans.get_or_create(&OfProvider { provider: provider.to_owned() }).inc();
     }
 
+    /// A machine is not what it was bought for.
+    pub fn unfit(&self, provider: &str, reason: Reason) {
+        let (provider, reason) = (provider.to_owned(), reason.as_str());
+        self.unfit.get_or_create(&OfUnfit { provider, reason }).inc();
+    }
+
     /// Somebody gave a machine up by hand.
     pub fn instance_abandoned(&self) {
         self.abandoned.inc();
@@ -324,6 +343,8 @@ impl Metrics {
         // There from the start, so that the first one shows as a rise.
         let of = OfProvider { provider: provider.name().to_owned() };
         self.orphans.get_or_create(&of).inc_by(0);
+        let reason = Reason::AcceleratorProbeFailed.as_str();
+        self.unfit.get_or_create(&OfUnfit { provider: of.provider, reason }).inc_by(0);
         Arc::new(Counted { metrics: self.clone(), provider })
     }
 

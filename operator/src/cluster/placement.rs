@@ -370,6 +370,16 @@ fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
             }
         }
     }
+    // What an agent said a moment ago counts, though its claim's turn has not come yet.
+    for name in operator.agents.unfit() {
+        let is_it = |stored: &&StoredClaim| {
+            let spec = &stored.claim.spec;
+            (&spec.owner.namespace, &spec.name) == (&name.0, &name.1)
+        };
+        if let Some(stored) = claims.iter().find(is_it) {
+            operator.providers.leave_class_alone(stored, now);
+        }
+    }
     let budgets = operator.budgets(&claims, now);
     let world = World {
         installation: operator.installation.uid.clone(),

@@ -16,6 +16,8 @@ use petaflop_crds::ComputeProvider;
 use petaflop_crds::compute_provider::ProviderFacts;
 use petaflop_providers::{Provider, ProviderError};
 
+use crate::accelerators::Broken;
+use crate::claims::StoredClaim;
 use crate::cluster::Handle;
 use crate::cluster::metrics::Metrics;
 
@@ -74,6 +76,7 @@ struct Inner {
     /// When sums and prices of a provider were written last.
     figures: BTreeMap<String, Timestamp>,
     unavailable: Vec<Unavailable>,
+    broken: Broken,
     /// By claim's uid, until when it is not bought for.
     rests: BTreeMap<String, Timestamp>,
 }
@@ -196,6 +199,15 @@ impl Registry {
         inner.unavailable.extend(all.into_iter().map(refused));
     }
 
+    /// A claim's machine lacks the accelerators that it was bought for: its class of offers is left alone
+    /// for a while. Counted once a claim.
+    pub fn leave_class_alone(&self, stored: &StoredClaim, now: Timestamp) {
+        let offer = &stored.claim.spec.offer;
+        if self.lock().broken.add(&stored.claim.uid, offer, now) {
+            self.metrics.unfit(&offer.provider, Reason::AcceleratorProbeFailed);
+        }
+    }
+
     /// A claim's purchase was refused for now.
     pub fn rest(&self, claim_uid: &str, until: Timestamp, now: Timestamp) {
         let mut inner = self.lock();
@@ -213,7 +225,9 @@ impl Registry {
     pub fn unavailable(&self, now: Timestamp) -> Vec<Unavailable> {
         let mut inner = self.lock();
         inner.unavailable.retain(|entry| entry.until > now);
-        inner.unavailable.clone()
+        let offers = inner.known.values().flat_map(|known| known.offers.iter());
+        let broken = inner.broken.among(offers.filter(|_| !inner.broken.is_empty()), now);
+        inner.unavailable.iter().cloned().chain(broken).collect()
     }
 
     /// What decisions need to know of a provider beside its object.

@@ -223,6 +223,7 @@ fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
         Ended::Said(End::Failed { message, retry: true }) => {
             failed(seen, next, Reason::HeartbeatLost, message);
         }
+        Ended::Said(End::Unfit { message }) => unfit(seen, next, stored, message),
         // Drained because we no longer wanted it there: the job goes on, nothing failed.
         Ended::Said(End::Stopped) if unwanted => {}
         Ended::Said(End::Stopped) => interrupted(seen, next, Reason::SpotInterrupted),
@@ -235,6 +236,7 @@ fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
             Reason::ImagePullFailed => {
                 failed(seen, next, Reason::HeartbeatLost, "the image could not be fetched");
             }
+            Reason::AcceleratorProbeFailed => unfit(seen, next, stored, "it said so"),
             // Nothing was lost: it is placed anew, elsewhere or later.
             _ => {}
         },
@@ -255,6 +257,16 @@ fn failed(seen: &Seen, next: &mut Next, reason: Reason, message: &str) {
     let mut conditions = Conditions::of(&mut next.status.conditions, generation, seen.now);
     conditions.set("Interrupted", Is::True, reason, message);
     next.status.phase = Some(Phase::Interrupted);
+}
+
+/// Its machine lacks what it was bought for. Nothing was begun, so nothing was lost and nothing
+/// failed: it is placed anew, on another class of machine.
+fn unfit(seen: &Seen, next: &mut Next, stored: &StoredClaim, message: &str) {
+    let message = format!("{}: {message}", stored.claim.spec.offer.id);
+    next.status.phase = Some(Phase::Interrupted);
+    let generation = seen.job.metadata.generation;
+    let mut conditions = Conditions::of(&mut next.status.conditions, generation, seen.now);
+    conditions.set("Interrupted", Is::True, Reason::AcceleratorProbeFailed, &message);
 }
 
 fn interrupted(seen: &Seen, next: &mut Next, reason: Reason) {

@@ -11,12 +11,14 @@ use jiff::Timestamp;
 
 use petaflop_agent_api::clock::Clock;
 use petaflop_agent_api::message::Exit;
+use petaflop_agent_api::task;
 use petaflop_arbiter::workload::WorkloadId;
 use petaflop_crds::training_job::Cache;
 use petaflop_providers::{Begins, Machine};
 use petaflop_store::StoreError;
 use petaflop_store::report::Progress;
 
+use crate::accelerators::promised;
 use crate::agents::{self, Agents, Listener, Name, Told};
 use crate::claims::StoredClaim;
 use crate::embedded::claims::FileClaims;
@@ -132,7 +134,10 @@ impl Elsewhere {
         };
         let told = || {
             let rights = self.fleet().rights_of_job(&stored.claim.spec, &task.inputs);
-            Some(Told { task: self.fleet().training(&stored.claim.spec, training()).ok()?, rights })
+            let claim = &stored.claim.spec;
+            let accelerators = promised(claim, task.spec.resources.asks_for_accelerators());
+            let task = self.fleet().training(claim, training()).ok()?;
+            Some(Told { task: task::Task { accelerators, ..task }, rights })
         };
         self.agents.meet(&name_of(stored), stored, endpoint, told);
     }

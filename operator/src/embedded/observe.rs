@@ -13,6 +13,8 @@ use petaflop_arbiter::world::{Assumptions, ProviderState, Switch, Unavailable, W
 use petaflop_providers::host::{self, Host, HostConfig};
 use petaflop_providers::{Provider, ProviderError, snapshot};
 
+use crate::accelerators::Broken;
+use crate::claims::StoredClaim;
 use crate::embedded::claims::FileClaims;
 use crate::embedded::config::Config;
 use crate::embedded::home::{self, Home, HomeError};
@@ -134,6 +136,21 @@ pub fn leave_alone(
     home::write_json(&home.root().join("unavailable.json"), &list)
 }
 
+/// A claim's machine lacks the accelerators that it was bought for: its class of offers is left alone
+/// for a while.
+pub fn leave_class_alone(
+    home: &Home,
+    stored: &StoredClaim,
+    now: Timestamp,
+) -> Result<(), HomeError> {
+    let path = home.root().join("broken.json");
+    let mut broken: Broken = home::read_json(&path)?.unwrap_or_default();
+    match broken.add(&stored.claim.uid, &stored.claim.spec.offer, now) {
+        true => home::write_json(&path, &broken),
+        false => Ok(()),
+    }
+}
+
 /// What past runs taught.
 pub fn corrections(home: &Home) -> Result<Corrections, HomeError> {
     Ok(home::read_json(&home.root().join("corrections.json"))?.unwrap_or_default())
@@ -171,11 +188,14 @@ pub fn world(
             workloads.push(workload);
         }
     }
+    let broken: Broken = home::read_json(&home.root().join("broken.json"))?.unwrap_or_default();
+    let mut left_alone = unavailable(home, now)?;
+    left_alone.extend(broken.among(offers.iter(), now));
     Ok(World {
         installation: home.installation().to_owned(),
         market: Arc::new(Market::new(offers)),
         providers: provider_states(sellers),
-        unavailable: unavailable(home, now)?,
+        unavailable: left_alone,
         workloads,
         claims: FileClaims::of(home).all()?.into_iter().map(|stored| stored.claim).collect(),
         budgets: Vec::new(),

@@ -37,6 +37,8 @@ use petaflop_tests::{binary, static_binary};
 
 /// The image of our runtime.
 pub(crate) const IMAGE: &str = "localhost/petaflop-runtime:test";
+/// An image of a user's: nothing of ours is in it.
+pub(crate) const PLAIN: &str = "localhost/plain:test";
 /// The runtime's program in it.
 pub(crate) const RUNTIME: &str = "petaflop-runtime";
 
@@ -66,7 +68,8 @@ impl Market {
         let program = binary("petaflop-runtime")?;
         let runtime = debian.clone().with(&program, "/usr/local/bin/petaflop-runtime");
         let runtime = runtime.with(&program, &program);
-        let mut images = BTreeMap::from([(IMAGE.to_owned(), runtime)]);
+        let mut images =
+            BTreeMap::from([(IMAGE.to_owned(), runtime), (PLAIN.to_owned(), debian.clone())]);
         images.extend(ec2::hosts(&debian.starting(&["/bin/bash"])));
         let machines = Machines::start(&static_binary("petaflop-box-machine")?, images)?;
         let bytes = std::fs::read(agent)?;

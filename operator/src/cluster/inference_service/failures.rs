@@ -86,6 +86,8 @@ fn count(seen: &Seen, next: &mut Next) {
                 status.restarts += 1;
                 failed("the server ended by itself", true);
             }
+            // Nothing was begun: it is placed anew, on another class of machine.
+            (_, Some(End::Unfit { .. })) => {}
             (_, Some(End::Stopped)) => status.interruptions += 1,
             (ClaimPhase::Ending { reason, .. } | ClaimPhase::Ended { reason }, None) => {
                 match reason {

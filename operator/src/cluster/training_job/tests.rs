@@ -189,6 +189,32 @@ fn a_machine_that_was_not_to_be_had_counts_as_nothing() {
 }
 
 #[test]
+fn a_machine_without_its_accelerators_is_no_loss_and_no_failure_and_says_so_once_more_elsewhere() {
+    let first = job(serde_json::json!({
+        "backoffLimit": 0, "placement": {"interruption": {"policy": "Fail"}},
+    }));
+    let unfit = run(Some(End::Unfit { message: "no device is there".into() }));
+    // Heard from its agent; or, by an operator that has just begun, from its claim.
+    let table = [
+        (claim(1, launched(), true), Some(&unfit)),
+        (claim(1, ended(Reason::AcceleratorProbeFailed), true), None),
+    ];
+    for (claim, run) in table {
+        let claims = [claim];
+        let one = next(&look(&first, &claims, run));
+        assert_eq!((one.status.failures, one.status.interruptions), (0, 0));
+        let why = one.status.conditions.iter().find(|c| c.type_ == "Interrupted").expect("it");
+        assert_eq!((&*why.status, &*why.reason), ("True", "AcceleratorProbeFailed"));
+        assert!(why.message.contains(&claims[0].claim.spec.offer.id.0), "{why:?}");
+        assert!(one.place && one.unwanted.len() == 1);
+        assert_eq!(
+            unwanted_because(Some(&then(&first, one)), &claims[0]),
+            Reason::AcceleratorProbeFailed
+        );
+    }
+}
+
+#[test]
 fn a_command_of_the_users_is_complete_with_its_end_and_a_runtime_only_with_a_result() {
     let claims = [claim(1, launched(), true)];
     let mut ended = run(Some(End::Done));

@@ -103,6 +103,15 @@ impl Operator<'_> {
     /// A command elsewhere is over.
     fn heard_end(&mut self, stored: &StoredClaim, end: &run::End, suspend: bool) {
         let last = match end {
+            run::End::Unfit { message } => {
+                // Its class of offers must be left alone before another is placed.
+                if let Err(error) = observe::leave_class_alone(self.home, stored, self.clock.now())
+                {
+                    tracing::warn!(%error, "it may be bought again");
+                }
+                self.status.message.clone_from(message);
+                return self.lost(&stored.claim.spec.name, Reason::AcceleratorProbeFailed);
+            }
             run::End::Finished { artifact, cached: _ } => {
                 LastWord::Finished { artifact: artifact.clone() }
             }

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Bytes;
-use petaflop_box_machine::{Event, Inside, Order, Start, What, Whole, carried};
+use petaflop_box_machine::{Bind, Event, Inside, Order, Start, What, Whole, carried};
 pub use petaflop_box_machine::{Image, Side};
 use tokio::net::TcpListener;
 use tokio::runtime::{Builder, Runtime};
@@ -64,6 +64,8 @@ struct Shared {
     started: u32,
     rented: BTreeMap<String, Rented>,
     wakes: Vec<Wake>,
+    /// Files of the host's, and after how many machines each has them.
+    equipment: Vec<(u32, Bind)>,
 }
 
 struct Rented {
@@ -160,6 +162,13 @@ impl Machines {
         self.0.shared().rented.get(machine).and_then(|rented| rented.ended)
     }
 
+    /// Every machine after the first so many has this file of the host's too, to be written to: what
+    /// passes there for a device. It is the box's own, and computes nothing.
+    pub fn equip(&self, after: u32, from: &Path, to: &str) {
+        let bind = Bind { from: from.to_owned(), to: PathBuf::from(to), read_only: false };
+        self.0.shared().equipment.push((after, bind));
+    }
+
     /// Its host dies: everything at once, without a word.
     pub fn kill(&self, machine: &str) {
         self.0.tell(machine, Order::Kill);
@@ -241,7 +250,10 @@ impl Inner {
         let number = {
             let mut shared = self.shared();
             shared.started += 1;
-            shared.started
+            let started = shared.started;
+            let has = shared.equipment.iter().filter(|(after, _)| started > *after);
+            image.binds.extend(has.map(|(_, bind)| bind.clone()));
+            started
         };
         let address = self.world.address((FIRST + number % ADDRESSES) as u8);
         let Some(runtime) = &self.runtime else { return Ok(()) };

@@ -2,6 +2,8 @@
 //! real machines with the real agent and the real runtime, and a bucket that both sides reach.
 
 mod market;
+#[path = "elsewhere/moves.rs"]
+mod moves;
 mod operator;
 
 use std::collections::BTreeSet;

@@ -16,11 +16,13 @@ use petaflop_arbiter::workload::WorkloadId;
 use petaflop_crds::training_job::Cache;
 use petaflop_providers::{Begins, Machine};
 use petaflop_store::StoreError;
+use petaflop_store::logs::LogReader;
 use petaflop_store::report::Progress;
 
 use crate::accelerators::promised;
 use crate::agents::{self, Agents, Listener, Name, Told};
 use crate::claims::StoredClaim;
+use crate::embedded::brought::{BroughtError, BroughtLog};
 use crate::embedded::claims::FileClaims;
 use crate::embedded::config::{Config, Rented};
 use crate::embedded::home::{Home, HomeError};
@@ -49,6 +51,8 @@ pub struct Elsewhere {
     clock: Clock,
     /// Uid of the claim whose machine was looked at last, and when.
     looked: Option<(String, Duration)>,
+    /// What the command prints.
+    log: Option<BroughtLog>,
 }
 
 /// Claims whose agent was not heard from for long.
@@ -89,7 +93,16 @@ impl Elsewhere {
                 HomeError::unusable(Path::new("rented.sts"))(std::io::Error::other(error))
             })?;
         }
-        Ok(Some(Self { installation, rented, store, agents, silent, clock, looked: None }))
+        Ok(Some(Self {
+            installation,
+            rented,
+            store,
+            agents,
+            silent,
+            clock,
+            looked: None,
+            log: None,
+        }))
     }
 
     /// What all machines have in common.
@@ -146,6 +159,36 @@ impl Elsewhere {
     pub fn heard(&self, stored: &StoredClaim) -> (Option<Run>, Vec<Progress>) {
         let name = name_of(stored);
         (self.agents.run(&name), self.agents.lines(&name))
+    }
+
+    /// Brings what a claim's command has printed into this folder, as far as its agent left it in the
+    /// store; now and then, and at its end all of it.
+    pub async fn bring_log(&mut self, stored: &StoredClaim, folder: &Path, last: bool) {
+        // Nobody was met there yet who could have left anything.
+        if stored.agent_key.is_none() {
+            return;
+        }
+        if let Err(error) = self.try_bring_log(stored, folder, last).await {
+            tracing::warn!(%error, "what the command prints is not brought here now");
+        }
+    }
+
+    async fn try_bring_log(
+        &mut self,
+        stored: &StoredClaim,
+        folder: &Path,
+        last: bool,
+    ) -> Result<(), BroughtError> {
+        let uid = &stored.claim.uid;
+        if self.log.as_ref().is_none_or(|log| !log.is_of(uid)) {
+            let prefix = self.fleet().log_sink(&stored.claim.spec).prefix;
+            let reader = LogReader::new(self.store.objects()?, &prefix);
+            self.log = Some(BroughtLog::new(uid, reader, folder)?);
+        }
+        match &mut self.log {
+            Some(log) => log.bring(&self.clock, last).await,
+            None => Ok(()),
+        }
     }
 
     /// Asks for the end of a command that runs. Returns whether it still saves what it has.

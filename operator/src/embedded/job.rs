@@ -224,6 +224,16 @@ pub struct End {
     pub message: String,
 }
 
+/// A machine that is left for a better one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Leaving {
+    /// The claim.
+    pub claim: String,
+    /// Why.
+    pub reason: Reason,
+}
+
 /// Where it runs now, or ran last.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -260,6 +270,8 @@ pub struct Status {
     pub counted: Option<String>,
     /// How it will end.
     pub end: Option<End>,
+    /// The claim that it leaves for a better place.
+    pub leaving: Option<Leaving>,
     /// Optimiser steps done.
     pub step: u64,
     /// Optimiser steps in all.
@@ -307,6 +319,12 @@ pub struct Status {
 }
 
 impl Status {
+    /// Why it leaves this claim's machine, if it does.
+    pub fn leaves(&self, claim: &str) -> Option<Reason> {
+        let leaving = self.leaving.as_ref().filter(|leaving| leaving.claim == claim);
+        leaving.map(|leaving| leaving.reason)
+    }
+
     /// What stays when it is trained again from the first step.
     pub fn without_progress(self) -> Self {
         Self {

@@ -12,10 +12,12 @@
 //! | [`operate`] | the loop of one job or service |
 //! | [`command`], [`health`] | what an instance is told to do; whether it answers |
 //! | [`live`], [`elsewhere`] | providers elsewhere; machines that are rented there |
+//! | [`brought`] | what commands there print, brought here |
 //! | [`learn`], [`publish`] | what past runs taught; results copied to where they were asked for |
 //! | [`sweep`] | claims nobody works for, instances no claim wants |
 
 pub mod admit;
+pub mod brought;
 pub mod claims;
 pub mod command;
 pub mod config;

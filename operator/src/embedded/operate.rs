@@ -4,6 +4,7 @@
 //! Everything it knows is in files: killed at any line, it goes on from them when it
 //! is started again. One process at a time works for a job (`operator.lock`).
 
+mod moves;
 mod rented;
 
 use std::path::Path;
@@ -104,6 +105,7 @@ pub async fn operate(home: &Home, folder: &Folder) -> Result<(), OperateError> {
         reading: None,
         charged: Timestamp::UNIX_EPOCH,
         placed: Timestamp::UNIX_EPOCH,
+        looked_around: Timestamp::UNIX_EPOCH,
         rests: None,
         others: None,
     };
@@ -127,6 +129,8 @@ struct Operator<'a> {
     reading: Option<(String, ProgressReader, LastWord)>,
     charged: Timestamp,
     placed: Timestamp,
+    /// When a better place was looked for last.
+    looked_around: Timestamp,
     /// Until when nothing is asked for again that was refused for now.
     rests: Option<Timestamp>,
     /// A claim, and what all others have cost.
@@ -398,7 +402,9 @@ impl Operator<'_> {
         self.read_progress(&spec.name);
         let finished = matches!(&self.reading, Some((_, _, LastWord::Finished { .. })));
         let ran = stored.billed_from.is_some();
-        if ran && self.status.end.is_none() && (finished || reason != Reason::Suspended) {
+        // Ended because we wanted it so: nothing was lost.
+        let ours = reason == Reason::Suspended || self.status.leaves(&spec.name).is_some();
+        if ran && self.status.end.is_none() && (finished || !ours) {
             self.count_end(&spec.name);
         }
         // What is sold out is left alone, and the next is tried at once: a market has many.
@@ -424,7 +430,8 @@ impl Operator<'_> {
         // The cost is in the status before the claim goes: crashed here, the sum is made again.
         self.folder.write_status(&self.status)?;
         self.claims.release(stored).await?;
-        if let Some(elsewhere) = &self.elsewhere {
+        if let (Some(elsewhere), true) = (&mut self.elsewhere, spec.offer.provider != host::NAME) {
+            elsewhere.bring_log(stored, &self.folder.run(&spec.name), true).await;
             elsewhere.forget(stored);
         }
         self.reading = None;
@@ -578,6 +585,9 @@ impl Operator<'_> {
         }
         if self.status.counted.as_deref() == Some(stored.claim.spec.name.as_str()) {
             return Wanted::No(self.status.reason.unwrap_or(Reason::HeartbeatLost));
+        }
+        if let Some(reason) = self.status.leaves(&stored.claim.spec.name) {
+            return Wanted::No(reason);
         }
         Wanted::Yes
     }

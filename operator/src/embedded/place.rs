@@ -71,6 +71,20 @@ pub async fn look(
     Ok(observe::world(home, providers, offers, workload, now)?)
 }
 
+/// Where a job that has a machine should rather be, if anywhere: what its own decision says.
+pub async fn better_place(
+    home: &Home,
+    providers: &Providers,
+    admission: &Admission,
+    status: &Status,
+) -> Result<Option<Outcome>, PlaceError> {
+    let workload = workload_of(admission, status)?;
+    let world = look(home, providers, workload, Timestamp::now()).await?;
+    let plan = decide(&world, Timestamp::now());
+    let mut own = plan.decisions.into_iter().filter(|d| d.workload.uid == admission.uid);
+    Ok(own.next().map(|own| own.outcome).filter(|it| matches!(it, Outcome::Moves { .. })))
+}
+
 /// Decides, and writes the claims that were decided on for this workload.
 pub async fn place(
     home: &Home,

@@ -28,6 +28,8 @@ impl Operator<'_> {
         doing: &Doing,
     ) -> Result<StoredClaim, OperateError> {
         let Some(elsewhere) = &mut self.elsewhere else { return Ok(stored) };
+        let folder = self.folder.run(&stored.claim.spec.name);
+        elsewhere.bring_log(&stored, &folder, false).await;
         let (run, lines) = elsewhere.heard(&stored);
         let begins = self.providers.seller(&stored.claim.spec.offer.provider).capabilities();
         let look = elsewhere.must_look(&stored, begins.billing.begins);
@@ -41,6 +43,7 @@ impl Operator<'_> {
                 return Ok(stored);
             }
         }
+        self.consider_leaving(&stored).await;
         if !look {
             return Ok(stored);
         }
@@ -128,7 +131,8 @@ impl Operator<'_> {
             }
         };
         // Asked to stop by ourselves: nothing was lost.
-        let ours = last == LastWord::Stopped && (suspend || self.status.end.is_some());
+        let leaves = self.status.leaves(&stored.claim.spec.name).is_some();
+        let ours = last == LastWord::Stopped && (suspend || self.status.end.is_some() || leaves);
         if let Some((_, _, known)) = &mut self.reading {
             *known = last;
         }

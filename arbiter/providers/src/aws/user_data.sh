@@ -55,9 +55,13 @@ umask 077
 cat >"$d/environment" <<'PETAFLOP_ENVIRONMENT'
 @ENVIRONMENT@
 PETAFLOP_ENVIRONMENT
-docker run -d --name petaflop --network host --log-driver local@GPUS@ \
-  --env-file "$d/environment" -v "$d/petaflop-agent:@AGENT@:ro" -v "$d/lease:@LEASE@" \
-  -v "$d/work:@WORK@" --entrypoint @AGENT@ '@IMAGE@' supervise || over "the container cannot start"
+start() {
+  docker run -d --name petaflop --network host --log-driver local $1 \
+    --env-file "$d/environment" -v "$d/petaflop-agent:@AGENT@:ro" -v "$d/lease:@LEASE@" \
+    -v "$d/work:@WORK@" --entrypoint @AGENT@ '@IMAGE@' supervise
+}
+# Devices that docker cannot hand over: the agent starts without them, and says what is missing.
+start '@GPUS@' || { docker rm -f petaflop; start ''; } || over "the container cannot start"
 rm -f "$d/environment"
 docker wait petaflop
 over "its work is done"

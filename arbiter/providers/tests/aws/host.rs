@@ -147,6 +147,12 @@ async fn the_agent_runs_in_one_container_and_its_end_is_the_machines() {
     assert!(!log.contains("shutdown"), "{log}");
     std::fs::write(host.folder.path().join("done"), "").expect("a file");
     host.until("the machine ends", |log| log.contains("shutdown -h now")).await;
+
+    // Where docker cannot hand the devices over, the agent starts without, and says so itself.
+    let refuses = format!("case \"$*\" in *--gpus*) exit 125;; esac\n{RUNS}");
+    let host = Host::boot(sha256(AGENT), 3600, &refuses).await;
+    host.until("it runs", |log| log.contains("docker wait petaflop")).await;
+    assert!(host.log().contains("--log-driver local --env-file"), "{}", host.log());
 }
 
 #[tokio::test]

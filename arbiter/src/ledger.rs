@@ -45,8 +45,14 @@ pub struct Row {
     pub provider: String,
     /// Region, or empty.
     pub region: String,
+    /// Zone, or empty; in rows that are older than this field too.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub zone: String,
     /// Machine type.
     pub instance_type: String,
+    /// Model of its accelerators; empty where it has none, and in rows that are older than this field.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub accelerator: String,
     /// Capacity type.
     pub capacity: crate::offer::Capacity,
     /// Begin of the span (inclusive).
@@ -61,6 +67,14 @@ pub struct Row {
     /// that are older than this field.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub budgets: Vec<String>,
+}
+
+impl Row {
+    /// Whether it is of a machine beside the claim's own, or after it: one more that a lost launch made,
+    /// one that was given back within the call, one that was found when the claim was over.
+    pub fn is_beside(&self) -> bool {
+        self.claim_uid.contains('.')
+    }
 }
 
 /// The ledger of one claim: what was written so far.
@@ -202,7 +216,9 @@ impl ClaimLedger {
             instance: self.instance.clone(),
             provider: offer.provider.clone(),
             region: offer.region.clone(),
+            zone: offer.zone.clone(),
             instance_type: offer.instance_type.clone(),
+            accelerator: offer.accelerators.as_ref().map(|a| a.model.clone()).unwrap_or_default(),
             capacity: offer.capacity,
             from,
             to,

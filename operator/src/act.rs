@@ -66,6 +66,9 @@ pub struct Actor<'a> {
     pub claims: &'a dyn Claims,
     /// Where money is booked.
     pub ledger: &'a Ledger,
+    /// Hears of rows that are written beside the claim's own: of a surplus machine, or one that was
+    /// given back. It may hear of one more than once.
+    pub beside: &'a (dyn Fn(&Row) + Send + Sync),
     /// Names of the budgets that it counts under; `None` where its owner is not known any more.
     pub budgets: Option<Vec<String>>,
     /// Who sells the claim's offer.
@@ -343,6 +346,7 @@ impl Actor<'_> {
         let uid = beside(&claim.uid, &surplus.id.0);
         let mut rows = self.ledger.claim(&claim.spec, &uid, began).await?;
         rows.instance.clone_from(&surplus.id.0);
+        rows.budgets.clone_from(&self.budgets);
         let now = self.clock.now();
         let used = Used {
             instance: &surplus.id,
@@ -354,6 +358,7 @@ impl Actor<'_> {
         };
         let billed = billed_or_decided(self.provider, used).await;
         self.ledger.bring_up(&mut rows, now, billed, last).await?;
+        rows.rows.iter().for_each(self.beside);
         Ok(())
     }
 
@@ -363,7 +368,7 @@ impl Actor<'_> {
         let claim = &stored.claim;
         let mut spec = claim.spec.clone();
         spec.offer.price = *price;
-        let uid = waste_uid(&claim.uid, waste);
+        let uid = beside(&claim.uid, &instance.0);
         let mut rows = self.ledger.claim(&spec, &uid, *from).await?;
         rows.budgets.clone_from(&self.budgets);
         rows.instance.clone_from(&instance.0);
@@ -377,6 +382,7 @@ impl Actor<'_> {
         };
         let billed = billed_or_decided(self.provider, used).await;
         self.ledger.bring_up(&mut rows, *to, billed, true).await?;
+        rows.rows.iter().for_each(self.beside);
         Ok(())
     }
 
@@ -483,7 +489,7 @@ pub async fn book_orphan(
     };
     let used = Used {
         instance: &machine.id,
-        offer,
+        offer: &rows.spec.offer,
         from: rows.began,
         until,
         taken: was_taken(machine),
@@ -499,11 +505,6 @@ pub fn left_alone_for(error: &LaunchError) -> Option<Duration> {
         Retry::ElsewhereFor(wait) => Some(wait),
         Retry::After(_) | Retry::AfterChange => None,
     }
-}
-
-/// Under which uid of a claim it is booked what was given back: beside the claim's own rows.
-pub fn waste_uid(claim_uid: &str, waste: &Waste) -> String {
-    beside(claim_uid, &waste.instance.0)
 }
 
 /// How long a machine in this trouble may still come up.

@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::ByteString;
 use k8s_openapi::api::coordination::v1::Lease;
-use k8s_openapi::api::core::v1::{Endpoints, Event, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Endpoints, Event, Pod, Service, ServiceAccount};
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
 use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams};
-use kube::{Api, Resource};
+use kube::{Api, Resource, ResourceExt};
 use operator::{Cluster, is, tiny};
 use petaflop_agent_api::task::Secret;
 use petaflop_crds::{ComputeClaim, ComputeProvider, SpendBudget, TrainingJob};
@@ -204,13 +205,65 @@ fn promtool_checks(text: &str) -> Result<()> {
     Ok(())
 }
 
-/// Every object of a kind in the cluster's namespace, as text.
-async fn dump<K>(cluster: &Cluster, api: Api<K>) -> Result<String>
+/// Every object of a kind, as text.
+async fn dump<K>(api: Api<K>) -> Result<String>
 where
     K: Clone + std::fmt::Debug + DeserializeOwned + serde::Serialize,
 {
-    let _ = cluster;
     Ok(serde_json::to_string(&api.list(&ListParams::default()).await?.items)?)
+}
+
+/// All that people may look at in the cluster's namespace. Not Secrets: those are where secrets are.
+async fn dump_all(cluster: &Cluster) -> Result<Vec<(&'static str, String)>> {
+    let (client, namespace) = (&cluster.client, cluster.namespace.as_str());
+    let events = kube::discovery::ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(
+        "events.k8s.io",
+        "v1",
+        "Event",
+    ));
+    let events: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &events);
+    Ok(vec![
+        ("jobs", dump(Api::<TrainingJob>::namespaced(client.clone(), namespace)).await?),
+        ("claims", dump(Api::<ComputeClaim>::namespaced(client.clone(), namespace)).await?),
+        ("budgets", dump(Api::<SpendBudget>::namespaced(client.clone(), namespace)).await?),
+        ("providers", dump(Api::<ComputeProvider>::all(client.clone())).await?),
+        ("config maps", dump(Api::<ConfigMap>::namespaced(client.clone(), namespace)).await?),
+        ("leases", dump(Api::<Lease>::namespaced(client.clone(), namespace)).await?),
+        ("events", dump(Api::<Event>::namespaced(client.clone(), namespace)).await?),
+        ("events.k8s.io", dump(events).await?),
+    ])
+}
+
+/// What must be seen nowhere while a job's machine runs, as it would be written: what opens the store,
+/// the machine's one-time token, burned by now, and whatever the operator's keys come from. The token is
+/// in what the machine was started with, and nothing else of these is.
+async fn secrets(cluster: &Cluster, running: &Running) -> Result<Vec<(&'static str, String)>> {
+    let claims = cluster.claims().await?;
+    let claim = claims.iter().find(|claim| claim.spec.owner.name == "job").context("a claim")?;
+    let uid = claim.uid().context("a uid")?;
+    let started = cluster.cloud.environments_of(&uid);
+    let mut environment = started.first().context("a machine")?.clone();
+    let token = environment.remove("PETAFLOP_TOKEN").context("a token")?;
+    ensure!(token.len() >= 32, "that is no token: {token:?}");
+    let pinned = claim.status.as_ref().and_then(|status| status.agent.as_ref());
+    ensure!(pinned.is_some(), "no agent was let in: {claim:?}");
+    let root = &running.operator.installation.root;
+    let mut secrets = vec![
+        ("what opens the store", CANARY.to_owned()),
+        ("the machine's one-time token", token),
+        ("the key of a replica", root.replica_key(&uid).expose().to_owned()),
+    ];
+    let of_root = root.to_bytes();
+    let hex: String = of_root.iter().map(|byte| format!("{byte:02x}")).collect();
+    secrets.push(("the operator's root", hex));
+    secrets.push(("the operator's root", json!(ByteString(of_root.to_vec())).to_string()));
+    let told = format!("{environment:?}");
+    for (whose, secret) in &secrets {
+        ensure!(!told.contains(secret.trim_matches('"')), "the machine was started with {whose}");
+    }
+    let bare =
+        |(whose, secret): (&'static str, String)| (whose, secret.trim_matches('"').to_owned());
+    Ok(secrets.into_iter().map(bare).collect())
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -366,6 +419,9 @@ async fn a_job_leaves_its_cost_its_log_and_no_secret_behind() -> Result<()> {
     };
     cluster.until("job", "Running", Duration::from_secs(120), status_is("Running")).await?;
     let while_running = viewer.text("/metrics").await?;
+    let secrets = secrets(&cluster, &running).await?;
+    // The Secret's own kind is left out: it is where the root is.
+    let objects_while_running = dump_all(&cluster).await?;
     let logs = format!("/api/v1/logs/{here}/trainingjobs/job");
     let following = {
         let (path, asker) =
@@ -425,7 +481,6 @@ async fn a_job_leaves_its_cost_its_log_and_no_secret_behind() -> Result<()> {
     .await?;
 
     // Nobody who looks at all of it finds the secret.
-    let (client, namespace) = (cluster.client.clone(), here.as_str());
     let operators_log = String::from_utf8_lossy(&logged.lock().expect("no panic")).into_owned();
     let mut shown: Vec<(&str, String)> = vec![
         ("metrics", while_running + &after),
@@ -434,24 +489,15 @@ async fn a_job_leaves_its_cost_its_log_and_no_secret_behind() -> Result<()> {
         ("offers", offers.to_string()),
         ("explanation", explained.to_string()),
         ("the operator's log", operators_log.clone()),
-        ("events", dump(&cluster, Api::<Event>::namespaced(client.clone(), namespace)).await?),
-        ("jobs", dump(&cluster, Api::<TrainingJob>::namespaced(client.clone(), namespace)).await?),
-        (
-            "claims",
-            dump(&cluster, Api::<ComputeClaim>::namespaced(client.clone(), namespace)).await?,
-        ),
-        ("providers", dump(&cluster, Api::<ComputeProvider>::all(client.clone())).await?),
-        ("budgets", dump(&cluster, budgets).await?),
+        ("rows of the ledger", serde_json::to_string(&cluster.rows().await?)?),
     ];
-    let events = kube::discovery::ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk(
-        "events.k8s.io",
-        "v1",
-        "Event",
-    ));
-    let events: Api<DynamicObject> = Api::namespaced_with(client, namespace, &events);
-    shown.push(("events.k8s.io", dump(&cluster, events).await?));
+    shown.extend(dump_all(&cluster).await?);
+    let running = objects_while_running.iter().map(|(what, text)| (*what, text.clone()));
+    shown.extend(running);
     for (what, text) in &shown {
-        ensure!(!text.contains(CANARY), "{what} shows the secret");
+        for (whose, secret) in &secrets {
+            ensure!(!text.contains(secret.as_str()), "{what} shows {whose}");
+        }
     }
     ensure!(operators_log.contains("petaflop_operator"), "nothing was captured");
     Ok(())

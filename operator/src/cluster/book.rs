@@ -54,8 +54,12 @@ pub struct Bought {
     pub provider: String,
     /// Region, or empty.
     pub region: String,
+    /// Zone, or empty.
+    pub zone: String,
     /// Machine type.
     pub instance_type: String,
+    /// Model of its accelerators, or empty.
+    pub accelerator: String,
     /// How it was held.
     pub capacity: Capacity,
 }
@@ -210,7 +214,9 @@ impl Sums {
                 owner_kind: owner_kind(&row.claim),
                 provider: row.provider.clone(),
                 region: row.region.clone(),
+                zone: row.zone.clone(),
                 instance_type: row.instance_type.clone(),
+                accelerator: row.accelerator.clone(),
                 capacity: row.capacity,
             };
             plus(self.bought.entry(bought).or_default());
@@ -218,6 +224,8 @@ impl Sums {
         let workload = self.workloads.entry(row.job_uid.clone()).or_default();
         plus(&mut workload.amount);
         match claim.closed {
+            // Whether a claim's own ledger is closed, another machine's does not tell.
+            _ if row.is_beside() => {}
             true => {
                 workload.open.remove(&row.claim_uid);
                 workload.closed.insert(row.claim.clone());
@@ -279,7 +287,7 @@ fn within(sums: Option<&Hours>, period: &Range<Timestamp>) -> Usd {
 
 #[cfg(test)]
 mod tests {
-    use petaflop_arbiter::ledger::ClaimLedger;
+    use petaflop_arbiter::ledger::{ClaimLedger, beside, row_key};
     use petaflop_crds::spend_budget::Period;
 
     use super::*;
@@ -341,6 +349,31 @@ mod tests {
         assert_eq!(book.of_namespace("ns", &hour), usd("0.6"), "by the begin of each row");
         assert_eq!(book.of_provider("fake", &Period::Monthly.around(now)), usd("1.2"));
         assert_eq!(book.of_provider("other", &hour), Usd::ZERO);
+    }
+
+    #[test]
+    fn a_machine_beside_the_claim_s_own_counts_and_settles_nothing() {
+        let (book, stored) = (Book::default(), claim("c", at("2026-11-21T10:50:00Z")));
+        let name = stored.claim.spec.name.clone();
+        let until = ["2026-11-21T11:00:00Z", "2026-11-21T11:10:00Z"];
+        let mut own = rows(&stored, &until, &["team"]);
+        own[1].kind = RowKind::Final;
+        let mut other = own[0].clone();
+        other.claim_uid = beside("c", "i-2");
+        other.key = row_key(&other.claim_uid, 0);
+        other.kind = RowKind::Final;
+        book.add(&other);
+        assert!(!book.is_settled("job-c", &name), "its own machine has no row yet");
+        assert_eq!(book.spent("job-c", &[], at("2026-11-21T11:00:00Z")), usd("0.6"));
+        book.add(&own[0]);
+        other.kind = RowKind::Running;
+        other.key = row_key(&other.claim_uid, 1);
+        book.add(&other);
+        book.add(&own[1]);
+        assert!(book.is_settled("job-c", &name), "nobody waits for what is beside it");
+        assert_eq!(book.spent("job-c", &[], at("2026-11-21T11:10:00Z")), usd("2.4"));
+        let hour = Period::Monthly.around(at("2026-11-21T11:00:00Z"));
+        assert_eq!(book.of_budget("ns", "team", &[], &hour), usd("2.4"));
     }
 
     #[test]

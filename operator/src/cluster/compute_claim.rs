@@ -10,9 +10,7 @@ use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::ComputeClaim;
 use petaflop_crds::spend_budget::Period;
-use petaflop_providers::{
-    Begins, Instance, InstanceId, InstanceState, LaunchError, Provider, Work,
-};
+use petaflop_providers::{Begins, Instance, InstanceId, InstanceState, Provider, Work};
 
 use crate::act::{self, ActError, Actor, Driven};
 use crate::claims::{Claims, StoredClaim};
@@ -38,6 +36,9 @@ const COMES_UP: SignedDuration = SignedDuration::from_secs(1);
 
 /// Of a command whose owner is not known any more.
 const LONGEST_GRACE: Duration = Duration::from_secs(600);
+
+/// Longest time between two looks at a machine that may be ending by itself, whatever its provider answers.
+const MISSED_WITHIN: Duration = Duration::from_secs(10);
 
 /// A machine that is to be ended is usually gone after this long.
 const PATIENCE: SignedDuration = SignedDuration::from_secs(120);
@@ -97,7 +98,12 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
             let driven = pass.drive(stored.clone(), wanted).await;
             match &driven {
                 Ok(Again::OnChange) => {}
-                Ok(_) | Err(_) => not_gone_yet(operator, &object, &stored).await?,
+                Ok(_) => not_gone_yet(operator, &object, &stored).await?,
+                Err(_) => {
+                    // Its provider may forget it with its end: then it is booked until it was missed.
+                    operator.handle().look_at_claim_within(name, MISSED_WITHIN);
+                    not_gone_yet(operator, &object, &stored).await?;
+                }
             }
             driven
         }
@@ -329,10 +335,6 @@ impl Pass<'_> {
             if let Some(wait) = act::shut_for(&error) {
                 let seller = self.provider.name();
                 operator.providers.leave_all_alone(seller, in_future(wait), error.reason());
-            }
-            if let LaunchError::GivenBack { waste, .. } = &error {
-                let rows = operator.ledger.since(&act::waste_uid(&uid, waste), 0).await?;
-                rows.iter().for_each(|row| operator.book.add(row));
             }
             if let Some(wait) = act::rest(&error) {
                 operator.providers.rest(&uid, in_future(wait), now);

@@ -4,8 +4,10 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use k8s_openapi::NamespaceResourceScope;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::api::{ListParams, Patch, PatchParams};
-use kube::core::NamespaceResourceScope;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
 use petaflop_agent_api::clock::Clock;
 use petaflop_crds::{ComputeClaim, InferenceService, TrainingJob};
@@ -24,6 +26,9 @@ pub const REST: Duration = Duration::from_secs(60);
 
 /// Between two looks at claims that end.
 const AGAIN: Duration = Duration::from_secs(2);
+
+/// Objects that are asked for at once.
+const PAGE: u32 = 500;
 
 /// What stands in the way of an uninstallation.
 pub struct Guard {
@@ -52,12 +57,16 @@ impl Guard {
     /// # Errors
     /// It refuses or does not answer.
     pub async fn open(&self) -> Result<BTreeSet<Open>, Error> {
-        let objects = self.all::<ComputeClaim>("listing the claims").await?;
-        let unfinished = |object: &&ComputeClaim| {
-            let over = claims::read(object).is_ok_and(|stored| !stored.claim.is_unfinished());
-            finalizer::is_held(*object) || !over
-        };
-        Ok(objects.iter().filter(unfinished).map(open).collect())
+        let mut open = BTreeSet::new();
+        for api in within::<DeserializeGuard<ComputeClaim>>(&self.client, &self.namespaces) {
+            let mut page = Some(ListParams::default().limit(PAGE));
+            while let Some(params) = page {
+                let list = api.list(&params).await.map_err(Error::api("listing the claims"))?;
+                open.extend(list.items.iter().filter_map(unfinished));
+                page = next_page(params, &list.metadata);
+            }
+        }
+        Ok(open)
     }
 
     /// Suspends every job and service, and waits until no claim is left. The operator does the rest:
@@ -71,14 +80,10 @@ impl Guard {
         said: impl Fn(&BTreeSet<Open>),
     ) -> Result<BTreeSet<Open>, Error> {
         for job in self.all::<TrainingJob>("listing the jobs").await? {
-            if !job.spec.suspend {
-                self.suspend(&job).await?;
-            }
+            self.suspend(&job).await?;
         }
         for service in self.all::<InferenceService>("listing the services").await? {
-            if !service.spec.suspend {
-                self.suspend(&service).await?;
-            }
+            self.suspend(&service).await?;
         }
         let until = self.clock.boottime().saturating_add(within);
         let mut before = usize::MAX;
@@ -133,29 +138,28 @@ impl Guard {
         Ok(())
     }
 
-    async fn all<K>(&self, what: &'static str) -> Result<Vec<K>, Error>
+    /// What the API server keeps of each object of a kind, whether we can read the rest of it or not.
+    async fn all<K>(&self, what: &'static str) -> Result<Vec<PartialObjectMeta<K>>, Error>
     where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + DeserializeOwned,
+        K: Namespaced,
     {
         let mut all = Vec::new();
         for api in within::<K>(&self.client, &self.namespaces) {
-            all.extend(api.list(&ListParams::default()).await.map_err(Error::api(what))?);
+            let mut page = Some(ListParams::default().limit(PAGE));
+            while let Some(params) = page {
+                let mut list = api.list_metadata(&params).await.map_err(Error::api(what))?;
+                list.items.iter_mut().for_each(|object| object.metadata.managed_fields = None);
+                all.append(&mut list.items);
+                page = next_page(params, &list.metadata);
+            }
         }
         Ok(all)
     }
 
-    async fn suspend<K>(&self, object: &K) -> Result<(), Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + DeserializeOwned,
-    {
+    /// Of what is suspended already nothing is written.
+    async fn suspend<K: Namespaced>(&self, object: &PartialObjectMeta<K>) -> Result<(), Error> {
         let patch = Patch::Merge(json!({ "spec": { "suspend": true } }));
-        let api = self.api::<K>(object);
+        let api = self.api(object);
         match api.patch(&object.name_any(), &PatchParams::default(), &patch).await {
             Ok(_) => Ok(()),
             Err(error) if is_not_found(&error) => Ok(()),
@@ -163,17 +167,11 @@ impl Guard {
         }
     }
 
-    async fn free<K>(&self, object: &K) -> Result<(), Error>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-            + Clone
-            + std::fmt::Debug
-            + DeserializeOwned,
-    {
+    async fn free<K: Namespaced>(&self, object: &PartialObjectMeta<K>) -> Result<(), Error> {
         if !finalizer::is_held(object) {
             return Ok(());
         }
-        match finalizer::hold(&self.api::<K>(object), object, false).await {
+        match finalizer::hold(&self.api(object), object, false).await {
             Ok(_) => Ok(()),
             // The operator wrote to it meanwhile, so it is still there to look after it.
             Err(error) if is_conflict(&error) => Ok(()),
@@ -181,12 +179,39 @@ impl Guard {
         }
     }
 
-    fn api<K>(&self, object: &K) -> Api<K>
-    where
-        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
-    {
+    fn api<K: Namespaced>(&self, object: &PartialObjectMeta<K>) -> Api<PartialObjectMeta<K>> {
         Api::namespaced(self.client.clone(), &object.namespace().unwrap_or_default())
     }
+}
+
+/// A kind of ours that lives in namespaces.
+trait Namespaced:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + std::fmt::Debug
+    + DeserializeOwned
+{
+}
+impl Namespaced for TrainingJob {}
+impl Namespaced for InferenceService {}
+
+/// The page after a list, if there is one.
+fn next_page(page: ListParams, list: &ListMeta) -> Option<ListParams> {
+    let token = list.continue_.as_deref().filter(|token| !token.is_empty())?;
+    Some(page.continue_token(token))
+}
+
+/// What is said of a claim that is not over, or that nobody can read.
+fn unfinished(found: &DeserializeGuard<ComputeClaim>) -> Option<Open> {
+    let Ok(object) = &found.0 else {
+        return Some(Open {
+            claim: format!("{}/{}", found.namespace().unwrap_or_default(), found.name_any()),
+            owner: "an owner that cannot be read".to_owned(),
+            machine: String::new(),
+        });
+    };
+    let over = claims::read(object).is_ok_and(|stored| !stored.claim.is_unfinished());
+    (finalizer::is_held(object) || !over).then(|| open(object))
 }
 
 fn open(object: &ComputeClaim) -> Open {

@@ -30,6 +30,7 @@
 //! | [`probe`], [`schema`] | whether the cluster is fit |
 //! | [`make`], `keyed` | providers as their objects describe them; with credentials from a Secret |
 //! | [`begin`], [`operate`] | from settings to parts; from parts to all of it at work |
+//! | `work` | what only the one that leads does |
 
 pub mod abandon;
 pub mod admit;
@@ -81,6 +82,7 @@ pub(crate) mod testing;
 pub mod trace;
 pub mod training_job;
 pub mod watches;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -93,6 +95,7 @@ use kube::runtime::reflector::Store;
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::{ClaimSpec, Identity};
+use petaflop_arbiter::ledger::Row;
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
 use petaflop_crds::{ComputeProvider, InferenceService, SpendBudget, TrainingJob};
 use petaflop_providers::{EnrolmentToken, Provider, Work};
@@ -122,6 +125,7 @@ const MONEY_TOGETHER: Duration = Duration::from_secs(1);
 
 type TokenOf = Box<dyn Fn(&Identity) -> EnrolmentToken + Send + Sync>;
 type Leads = Box<dyn Fn() -> bool + Send + Sync>;
+type Beside = Box<dyn Fn(&Row) + Send + Sync>;
 
 /// A kind's objects of each of these namespaces; of the whole cluster, where none are named.
 fn within<K>(client: &Client, namespaces: &[String]) -> Vec<Api<K>>
@@ -193,6 +197,7 @@ pub struct Operator {
     handle: Handle,
     token: TokenOf,
     leads: Leads,
+    beside: Beside,
 }
 
 /// How whoever learns something wakes those whom it concerns. Cheap to clone.
@@ -236,6 +241,11 @@ impl Handle {
     /// Something is new about a claim.
     pub fn claim_changed(&self, name: &Name) {
         self.claims.add(name.clone());
+    }
+
+    /// A claim is looked at within this time, whatever else is known of it.
+    pub fn look_at_claim_within(&self, name: &Name, wait: Duration) {
+        self.claims.add_after(name.clone(), wait);
     }
 
     /// A claim's machine may be gone.
@@ -344,6 +354,7 @@ impl Operator {
             installation: &self.installation.uid,
             claims: &self.claims,
             ledger: &self.ledger,
+            beside: &*self.beside,
             budgets: self.workload(owner).map(|workload| self.budgets_of(&workload)),
             provider,
             work,

@@ -1,11 +1,10 @@
-//! Starting the operator: caches first, then the election, and whoever leads works until it no
-//! longer does. A new leader reads the claims by quorum and the ledger before it places anything.
+//! Starting the operator: caches first, then the election, and whoever leads works (`work`) until it no
+//! longer does.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::future::BoxFuture;
 use k8s_openapi::api::core::v1::Pod;
 use kube::runtime::reflector;
@@ -14,39 +13,27 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_crds::TrainingJob;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tracing::Instrument;
 
 use crate::agents::Agents;
-use crate::claims::Claims;
+use crate::cluster::book::Book;
 use crate::cluster::claims::ObjectClaims;
-use crate::cluster::error::Error;
 use crate::cluster::events::Events;
 use crate::cluster::gateway_objects::GATEWAY_LABEL;
 use crate::cluster::gateways::Gateways;
 use crate::cluster::leader::{Election, Leadership};
-use crate::cluster::metrics::{Controller, Metrics, Outcome};
+use crate::cluster::metrics::Metrics;
 use crate::cluster::providers::{MakeProvider, Registry};
-use crate::cluster::queue::{Again, Queue};
 use crate::cluster::settings::Settings;
 use crate::cluster::shelf::Shelf;
 use crate::cluster::table::ClaimTable;
-use crate::cluster::trace::{self, Named};
 use crate::cluster::watches::{
     Part, follow_claims, on_budget, on_gateway_object, on_job, on_provider, on_service,
 };
-use crate::cluster::{
-    Handle, Operator, budgets, compute_claim, compute_provider, jobs, placement, services, sweep,
-    training_job, watches,
-};
+pub use crate::cluster::work::Queues;
+use crate::cluster::{Handle, Operator, training_job, watches, work};
 use crate::http;
 use crate::installation::Installation;
 use crate::ledger::Ledger;
-
-/// Objects of one kind that are worked on at once.
-const AT_ONCE: usize = 16;
-
-/// Longest time between two placement passes while something waits.
-const PLACE_AGAIN: Duration = Duration::from_secs(30);
 
 /// What a stopping operator gives to passes that are under way; the chart gives it 30 s in all.
 const LAST_TURNS: Duration = Duration::from_secs(15);
@@ -95,58 +82,6 @@ pub struct Running {
     tasks: JoinSet<()>,
     /// Who holds the Lease, where there is an election.
     me: Option<String>,
-}
-
-/// What waits for its turn.
-#[derive(Clone)]
-pub struct Queues {
-    /// Jobs.
-    pub jobs: Queue<crate::cluster::table::Name>,
-    /// Services.
-    pub services: Queue<crate::cluster::table::Name>,
-    /// Claims.
-    pub claims: Queue<crate::cluster::table::Name>,
-    /// Providers.
-    pub providers: Queue<String>,
-    /// Budgets.
-    pub budgets: Queue<crate::cluster::table::Name>,
-}
-
-impl Queues {
-    fn close(&self) {
-        self.jobs.close();
-        self.services.close();
-        self.claims.close();
-        self.providers.close();
-        self.budgets.close();
-    }
-
-    async fn idle(&self, clock: &Clock) {
-        let busy = || {
-            self.jobs.is_busy()
-                || self.services.is_busy()
-                || self.claims.is_busy()
-                || self.providers.is_busy()
-                || self.budgets.is_busy()
-        };
-        while busy() {
-            clock.sleep(Duration::from_millis(50)).await;
-        }
-    }
-}
-
-impl Queues {
-    /// How many objects wait for their turn, by whose turn it is.
-    pub fn depths(&self) -> [(Controller, usize); 5] {
-        let Self { jobs, services, claims, providers, budgets } = self;
-        [
-            (Controller::TrainingJob, jobs.depth()),
-            (Controller::InferenceService, services.depth()),
-            (Controller::ComputeClaim, claims.depth()),
-            (Controller::ComputeProvider, providers.depth()),
-            (Controller::SpendBudget, budgets.depth()),
-        ]
-    }
 }
 
 impl Running {
@@ -206,13 +141,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         }
         None => Leadership::sole(clock.clone()),
     };
-    let queues = Queues {
-        jobs: Queue::new(clock.clone()),
-        services: Queue::new(clock.clone()),
-        claims: Queue::new(clock.clone()),
-        providers: Queue::new(clock.clone()),
-        budgets: Queue::new(clock.clone()),
-    };
+    let queues = Queues::new(&clock);
     let table = ClaimTable::default();
     let is_over = |job: &TrainingJob| job.status.as_ref().is_some_and(training_job::is_over);
     let jobs = Shelf::new(is_over);
@@ -233,6 +162,8 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
     make.tells(&handle);
     let (events, sending) = Events::new(client.clone(), &settings.replica);
     tasks.spawn(sending);
+    let book = Book::default();
+    let (booked, told) = (book.clone(), handle.clone());
     let root = installation.clone();
     let leads = leadership.clone();
     let metrics = Metrics::new(clock.clone());
@@ -256,7 +187,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         providers: Registry::new(make, metrics.clone()),
         metrics,
         health: Default::default(),
-        book: Default::default(),
+        book,
         admissions: Default::default(),
         artifacts: Default::default(),
         secrets: Default::default(),
@@ -276,6 +207,10 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         handle: handle.clone(),
         token: Box::new(move |identity| root.token(identity)),
         leads: Box::new(move || leads.leads()),
+        beside: Box::new(move |row| {
+            booked.add(row);
+            told.money_moved(&row.namespace);
+        }),
         client: client.clone(),
         clock,
         settings,
@@ -344,7 +279,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
             let _ = list.wait_for(|complete| *complete).await;
         }
         leader.health.filled();
-        lead(leader, shared).await;
+        work::lead(leader, shared).await;
     });
     Ok(Running { operator, queues, http: bound, tasks, me })
 }
@@ -374,155 +309,4 @@ impl Drop for AbortOnDrop {
 /// Something that no other process has, so that a restarted Pod of the same name is another.
 fn installation_suffix() -> String {
     crate::uid::random().map(|uid| uid[..8].to_owned()).unwrap_or_default()
-}
-
-/// Waits to lead, works, and stops the moment it no longer leads; again and again.
-async fn lead(operator: Arc<Operator>, queues: Queues) {
-    loop {
-        operator.leadership.gained().await;
-        tracing::info!("leading");
-        tokio::select! {
-            () = work(operator.clone(), queues.clone()) => {}
-            () = operator.leadership.lost() => tracing::warn!("no longer leading"),
-        }
-        operator.health.begun(false);
-        operator.agents.forget_all();
-        operator.gateways.forget_all();
-        operator.memories.clear();
-        operator.waiting.clear();
-    }
-}
-
-/// Everything that only the leader does. Dropping it cancels all of it.
-async fn work(operator: Arc<Operator>, queues: Queues) {
-    while let Err(error) = begin(&operator).await {
-        tracing::warn!(%error, "cannot begin yet");
-        operator.clock.sleep(Duration::from_secs(2)).await;
-    }
-    operator.health.begun(true);
-    operator.jobs.names().into_iter().for_each(|name| queues.jobs.add(name));
-    operator.services.names().into_iter().for_each(|name| queues.services.add(name));
-    operator.table.names().into_iter().for_each(|name| queues.claims.add(name));
-    operator.budgets.names().into_iter().for_each(|name| queues.budgets.add(name));
-    let Queues { jobs, services, claims, providers, budgets } = queues;
-    tokio::join!(
-        turns(Controller::TrainingJob, &operator, &jobs, |operator, name| async move {
-            jobs::reconcile(&operator, &name).await
-        }),
-        turns(Controller::InferenceService, &operator, &services, |operator, name| async move {
-            services::reconcile(&operator, &name).await
-        }),
-        turns(Controller::ComputeClaim, &operator, &claims, |operator, name| async move {
-            compute_claim::reconcile(&operator, &name).await
-        }),
-        turns(Controller::ComputeProvider, &operator, &providers, |operator, name| async move {
-            compute_provider::reconcile(&operator, &name).await
-        }),
-        turns(Controller::SpendBudget, &operator, &budgets, |operator, name| async move {
-            budgets::reconcile(&operator, &name).await
-        }),
-        placements(&operator),
-        sweeps(&operator),
-    );
-}
-
-/// The reservations and the money, as the stores themselves have them now.
-async fn begin(operator: &Operator) -> Result<(), Error> {
-    operator.claims.list().await?;
-    operator.book.read(&operator.ledger).await?;
-    for name in operator.provider_names() {
-        if let Some(object) = operator.provider_object(&name) {
-            operator.providers.put(&name, Arc::new(object));
-            operator.providers.refresh(&name, operator.clock.now()).await;
-        }
-    }
-    operator.know_exhausted();
-    Ok(())
-}
-
-/// Works on keys, a bounded number at once, until it is dropped.
-async fn turns<K, F>(
-    controller: Controller,
-    operator: &Arc<Operator>,
-    queue: &Queue<K>,
-    reconcile: impl Fn(Arc<Operator>, K) -> F + Copy,
-) where
-    K: Named + Clone + Eq + Ord + std::hash::Hash + Send + 'static,
-    F: Future<Output = Result<Again, Error>>,
-{
-    let one = || async {
-        loop {
-            let key = queue.next().await;
-            let span = trace::reconcile(controller.as_str(), &key);
-            let pass = operator.metrics.begin(controller);
-            let turn = std::panic::AssertUnwindSafe(reconcile(operator.clone(), key.clone()));
-            // One poisoned object must not take the others with it.
-            let turn = turn.catch_unwind().instrument(span.clone()).await;
-            pass.end(turn.as_ref().map_or(Outcome::Panicked, Outcome::of));
-            let again = span.in_scope(|| match turn {
-                Ok(Ok(again)) => again,
-                Ok(Err(error)) => {
-                    let again = error.again();
-                    match again {
-                        Again::Backoff => {
-                            tracing::warn!(%error, reason = %error.reason(), "again later");
-                        }
-                        Again::OnChange | Again::After(_) | Again::LostRace => {
-                            tracing::debug!(%error, "again");
-                        }
-                    }
-                    again
-                }
-                Err(_) => {
-                    tracing::error!("a pass panicked");
-                    Again::Backoff
-                }
-            });
-            queue.done(&key, again);
-        }
-    };
-    futures::future::join_all((0..AT_ONCE).map(|_| one())).await;
-}
-
-async fn placements(operator: &Operator) {
-    let mut again = Duration::ZERO;
-    loop {
-        tokio::select! {
-            () = operator.placement.asked(operator) => {}
-            () = operator.clock.sleep(again) => {}
-        }
-        let pass = operator.metrics.begin(Controller::Placement);
-        let result = placement::pass(operator).instrument(trace::pass("placement")).await;
-        pass.end(Outcome::of(&result));
-        again = match result {
-            Ok(again) => again.unwrap_or(PLACE_AGAIN).max(Duration::from_millis(100)),
-            Err(error) => {
-                tracing::warn!(%error, reason = %error.reason(), "placement");
-                Duration::from_secs(2)
-            }
-        };
-    }
-}
-
-async fn sweeps(operator: &Operator) {
-    let mut rounds = 0_u32;
-    loop {
-        let wait = if rounds < sweep::QUICK_ROUNDS { sweep::QUICK } else { sweep::SLOW };
-        operator.clock.sleep(wait).await;
-        rounds = rounds.saturating_add(1);
-        for (name, known) in operator.providers.all() {
-            let Ok(provider) = known.provider else { continue };
-            let pass = operator.metrics.begin(Controller::Sweep);
-            let round = sweep::round(operator, provider.as_ref());
-            let result = round.instrument(trace::pass("sweep")).await;
-            pass.end(Outcome::of(&result));
-            match result {
-                Ok(swept) if swept != sweep::Swept::default() => {
-                    tracing::warn!(provider = %name, ?swept, "swept");
-                }
-                Ok(_) => {}
-                Err(error) => tracing::warn!(provider = %name, %error, "sweep"),
-            }
-        }
-    }
 }

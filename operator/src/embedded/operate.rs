@@ -370,6 +370,7 @@ impl Operator<'_> {
             installation: self.home.installation(),
             claims: &self.claims,
             ledger: &self.ledger,
+            beside: &|_| {},
             budgets: None,
             provider: self.providers.seller(&stored.claim.spec.offer.provider),
             work: Some(doing.work()),

@@ -125,6 +125,7 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
             installation: home.installation(),
             claims: &claims,
             ledger: &ledger,
+            beside: &|_| {},
             budgets: None,
             provider,
             work: None,

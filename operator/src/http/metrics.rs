@@ -28,11 +28,13 @@ use super::auth::What;
 use super::{Api, Refusal};
 use crate::claims::StoredClaim;
 use crate::cluster::Operator;
-use crate::cluster::book::Bought;
 use crate::cluster::operate::Queues;
 
 /// Offers shown for each kind of accelerator, the cheapest ones.
 const OFFERS_SHOWN: usize = 10;
+
+/// What machines without accelerators are told by.
+const NO_ACCELERATOR: &str = "none";
 
 /// The text format that every Prometheus reads.
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -59,8 +61,10 @@ struct OfSpending {
     owner_kind: &'static str,
     provider: String,
     region: String,
+    zone: String,
     instance_type: String,
     capacity_type: &'static str,
+    accelerator: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -200,7 +204,7 @@ fn phase(phase: &Phase) -> &'static str {
 fn accelerator(offer: &Offer) -> String {
     match &offer.accelerators {
         Some(Accelerators { model, .. }) => model.clone(),
-        None => "none".to_owned(),
+        None => NO_ACCELERATOR.to_owned(),
     }
 }
 
@@ -211,10 +215,19 @@ fn spent(operator: &Operator, all: &mut Registry) {
         "Dollars spent on machines, by the ledger; later corrections downward are left out",
     );
     for (bought, sum) in operator.book.bought() {
-        let Bought { namespace, owner_kind, provider, region, instance_type, capacity } = bought;
-        let (owner_kind, capacity_type) = (OwnerKind::from(owner_kind).as_str(), capacity.as_str());
-        let labels =
-            OfSpending { namespace, owner_kind, provider, region, instance_type, capacity_type };
+        let labels = OfSpending {
+            namespace: bought.namespace,
+            owner_kind: OwnerKind::from(bought.owner_kind).as_str(),
+            provider: bought.provider,
+            region: bought.region,
+            zone: bought.zone,
+            instance_type: bought.instance_type,
+            capacity_type: bought.capacity.as_str(),
+            accelerator: match bought.accelerator {
+                model if model.is_empty() => NO_ACCELERATOR.to_owned(),
+                model => model,
+            },
+        };
         cost.get_or_create(&labels).inc_by(sum.as_f64());
     }
 }

@@ -187,7 +187,7 @@ impl FakeProvider {
             state,
             started: Some(view.created),
             ended: view.ended,
-            offer: None,
+            offer: view.offered,
             endpoint: view.endpoint,
             exit: view.exit.map(|code| petaflop_providers::Exit { code, message: String::new() }),
             trouble: match (view.reason.as_deref(), view.state, self.manners.style) {
@@ -286,6 +286,7 @@ impl Provider for FakeProvider {
             token: identity.token(),
             identity: identity_text(identity),
             offer: offer.id.clone(),
+            offered: offer.clone(),
             bid: offer.price,
             image: machine.image.clone(),
             env: environment,

@@ -13,6 +13,7 @@
 //! | [`agent`] | what runs on a machine: nothing, or |
 //! | [`mod@script`] | an agent that follows a script, or |
 //! | [`real`] | the real agent (feature `agent`) |
+//! | `inner` | what goes on in the cloud |
 //! | `wire` | the bodies of requests and answers |
 //! | `server` | the HTTP side of the cloud |
 //! | [`client`] | [`client::FakeProvider`] |
@@ -22,6 +23,7 @@ pub mod bill;
 pub mod client;
 pub mod cloud;
 pub mod fault;
+mod inner;
 mod machine;
 pub mod manners;
 #[cfg(feature = "agent")]

@@ -66,6 +66,7 @@ impl Machine {
             identity: self.identity.clone(),
             state: self.state,
             offer: self.offer.clone(),
+            offered: self.request.as_ref().map(|request| request.offered.clone()),
             price: self.price,
             created: self.created,
             ended: self.ended,

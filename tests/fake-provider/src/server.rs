@@ -17,8 +17,8 @@ use petaflop_arbiter::money::UsdPerHour;
 use serde::Deserialize;
 use tokio::net::TcpListener;
 
-use crate::cloud::Inner;
 use crate::fault::{Fault, Kind};
+use crate::inner::Inner;
 use crate::manners::Style;
 use crate::wire::{Create, Page, Problem, State as Life, View};
 

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use petaflop_arbiter::money::UsdPerHour;
-use petaflop_arbiter::offer::OfferId;
+use petaflop_arbiter::offer::{Offer, OfferId};
 use serde::{Deserialize, Serialize};
 
 /// A purchase.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) struct Create {
     /// A name; not unique.
@@ -20,6 +20,8 @@ pub(crate) struct Create {
     pub(crate) identity: String,
     /// What is bought.
     pub(crate) offer: OfferId,
+    /// All of it as it was offered, as a tag.
+    pub(crate) offered: Offer,
     /// The most that an hour may cost.
     pub(crate) bid: UsdPerHour,
     /// The image to run.
@@ -29,7 +31,7 @@ pub(crate) struct Create {
 }
 
 /// A machine.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct View {
     pub(crate) id: String,
@@ -37,6 +39,8 @@ pub(crate) struct View {
     pub(crate) identity: Option<String>,
     pub(crate) state: State,
     pub(crate) offer: OfferId,
+    /// The tag of what was offered.
+    pub(crate) offered: Option<Offer>,
     pub(crate) price: UsdPerHour,
     pub(crate) created: Timestamp,
     pub(crate) ended: Option<Timestamp>,
@@ -62,7 +66,7 @@ pub(crate) enum State {
 }
 
 /// A page of a list.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(crate) struct Page {
     pub(crate) machines: Vec<View>,

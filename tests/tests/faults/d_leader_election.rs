@@ -12,15 +12,19 @@ use petaflop_operator::cluster::leader::LEASE;
 use serde_json::json;
 
 use crate::calls::{Fault, Link, Point};
-use crate::world::alone;
+use crate::world::{alone, on_each};
 
 #[test]
 fn d1_a_leader_that_was_stopped_longer_than_its_lease_does_no_harm_when_it_goes_on() -> Result<()> {
     for (call, manners, most) in [
         ("k8s.create.computeclaims", Manners::runpod(), 1),
+        ("k8s.create.computeclaims", Manners::aws(), 1),
         ("k8s.get.computeclaims", Manners::runpod(), 1),
+        ("k8s.get.computeclaims", Manners::aws(), 1),
         ("provider.find", Manners::runpod(), 1),
+        ("provider.find", Manners::aws(), 1),
         ("k8s.update.computeclaims/status", Manners::runpod(), 1),
+        ("k8s.update.computeclaims/status", Manners::aws(), 1),
         // The purchase itself is on its way. A token makes it the same machine; without, it is the one
         // extra that is counted, ended and booked.
         ("provider.launch", Manners::aws(), 1),
@@ -43,7 +47,7 @@ fn d1_a_leader_that_was_stopped_longer_than_its_lease_does_no_harm_when_it_goes_
 
 #[test]
 fn d2_a_leader_that_cannot_reach_the_api_server_stops_buying() -> Result<()> {
-    alone("d2", Manners::runpod(), &[], async |world| {
+    on_each("d2", &[], async |world| {
         let [first, _] = world.live_elected().await?;
         first.set_link(Link::Partitioned);
         world.create(json!({})).await?;
@@ -58,7 +62,7 @@ fn d2_a_leader_that_cannot_reach_the_api_server_stops_buying() -> Result<()> {
 #[test]
 fn d3_clocks_that_differ_by_ten_minutes_change_nothing() -> Result<()> {
     for minutes in [10, -10] {
-        alone("d3", Manners::runpod(), &[], async |world| {
+        on_each("d3", &[], async |world| {
             world.live_elected().await?;
             world.create(json!({})).await?;
             world.until("running", |seen| seen.is("Running")).await?;
@@ -73,7 +77,7 @@ fn d3_clocks_that_differ_by_ten_minutes_change_nothing() -> Result<()> {
 
 #[test]
 fn d4_a_lease_that_is_deleted_or_edited_by_hand_costs_no_machine() -> Result<()> {
-    alone("d4", Manners::runpod(), &[], async |world| {
+    on_each("d4", &[], async |world| {
         world.live_elected().await?;
         world.create(json!({})).await?;
         world.until("running", |seen| seen.is("Running")).await?;
@@ -93,7 +97,7 @@ fn d4_a_lease_that_is_deleted_or_edited_by_hand_costs_no_machine() -> Result<()>
 #[test]
 fn d5_whoever_loses_the_lease_drops_what_it_was_doing() -> Result<()> {
     let late = [(Point::new("provider.launch", 1), Fault::Delay(Duration::from_secs(600)))];
-    alone("d5", Manners::runpod(), &late, async |world| {
+    on_each("d5", &late, async |world| {
         let [first, _] = world.live_elected().await?;
         world.create(json!({})).await?;
         let calls = world.calls.clone();

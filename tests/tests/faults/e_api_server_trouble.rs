@@ -14,14 +14,14 @@ use serde_json::json;
 
 use crate::calls::{Fault, Link, Standing};
 use crate::layers::class;
-use crate::world::{Lane, Twist, World, alone, by_hand};
+use crate::world::{CLOUDS, Lane, Twist, World, by_hand, on_each};
 
 const API: &str = "k8s.";
 
 #[test]
 fn e1_while_the_server_is_away_nothing_is_bought_and_then_all_goes_on() -> Result<()> {
     for phase in ["before", "launching", "running"] {
-        alone("e1", Manners::runpod(), &[], async |world| {
+        on_each("e1", &[], async |world| {
             match phase {
                 "before" => drop(world.settle().await?),
                 "launching" => {
@@ -87,10 +87,14 @@ async fn restart(plane: &ControlPlane) -> Result<()> {
 
 #[test]
 fn e2_watches_whose_past_is_gone_list_again_and_nothing_is_bought_twice() -> Result<()> {
+    CLOUDS.into_iter().try_for_each(e2)
+}
+
+fn e2(manners: Manners) -> Result<()> {
     by_hand(async |errors| {
         let plane = crate::own_plane().await?;
         let mut lane = Lane::new(&plane, errors).await?;
-        lane.run("e2", Manners::runpod(), &[], Twist::default(), async |world| {
+        lane.run("e2", manners, &[], Twist::default(), async |world| {
             world.create(json!({})).await?;
             world.until("running", |seen| seen.is("Running")).await?;
             world.link(Link::Partitioned);
@@ -115,6 +119,10 @@ fn e2_watches_whose_past_is_gone_list_again_and_nothing_is_bought_twice() -> Res
 
 #[test]
 fn e3_a_watch_of_jobs_that_says_nothing_slows_and_storms_nothing() -> Result<()> {
+    CLOUDS.into_iter().try_for_each(e3)
+}
+
+fn e3(manners: Manners) -> Result<()> {
     by_hand(async |errors| {
         let plane = crate::plane().await?;
         let proxy = plane.proxy()?;
@@ -140,7 +148,7 @@ fn e3_a_watch_of_jobs_that_says_nothing_slows_and_storms_nothing() -> Result<()>
             ..Twist::default()
         };
         let mut lane = Lane::new(plane, errors).await?;
-        lane.run("e3", Manners::runpod(), &[], twist, async |world| {
+        lane.run("e3", manners, &[], twist, async |world| {
             world.create(json!({})).await?;
             world.until("running", |seen| seen.is("Running")).await?;
             proxy.set(Network::Silent);
@@ -164,7 +172,7 @@ fn e3_a_watch_of_jobs_that_says_nothing_slows_and_storms_nothing() -> Result<()>
 #[test]
 fn e5_a_server_that_asks_for_patience_gets_it() -> Result<()> {
     for status in [429, 503, 500] {
-        alone("e5", Manners::runpod(), &[], async |world| {
+        on_each("e5", &[], async |world| {
             world.calls.stand(Standing { classes: API, every: 3, fault: Fault::Refuse(status) });
             world.create(json!({})).await?;
             world.until_complete().await?;
@@ -178,7 +186,7 @@ fn e5_a_server_that_asks_for_patience_gets_it() -> Result<()> {
 
 #[test]
 fn e6_a_conflict_in_every_second_write_slows_and_harms_nothing() -> Result<()> {
-    alone("e6", Manners::runpod(), &[], async |world| {
+    on_each("e6", &[], async |world| {
         for classes in ["k8s.update.", "k8s.patch."] {
             world.calls.stand(Standing { classes, every: 2, fault: Fault::Refuse(409) });
         }
@@ -193,7 +201,7 @@ fn e6_a_conflict_in_every_second_write_slows_and_harms_nothing() -> Result<()> {
 
 #[test]
 fn e7_a_slow_server_costs_no_leader_and_no_machine() -> Result<()> {
-    alone("e7", Manners::aws(), &[], async |world| {
+    on_each("e7", &[], async |world| {
         world.live_elected().await?;
         let slow = Fault::Delay(Duration::from_secs(2));
         world.calls.stand(Standing { classes: API, every: 1, fault: slow });
@@ -211,11 +219,15 @@ fn e7_a_slow_server_costs_no_leader_and_no_machine() -> Result<()> {
 #[test]
 fn e10_kinds_that_are_deleted_take_their_machines_and_work_again_when_they_are_back() -> Result<()>
 {
+    CLOUDS.into_iter().try_for_each(e10)
+}
+
+fn e10(manners: Manners) -> Result<()> {
     by_hand(async |errors| {
         let plane = crate::own_plane().await?;
         let mut lane = Lane::new(&plane, errors).await?;
         let definitions: Api<CustomResourceDefinition> = Api::all(lane.client.clone());
-        lane.run("e10", Manners::runpod(), &[], Twist::default(), async |world| {
+        lane.run("e10", manners, &[], Twist::default(), async |world| {
             world.create(json!({})).await?;
             world.until("running", |seen| seen.is("Running")).await?;
             let all = definitions.list(&ListParams::default()).await?;
@@ -249,11 +261,15 @@ fn e10_kinds_that_are_deleted_take_their_machines_and_work_again_when_they_are_b
 
 #[test]
 fn e10_a_kind_that_is_not_served_for_a_while_costs_no_machine() -> Result<()> {
+    CLOUDS.into_iter().try_for_each(e10_away)
+}
+
+fn e10_away(manners: Manners) -> Result<()> {
     by_hand(async |errors| {
         let plane = crate::own_plane().await?;
         let mut lane = Lane::new(&plane, errors).await?;
         let definitions: Api<CustomResourceDefinition> = Api::all(lane.client.clone());
-        lane.run("e10-away", Manners::runpod(), &[], Twist::default(), async |world| {
+        lane.run("e10-away", manners, &[], Twist::default(), async |world| {
             world.create(json!({})).await?;
             world.until("running", |seen| seen.is("Running")).await?;
             let name = "computeclaims.petaflop.dev";

@@ -12,10 +12,12 @@ use kube::api::{
 };
 use kube::core::GroupVersionKind;
 use kube::{Api, Client, ResourceExt};
+use petaflop_agent_api::clock::Clock;
 use petaflop_crds::TrainingJob;
 use petaflop_crds::scalar::Money;
 use petaflop_fake_provider::Manners;
 use petaflop_harness::eventually;
+use petaflop_operator::cluster::guard::Guard;
 use serde_json::{Value, json};
 
 use crate::world::{Lane, Twist, by_hand};
@@ -151,6 +153,12 @@ fn h7_an_object_that_cannot_be_read_blocks_no_other() -> Result<()> {
             priced(&json!([1])).await?;
             world.live().await?;
             world.pass(Duration::from_secs(300)).await?;
+            // Whoever would take the operator away hears of it.
+            let namespaces = vec![namespace.clone()];
+            let guard = Guard { client: client.clone(), clock: Clock::system(), namespaces };
+            let open = guard.open().await?;
+            let named = format!("{namespace}/{claim}");
+            ensure!(open.iter().any(|one| one.claim == named), "{named} is not in {open:?}");
             let stays = world.cloud.billed_now().iter().any(|billed| billed.id == machine);
             ensure!(stays, "a machine was ended whose claim stands");
             // Others go on meanwhile.

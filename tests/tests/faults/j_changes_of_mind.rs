@@ -7,7 +7,7 @@ use petaflop_fake_provider::Manners;
 use serde_json::{Value, json};
 
 use crate::oracles::end;
-use crate::world::{Seen, World, alone};
+use crate::world::{Seen, World, alone, on_each};
 
 /// The end of a job that was like this from the beginning.
 fn fresh(spec: &Value) -> Result<Value> {
@@ -97,7 +97,7 @@ fn j_a_job_suspended_in_any_phase_and_changed_meanwhile_goes_on() -> Result<()> 
         ("running", |seen| seen.is("Running")),
     ];
     for (phase, is) in phases {
-        alone("j-suspend", Manners::runpod(), &[], async |world| {
+        on_each("j-suspend", &[], async |world| {
             world.create(json!({})).await?;
             world.until(phase, is).await?;
             world.suspend(true).await?;

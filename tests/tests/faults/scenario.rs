@@ -19,6 +19,10 @@ pub(crate) enum Act {
     Scale(u32),
     /// `spec.suspend` is written.
     Suspend(bool),
+    /// The service is to serve another model.
+    RollOut,
+    /// The cloud sells the same for less.
+    Undersell,
     /// The cloud takes the machine away, after a notice or without.
     Interrupt(Option<Duration>),
     /// It is over.
@@ -40,6 +44,8 @@ pub(crate) struct Scenario {
     pub(crate) spec: fn() -> Value,
     /// A budget, in dollars.
     pub(crate) budget: Option<&'static str>,
+    /// What is booked may reach so far beyond what is billed: nobody can say when a machine ended.
+    pub(crate) late: Duration,
     /// Machines that a run without faults buys.
     pub(crate) machines: usize,
     /// What happens: called with how many acts there were.
@@ -55,6 +61,7 @@ const COMPLETE: Scenario = Scenario {
     lasts: RUN,
     spec: || json!({}),
     budget: None,
+    late: Duration::ZERO,
     machines: 1,
     next: |_, seen| match seen.is("Complete") && seen.claims.is_empty() {
         true => Act::Done,
@@ -71,12 +78,116 @@ fn delete_when(done: u32, seen: &Seen, now: bool) -> Act {
     }
 }
 
-/// All of them.
-pub(crate) const ALL: [Scenario; 12] = [
+/// The same in another cloud.
+const fn in_aws(scenario: Scenario, name: &'static str) -> Scenario {
+    Scenario { name, manners: Manners::aws(), ..scenario }
+}
+
+// Long enough for a row of the ledger in between.
+const CHARGED: Scenario = Scenario { name: "charged", lasts: Duration::from_secs(340), ..COMPLETE };
+
+const DELETE_LAUNCHING: Scenario = Scenario {
+    name: "delete-launching",
+    next: |done, seen| delete_when(done, seen, !seen.billed.is_empty()),
+    ..COMPLETE
+};
+
+const DELETE_RUNNING: Scenario = Scenario {
+    name: "delete-running",
+    next: |done, seen| delete_when(done, seen, seen.is("Running")),
+    ..COMPLETE
+};
+
+const SUSPEND: Scenario = Scenario {
+    name: "suspend",
+    machines: 2,
+    lasts: Duration::from_secs(60),
+    next: |done, seen| match done {
+        0 if seen.is("Running") => Act::Suspend(true),
+        1 if seen.is("Suspended") && seen.claims.is_empty() => Act::Suspend(false),
+        2 if seen.is("Complete") && seen.claims.is_empty() => Act::Done,
+        _ => Act::Wait,
+    },
+    ..COMPLETE
+};
+
+const INTERRUPTED: Scenario = Scenario {
+    name: "interrupted",
+    // A cloud that says afterwards when it took the machine away.
+    manners: Manners::aws(),
+    machines: 2,
+    lasts: Duration::from_secs(60),
+    next: |done, seen| match done {
+        0 if seen.is("Running") => Act::Interrupt(None),
+        1 if seen.is("Complete") && seen.claims.is_empty() => Act::Done,
+        _ => Act::Wait,
+    },
+    ..COMPLETE
+};
+
+const MOVES: Scenario = Scenario {
+    name: "moves",
+    machines: 2,
+    lasts: Duration::from_secs(200),
+    // What is cheaper is cheap enough at once.
+    spec: || json!({ "placement": { "interruption": { "minHoldSeconds": 0 } } }),
+    next: |done, seen| match done {
+        0 if seen.is("Running") => Act::Undersell,
+        1 if seen.is("Complete") && seen.claims.is_empty() => Act::Done,
+        _ => Act::Wait,
+    },
+    ..COMPLETE
+};
+
+const SCALE: Scenario = Scenario {
+    name: "scale",
+    serves: true,
+    machines: 3,
+    spec: || json!({ "replicas": 0 }),
+    next: |done, seen| match done {
+        0 if seen.is("Ready") => Act::Scale(3),
+        1 if seen.answer() == 3 => Act::Scale(1),
+        2 if seen.answer() == 1 && seen.claims.len() == 1 => Act::Scale(0),
+        3 if seen.is("Ready") && seen.claims.is_empty() => Act::Done,
+        _ => Act::Wait,
+    },
+    ..COMPLETE
+};
+
+const ROLL_OUT: Scenario = Scenario {
+    name: "rollout",
+    serves: true,
+    machines: 2,
+    spec: || json!({ "replicas": 1 }),
+    next: |done, seen| match done {
+        0 if seen.answer() == 1 => Act::RollOut,
+        // The new one answers, and the old one is gone.
+        1 if seen.answer() == 1 && seen.is_rolled_out() && seen.claims.len() == 1 => Act::Scale(0),
+        2 if seen.is("Ready") && seen.claims.is_empty() => Act::Done,
+        _ => Act::Wait,
+    },
+    ..COMPLETE
+};
+
+const BUDGET: Scenario = Scenario {
+    name: "budget",
+    // It would go on for an hour; the money is enough for two minutes.
+    lasts: Duration::from_secs(3600),
+    budget: Some("0.05"),
+    next: |_, seen| match seen.is("Suspended") && seen.claims.is_empty() {
+        true => Act::Done,
+        false => Act::Wait,
+    },
+    ..COMPLETE
+};
+
+/// All of them. What has no name of a cloud is in the one without idempotency that forgets machines
+/// with their end, unless it says so.
+pub(crate) const ALL: [Scenario; 23] = [
     COMPLETE,
-    // Long enough for a row of the ledger in between.
-    Scenario { name: "charged", lasts: Duration::from_secs(340), ..COMPLETE },
-    Scenario { name: "complete-aws", manners: Manners::aws(), ..COMPLETE },
+    CHARGED,
+    in_aws(COMPLETE, "complete-aws"),
+    in_aws(CHARGED, "charged-aws"),
     Scenario {
         name: "delete-planned",
         machines: 0,
@@ -88,61 +199,32 @@ pub(crate) const ALL: [Scenario; 12] = [
         },
         ..COMPLETE
     },
-    Scenario {
-        name: "delete-launching",
-        next: |done, seen| delete_when(done, seen, !seen.billed.is_empty()),
-        ..COMPLETE
-    },
-    Scenario {
-        name: "delete-running",
-        next: |done, seen| delete_when(done, seen, seen.is("Running")),
-        ..COMPLETE
-    },
+    DELETE_LAUNCHING,
+    DELETE_RUNNING,
     Scenario {
         name: "delete-complete",
         next: |done, seen| delete_when(done, seen, seen.is("Complete")),
         ..COMPLETE
     },
+    in_aws(DELETE_LAUNCHING, "aws-delete-launching"),
+    in_aws(DELETE_RUNNING, "aws-delete-running"),
+    SUSPEND,
+    in_aws(SUSPEND, "suspend-aws"),
+    INTERRUPTED,
     Scenario {
-        name: "suspend",
-        machines: 2,
-        lasts: Duration::from_secs(60),
-        next: |done, seen| match done {
-            0 if seen.is("Running") => Act::Suspend(true),
-            1 if seen.is("Suspended") && seen.claims.is_empty() => Act::Suspend(false),
-            2 if seen.is("Complete") && seen.claims.is_empty() => Act::Done,
-            _ => Act::Wait,
-        },
-        ..COMPLETE
+        name: "interrupted-runpod",
+        manners: Manners::runpod(),
+        // It is booked until it was missed: an agent is after 90 s, and each of the two looks that say
+        // so may come after a crash.
+        late: Duration::from_secs(150),
+        ..INTERRUPTED
     },
-    Scenario {
-        name: "interrupted",
-        // A cloud that says afterwards when it took the machine away; else it is booked until it was
-        // looked for.
-        manners: Manners::aws(),
-        machines: 2,
-        lasts: Duration::from_secs(60),
-        next: |done, seen| match done {
-            0 if seen.is("Running") => Act::Interrupt(None),
-            1 if seen.is("Complete") && seen.claims.is_empty() => Act::Done,
-            _ => Act::Wait,
-        },
-        ..COMPLETE
-    },
-    Scenario {
-        name: "scale",
-        serves: true,
-        machines: 3,
-        spec: || json!({ "replicas": 0 }),
-        next: |done, seen| match done {
-            0 if seen.is("Ready") => Act::Scale(3),
-            1 if seen.answer() == 3 => Act::Scale(1),
-            2 if seen.answer() == 1 && seen.claims.len() == 1 => Act::Scale(0),
-            3 if seen.is("Ready") && seen.claims.is_empty() => Act::Done,
-            _ => Act::Wait,
-        },
-        ..COMPLETE
-    },
+    MOVES,
+    in_aws(MOVES, "moves-aws"),
+    SCALE,
+    in_aws(SCALE, "scale-aws"),
+    ROLL_OUT,
+    in_aws(ROLL_OUT, "rollout-aws"),
     Scenario {
         name: "ttl",
         spec: || json!({ "ttlSecondsAfterFinished": 30 }),
@@ -152,15 +234,6 @@ pub(crate) const ALL: [Scenario; 12] = [
         },
         ..COMPLETE
     },
-    Scenario {
-        name: "budget",
-        // It would go on for an hour; the money is enough for two minutes.
-        lasts: Duration::from_secs(3600),
-        budget: Some("0.05"),
-        next: |_, seen| match seen.is("Suspended") && seen.claims.is_empty() {
-            true => Act::Done,
-            false => Act::Wait,
-        },
-        ..COMPLETE
-    },
+    BUDGET,
+    in_aws(BUDGET, "budget-aws"),
 ];

@@ -10,7 +10,7 @@ use petaflop_harness::ControlPlane;
 use serde_json::Value;
 
 use crate::calls::{Fault, Point};
-use crate::oracles::{Outcome, compare, end, writes};
+use crate::oracles::{Outcome, Unsure, compare, end, writes};
 use crate::scenario::{ALL, Act, Scenario};
 use crate::world::{Errors, Lane, PRICE, Twist};
 
@@ -47,6 +47,8 @@ async fn run(lane: &mut Lane, task: &Task) -> Result<Outcome> {
             Act::Delete => world.delete().await?,
             Act::Scale(replicas) => world.scale(*replicas).await?,
             Act::Suspend(suspend) => world.suspend(*suspend).await?,
+            Act::RollOut => world.roll_out().await?,
+            Act::Undersell => world.undersell()?,
             Act::Interrupt(notice) => {
                 let id = seen.billed.first().context("a machine to take away")?.id.clone();
                 world.cloud.interrupt(&id, *notice);
@@ -73,8 +75,8 @@ async fn run(lane: &mut Lane, task: &Task) -> Result<Outcome> {
     leaks.extend(seen.billed.iter().map(|billed| format!("{} at the end", billed.id)));
     let rows = world.rows().await?;
     let bill = world.cloud.micros_by_identity();
-    let mut ledger =
-        compare(&rows, &bill, &scenario.manners, PRICE, world.calls.struck(), Duration::ZERO);
+    let unsure = Unsure { late: scenario.late, ..Unsure::default() };
+    let mut ledger = compare(&rows, &bill, &scenario.manners, PRICE, world.calls.struck(), unsure);
     if let Some(total) = seen.cost() {
         let booked: i64 = rows.iter().map(|row| row.amount.micros()).sum();
         if total.micro_dollars()? != booked {

@@ -20,9 +20,10 @@ pub enum RowKind {
     Correction,
 }
 
-/// One row. Rows are never changed; equal keys hold equal rows.
+/// One row. Rows are never changed; equal keys hold equal rows. What a later version adds to them is
+/// passed over: whoever goes back to this one, or asks a newer operator, still reads what was spent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Row {
     /// `<claim uid>/<sequence in six digits>`: the same on every retry.
     pub key: String,

@@ -30,7 +30,7 @@ use crate::cluster::watches::{
     Part, follow_claims, on_budget, on_gateway_object, on_job, on_provider, on_service,
 };
 pub use crate::cluster::work::Queues;
-use crate::cluster::{Handle, Operator, training_job, watches, work};
+use crate::cluster::{Handle, Operator, jobs, training_job, watches, work};
 use crate::http;
 use crate::installation::Installation;
 use crate::ledger::Ledger;

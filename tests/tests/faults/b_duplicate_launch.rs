@@ -9,7 +9,7 @@ use petaflop_fake_provider::{Fault as Misbehaviour, Kind, Manners};
 use serde_json::json;
 
 use crate::calls::{Fault, Point};
-use crate::world::{CLOUDS, World, alone, on_each};
+use crate::world::{World, alone, clouds, on_each};
 
 /// The job runs to its end, on this many machines.
 async fn completes_on(world: &mut World<'_>, machines: usize) -> Result<()> {
@@ -107,7 +107,7 @@ fn b6_an_operator_on_a_restored_backup_never_has_two_machines_at_once() -> Resul
 #[test]
 fn b7_the_same_name_again_while_the_old_machine_is_ending_has_a_machine_of_its_own() -> Result<()> {
     // It takes a while to end.
-    for manners in CLOUDS {
+    for &manners in clouds() {
         let slow = Manners { shutdown: Duration::from_secs(30), ..manners };
         alone("b7", slow, &[], async |world| {
             world.create(json!({})).await?;

@@ -31,7 +31,7 @@ use serde_json::json;
 use crate::calls::{Calls, Point};
 use crate::oracles::{Unsure, compare};
 
-pub(crate) use lane::{CLOUDS, Errors, Lane, alone, by_hand, on_each};
+pub(crate) use lane::{Errors, Lane, alone, by_hand, clouds, everything, on_each};
 use process::Process;
 pub(crate) use process::Twist;
 pub(crate) use seen::Seen;

@@ -10,7 +10,6 @@ Without it the peer's column stays empty, and the last line says so.
 
 import argparse
 import csv
-import hashlib
 import json
 import os
 import pathlib
@@ -18,7 +17,8 @@ import re
 import statistics
 import subprocess
 import sys
-import venv
+
+import peers
 
 # Layers, width, heads, vocabulary, sequence, batch: the sizes of the peer's own table.
 SHAPES = [(4, 128, 4, 512, 128, 16), (4, 192, 6, 1024, 256, 8), (4, 256, 8, 2048, 256, 8)]
@@ -28,20 +28,6 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 def output(*command: str, **options) -> str:
     return subprocess.run(command, check=True, text=True, stdout=subprocess.PIPE, **options).stdout
-
-
-def peer_python() -> str:
-    """The interpreter of an environment of its own with REQUIREMENTS, made once."""
-    cache = pathlib.Path(os.environ.get("PETAFLOP_CACHE") or pathlib.Path.home() / ".cache/petaflop")
-    name = hashlib.sha256("\n".join(REQUIREMENTS).encode()).hexdigest()[:12]
-    home = cache / f"venv-bench-{name}"
-    ready = home / "ready"
-    if not ready.exists():
-        print(f"installing {', '.join(REQUIREMENTS)} into {home} (once)", file=sys.stderr)
-        venv.create(home, with_pip=True, clear=True)
-        subprocess.run([home / "bin/pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        ready.touch()
-    return str(home / "bin/python")
 
 
 def spread(values: list[float]) -> str:
@@ -69,7 +55,7 @@ def main() -> None:
         script = chosen.peers / "jax_llama_cpu.py"
         if not script.is_file():
             sys.exit(f"{script} is missing: --peers names the folder that holds it")
-        python = peer_python()
+        python = peers.python(REQUIREMENTS)
     print(f"machine: {where['cpu']}, {where['cores']} cores; commit {where['commit']}")
     print(f"versions: {output(chosen.runtime, '--version').strip()}; peer: {', '.join(REQUIREMENTS) if python else 'none'}")
     print(f"training, f32, forward + backward + AdamW, tokens/s: median (least–most) of {chosen.rounds} rounds in turn")

@@ -10,7 +10,6 @@ run once, with the files of what was planted, asked and answered as its last arg
 """
 
 import argparse
-import hashlib
 import json
 import os
 import pathlib
@@ -20,26 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
-import venv
+
+import peers
 
 REQUIREMENTS = ["skypilot==0.14.1", "pulp==3.3.2", "gpuhunt==0.1.34"]
 MODELS = ["V100", "A100", "H100", "L4", "A10G", "T4"]
 COUNTS = [1, 2, 4, 8]
 HERE = pathlib.Path(__file__).resolve()
-
-
-def peer_python() -> str:
-    """The interpreter of an environment of its own with REQUIREMENTS, made once."""
-    cache = pathlib.Path(os.environ.get("PETAFLOP_CACHE") or pathlib.Path.home() / ".cache/petaflop")
-    name = hashlib.sha256("\n".join(REQUIREMENTS).encode()).hexdigest()[:12]
-    home = cache / f"venv-bench-{name}"
-    ready = home / "ready"
-    if not ready.exists():
-        print(f"installing {', '.join(REQUIREMENTS)} into {home} (once)", file=sys.stderr)
-        venv.create(home, with_pip=True, clear=True)
-        subprocess.run([home / "bin/pip", "install", "--quiet", *REQUIREMENTS], check=True)
-        ready.touch()
-    return str(home / "bin/python")
 
 
 def wishes(count: int) -> list[tuple[str, int, bool]]:
@@ -124,7 +110,7 @@ def main() -> None:
     missing = [script for script, _ in PEERS.values() if not (chosen.peers / script).is_file()]
     if missing:
         sys.exit(f"{chosen.peers} lacks {', '.join(missing)}: --peers names the folder that holds them")
-    python = peer_python()
+    python = peers.python(REQUIREMENTS)
     with tempfile.TemporaryDirectory(prefix="petaflop-market-") as scratch:
         files = []
         for peer in PEERS:

@@ -13,6 +13,19 @@ use crate::command::tail;
 use crate::error::{Error, Result};
 use crate::state::State;
 
+/// A process that is told to stop has stopped long before this.
+const STOPS: Duration = Duration::from_secs(5);
+
+/// Whether none of its threads runs.
+fn has_stopped(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    let stat = |thread: std::fs::DirEntry| std::fs::read_to_string(thread.path().join("stat"));
+    // The state comes after the name, which is in brackets and may hold anything.
+    let runs =
+        |stat: String| stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('T'));
+    !threads.flatten().any(|thread| stat(thread).is_ok_and(runs))
+}
+
 /// How to start a program.
 #[derive(Clone, Debug)]
 pub struct Launch {
@@ -126,7 +139,13 @@ impl Component {
     /// # Errors
     /// It is not running.
     pub fn pause(&self) -> Result<()> {
-        self.signal(Signal::STOP)
+        self.signal(Signal::STOP)?;
+        // A signal is sent before it is heeded: meanwhile other threads may answer.
+        let asked = Instant::now();
+        while self.pid().is_some_and(|pid| !has_stopped(pid)) && asked.elapsed() < STOPS {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Lets it go on (SIGCONT).

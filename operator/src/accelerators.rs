@@ -20,7 +20,7 @@ pub fn promised(claim: &ClaimSpec, asked_for: bool) -> Option<task::Accelerators
     if !asked_for || claim.device != Device::Accelerators {
         return None;
     }
-    let row = Catalogue::embedded().rows().iter().find(|row| row.key == devices.model);
+    let row = Catalogue::embedded().get(&devices.model);
     // A model that the catalogue lacks has the provider's own name, which begins with its maker's.
     let named = || Vendor::from_name(devices.model.split(['-', '_', ' ']).next()?);
     let vendor = row.map(|row| row.vendor).or_else(named);

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use petaflop_agent_api::task::{LogSink, PROGRESS_FILE, Secret, Task, TaskFile};
+use petaflop_agent_api::task::{Accelerators, LogSink, PROGRESS_FILE, Secret, Task, TaskFile};
 use petaflop_arbiter::claim::ClaimSpec;
 use petaflop_arbiter::offer::Offer;
 use petaflop_crds::compute_claim::{OWNER_KIND_LABEL, OWNER_LABEL, OwnerKind};
@@ -54,6 +54,8 @@ pub struct Training {
     pub grace_seconds: u64,
     /// What it finds in its environment, beside what opens the store.
     pub secrets: BTreeMap<String, Secret>,
+    /// What its agent makes sure of before anything runs.
+    pub accelerators: Option<Accelerators>,
 }
 
 /// A command of the user's, in an image of the user's.
@@ -137,7 +139,7 @@ impl Fleet<'_> {
             ready: None,
             relay: None,
             pass: None,
-            accelerators: None,
+            accelerators: job.accelerators,
         })
     }
 
@@ -149,6 +151,7 @@ impl Fleet<'_> {
         command: Command,
         secrets: BTreeMap<String, Secret>,
         grace_seconds: u64,
+        accelerators: Option<Accelerators>,
     ) -> Task {
         let Command { image: _, argv, mut env, dir } = command;
         env.insert(PLACEMENT.to_owned(), claim.placement.to_string());
@@ -164,7 +167,7 @@ impl Fleet<'_> {
             ready: None,
             relay: None,
             pass: None,
-            accelerators: None,
+            accelerators,
         }
     }
 

@@ -56,8 +56,7 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
             let claim = &stored.claim.spec;
             let fleet = operator.fleet();
             let rights = fleet.rights_of_command(claim);
-            let task = fleet.command(claim, command, env, grace_seconds);
-            let task = Task { accelerators, ..task };
+            let task = fleet.command(claim, command, env, grace_seconds, accelerators);
             return Some(Told { task, rights });
         }
     };
@@ -69,10 +68,11 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
         fresh: spec.cache == Cache::Never,
         grace_seconds,
         secrets: env,
+        accelerators,
     };
     let rights = operator.fleet().rights_of_job(&stored.claim.spec, &training.inputs);
     let task = operator.fleet().training(&stored.claim.spec, training).ok()?;
-    Some(Told { task: Task { accelerators, ..task }, rights })
+    Some(Told { task, rights })
 }
 
 /// The machine of a service's replica.

@@ -11,7 +11,6 @@ use jiff::Timestamp;
 
 use petaflop_agent_api::clock::Clock;
 use petaflop_agent_api::message::Exit;
-use petaflop_agent_api::task;
 use petaflop_arbiter::workload::WorkloadId;
 use petaflop_crds::training_job::Cache;
 use petaflop_providers::{Begins, Machine};
@@ -136,6 +135,7 @@ impl Elsewhere {
     /// Meets the agent of a claim's machine, unless that was done.
     pub fn meet(&self, admission: &Admission, stored: &StoredClaim, endpoint: String) {
         let Task::Training(task) = &admission.task else { return };
+        let claim = &stored.claim.spec;
         let training = || Training {
             recipe: task.recipe.clone(),
             inputs: task.inputs.clone(),
@@ -144,13 +144,12 @@ impl Elsewhere {
             fresh: task.spec.cache == Cache::Never,
             grace_seconds: u64::from(task.spec.checkpoint.grace_seconds),
             secrets: Default::default(),
+            accelerators: promised(claim, task.spec.resources.asks_for_accelerators()),
         };
         let told = || {
-            let rights = self.fleet().rights_of_job(&stored.claim.spec, &task.inputs);
-            let claim = &stored.claim.spec;
-            let accelerators = promised(claim, task.spec.resources.asks_for_accelerators());
+            let rights = self.fleet().rights_of_job(claim, &task.inputs);
             let task = self.fleet().training(claim, training()).ok()?;
-            Some(Told { task: task::Task { accelerators, ..task }, rights })
+            Some(Told { task, rights })
         };
         self.agents.meet(&name_of(stored), stored, endpoint, told);
     }

@@ -45,7 +45,7 @@ sandbox: toolchain musl ## a job among clouds on this machine, which take its ma
 
 test: toolchain musl python cluster ## every test of the workspace, on a real Kubernetes where one is needed
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
-	@PATH="$(GO_PATH)" CARGO="$(CARGO)" tests/steady.sh $(PROFILE) --workspace $(ALL_FEATURES)
+	@PATH="$(GO_PATH)" CARGO="$(CARGO)" tests/run.py $(PROFILE) --workspace $(ALL_FEATURES)
 
 faults: toolchain cluster ## every crash point of every scenario, and all faults of docs/faults.md; ends with one line of JSON
 	@mkdir -p "$(PETAFLOP_CACHE)"

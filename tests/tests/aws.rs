@@ -12,22 +12,19 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use market::account::{self, Account};
 use market::log::Log;
 use market::time::Ticking;
-use market::{IMAGE, Market, RUNTIME};
+use market::{IMAGE, Market, RUNTIME, ec2};
 use operator::{Cluster, is, tiny};
 use petaflop_agent_api::clock::Clock;
-use petaflop_agent_api::task;
-use petaflop_cloud_box::ec2::{Ec2, PACE, Setup};
+use petaflop_cloud_box::ec2::{Ec2, PACE};
 use petaflop_cloud_box::engine::Pace;
 use petaflop_cloud_box::engine::machine::Life;
-use petaflop_crds::{ComputeProvider, TrainingJob};
+use petaflop_crds::TrainingJob;
 use petaflop_harness::eventually;
 use petaflop_operator::cluster::operate::Running;
+use petaflop_operator::cluster::settings::Settings;
 use petaflop_tests::binary;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -35,36 +32,12 @@ use tempfile::TempDir;
 /// The account's key, and what nobody else may see.
 const KEY: &str = "AKIABUYER";
 const CANARY: &str = "aws-canary-of-the-account";
-const REGION: &str = "us-east-2";
-
-/// EC2 on real machines, and `aws:` of whoever buys there.
-fn open(market: &Market, clock: &Clock, pace: Pace) -> Result<(Ec2, Value)> {
-    let mut setup = Setup::new(clock.clone(), KEY, CANARY, Box::new(market.machines.clone()));
-    setup.listen = (market.machines.provider(), 0).into();
-    setup.pace = pace;
-    setup.market = Some(market::ec2::steady(clock.now()));
-    let cloud = Ec2::start(setup)?;
-    let group = cloud.catalog(|catalog| {
-        let groups = &catalog.region(REGION)?.groups;
-        groups.iter().find(|group| group.name == "petaflop").map(|group| group.id.clone())
-    });
-    let aws = json!({
-        "apiBaseUrl": cloud.url(),
-        "regions": [{ "name": REGION, "securityGroups": [group.context("a group")?] }],
-        "instanceTypes": ["c7i.large"],
-        // Nothing to round: 0.008 $ an hour.
-        "diskGb": 73,
-        "address": "Private",
-    });
-    Ok((cloud, aws))
-}
 
 /// A cluster, and AWS beside it.
 struct World {
     cluster: Cluster,
     cloud: Ec2,
-    aws: Value,
-    provider: String,
+    account: Account,
     ticking: Ticking,
     market: Market,
 }
@@ -78,59 +51,21 @@ impl World {
         let cluster = Cluster::start_with(name, clock.clone(), None).await?;
         // Its disk, which AWS bills while an instance shuts down and the ledger does not, goes at once.
         let pace = Pace { wind_down: Duration::ZERO, ..PACE };
-        let (cloud, aws) = open(&market, &clock, pace)?;
-        let provider = format!("aws-{}", cluster.namespace);
+        let (cloud, aws) = ec2::open(&market, &clock, (KEY, CANARY), pace)?;
+        let account = Account::open(&cluster, "aws", &aws).await?;
         let ticking = Ticking::start(clock);
         // A host has twenty minutes to come up, and is started by a busy machine.
         ticking.every(100);
-        let world = Self { cluster, cloud, aws, provider, ticking, market };
-        world.provide().await?;
-        Ok(Some(world))
-    }
-
-    fn providers(&self) -> Api<ComputeProvider> {
-        Api::all(self.cluster.client.clone())
-    }
-
-    async fn provide(&self) -> Result<()> {
-        let namespace = &self.cluster.namespace;
-        let object = json!({
-            "apiVersion": "petaflop.dev/v1alpha1", "kind": "ComputeProvider",
-            "metadata": { "name": self.provider, "labels": { "test": namespace } },
-            "spec": {
-                "aws": self.aws,
-                "credentialsSecretRef": { "name": "aws" },
-                "allowedNamespaces": [namespace],
-            },
-        });
-        let object = serde_json::from_value(object)?;
-        self.providers().create(&PostParams::default(), &object).await?;
-        Ok(())
-    }
-
-    /// The Secret holds this.
-    async fn keys(&self, keys: Value) -> Result<()> {
-        let secrets: Api<Secret> =
-            Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace);
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "aws" },
-            "stringData": keys,
-        });
-        let by = PatchParams::apply("test");
-        secrets.patch("aws", &by, &Patch::Apply(&secret)).await?;
-        Ok(())
+        Ok(Some(Self { cluster, cloud, account, ticking, market }))
     }
 
     async fn operator(&self) -> Result<Running> {
-        let make = self.ticking.make(&self.cluster, &[&self.provider], &self.market.agent).await?;
-        let credentials = self.market.store.credentials().into_iter();
-        let credentials =
-            credentials.map(|(name, value)| (name.to_owned(), task::Secret::new(value)));
-        let change = |settings: &mut petaflop_operator::cluster::settings::Settings| {
+        let name = self.account.name.as_str();
+        let make = self.ticking.make(&self.cluster, &[name], &self.market.agent).await?;
+        let with_bucket = account::with_bucket(&self.market, "s3://bucket/store");
+        let change = |settings: &mut Settings| {
             settings.public_metrics = true;
-            settings.runtime = RUNTIME.to_owned();
-            settings.store.uri = "s3://bucket/store".to_owned();
-            settings.store.credentials = credentials.collect();
+            with_bucket(settings);
         };
         self.cluster.operator_making(make, change).await
     }
@@ -141,30 +76,6 @@ impl World {
         let console = |id: &str| format!("{id}: {}", self.market.machines.log(id));
         made.iter().map(|instance| console(&instance.id)).collect::<Vec<_>>().join("\n")
     }
-
-    /// Waits until the provider's condition is so.
-    async fn until(&self, type_: &str, status: &str, reason: &str) -> Result<Condition> {
-        let what = format!("{type_} is {status}, {reason}");
-        let found = eventually(&what, Duration::from_secs(60), || async {
-            let object = self.providers().get(&self.provider).await;
-            let conditions = object.map_err(|error| error.to_string())?.status.unwrap_or_default();
-            let mut conditions = conditions.conditions.into_iter();
-            match conditions.find(|c| c.type_ == type_) {
-                Some(found) if found.status == status && found.reason == reason => Ok(found),
-                other => Err(format!("{other:?}")),
-            }
-        });
-        Ok(found.await?)
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let (api, name) = (self.providers(), self.provider.clone());
-        tokio::spawn(async move {
-            let _ = api.delete(&name, &DeleteParams::default()).await;
-        });
-    }
 }
 
 /// `tiny`, of the text that is in the runtime, on AWS alone. It asks for no accelerator.
@@ -172,7 +83,7 @@ fn job(world: &World, name: &str) -> Result<TrainingJob> {
     let mut job = tiny(name)?;
     let recipe = job.spec.recipe.as_mut().context("a recipe")?;
     recipe.datasets[0].path = "builtin:petaflop".to_owned();
-    job.spec.placement.providers = vec![world.provider.clone()];
+    job.spec.placement.providers = vec![world.account.name.clone()];
     (job.spec.deadline, job.spec.max_total_cost) = (None, None);
     Ok(job)
 }
@@ -211,9 +122,9 @@ async fn a_job_is_trained_on_one_instance_that_is_ended_and_booked_as_it_is_bill
     let _ = tracing::subscriber::set_global_default(subscriber.with_env_filter(filter).finish());
     let Some(world) = World::start("aws").await? else { return Ok(()) };
     let keys = json!({ "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": format!("{CANARY}\n") });
-    world.keys(keys).await?;
+    world.account.keys(keys).await?;
     let running = world.operator().await?;
-    world.until("Ready", "True", "Ok").await?;
+    world.account.until("Ready", "True", "Ok").await?;
     let cluster = &world.cluster;
     cluster.create(&job(&world, "away")?).await?;
     let job = cluster
@@ -246,13 +157,14 @@ async fn a_job_is_trained_on_one_instance_that_is_ended_and_booked_as_it_is_bill
     let client = reqwest::Client::builder().no_proxy().build()?;
     let metrics = client.get(format!("http://{}/metrics", running.http)).send().await?;
     let metrics = metrics.text().await?;
-    let provider = world.providers().get(&world.provider).await?;
-    let events = [cluster.events("away").await?, cluster.events(&world.provider).await?].concat();
+    let provider = world.account.object().await?;
+    let events =
+        [cluster.events("away").await?, cluster.events(&world.account.name).await?].concat();
     let rows = cluster.rows().await?;
     let objects = serde_json::to_string(&json!([claims, job, provider, events, rows]))?;
     let log = String::from_utf8_lossy(&log.0.lock().expect("a log")).into_owned();
     let console = world.market.machines.log(&instance.id);
-    ensure!(metrics.contains(&world.provider) && !log.is_empty(), "looked at nothing");
+    ensure!(metrics.contains(&world.account.name) && !log.is_empty(), "looked at nothing");
     ensure!(console.contains("petaflop"), "{console}");
     for text in [&metrics, &objects, &log, &script, &console] {
         ensure!(!text.contains(CANARY), "the account's secret is told: {text}");
@@ -264,12 +176,12 @@ async fn a_job_is_trained_on_one_instance_that_is_ended_and_booked_as_it_is_bill
 async fn keys_count_as_soon_as_their_secret_has_them_and_what_is_missing_is_said() -> Result<()> {
     let Some(world) = World::start("aws-keys").await? else { return Ok(()) };
     let _running = world.operator().await?;
-    let missing = world.until("Stalled", "True", "SecretNotFound").await?;
+    let missing = world.account.until("Stalled", "True", "SecretNotFound").await?;
     let wanted = "create it with the key AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY";
     ensure!(missing.message.contains(wanted), "{missing:?}");
-    world.keys(json!({ "AWS_ACCESS_KEY_ID": KEY })).await?;
+    world.account.keys(json!({ "AWS_ACCESS_KEY_ID": KEY })).await?;
     eventually("the secret is missed", Duration::from_secs(60), || async {
-        let found = world.until("Stalled", "True", "SecretNotFound").await;
+        let found = world.account.until("Stalled", "True", "SecretNotFound").await;
         let message = found.map_err(|error| error.to_string())?.message;
         match message.contains("no text under the key AWS_SECRET_ACCESS_KEY") {
             true => Ok(()),
@@ -277,11 +189,17 @@ async fn keys_count_as_soon_as_their_secret_has_them_and_what_is_missing_is_said
         }
     })
     .await?;
-    world.keys(json!({ "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": "another" })).await?;
-    world.until("CredentialsValid", "False", "Unauthorized").await?;
-    world.keys(json!({ "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": CANARY })).await?;
-    world.until("Ready", "True", "Ok").await?;
-    let status = world.providers().get(&world.provider).await?.status.unwrap_or_default();
+    world
+        .account
+        .keys(json!({ "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": "another" }))
+        .await?;
+    world.account.until("CredentialsValid", "False", "Unauthorized").await?;
+    world
+        .account
+        .keys(json!({ "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": CANARY }))
+        .await?;
+    world.account.until("Ready", "True", "Ok").await?;
+    let status = world.account.object().await?.status.unwrap_or_default();
     // A type in the three zones of its region, spot and on demand.
     let offers = status.offers.context("offers")?;
     ensure!(offers.count == 6, "{offers:?}");
@@ -296,7 +214,7 @@ async fn petaflop_run_rents_an_instance_by_a_profile_while_the_environment_is_th
     let folder = TempDir::new()?;
     let quick = Duration::from_millis(300);
     let pace = Pace { provision: quick, start: quick, appear: quick, wind_down: quick, ..PACE };
-    let (cloud, mut aws) = open(&market, &Clock::system(), pace)?;
+    let (cloud, mut aws) = ec2::open(&market, &Clock::system(), (KEY, CANARY), pace)?;
     aws["profile"] = json!("buyer");
     let home = folder.path().join("home");
     std::fs::create_dir_all(&home)?;

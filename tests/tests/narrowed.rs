@@ -12,9 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use futures::StreamExt;
-use k8s_openapi::api::core::v1::Secret;
-use kube::Api;
-use kube::api::{DeleteParams, PostParams};
+use market::account::{self, Account};
 use market::time::Ticking;
 use market::{Market, RUNTIME, narrow};
 use object_store::ObjectStoreExt;
@@ -23,7 +21,7 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_agent_api::task;
 use petaflop_cloud_box::runpod::PACE;
 use petaflop_cloud_box::s3::{Gate, Given};
-use petaflop_crds::{ComputeProvider, TrainingJob};
+use petaflop_crds::TrainingJob;
 use petaflop_harness::eventually;
 use petaflop_operator::cluster::settings::Settings;
 use petaflop_operator::narrow::{Narrow, Rights, Sts};
@@ -33,6 +31,8 @@ use serde_json::json;
 
 /// What opens the store, as the server has it.
 const CANARY: &str = "secret-canary";
+/// The key of the account at RunPod.
+const KEY: &str = "rpa_of_the_account";
 /// A pass is good for so long, of our time.
 const LIFE: Duration = Duration::from_secs(3);
 const SOON: Duration = Duration::from_secs(240);
@@ -91,11 +91,12 @@ async fn a_machine_has_a_pass_for_its_own_job_that_ends_soon_and_is_replaced_unt
     let Some(market) = Market::open().await? else { return Ok(()) };
     let clock = Clock::manual(jiff::Timestamp::now());
     let cluster = Cluster::start_with("narrowed", clock.clone(), None).await?;
-    let runpod = market.runpod(clock.clone(), "rpa_of_the_account", PACE)?;
+    let runpod = market.runpod(clock.clone(), KEY, PACE)?;
     let ticking = Ticking::start(clock);
-    let provider = provide(&cluster, &runpod.url()).await?;
+    let account = Account::open(&cluster, "runpod", &account::runpod(&runpod.url())).await?;
+    account.keys(json!({ "RUNPOD_API_KEY": KEY })).await?;
     let gate = market.gate()?;
-    let make = ticking.make(&cluster, &[&provider], &market.agent).await?;
+    let make = ticking.make(&cluster, &[account.name.as_str()], &market.agent).await?;
     let store = narrow(&market, &gate, LIFE)?;
     let change = |settings: &mut Settings| {
         settings.runtime = RUNTIME.to_owned();
@@ -108,7 +109,7 @@ async fn a_machine_has_a_pass_for_its_own_job_that_ends_soon_and_is_replaced_unt
     recipe.datasets[0].path = "builtin:petaflop".to_owned();
     recipe.max_steps = Some(80);
     job.spec.checkpoint.interval_seconds = 1;
-    job.spec.placement.providers = vec![provider.clone()];
+    job.spec.placement.providers = vec![account.name.clone()];
     (job.spec.deadline, job.spec.max_total_cost) = (None, None);
     cluster.create(&job).await?;
     cluster
@@ -287,26 +288,4 @@ async fn a_role_is_taken_where_one_is_named_and_a_refusal_says_how_to_mend_it() 
     let folder = StoreAt { uri: "/folder".to_owned(), ..StoreAt::default() };
     ensure!(Narrow::of(&folder, &sts)?.is_none(), "a folder has no passes");
     Ok(())
-}
-
-async fn provide(cluster: &Cluster, url: &str) -> Result<String> {
-    let name = format!("runpod-{}", cluster.namespace);
-    let secrets: Api<Secret> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
-    let secret = json!({
-        "metadata": { "name": "runpod" },
-        "stringData": { "RUNPOD_API_KEY": "rpa_of_the_account" },
-    });
-    secrets.create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
-    let object = json!({
-        "apiVersion": "petaflop.dev/v1alpha1", "kind": "ComputeProvider",
-        "metadata": { "name": name, "labels": { "test": cluster.namespace } },
-        "spec": {
-            "runpod": { "apiBaseUrl": url, "acceleratorCounts": [1], "vcpuCounts": [2] },
-            "credentialsSecretRef": { "name": "runpod" },
-            "allowedNamespaces": [cluster.namespace],
-        },
-    });
-    let providers: Api<ComputeProvider> = Api::all(cluster.client.clone());
-    providers.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
-    Ok(name)
 }

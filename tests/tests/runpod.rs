@@ -10,21 +10,19 @@ mod operator;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Secret;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
-use kube::{Api, ResourceExt};
+use kube::ResourceExt;
+use market::account::{self, Account};
 use market::log::Log;
 use market::time::Ticking;
 use market::{Market, RUNTIME};
 use operator::{Cluster, is, tiny};
 use petaflop_agent_api::clock::Clock;
-use petaflop_agent_api::task;
 use petaflop_cloud_box::faults::{Fault, Operation, When};
 use petaflop_cloud_box::runpod::{PACE, RunPod};
-use petaflop_crds::{ComputeProvider, TrainingJob};
+use petaflop_crds::TrainingJob;
 use petaflop_harness::eventually;
 use petaflop_operator::cluster::operate::Running;
+use petaflop_operator::cluster::settings::Settings;
 use serde_json::json;
 
 /// The key of the account, which nobody else may see.
@@ -34,7 +32,7 @@ const CANARY: &str = "rpa_canary_4b1d_of_the_account";
 struct World {
     cluster: Cluster,
     runpod: RunPod,
-    provider: String,
+    account: Account,
     ticking: Ticking,
     market: Market,
 }
@@ -45,77 +43,28 @@ impl World {
         let clock = Clock::manual(jiff::Timestamp::now());
         let cluster = Cluster::start_with(name, clock.clone(), None).await?;
         let runpod = market.runpod(clock.clone(), CANARY, PACE)?;
-        let provider = format!("runpod-{}", cluster.namespace);
-        let world = Self { ticking: Ticking::start(clock), cluster, runpod, provider, market };
-        world.provide().await?;
-        Ok(Some(world))
-    }
-
-    fn providers(&self) -> Api<ComputeProvider> {
-        Api::all(self.cluster.client.clone())
-    }
-
-    async fn provide(&self) -> Result<()> {
-        let namespace = &self.cluster.namespace;
-        let object = json!({
-            "apiVersion": "petaflop.dev/v1alpha1", "kind": "ComputeProvider",
-            "metadata": { "name": self.provider, "labels": { "test": namespace } },
-            "spec": {
-                "runpod": {
-                    "apiBaseUrl": self.runpod.url(), "acceleratorCounts": [1], "vcpuCounts": [2],
-                },
-                "credentialsSecretRef": { "name": "runpod" },
-                "allowedNamespaces": [namespace],
-            },
-        });
-        let object = serde_json::from_value(object)?;
-        self.providers().create(&PostParams::default(), &object).await?;
-        Ok(())
+        let account = Account::open(&cluster, "runpod", &account::runpod(&runpod.url())).await?;
+        Ok(Some(Self { ticking: Ticking::start(clock), cluster, runpod, account, market }))
     }
 
     /// The Secret holds this key.
     async fn key(&self, key: &str) -> Result<()> {
-        let secrets: Api<Secret> =
-            Api::namespaced(self.cluster.client.clone(), &self.cluster.namespace);
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": { "name": "runpod" },
-            "stringData": { "RUNPOD_API_KEY": key },
-        });
-        let by = PatchParams::apply("test");
-        secrets.patch("runpod", &by, &Patch::Apply(&secret)).await?;
-        Ok(())
+        self.account.keys(json!({ "RUNPOD_API_KEY": key })).await
     }
 
     /// The operator, with a bucket as its store; or with a folder.
     async fn operator(&self, bucket: bool) -> Result<Running> {
-        let make = self.ticking.make(&self.cluster, &[&self.provider], &self.market.agent).await?;
-        let credentials = self.market.store.credentials().into_iter();
-        let credentials =
-            credentials.map(|(name, value)| (name.to_owned(), task::Secret::new(value)));
-        let change = |settings: &mut petaflop_operator::cluster::settings::Settings| {
+        let name = self.account.name.as_str();
+        let make = self.ticking.make(&self.cluster, &[name], &self.market.agent).await?;
+        let with_bucket = bucket.then(|| account::with_bucket(&self.market, "s3://bucket/store"));
+        let change = |settings: &mut Settings| {
             settings.public_metrics = true;
             settings.runtime = RUNTIME.to_owned();
-            if bucket {
-                settings.store.uri = "s3://bucket/store".to_owned();
-                settings.store.credentials = credentials.collect();
+            if let Some(with_bucket) = with_bucket {
+                with_bucket(settings);
             }
         };
         self.cluster.operator_making(make, change).await
-    }
-
-    /// Waits until the provider's condition is so.
-    async fn until(&self, type_: &str, status: &str, reason: &str) -> Result<Condition> {
-        let what = format!("{type_} is {status}, {reason}");
-        let found = eventually(&what, Duration::from_secs(60), || async {
-            let object = self.providers().get(&self.provider).await;
-            let conditions = object.map_err(|error| error.to_string())?.status.unwrap_or_default();
-            let mut conditions = conditions.conditions.into_iter();
-            match conditions.find(|c| c.type_ == type_) {
-                Some(found) if found.status == status && found.reason == reason => Ok(found),
-                other => Err(format!("{other:?}")),
-            }
-        });
-        Ok(found.await?)
     }
 
     /// Micro-dollars of RunPod's invoice.
@@ -128,21 +77,12 @@ impl World {
     }
 }
 
-impl Drop for World {
-    fn drop(&mut self) {
-        let (api, name) = (self.providers(), self.provider.clone());
-        tokio::spawn(async move {
-            let _ = api.delete(&name, &DeleteParams::default()).await;
-        });
-    }
-}
-
 /// `tiny`, of the text that is in the runtime, on RunPod alone.
 fn job(world: &World, name: &str) -> Result<TrainingJob> {
     let mut job = tiny(name)?;
     let recipe = job.spec.recipe.as_mut().context("a recipe")?;
     recipe.datasets[0].path = "builtin:petaflop".to_owned();
-    job.spec.placement.providers = vec![world.provider.clone()];
+    job.spec.placement.providers = vec![world.account.name.clone()];
     (job.spec.deadline, job.spec.max_total_cost) = (None, None);
     Ok(job)
 }
@@ -163,7 +103,7 @@ async fn a_job_is_trained_on_one_pod_that_is_ended_and_booked_to_the_micro_dolla
         }
     });
     let running = world.operator(true).await?;
-    world.until("Ready", "True", "Ok").await?;
+    world.account.until("Ready", "True", "Ok").await?;
     let cluster = &world.cluster;
     cluster.create(&job(&world, "away")?).await?;
     let job = cluster
@@ -194,13 +134,14 @@ async fn a_job_is_trained_on_one_pod_that_is_ended_and_booked_to_the_micro_dolla
     let client = reqwest::Client::builder().no_proxy().build()?;
     let metrics = client.get(format!("http://{}/metrics", running.http)).send().await?;
     let metrics = metrics.text().await?;
-    let provider = world.providers().get(&world.provider).await?;
-    let events = [cluster.events("away").await?, cluster.events(&world.provider).await?].concat();
+    let provider = world.account.object().await?;
+    let events =
+        [cluster.events("away").await?, cluster.events(&world.account.name).await?].concat();
     let rows = cluster.rows().await?;
     let objects = serde_json::to_string(&json!([claims, job, provider, events, rows]))?;
     let log = String::from_utf8_lossy(&log.0.lock().expect("a log")).into_owned();
     let environment = format!("{:?}", pods[0].order.boot);
-    ensure!(metrics.contains(&world.provider) && log.contains("launch"), "looked at nothing");
+    ensure!(metrics.contains(&world.account.name) && log.contains("launch"), "looked at nothing");
     for text in [&metrics, &objects, &log, &environment] {
         ensure!(!text.contains("rpa_canary"), "the account's key is told: {text}");
     }
@@ -214,7 +155,7 @@ async fn what_is_dearer_than_quoted_or_taken_away_is_booked_and_the_job_goes_on(
     world.key(CANARY).await?;
     world.runpod.faults(|faults| faults.next(Fault::PriceChanged(1500), Operation::Create));
     let running = world.operator(true).await?;
-    world.until("Ready", "True", "Ok").await?;
+    world.account.until("Ready", "True", "Ok").await?;
     cluster.create(&job(&world, "unlucky")?).await?;
     let runs = |job: &TrainingJob| {
         job.status.as_ref().is_some_and(|status| is(&status.conditions, "Running"))
@@ -282,14 +223,14 @@ async fn what_is_dearer_than_quoted_or_taken_away_is_booked_and_the_job_goes_on(
 async fn a_key_counts_as_soon_as_its_secret_has_it_and_what_is_missing_is_said() -> Result<()> {
     let Some(world) = World::start("runpod-keys").await? else { return Ok(()) };
     let _running = world.operator(false).await?;
-    let missing = world.until("Stalled", "True", "SecretNotFound").await?;
+    let missing = world.account.until("Stalled", "True", "SecretNotFound").await?;
     let namespace = &world.cluster.namespace;
     let wanted = format!("there is no Secret runpod in namespace {namespace}; create it");
     ensure!(missing.message.contains(&wanted), "{missing:?}");
-    world.until("CredentialsValid", "False", "SecretNotFound").await?;
+    world.account.until("CredentialsValid", "False", "SecretNotFound").await?;
     world.key(" ").await?;
     let eventually_said = eventually("the key is missed", Duration::from_secs(60), || async {
-        let found = world.until("Stalled", "True", "SecretNotFound").await;
+        let found = world.account.until("Stalled", "True", "SecretNotFound").await;
         let message = found.map_err(|error| error.to_string())?.message;
         match message.contains("no text under the key RUNPOD_API_KEY") {
             true => Ok(()),
@@ -298,10 +239,10 @@ async fn a_key_counts_as_soon_as_its_secret_has_it_and_what_is_missing_is_said()
     });
     eventually_said.await?;
     world.key("somebody-elses").await?;
-    world.until("CredentialsValid", "False", "Unauthorized").await?;
+    world.account.until("CredentialsValid", "False", "Unauthorized").await?;
     world.key(CANARY).await?;
-    world.until("Ready", "True", "Ok").await?;
-    let offers = world.providers().get(&world.provider).await?.status.unwrap_or_default().offers;
+    world.account.until("Ready", "True", "Ok").await?;
+    let offers = world.account.object().await?.status.unwrap_or_default().offers;
     ensure!(offers.as_ref().is_some_and(|offers| offers.count > 5), "{offers:?}");
 
     // The store is a folder, which no pod reaches: nothing is bought, and it is said why.

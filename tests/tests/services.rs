@@ -4,9 +4,10 @@
 //! processes with what the Pod says, each on a loopback address of its own.
 
 mod market;
-#[path = "serving/on_runpod.rs"]
-mod on_runpod;
 mod operator;
+#[cfg(feature = "aws")]
+#[path = "serving/places.rs"]
+mod places;
 #[path = "faults/rights.rs"]
 mod rights;
 mod serving;

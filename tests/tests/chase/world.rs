@@ -8,13 +8,10 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Secret;
-use kube::Api;
-use kube::api::{DeleteParams, PostParams};
 use petaflop_agent_api::clock::Clock;
-use petaflop_agent_api::task;
-use petaflop_crds::{ComputeProvider, TrainingJob};
+use petaflop_crds::TrainingJob;
 use petaflop_operator::cluster::operate::Running;
+use petaflop_operator::cluster::settings::Settings;
 use petaflop_providers::host::process;
 use petaflop_tests::binary;
 use rustix::process::Signal;
@@ -22,8 +19,9 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::clouds::{Clouds, KEY, KIND, LONG, REGION};
+use crate::market::Market;
+use crate::market::account::{self, Account};
 use crate::market::time::Ticking;
-use crate::market::{Market, RUNTIME};
 use crate::operator::{Cluster, is, tiny};
 
 /// The name of the job.
@@ -86,7 +84,7 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) clouds: Clouds,
     pub(crate) ticking: Ticking,
-    pub(crate) providers: [String; 2],
+    pub(crate) accounts: [Account; 2],
     /// How long agents may keep their machines unheard.
     pub(crate) lease: Duration,
 }
@@ -103,56 +101,30 @@ impl World {
         let clock = Clock::manual(Timestamp::from_second(Timestamp::now().as_second())?);
         let clouds = Clouds::open(market, &clock, seed, listed_after)?;
         let cluster = Cluster::start_with(name, clock.clone(), None).await?;
-        let providers = ["aws", "runpod"].map(|name| format!("{name}-{}", cluster.namespace));
         let lease = petaflop_operator::agents::LEASE;
-        let ticking = Ticking::start(clock);
-        let world = Self { ticking, cluster, clouds, providers, lease };
-        world.provide().await?;
-        Ok(world)
-    }
-
-    async fn provide(&self) -> Result<()> {
-        let (client, namespace) = (&self.cluster.client, &self.cluster.namespace);
-        let aws = json!({ "aws": {
+        let aws = json!({
             "regions": [{ "name": REGION }], "instanceTypes": [KIND], "diskGb": 73,
-            "onDemand": false, "address": "Private", "apiBaseUrl": self.clouds.ec2.url(),
-        }});
-        let runpod = json!({ "runpod": {
-            "apiBaseUrl": self.clouds.runpod.url(), "acceleratorCounts": [1], "vcpuCounts": [2],
-        }});
-        let keys = [
-            json!({ "AWS_ACCESS_KEY_ID": KEY.0, "AWS_SECRET_ACCESS_KEY": KEY.1 }),
-            json!({ "RUNPOD_API_KEY": KEY.1 }),
-        ];
-        let secrets: Api<Secret> = Api::namespaced(client.clone(), namespace);
-        let objects: Api<ComputeProvider> = Api::all(client.clone());
-        for ((name, mut spec), keys) in self.providers.iter().zip([aws, runpod]).zip(keys) {
-            let secret = json!({ "metadata": { "name": name }, "stringData": keys });
-            secrets.create(&PostParams::default(), &serde_json::from_value(secret)?).await?;
-            spec["credentialsSecretRef"] = json!({ "name": name });
-            spec["allowedNamespaces"] = json!([namespace]);
-            let object = json!({
-                "apiVersion": "petaflop.dev/v1alpha1", "kind": "ComputeProvider",
-                "metadata": { "name": name, "labels": { "test": namespace } }, "spec": spec,
-            });
-            objects.create(&PostParams::default(), &serde_json::from_value(object)?).await?;
-        }
-        Ok(())
+            "onDemand": false, "address": "Private", "apiBaseUrl": clouds.ec2.url(),
+        });
+        let aws = Account::open(&cluster, "aws", &aws).await?;
+        aws.keys(json!({ "AWS_ACCESS_KEY_ID": KEY.0, "AWS_SECRET_ACCESS_KEY": KEY.1 })).await?;
+        let runpod = account::runpod(&clouds.runpod.url());
+        let runpod = Account::open(&cluster, "runpod", &runpod).await?;
+        runpod.keys(json!({ "RUNPOD_API_KEY": KEY.1 })).await?;
+        let ticking = Ticking::start(clock);
+        Ok(Self { ticking, cluster, clouds, accounts: [aws, runpod], lease })
     }
 
     /// The operator of both clouds. Dropping it is a crash.
     pub(crate) async fn operator(&self) -> Result<Running> {
-        let names = [self.providers[0].as_str(), &self.providers[1]];
-        let agent = &self.clouds.market.agent;
-        let make = self.ticking.make(&self.cluster, &names, agent).await?;
-        let credentials = self.clouds.market.store.credentials().into_iter();
-        let credentials =
-            credentials.map(|(name, value)| (name.to_owned(), task::Secret::new(value)));
-        let change = |settings: &mut petaflop_operator::cluster::settings::Settings| {
-            settings.runtime = RUNTIME.to_owned();
-            // A result that is there already is not trained again.
-            settings.store.uri = format!("s3://bucket/{}", self.cluster.namespace);
-            settings.store.credentials = credentials.collect();
+        let names = self.accounts.each_ref().map(|account| account.name.as_str());
+        let market = &self.clouds.market;
+        let make = self.ticking.make(&self.cluster, &names, &market.agent).await?;
+        // A result that is there already is not trained again.
+        let uri = format!("s3://bucket/{}", self.cluster.namespace);
+        let with_bucket = account::with_bucket(market, &uri);
+        let change = |settings: &mut Settings| {
+            with_bucket(settings);
             settings.lease = self.lease;
         };
         self.cluster.operator_making(make, change).await
@@ -161,7 +133,8 @@ impl World {
     pub(crate) fn job(&self, size: Size) -> Result<TrainingJob> {
         let mut job = tiny(JOB)?;
         size.of(&mut job)?;
-        job.spec.placement.providers = self.providers.to_vec();
+        job.spec.placement.providers =
+            self.accounts.each_ref().map(|account| account.name.clone()).to_vec();
         job.spec.placement.allow_untrusted_hosts = true;
         // It goes when it must, and not before.
         job.spec.placement.interruption.min_hold_seconds = 86_400;
@@ -196,17 +169,5 @@ impl World {
                 })
             })
             .await
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        let (client, names) = (self.cluster.client.clone(), self.providers.clone());
-        tokio::spawn(async move {
-            let api: Api<ComputeProvider> = Api::all(client);
-            for name in names {
-                let _ = api.delete(&name, &DeleteParams::default()).await;
-            }
-        });
     }
 }

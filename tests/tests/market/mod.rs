@@ -3,6 +3,7 @@
 //!
 //! | module | holds |
 //! |---|---|
+//! | `account` | an account at a cloud as a cluster has it |
 //! | `ec2` | what EC2 in the box sells |
 //! | `log` | what this process logs |
 //! | `time` | a clock for clouds and operators |
@@ -10,6 +11,7 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod account;
 pub(crate) mod ec2;
 pub(crate) mod log;
 #[path = "../../../runtime-image/store/tests/common/s3.rs"]

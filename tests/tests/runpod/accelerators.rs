@@ -22,7 +22,7 @@ fn wants(world: &World, name: &str, models: &[&str]) -> Result<TrainingJob> {
         "spec": {
             "container": { "image": PLAIN, "command": ["/bin/sh", "-c", "test -w /dev/nvidia0"] },
             "resources": { "cpu": "1", "accelerator": { "vendor": "NVIDIA", "models": models } },
-            "placement": { "providers": [world.provider] },
+            "placement": { "providers": [world.account.name] },
             "backoffLimit": 0,
         },
     }))?)
@@ -37,7 +37,7 @@ async fn a_pod_without_its_gpu_is_ended_before_anything_runs_and_the_next_is_of_
     world.market.machines.equip(1, device.path(), "/dev/nvidia0");
     world.key(CANARY).await?;
     let running = world.operator(true).await?;
-    world.until("Ready", "True", "Ok").await?;
+    world.account.until("Ready", "True", "Ok").await?;
     // The cheaper of the two is bought first, and is the one without.
     cluster.create(&wants(&world, "gpu", &["RTX4090", "L40S"])?).await?;
     let over = |job: &TrainingJob| {
@@ -71,7 +71,7 @@ async fn a_pod_without_its_gpu_is_ended_before_anything_runs_and_the_next_is_of_
     let metrics = metrics.text().await?;
     let line = format!(
         "petaflop_instances_unfit_total{{provider=\"{}\",reason=\"{FAILED}\"}} 1",
-        world.provider
+        world.account.name
     );
     ensure!(metrics.contains(&line), "{line} is not in {metrics}");
     let (booked, invoiced) = (cluster.booked().await?, world.invoiced());

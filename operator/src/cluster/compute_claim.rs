@@ -115,8 +115,12 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
 /// that is behind holds it back for a while alone.
 fn stands_back(operator: &Operator, stored: &StoredClaim, name: &Name) -> Option<Duration> {
     let (decided_at, now) = (stored.claim.spec.decided_at, operator.clock.now());
-    let left = lane::left(decided_at, now)?;
     let lane = operator.placement.lane();
+    let Some(left) = lane::left(decided_at, now) else {
+        // Nobody else waits for its job's word any more.
+        lane.held(name);
+        return None;
+    };
     lane.await_hold(name);
     if Owner::known(operator, stored).is_some_and(|owner| owner.is_to_be_held()) {
         return Some(left);

@@ -155,8 +155,10 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     // The word first: it is short, and people wait for it.
     if held {
         let claims = claims.iter().map(|stored| (name.0.clone(), stored.claim.spec.name.clone()));
-        let await_it = claims.filter(|claim| operator.placement.lane().held(claim));
+        let lane = operator.placement.lane();
+        let await_it = claims.filter(|claim| lane.held(claim));
         await_it.for_each(|claim| operator.claim_changed(&claim));
+        lane.free(&operator.handle);
     }
     if next.place {
         wait();

@@ -1,7 +1,7 @@
-//! Claims first. Of many workloads at once all claims are written before machines are bought for some
-//! and before words are said of them: what is reserved stands sooner. While placement passes follow
-//! one another, whoever can wait stands back; nobody for longer than [`LONGEST`], so that a steady
-//! stream of jobs starves no machine.
+//! Claims first, then words. Of many workloads at once all claims are written before words are said of
+//! them, for what is reserved stands sooner, and the first word of each before machines are bought for
+//! any: it is two writes, where a purchase is some twenty-five requests. Whoever can wait stands back;
+//! nobody for longer than [`LONGEST`], so that a steady stream of jobs starves no machine.
 
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ pub fn left(decided_at: Timestamp, now: Timestamp) -> Option<Duration> {
 }
 
 /// Who stands back.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug)]
 pub enum Who {
     /// A job, with its finalizer and its first status.
     Job(Name),
@@ -39,9 +39,21 @@ struct State {
     /// Somebody waits whom no pass has looked at yet.
     asked: bool,
     passing: bool,
-    back: HashSet<Who>,
-    /// Claims whose job has no finalizer of ours yet.
+    /// Who stood back.
+    jobs: HashSet<Name>,
+    claims: HashSet<Name>,
+    /// Claims whose job has neither a finalizer of ours nor a word yet.
     unheld: HashSet<Name>,
+}
+
+impl State {
+    fn words_are_due(&self) -> bool {
+        !(self.asked || self.passing)
+    }
+
+    fn purchases_are_due(&self) -> bool {
+        self.words_are_due() && self.unheld.is_empty()
+    }
 }
 
 /// While it lives, a pass is deciding or writes what it decided.
@@ -72,31 +84,32 @@ impl Lane {
         state.asked || state.passing
     }
 
-    /// How long somebody has to stand back whose claim was decided then; sooner, once the lane is free.
+    /// How long somebody has to stand back whose claim was decided then; sooner, once it is their turn.
     pub fn stand_back(&self, who: Who, decided_at: Timestamp, now: Timestamp) -> Option<Duration> {
         let left = left(decided_at, now)?;
         let mut state = self.lock();
-        if !(state.asked || state.passing) {
+        let is_due = match who {
+            Who::Job(_) => state.words_are_due(),
+            Who::Claim(_) => state.purchases_are_due(),
+        };
+        if is_due {
             return None;
         }
-        state.back.insert(who);
+        match who {
+            Who::Job(name) => state.jobs.insert(name),
+            Who::Claim(name) => state.claims.insert(name),
+        };
         Some(left)
     }
 
-    /// Wakes whoever stood back, unless more is to be written at once.
+    /// Wakes whoever stood back and need not any more.
     pub fn free(&self, handle: &Handle) {
         let mut state = self.lock();
-        if state.asked || state.passing {
-            return;
-        }
-        let back = std::mem::take(&mut state.back);
+        let jobs = state.words_are_due().then(|| std::mem::take(&mut state.jobs));
+        let claims = state.purchases_are_due().then(|| std::mem::take(&mut state.claims));
         drop(state);
-        for who in back {
-            match who {
-                Who::Job(name) => handle.jobs.add(name),
-                Who::Claim(name) => handle.claim_changed(&name),
-            }
-        }
+        jobs.into_iter().flatten().for_each(|name| handle.jobs.add(name));
+        claims.into_iter().flatten().for_each(|name| handle.claim_changed(&name));
     }
 
     /// Nothing is bought for this claim before its job is held.
@@ -142,6 +155,17 @@ mod tests {
         drop(lane.begin());
         assert_eq!(back(800), None);
         assert!(!lane.is_busy());
+    }
+
+    #[test]
+    fn nothing_is_bought_while_a_word_is_due_on_another_job_but_words_go_on() {
+        let lane = Lane::default();
+        let name = |name: &str| ("ns".to_owned(), name.to_owned());
+        lane.await_hold(&name("b"));
+        assert!(lane.stand_back(claim("a"), at(0), at(100)).is_some());
+        assert_eq!(lane.stand_back(Who::Job(name("b")), at(0), at(100)), None);
+        assert!(lane.held(&name("b")) && !lane.held(&name("b")));
+        assert_eq!(lane.stand_back(claim("a"), at(0), at(100)), None);
     }
 
     #[test]

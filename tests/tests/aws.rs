@@ -65,6 +65,7 @@ impl World {
         let with_bucket = account::with_bucket(&self.market, "s3://bucket/store");
         let change = |settings: &mut Settings| {
             settings.public_metrics = true;
+            settings.runtime = RUNTIME.to_owned();
             with_bucket(settings);
         };
         self.cluster.operator_making(make, change).await

@@ -244,8 +244,6 @@ async fn a_machine_has_a_pass_for_its_own_job_that_ends_soon_and_is_replaced_unt
     ensure!(status.cached == Some(true) && status.artifact == Some(artifact), "{status:#?}");
     cluster.until_no_claims().await?;
     drop(running);
-    let api: Api<ComputeProvider> = Api::all(cluster.client.clone());
-    let _ = api.delete(&provider, &DeleteParams::default()).await;
     Ok(())
 }
 

@@ -4,8 +4,13 @@ use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Namespace as Object, ServiceAccount};
-use kube::api::{DeleteParams, PostParams};
-use kube::{Api, ResourceExt};
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::api::{
+    ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams,
+};
+use kube::core::GroupVersionKind;
+use kube::{Api, Client, ResourceExt};
+use serde_json::json;
 
 use crate::access::Access;
 use crate::error::{Error, Result};
@@ -66,16 +71,37 @@ impl Drop for Namespace {
         let delete = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
             let Ok(runtime) = runtime else { return };
-            let deleted = async {
-                if let Ok(client) = access.client().await {
-                    let namespaces: Api<Object> = Api::all(client);
-                    let _ = namespaces.delete(&name, &DeleteParams::default()).await;
-                }
-            };
+            let deleted = async { delete(access.client().await.ok()?, &name).await.ok() };
             runtime.block_on(async {
-                let _ = tokio::time::timeout(Duration::from_secs(2), deleted).await;
+                let _ = tokio::time::timeout(Duration::from_secs(5), deleted).await;
             });
         };
         let _ = std::thread::spawn(delete).join();
     }
+}
+
+/// Deletes a namespace. Whoever held what is in it by a finalizer ended with its test; left alone, the
+/// namespace controller would ask for it for as long as the servers live, some thirty requests a time.
+async fn delete(client: Client, name: &str) -> kube::Result<()> {
+    let namespaces: Api<Object> = Api::all(client.clone());
+    namespaces.delete(name, &DeleteParams::default()).await?;
+    let kinds: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for kind in kinds.list(&ListParams::default()).await? {
+        if kind.spec.scope != "Namespaced" {
+            continue;
+        }
+        for version in kind.spec.versions.iter().filter(|version| version.storage) {
+            let (group, names) = (&kind.spec.group, &kind.spec.names);
+            let gvk = GroupVersionKind::gvk(group, &version.name, &names.kind);
+            let resource = ApiResource::from_gvk_with_plural(&gvk, &names.plural);
+            let objects: Api<DynamicObject> = Api::namespaced_with(client.clone(), name, &resource);
+            let held = objects.list_metadata(&ListParams::default()).await?.items.into_iter();
+            for object in held.filter(|object| !object.finalizers().is_empty()) {
+                let let_go = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+                // It may have gone meanwhile.
+                let _ = objects.patch(&object.name_any(), &PatchParams::default(), &let_go).await;
+            }
+        }
+    }
+    Ok(())
 }

@@ -19,9 +19,9 @@ use serde_json::{Value, json};
 use tokio::process::Command;
 
 use crate::clouds::{Clouds, KEY, KIND, LONG, REGION};
-use crate::market::Market;
 use crate::market::account::{self, Account};
 use crate::market::time::Ticking;
+use crate::market::{Market, RUNTIME};
 use crate::operator::{Cluster, is, tiny};
 
 /// The name of the job.
@@ -124,6 +124,7 @@ impl World {
         let uri = format!("s3://bucket/{}", self.cluster.namespace);
         let with_bucket = account::with_bucket(market, &uri);
         let change = |settings: &mut Settings| {
+            settings.runtime = RUNTIME.to_owned();
             with_bucket(settings);
             settings.lease = self.lease;
         };

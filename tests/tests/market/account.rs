@@ -13,7 +13,7 @@ use petaflop_harness::eventually;
 use petaflop_operator::cluster::settings::Settings;
 use serde_json::{Value, json};
 
-use crate::market::{Market, RUNTIME};
+use crate::market::Market;
 use crate::operator::Cluster;
 
 /// Of one test's namespace, which alone may buy with it. The ComputeProvider goes with it.
@@ -111,11 +111,10 @@ pub(crate) fn runpod(url: &str) -> Value {
     json!({ "apiBaseUrl": url, "acceleratorCounts": [1], "vcpuCounts": [2] })
 }
 
-/// An operator whose machines run our runtime's image, with the market's store.
+/// An operator with the market's store.
 pub(crate) fn with_bucket(market: &Market, uri: &str) -> impl FnOnce(&mut Settings) + use<> {
     let (uri, credentials) = (uri.to_owned(), market.store.credentials());
     move |settings| {
-        settings.runtime = RUNTIME.to_owned();
         settings.store.uri = uri;
         let secrets = credentials.into_iter();
         settings.store.credentials =

@@ -62,7 +62,7 @@ async fn replicas_at_three_places_answer_through_one_gateway_and_a_place_that_is
     let pace = Pace { wind_down: Duration::ZERO, ..ec2::PACE };
     let (ec2, aws) = instances::open(&market, &clock, KEY, pace)?;
     let ticking = Ticking::start(clock);
-    // Each has one machine at once, so that each has one replica.
+    // Each sells one machine at once.
     let one = json!({ "machines": 1 });
     let pods = account::runpod(&runpod.url());
     let pods = Account::limited(&cluster, "runpod", &pods, one.clone()).await?;
@@ -86,15 +86,25 @@ async fn replicas_at_three_places_answer_through_one_gateway_and_a_place_that_is
     cluster.until("train", "Complete", SOON, complete).await?;
 
     let kubelet = Kubelet::start(&cluster).await?;
-    let places = [&cluster.provider, &pods.name, &aws.name];
+    // Of each place a machine, though one of them is the cheapest: they come one after the other.
+    let places = [&pods.name, &aws.name, &cluster.provider];
     let spec = json!({
         "model": { "trainingJob": "train" },
-        "replicas": 3,
-        "placement": { "providers": places },
+        "placement": { "providers": places[..1] },
     });
     cluster.serve("chat", spec).await?;
-    let all = |s: &InferenceServiceStatus| s.is("Ready") && s.available_replicas == 3;
-    cluster.until_service("chat", "at three places", SOON, all).await?;
+    let with =
+        |count| move |s: &InferenceServiceStatus| s.is("Ready") && s.available_replicas == count;
+    cluster.until_service("chat", "at one place", SOON, with(1)).await?;
+    for count in 2..=3 {
+        let grown = json!({ "spec": {
+            "replicas": count,
+            "placement": { "providers": places[..count] },
+        }});
+        cluster.change("chat", grown).await?;
+        let what = format!("at {count} places");
+        cluster.until_service("chat", &what, SOON, with(u32::try_from(count)?)).await?;
+    }
     let (pod, instance) = (runpod.engine(held), ec2.engine(held));
     let ours = cluster.cloud.billed_now().len();
     ensure!((pod.len(), instance.len(), ours) == (1, 1, 1), "{ours} {pod:#?} {instance:#?}");
@@ -105,7 +115,7 @@ async fn replicas_at_three_places_answer_through_one_gateway_and_a_place_that_is
     // One place after the other is gone without a word: the others answer, and its replica comes again.
     let load = Chat::keep_asking(&gateway);
     let whole = |times: u32| {
-        move |s: &InferenceServiceStatus| all(s) && s.interruptions + s.restarts == times
+        move |s: &InferenceServiceStatus| with(3)(s) && s.interruptions + s.restarts == times
     };
     runpod.engine(|engine| engine.evict(&pod[0].id, None))?;
     cluster.until_service("chat", "whole again", SOON, whole(1)).await?;

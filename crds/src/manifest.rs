@@ -18,6 +18,7 @@ use crate::{API_VERSION, FieldError, InferenceService, TrainingJob, crds};
 mod check;
 mod names;
 mod report;
+pub mod skypilot;
 mod tree;
 
 pub use report::{ManifestError, ManifestErrors};

@@ -13,6 +13,7 @@ mod artifacts;
 mod attach;
 mod audit;
 mod cluster;
+mod convert;
 mod costs;
 mod crds;
 mod explain;
@@ -87,6 +88,8 @@ enum Command {
     Offers(offers::Args),
     /// Say which offers a model or job fits on
     Fit(fit::Args),
+    /// Turn a task of another scheduler into a manifest
+    Convert(convert::Args),
     /// Play policies over recorded markets
     Simulate(simulate::Args),
     /// Add up what was spent
@@ -219,6 +222,7 @@ fn dispatch(command: Command, open: impl FnOnce() -> Result<Home, HomeError>) ->
         Command::Attach(args) => attach::run(&open()?, &args),
         Command::Offers(args) => offers::run(&open()?, &args),
         Command::Fit(args) => fit::run(&open()?, &args),
+        Command::Convert(args) => convert::run(&args),
         Command::Simulate(args) => simulate::run(&args),
         Command::Costs(args) => costs::run(&open()?, &args),
         Command::Artifacts(args) => artifacts::run(&open()?, &args),

@@ -20,11 +20,14 @@ use crate::{
 const KEY: &str = "PETAFLOP_REPLICA_KEY";
 
 #[derive(clap::Args, Debug)]
-#[command(group(clap::ArgGroup::new("model").required(true).args(["folder", "artifact"])))]
+#[command(group(clap::ArgGroup::new("model").required(true).args(["folder", "gguf", "artifact"])))]
 pub(crate) struct Args {
     /// Folder with config.json, safetensors and tokenizer.json
     #[arg(long, value_name = "FOLDER")]
     folder: Option<PathBuf>,
+    /// GGUF file with weights, tokenizer and chat template
+    #[arg(long, value_name = "FILE")]
+    gguf: Option<PathBuf>,
     /// Hash of an artifact, or the beginning of it
     #[arg(long, value_name = "HASH", requires = "store")]
     artifact: Option<String>,
@@ -68,18 +71,25 @@ pub(crate) struct Args {
 impl Args {
     /// What answers, in a word.
     fn model(&self) -> String {
-        let folder = || self.folder.as_ref().map(|folder| folder.display().to_string());
-        self.artifact.clone().or_else(folder).unwrap_or_default()
+        let path = || self.path().map(|path| path.display().to_string());
+        self.artifact.clone().or_else(path).unwrap_or_default()
+    }
+
+    /// Where it lies, if not in a store.
+    fn path(&self) -> Option<&PathBuf> {
+        self.folder.as_ref().or(self.gguf.as_ref())
     }
 
     fn config(&self, machine: &Machine) -> Result<ServeConfig, Failure> {
-        let model = match (&self.folder, &self.artifact, &self.store) {
-            (Some(folder), _, _) => ModelLocation::Folder(folder.clone()),
+        let model = match (self.path(), &self.artifact, &self.store) {
+            (Some(path), _, _) => ModelLocation::Path(path.clone()),
             (None, Some(hash), Some(store)) => {
                 ModelLocation::Artifact { store: store.clone(), hash: hash.clone() }
             }
             _ => {
-                return Err(Failure::bad_input("give --folder, or --artifact with --store"));
+                return Err(Failure::bad_input(
+                    "give --folder, --gguf, or --artifact with --store",
+                ));
             }
         };
         let defaults = ServeConfig::new(model, &self.name, self.port);

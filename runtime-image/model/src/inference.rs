@@ -17,7 +17,7 @@ use crate::arena::Arena;
 use crate::error::ModelError;
 use crate::pass::Pass;
 use crate::rope;
-use crate::weights::WeightsFolder;
+use crate::weights::Weights;
 
 /// A model with its key/value cache.
 pub struct InferenceModel {
@@ -64,16 +64,16 @@ struct Batch {
 }
 
 impl InferenceModel {
-    /// Plans, allocates, and takes the folder's weights in the planned format.
+    /// Plans, allocates, and takes the weights in the planned format.
     ///
     /// # Errors
     /// No plan, no memory, or a tensor that cannot be read.
     pub fn new(
         cpu: Arc<Cpu>,
-        folder: &WeightsFolder,
+        weights: &dyn Weights,
         options: &ServingOptions,
     ) -> Result<Self, ModelError> {
-        let shape = folder.shape().clone();
+        let shape = weights.shape().clone();
         let plan = plan_inference(&shape, options)?;
         let mut arena = Arena::new(&plan)?;
         let [cos, sin] = arena.work.views([plan.ports.cos, plan.ports.sin]);
@@ -84,7 +84,7 @@ impl InferenceModel {
                 (Layout::Packed, &[rows, width]) => {
                     let packed = pack(
                         &cpu,
-                        folder,
+                        weights,
                         &tensor.name,
                         buffer.dtype,
                         rows as usize,
@@ -92,7 +92,7 @@ impl InferenceModel {
                     )?;
                     arena.parameters.pack(tensor.value, packed);
                 }
-                _ => folder.read_f32(&tensor.name, arena.parameters.f32s_mut(tensor.value))?,
+                _ => weights.read_f32(&tensor.name, arena.parameters.f32s_mut(tensor.value))?,
             }
         }
         assert_eq!(arena.bytes(), plan.arena_bytes(), "the arena is what was planned");
@@ -243,7 +243,7 @@ impl InferenceModel {
 /// Reads a matrix in the planned format, and lays it out for products.
 fn pack(
     cpu: &Cpu,
-    folder: &WeightsFolder,
+    weights: &dyn Weights,
     name: &str,
     dtype: Dtype,
     rows: usize,
@@ -252,7 +252,7 @@ fn pack(
     let bytes = usize::try_from(dtype.bytes((rows * width) as u64))
         .map_err(|_| OutOfMemory { bytes: usize::MAX })?;
     let mut buffer = HostBuffer::zeroed(bytes)?;
-    folder.read(name, dtype, buffer.bytes_mut())?;
+    weights.read(name, dtype, buffer.bytes_mut())?;
     let weight = match dtype {
         Dtype::F32 => Weight::F32(buffer.f32s()),
         Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(buffer.bytes())),

@@ -5,7 +5,8 @@
 //! |---|---|
 //! | [`training`] | [`training::TrainingModel`]: forward, backward, clipping, AdamW |
 //! | [`inference`] | [`inference::InferenceModel`]: chunks of many sequences over a paged key/value cache |
-//! | [`weights`] | [`weights::WeightsFolder`]: Hugging Face folders, read and written |
+//! | [`weights`] | [`weights::Weights`]: read, wherever they lie; [`weights::WeightsFolder`]: Hugging Face folders, written too |
+//! | [`gguf`] | GGUF files, read and written |
 //! | [`tokenizer`] | [`tokenizer::Tokenizer`]: byte-level BPE, trained and used |
 //! | [`chat`] | [`chat::ChatTemplate`]: conversations to tokens; what a user writes stays text |
 //! | [`rng`] | [`rng::Philox`]: randomness by counter |
@@ -18,6 +19,7 @@ mod arena;
 mod backward;
 pub mod chat;
 pub mod error;
+pub mod gguf;
 pub mod inference;
 mod pass;
 pub mod rng;

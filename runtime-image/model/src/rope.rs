@@ -16,13 +16,21 @@ pub(crate) fn fill_tables(shape: &ModelShape, cos: &mut [f32], sin: &mut [f32]) 
     }
 }
 
+/// What each frequency is divided by, `[head_dim / 2]`.
+pub(crate) fn divisors(shape: &ModelShape) -> Vec<f32> {
+    let plain = turning(shape);
+    plain.zip(frequencies(shape)).map(|(plain, stretched)| (plain / stretched) as f32).collect()
+}
+
 /// Radians a position for each pair of a head's elements: `theta^(−2i/d)`, stretched as the shape says.
 fn frequencies(shape: &ModelShape) -> Vec<f64> {
-    let width = f64::from(shape.head_dim);
-    (0..shape.head_dim / 2)
-        .map(|i| libm::pow(shape.rope.theta, -2.0 * f64::from(i) / width))
-        .map(|frequency| stretch(frequency, &shape.rope.scaling))
-        .collect()
+    turning(shape).map(|frequency| stretch(frequency, &shape.rope.scaling)).collect()
+}
+
+/// The same before it is stretched.
+fn turning(shape: &ModelShape) -> impl Iterator<Item = f64> {
+    let (theta, width) = (shape.rope.theta, f64::from(shape.head_dim));
+    (0..shape.head_dim / 2).map(move |i| libm::pow(theta, -2.0 * f64::from(i) / width))
 }
 
 fn stretch(frequency: f64, scaling: &RopeScaling) -> f64 {

@@ -16,7 +16,7 @@ use crate::error::ModelError;
 use crate::pass::Pass;
 use crate::rng::Philox;
 use crate::rope;
-use crate::weights::{WeightsFolder, encode};
+use crate::weights::{Weights, encode};
 
 /// Marks a position that has no target.
 pub const NO_TARGET: u32 = IGNORE;
@@ -96,6 +96,11 @@ impl TrainingModel {
         &self.shape
     }
 
+    /// What it computes on.
+    pub fn cpu(&self) -> &Arc<Cpu> {
+        &self.cpu
+    }
+
     /// What is executed.
     pub fn plan(&self) -> &Plan {
         &self.plan
@@ -155,16 +160,16 @@ impl TrainingModel {
         }
     }
 
-    /// Takes the weights of a folder, each in its planned format. Adapters are no part of
-    /// a folder: [`Self::init_adapters`] begins them.
+    /// Takes a model's weights, each in its planned format. Adapters are no part of
+    /// them: [`Self::init_adapters`] begins them.
     ///
     /// # Errors
-    /// The folder's shape is another, or a tensor cannot be read.
-    pub fn load(&mut self, folder: &WeightsFolder) -> Result<(), ModelError> {
-        folder.expect_shape(&self.shape)?;
+    /// Their shape is another, or a tensor cannot be read.
+    pub fn load(&mut self, weights: &dyn Weights) -> Result<(), ModelError> {
+        weights.expect_shape(&self.shape)?;
         for tensor in self.plan.tensors.iter().filter(|t| !t.role.is_adapter()) {
             let dtype = self.plan.buffer(tensor.value).dtype;
-            folder.read(&tensor.name, dtype, self.arena.parameters.bytes_mut(tensor.value))?;
+            weights.read(&tensor.name, dtype, self.arena.parameters.bytes_mut(tensor.value))?;
         }
         Ok(())
     }

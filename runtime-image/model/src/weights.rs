@@ -1,5 +1,5 @@
-//! Weights in a folder of Hugging Face form: `config.json`, and one or several
-//! `*.safetensors`. Files are mapped, and numbers converted as they are read.
+//! Weights, wherever they lie: in a folder of Hugging Face form (`config.json`, and one or several
+//! `*.safetensors`), or in a GGUF file. Files are mapped, and numbers converted as they are read.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,12 +14,68 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype as FileDtype, View};
 
 use crate::error::WeightsError;
+use crate::gguf::model::GgufModel;
 
 /// The one file of weights that we write, and read where there is no index.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 /// The model's form.
 pub const CONFIG_FILE: &str = "config.json";
+/// The file of a folder whose weights are in a GGUF file.
+pub const GGUF_FILE: &str = "model.gguf";
 const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// A model's weights, whose form and every tensor were checked; numbers are read when asked for.
+pub trait Weights {
+    /// The model's form.
+    fn shape(&self) -> &ModelShape;
+
+    /// The folder or file.
+    fn path(&self) -> &Path;
+
+    /// The format in which its matrices are served: it holds them all as they are.
+    fn serving_format(&self) -> Dtype;
+
+    /// Reads a tensor in this format: exact where what is there fits into it,
+    /// otherwise rounded (bf16: to nearest, ties to even; q8_0: as the kernels do).
+    ///
+    /// # Errors
+    /// There is no such tensor, or it has not `out`'s length.
+    fn read(&self, name: &str, dtype: Dtype, out: &mut [u8]) -> Result<(), WeightsError>;
+
+    /// Reads a tensor as f32.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<(), WeightsError> {
+        self.read(name, Dtype::F32, bytemuck::cast_slice_mut(out))
+    }
+
+    /// # Errors
+    /// Its shape differs from this one.
+    fn expect_shape(&self, shape: &ModelShape) -> Result<(), WeightsError> {
+        if shape == self.shape() {
+            return Ok(());
+        }
+        let what = format!("expected the shape {shape:?}, found {:?}", self.shape());
+        Err(malformed(self.path(), what))
+    }
+}
+
+/// Opens a GGUF file, a folder with a [`GGUF_FILE`], or a folder of Hugging Face form.
+///
+/// # Errors
+/// As [`GgufModel::open`] and [`WeightsFolder::open`].
+pub fn open(path: &Path) -> Result<Box<dyn Weights>, WeightsError> {
+    Ok(match gguf_in(path) {
+        Some(file) => Box::new(GgufModel::open(&file)?),
+        None => Box::new(WeightsFolder::open(path)?),
+    })
+}
+
+/// The GGUF file at a path: itself, or the one in the folder that it is.
+pub fn gguf_in(path: &Path) -> Option<PathBuf> {
+    [path.to_owned(), path.join(GGUF_FILE)].into_iter().find(|file| file.is_file())
+}
 
 /// A folder whose form and every tensor were checked; numbers are read when asked for.
 pub struct WeightsFolder {
@@ -50,71 +106,6 @@ impl WeightsFolder {
         }
         folder.check()?;
         Ok(folder)
-    }
-
-    /// The model's form.
-    pub fn shape(&self) -> &ModelShape {
-        &self.shape
-    }
-
-    /// The folder.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// # Errors
-    /// The folder's shape differs from this one.
-    pub fn expect_shape(&self, shape: &ModelShape) -> Result<(), WeightsError> {
-        if *shape == self.shape {
-            return Ok(());
-        }
-        Err(malformed(
-            &self.path.join(CONFIG_FILE),
-            format!("expected the shape {shape:?}, found {:?}", self.shape),
-        ))
-    }
-
-    /// Reads a tensor as f32.
-    ///
-    /// # Errors
-    /// The folder has no such tensor, or it has not `out`'s length.
-    pub fn read_f32(&self, name: &str, out: &mut [f32]) -> Result<(), WeightsError> {
-        self.read(name, Dtype::F32, bytemuck::cast_slice_mut(out))
-    }
-
-    /// Reads a tensor in this format: exact where the file's format fits into it,
-    /// otherwise rounded (bf16: to nearest, ties to even; q8_0: as the kernels do).
-    ///
-    /// # Errors
-    /// The folder has no such tensor, or it has not `out`'s length.
-    pub fn read(&self, name: &str, dtype: Dtype, out: &mut [u8]) -> Result<(), WeightsError> {
-        let Some(located) = self.tensors.get(name) else {
-            return Err(self.wrong_tensor(
-                &self.path,
-                name,
-                "a tensor of this name",
-                "none".to_owned(),
-            ));
-        };
-        let (path, file) = &self.files[located.file];
-        let source = &file[located.bytes.clone()];
-        let count = source.len() / width(located.dtype);
-        if dtype.bytes(count as u64) != out.len() as u64 {
-            let expected = format!("{} bytes of {dtype}", out.len());
-            return Err(self.wrong_tensor(path, name, &expected, format!("{count} numbers")));
-        }
-        // A run of whole blocks of every format at a time.
-        const RUN: usize = 4096;
-        let mut numbers = [0f32; RUN];
-        let runs = source
-            .chunks(RUN * width(located.dtype))
-            .zip(out.chunks_mut(dtype.bytes(RUN as u64) as usize));
-        for (source, out) in runs {
-            let numbers = &mut numbers[..source.len() / width(located.dtype)];
-            decode(located.dtype, source, numbers);
-            encode(dtype, numbers, out);
-        }
-        Ok(())
     }
 
     fn add_file(&mut self, path: PathBuf) -> Result<(), WeightsError> {
@@ -215,6 +206,50 @@ impl WeightsFolder {
     }
 }
 
+impl Weights for WeightsFolder {
+    fn shape(&self) -> &ModelShape {
+        &self.shape
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn serving_format(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn read(&self, name: &str, dtype: Dtype, out: &mut [u8]) -> Result<(), WeightsError> {
+        let Some(located) = self.tensors.get(name) else {
+            return Err(self.wrong_tensor(
+                &self.path,
+                name,
+                "a tensor of this name",
+                "none".to_owned(),
+            ));
+        };
+        let (path, file) = &self.files[located.file];
+        let source = &file[located.bytes.clone()];
+        let count = source.len() / width(located.dtype);
+        if dtype.bytes(count as u64) != out.len() as u64 {
+            let expected = format!("{} bytes of {dtype}", out.len());
+            return Err(self.wrong_tensor(path, name, &expected, format!("{count} numbers")));
+        }
+        // A run of whole blocks of every format at a time.
+        const RUN: usize = 4096;
+        let mut numbers = [0f32; RUN];
+        let runs = source
+            .chunks(RUN * width(located.dtype))
+            .zip(out.chunks_mut(dtype.bytes(RUN as u64) as usize));
+        for (source, out) in runs {
+            let numbers = &mut numbers[..source.len() / width(located.dtype)];
+            decode(located.dtype, source, numbers);
+            encode(dtype, numbers, out);
+        }
+        Ok(())
+    }
+}
+
 /// Writes `config.json` and `model.safetensors` in f32. Equal tensors give equal bytes.
 ///
 /// # Errors
@@ -224,9 +259,7 @@ pub fn save<'a>(
     shape: &ModelShape,
     tensors: impl IntoIterator<Item = (&'a str, &'a [u64], &'a [f32])>,
 ) -> Result<(), WeightsError> {
-    let path = folder.join(CONFIG_FILE);
-    std::fs::write(&path, config_bytes(shape))
-        .map_err(|source| WeightsError::Io { path, source })?;
+    save_config(folder, shape)?;
     let path = folder.join(WEIGHTS_FILE);
     // safetensors sorts by type, then name; one entry of metadata has one order.
     let metadata = [("format".to_owned(), "pt".to_owned())].into();
@@ -242,9 +275,14 @@ pub fn save<'a>(
     })
 }
 
-/// The bytes of `config.json`.
-pub fn config_bytes(shape: &ModelShape) -> Vec<u8> {
-    format!("{:#}\n", shape.to_hf_config()).into_bytes()
+/// Writes `config.json`.
+///
+/// # Errors
+/// What the system says of the file.
+pub fn save_config(folder: &Path, shape: &ModelShape) -> Result<(), WeightsError> {
+    let path = folder.join(CONFIG_FILE);
+    std::fs::write(&path, format!("{:#}\n", shape.to_hf_config()))
+        .map_err(|source| WeightsError::Io { path, source })
 }
 
 fn usizes(shape: &[u64]) -> Vec<usize> {
@@ -351,7 +389,7 @@ fn decode(dtype: FileDtype, source: &[u8], numbers: &mut [f32]) {
     }
 }
 
-/// Writes numbers in a format, rounded as [`WeightsFolder::read`] says.
+/// Writes numbers in a format, rounded as [`Weights::read`] says.
 pub(crate) fn encode(dtype: Dtype, numbers: &[f32], out: &mut [u8]) {
     match dtype {
         Dtype::F32 => {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use petaflop_kernel::Cpu;
 use petaflop_model::chat::{ChatTemplate, DEFAULT_TEMPLATE, TEMPLATE_FILE};
+use petaflop_model::gguf::{model::GgufModel, vocabulary};
 use petaflop_model::inference::InferenceModel;
 use petaflop_model::tokenizer::{TOKENIZER_FILE, Tokenizer};
-use petaflop_model::weights::WeightsFolder;
+use petaflop_model::weights::{self, Weights, WeightsFolder};
 use petaflop_model::{ModelError, WeightsError};
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::{ServingOptions, plan_inference};
@@ -19,7 +20,7 @@ use petaflop_store::{StoreError, blocking::Store};
 use crate::blocks::Blocks;
 use crate::prompt::Prompts;
 use crate::server::{ModelLocation, ServeConfig};
-use crate::vocabulary::Vocabulary;
+use crate::vocabulary::{Vocabulary, configured_ends};
 
 /// Why a model cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +86,7 @@ pub(crate) struct Loaded {
 /// Loads what the configuration names.
 pub(crate) fn load(config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadError> {
     match &config.model {
-        ModelLocation::Folder(folder) => load_folder(folder, config, cpu),
+        ModelLocation::Path(path) => load_path(path, config, cpu),
         ModelLocation::Artifact { store, hash } => {
             let store = Store::open(store)?;
             let hash = store.resolve(hash)?;
@@ -93,26 +94,73 @@ pub(crate) fn load(config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadEr
             let scratch = tempfile::tempdir().map_err(LoadError::Scratch)?;
             let folder = scratch.path().join("artifact");
             store.materialise(hash, &folder)?;
-            load_folder(&folder, config, cpu)
+            load_path(&folder, config, cpu)
         }
+    }
+}
+
+fn load_path(path: &Path, config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadError> {
+    match weights::gguf_in(path) {
+        Some(file) => load_gguf(&file, config, cpu),
+        None => load_folder(path, config, cpu),
     }
 }
 
 fn load_folder(folder: &Path, config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadError> {
     let weights = WeightsFolder::open(folder)?;
-    let shape = weights.shape().clone();
     let path = folder.join(TOKENIZER_FILE);
     let tokenizer = Tokenizer::from_file(&path).map_err(|e| LoadError::text(&path, e))?;
+    let text = Text {
+        tokenizer,
+        path: &path,
+        template: template(folder)?,
+        ends: configured_ends(folder)?,
+    };
+    ready(&weights, text, config, cpu)
+}
+
+/// A file that has everything in it.
+fn load_gguf(file: &Path, config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadError> {
+    let weights = GgufModel::open(file)?;
+    let contents = weights.file().contents();
+    let refused = |e: &dyn std::fmt::Display| LoadError::text(file, e);
+    let source = vocabulary::template(contents).unwrap_or(DEFAULT_TEMPLATE);
+    let text = Text {
+        tokenizer: vocabulary::tokenizer(contents).map_err(|e| refused(&e))?,
+        path: file,
+        template: ChatTemplate::new(source).map_err(|e| refused(&e))?,
+        ends: vocabulary::ends(contents),
+    };
+    ready(&weights, text, config, cpu)
+}
+
+/// What stands between text and tokens.
+struct Text<'a> {
+    tokenizer: Tokenizer,
+    /// The tokenizer's file.
+    path: &'a Path,
+    template: ChatTemplate,
+    /// Tokens that end an answer, besides those that do by their names.
+    ends: Vec<u32>,
+}
+
+fn ready(
+    weights: &dyn Weights,
+    text: Text<'_>,
+    config: &ServeConfig,
+    cpu: Arc<Cpu>,
+) -> Result<Loaded, LoadError> {
+    let Text { tokenizer, path, template, ends } = text;
+    let shape = weights.shape().clone();
     if tokenizer.vocab() > shape.vocab {
         let (has, knows) = (tokenizer.vocab(), shape.vocab);
         let problem = format!("the tokenizer has {has} tokens, but the model knows {knows}");
-        return Err(LoadError::text(&path, problem));
+        return Err(LoadError::text(path, problem));
     }
-    let template = template(folder)?;
-    let vocabulary = Vocabulary::of_model(folder, &tokenizer, shape.vocab)?;
+    let vocabulary = Vocabulary::of_model(&tokenizer, shape.vocab, ends);
 
-    let options = options(&shape, config)?;
-    let model = InferenceModel::new(cpu, &weights, &options)?;
+    let options = options(&shape, weights.serving_format(), config)?;
+    let model = InferenceModel::new(cpu, weights, &options)?;
     Ok(Loaded {
         planned_bytes: model.arena_bytes(),
         model,
@@ -154,10 +202,14 @@ pub(crate) fn read_if_there(path: &Path) -> Result<Option<String>, LoadError> {
 
 /// What to plan with. Where nothing else is asked for, the cache has room for
 /// every sequence's whole context, or for as much of that as fits.
-fn options(shape: &ModelShape, config: &ServeConfig) -> Result<ServingOptions, LoadError> {
+fn options(
+    shape: &ModelShape,
+    weights: Dtype,
+    config: &ServeConfig,
+) -> Result<ServingOptions, LoadError> {
     let context = config.context.unwrap_or(shape.max_positions);
     let mut options = ServingOptions::new(
-        Dtype::F32,
+        weights,
         config.max_sequences,
         config.step_tokens.max(config.max_sequences),
         context,

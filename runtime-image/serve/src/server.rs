@@ -28,8 +28,9 @@ const FLUSH: Duration = Duration::from_secs(5);
 /// Where the model lies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelLocation {
-    /// A folder with `config.json`, safetensors and `tokenizer.json`.
-    Folder(PathBuf),
+    /// A folder with `config.json`, safetensors and `tokenizer.json`; a GGUF file; or a folder with one,
+    /// called `model.gguf`.
+    Path(PathBuf),
     /// An artifact of a store.
     Artifact {
         /// The store: a folder or URI.

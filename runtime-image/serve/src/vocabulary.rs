@@ -34,22 +34,16 @@ impl Vocabulary {
         Vocabulary { bytes, ends }
     }
 
-    /// The vocabulary of a model in a folder, `vocab` wide. Ids that the tokenizer
-    /// does not have (some models' embeddings are padded) add nothing to a text.
-    pub(crate) fn of_model(
-        folder: &Path,
-        tokenizer: &Tokenizer,
-        vocab: u32,
-    ) -> Result<Self, LoadError> {
+    /// The vocabulary of a model `vocab` wide, in which these tokens end an answer, and those
+    /// that do by their names. Ids that the tokenizer does not have (some models' embeddings are
+    /// padded) add nothing to a text.
+    pub(crate) fn of_model(tokenizer: &Tokenizer, vocab: u32, mut ends: Vec<u32>) -> Self {
         let bytes =
             (0..vocab).map(|id| tokenizer.token_bytes(id).unwrap_or_default().into()).collect();
-        let mut ends: Vec<u32> = ENDS.iter().filter_map(|e| tokenizer.special(e)).collect();
-        for name in CONFIGS {
-            ends.extend(configured_ends(&folder.join(name))?);
-        }
+        ends.extend(ENDS.iter().filter_map(|e| tokenizer.special(e)));
         ends.sort_unstable();
         ends.dedup();
-        Ok(Vocabulary::new(bytes, ends))
+        Vocabulary::new(bytes, ends)
     }
 
     /// Tokens in all; the width of a row of logits.
@@ -68,9 +62,15 @@ impl Vocabulary {
     }
 }
 
+/// The tokens that a model's folder says to end an answer.
+pub(crate) fn configured_ends(folder: &Path) -> Result<Vec<u32>, LoadError> {
+    let ends: Result<Vec<_>, _> = CONFIGS.iter().map(|name| ends_in(&folder.join(name))).collect();
+    Ok(ends?.concat())
+}
+
 /// `eos_token_id` of a Hugging Face file: one id, or a list; none where the file
 /// or the field is absent.
-fn configured_ends(path: &Path) -> Result<Vec<u32>, LoadError> {
+fn ends_in(path: &Path) -> Result<Vec<u32>, LoadError> {
     let Some(text) = read_if_there(path)? else {
         return Ok(Vec::new());
     };

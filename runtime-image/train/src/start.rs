@@ -1,8 +1,11 @@
 //! Where training starts from: a base model's folder, or random weights.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use petaflop_model::{training::TrainingModel, weights::WeightsFolder};
+use petaflop_model::{
+    training::TrainingModel,
+    weights::{self, Weights},
+};
 use petaflop_plan::{
     recipe::{ModelSource, ResolvedRecipe},
     shape::ModelShape,
@@ -15,7 +18,12 @@ pub(crate) enum Start {
     /// Random weights of this shape.
     Scratch(ModelShape),
     /// The weights in a folder.
-    Base(WeightsFolder),
+    Base {
+        /// The folder.
+        folder: PathBuf,
+        /// They.
+        weights: Box<dyn Weights>,
+    },
 }
 
 impl Start {
@@ -25,18 +33,18 @@ impl Start {
             ModelSource::Base { input } => {
                 let source = sources.iter().find(|source| source.name == *input);
                 let folder = source.and_then(Source::root).filter(|root| root.is_dir()).ok_or_else(|| {
-                    Error::BadInput(format!("input '{input}': a base model is a folder with config.json and safetensors"))
+                    Error::BadInput(format!("input '{input}': a base model is a folder with config.json, tokenizer.json and safetensors or model.gguf"))
                 })?;
-                let folder = WeightsFolder::open(folder)
+                let weights = weights::open(folder)
                     .map_err(|error| Error::BadInput(format!("input '{input}': {error}")))?;
-                let positions = folder.shape().max_positions;
+                let positions = weights.shape().max_positions;
                 if recipe.sequence_len > positions {
                     return Err(Error::BadInput(format!(
                         "recipe: sequence_len: expected at most the base model's {positions} positions, found {}",
                         recipe.sequence_len
                     )));
                 }
-                Ok(Self::Base(folder))
+                Ok(Self::Base { folder: folder.to_owned(), weights })
             }
         }
     }
@@ -44,7 +52,7 @@ impl Start {
     pub(crate) fn shape(&self) -> &ModelShape {
         match self {
             Self::Scratch(shape) => shape,
-            Self::Base(folder) => folder.shape(),
+            Self::Base { weights, .. } => weights.shape(),
         }
     }
 
@@ -52,7 +60,7 @@ impl Start {
     pub(crate) fn folder(&self) -> Option<&Path> {
         match self {
             Self::Scratch(_) => None,
-            Self::Base(folder) => Some(folder.path()),
+            Self::Base { folder, .. } => Some(folder),
         }
     }
 
@@ -60,7 +68,7 @@ impl Start {
     pub(crate) fn fill(&self, model: &mut TrainingModel, seed: u64) -> Result<(), Error> {
         match self {
             Self::Scratch(_) => model.init(seed),
-            Self::Base(folder) => model.load(folder).map_err(Error::model)?,
+            Self::Base { weights, .. } => model.load(&**weights).map_err(Error::model)?,
         }
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 mod adapters;
 mod common;
+mod gguf;
 mod serving;
 mod training;
 mod weights;

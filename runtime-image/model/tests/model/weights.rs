@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::common::{model, shapes};
 use half::{bf16, f16};
-use petaflop_model::weights::{WEIGHTS_FILE, WeightsFolder, save};
+use petaflop_model::weights::{WEIGHTS_FILE, Weights as _, WeightsFolder, save};
 use petaflop_plan::shape::ModelShape;
 use petaflop_plan::training::TrainingOptions;
 use safetensors::tensor::{Dtype, TensorView, serialize};

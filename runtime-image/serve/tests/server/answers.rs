@@ -1,6 +1,6 @@
 //! What a served model answers, over real HTTP.
 
-use crate::common::{start, start_on, write_model};
+use crate::common::{export_model, start, start_on, write_model};
 use serde_json::{Value, json};
 
 /// The pieces of text in a streamed completion, joined, and the last reason.
@@ -114,13 +114,35 @@ fn the_same_request_gets_the_same_tokens_whatever_else_runs() {
     // Neither passes of another size nor another number of threads matter.
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_model(folder.path());
-    let location = petaflop_serve::ModelLocation::Folder(folder.path().into());
+    let location = petaflop_serve::ModelLocation::Path(folder.path().into());
     let mut config = petaflop_serve::ServeConfig::new(location, "tiny", 0);
     config.step_tokens = 300;
     let other = start_on(config, 1).expect("the server comes up");
     for (ask, expected) in asks.iter().zip(&alone).take(6) {
         assert_eq!(other.complete(ask).text(), *expected);
     }
+}
+
+#[test]
+fn a_gguf_file_is_served_by_itself() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    write_model(folder.path());
+    let file = folder.path().join("alone.gguf");
+    export_model(folder.path(), &file);
+    let serve = |path: &std::path::Path| {
+        let location = petaflop_serve::ModelLocation::Path(path.into());
+        start_on(petaflop_serve::ServeConfig::new(location, "tiny", 0), 1).expect("it comes up")
+    };
+    let (whole, alone) = (serve(folder.path()), serve(&file));
+    for seed in 0..4 {
+        let ask = json!({"prompt": "fn next(", "max_tokens": 40, "temperature": 0.8, "seed": seed});
+        assert_eq!(alone.complete(&ask).text(), whole.complete(&ask).text());
+    }
+    std::fs::write(&file, "GGUF").expect("the folder is writable");
+    let location = petaflop_serve::ModelLocation::Path(file);
+    let config = petaflop_serve::ServeConfig::new(location, "tiny", 0);
+    let refused = start_on(config, 1).err().expect("it is cut short").to_string();
+    assert!(refused.contains("alone.gguf: not a whole GGUF file (byte 4: "), "{refused}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! A small model with random weights, and a real server on it.
 
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::Path;
@@ -8,9 +9,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use petaflop_kernel::Cpu;
+use petaflop_model::chat::DEFAULT_TEMPLATE;
+use petaflop_model::gguf::export::{Matrices, export};
+use petaflop_model::gguf::vocabulary;
 use petaflop_model::rng::Philox;
 use petaflop_model::tokenizer::{TOKENIZER_FILE, Tokenizer};
-use petaflop_model::weights;
+use petaflop_model::weights::{self, Weights as _, WeightsFolder};
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::{ServingOptions, plan_inference};
 use petaflop_plan::recipe::SPECIAL_TOKENS;
@@ -82,6 +86,26 @@ pub(crate) fn write_model(folder: &Path) {
     std::fs::write(folder.join(TOKENIZER_FILE), bytes).expect("the folder is writable");
 }
 
+/// The model of a folder as a GGUF file, with its tokenizer and no chat template of its own.
+pub(crate) fn export_model(folder: &Path, file: &Path) {
+    let opened = WeightsFolder::open(folder).expect("it is a model's");
+    let values: BTreeMap<String, Vec<f32>> = opened
+        .shape()
+        .tensors()
+        .into_iter()
+        .map(|tensor| {
+            let mut values = vec![0.0; tensor.shape.iter().product::<u64>() as usize];
+            opened.read_f32(&tensor.name, &mut values).expect("it is there");
+            (tensor.name, values)
+        })
+        .collect();
+    let tokenizer = Tokenizer::from_file(&folder.join(TOKENIZER_FILE)).expect("it has one");
+    let more = vocabulary::entries(&tokenizer, DEFAULT_TEMPLATE, opened.shape().vocab)
+        .expect("GGUF has a name for it");
+    export(file, opened.shape(), Matrices::F32, more, |name| &values[name])
+        .expect("the folder is writable");
+}
+
 /// A running server. Dropped, it is asked to shut down and waited for.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
@@ -94,7 +118,7 @@ pub(crate) struct Server {
 pub(crate) fn start(adjust: impl FnOnce(&mut ServeConfig)) -> Server {
     let folder = tempfile::tempdir().expect("a temporary folder");
     write_model(folder.path());
-    let mut config = ServeConfig::new(ModelLocation::Folder(folder.path().into()), "tiny", 0);
+    let mut config = ServeConfig::new(ModelLocation::Path(folder.path().into()), "tiny", 0);
     config.max_sequences = 8;
     adjust(&mut config);
     let mut server = start_on(config, 2).expect("the server comes up");

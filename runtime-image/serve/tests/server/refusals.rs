@@ -204,7 +204,7 @@ fn a_half_sent_request_does_not_hold_up_a_shutdown() {
 /// The configuration of a server on a fresh model.
 fn config(folder: &tempfile::TempDir) -> ServeConfig {
     write_model(folder.path());
-    ServeConfig::new(ModelLocation::Folder(folder.path().into()), "tiny", 0)
+    ServeConfig::new(ModelLocation::Path(folder.path().into()), "tiny", 0)
 }
 
 /// Why a server with this configuration does not come up.
@@ -252,7 +252,7 @@ fn a_model_that_cannot_be_served_is_refused_before_anything_starts() {
     assert!(server.metric("kv_blocks_total") < 16.0 * 1024.0);
     drop(server);
 
-    let nowhere = ModelLocation::Folder(folder.path().join("absent"));
+    let nowhere = ModelLocation::Path(folder.path().join("absent"));
     let error = refusal(ServeConfig { model: nowhere, ..good.clone() });
     assert!(error.to_string().contains("absent"), "{error}");
 

@@ -7,9 +7,11 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
+use petaflop_plan::recipe::{self, Export};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::FieldError;
 use crate::recipe::Recipe;
 use crate::scalar::Money;
 use crate::shared::{
@@ -71,10 +73,6 @@ use crate::shared::{
         .message("gradient_checkpointing is not built yet: leave it out, or lower micro_batch_size and raise gradient_accumulation_steps"),
     validation = Rule::new("!has(self.recipe) || !has(self.recipe.saves_per_epoch)").field_path(".recipe.saves_per_epoch").reason(Reason::FieldValueForbidden)
         .message("saves_per_epoch is not built yet: set spec.checkpoint.intervalSeconds"),
-    validation = Rule::new("self.output.format != 'gguf'").field_path(".output.format").reason(Reason::FieldValueForbidden)
-        .message("output.format gguf is not built yet: use safetensors"),
-    validation = Rule::new("self.output.quantization == 'none'").field_path(".output.quantization").reason(Reason::FieldValueForbidden)
-        .message("output.quantization is not built yet: use none"),
     validation = Rule::new("!has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
         .message("volumes are not built yet: leave them out; data comes by recipe.datasets and inputs"),
     validation = Rule::new("!has(self.ports) || self.ports.size() == 0").field_path(".ports").reason(Reason::FieldValueForbidden)
@@ -92,6 +90,12 @@ use crate::shared::{
         .message("container is immutable: create a new TrainingJob"),
     validation = Rule::new("has(self.inputs) == has(oldSelf.inputs) && (!has(self.inputs) || self.inputs == oldSelf.inputs)").field_path(".inputs").reason(Reason::FieldValueForbidden)
         .message("inputs are immutable: create a new TrainingJob"),
+    validation = Rule::new("self.output.quantization == 'none' || self.output.format == 'gguf'").field_path(".output.quantization").reason(Reason::FieldValueInvalid)
+        .message("output.quantization needs output.format gguf: safetensors hold the weights as they were trained"),
+    validation = Rule::new("!has(self.container) || self.output.format == 'safetensors'").field_path(".output.format").reason(Reason::FieldValueForbidden)
+        .message("output.format is for recipe: a container's command writes what it likes"),
+    validation = Rule::new("self.output.format == oldSelf.output.format && self.output.quantization == oldSelf.output.quantization").field_path(".output").reason(Reason::FieldValueForbidden)
+        .message("output.format and output.quantization are immutable: create a new TrainingJob"),
     validation = Rule::new("has(self.activeDeadlineSeconds) == has(oldSelf.activeDeadlineSeconds) && (!has(self.activeDeadlineSeconds) || self.activeDeadlineSeconds == oldSelf.activeDeadlineSeconds)").field_path(".activeDeadlineSeconds").reason(Reason::FieldValueForbidden)
         .message("activeDeadlineSeconds is immutable"),
     validation = Rule::new("has(self.managedBy) == has(oldSelf.managedBy) && (!has(self.managedBy) || self.managedBy == oldSelf.managedBy)").field_path(".managedBy").reason(Reason::FieldValueForbidden)
@@ -215,10 +219,10 @@ pub struct Output {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = STORE_PATTERN))]
     pub uri: Option<String>,
-    /// Form of the weights.
+    /// Form of the weights. Immutable.
     #[serde(default)]
     pub format: WeightFormat,
-    /// Number format of the weights.
+    /// How the matrices of a GGUF file are kept; rows that are not whole blocks of 32 stay as they are. Immutable.
     #[serde(default)]
     pub quantization: Quantization,
     /// Checkpoints kept.
@@ -238,6 +242,28 @@ impl Default for Output {
             format: WeightFormat::Safetensors,
             quantization: Quantization::None,
             keep_checkpoints: two(),
+        }
+    }
+}
+
+impl Output {
+    /// What the runtime is to write.
+    ///
+    /// # Errors
+    /// A number format that the form of the weights does not have. (The CRD's rules refuse it too.)
+    pub fn export(&self) -> Result<Export, FieldError> {
+        let quantization = match self.quantization {
+            Quantization::None => recipe::Quantization::None,
+            Quantization::Q8_0 => recipe::Quantization::Q8_0,
+            Quantization::Q4_0 => recipe::Quantization::Q4_0,
+        };
+        match (self.format, self.quantization) {
+            (WeightFormat::Gguf, _) => Ok(Export::Gguf(quantization)),
+            (WeightFormat::Safetensors, Quantization::None) => Ok(Export::Safetensors),
+            (WeightFormat::Safetensors, _) => Err(FieldError::new(
+                "spec.output.quantization",
+                "output.quantization needs output.format gguf",
+            )),
         }
     }
 }
@@ -263,7 +289,7 @@ pub enum Quantization {
     /// Eight bits, blocks of 32.
     #[serde(rename = "q8_0")]
     Q8_0,
-    /// Four bits, blocks of 32.
+    /// Four bits, blocks of 32; embedding and output projection eight.
     #[serde(rename = "q4_0")]
     Q4_0,
 }

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use petaflop_crds::recipe::Recipe;
-use petaflop_crds::training_job::JobInput;
+use petaflop_crds::training_job::{JobInput, Output, Quantization, WeightFormat};
 use petaflop_plan::recipe::{
-    Decay, Input, ModelSource, Optimizer, ResolvedRecipe, Schedule, TrainingLength,
+    Decay, Export, Input, ModelSource, Optimizer, ResolvedRecipe, Schedule, TrainingLength,
 };
 use serde_json::{Value, json};
 
@@ -42,11 +42,38 @@ fn resolve(changes: Value) -> Result<(ResolvedRecipe, Vec<Input>), String> {
     let lines = |errors: Vec<petaflop_crds::FieldError>| {
         errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
     };
-    recipe(changes).resolve(&inputs(), Some(Path::new("/manifests"))).map_err(lines)
+    recipe(changes)
+        .resolve(&inputs(), &Output::default(), Some(Path::new("/manifests")))
+        .map_err(lines)
 }
 
 fn resolved(changes: Value) -> ResolvedRecipe {
     resolve(changes).unwrap_or_else(|errors| panic!("{errors}")).0
+}
+
+#[test]
+fn the_form_of_the_result_is_part_of_the_recipe() {
+    use petaflop_plan::recipe::Quantization as Q;
+    let resolve = |format, quantization| {
+        let output = Output { format, quantization, ..Output::default() };
+        let directory = Some(Path::new("/manifests"));
+        recipe(json!({})).resolve(&inputs(), &output, directory).map(|(recipe, _)| recipe)
+    };
+    for (quantization, expected) in [
+        (Quantization::None, Q::None),
+        (Quantization::Q8_0, Q::Q8_0),
+        (Quantization::Q4_0, Q::Q4_0),
+    ] {
+        let recipe = resolve(WeightFormat::Gguf, quantization).expect("it resolves");
+        assert_eq!(recipe.output, Export::Gguf(expected));
+        let text = serde_json::to_string(&recipe).expect("recipes are plain data");
+        assert_eq!(serde_json::from_str::<ResolvedRecipe>(&text).expect("just written"), recipe);
+    }
+    // Recipes of before there was a choice keep their keys.
+    let plain = resolve(WeightFormat::Safetensors, Quantization::None).expect("it resolves");
+    assert_eq!(serde_json::to_value(plain).expect("plain data").get("output"), None);
+    let refused = resolve(WeightFormat::Safetensors, Quantization::Q8_0).expect_err("no such form");
+    assert_eq!(refused[0].path, "spec.output.quantization");
 }
 
 #[test]
@@ -186,7 +213,7 @@ fn minus_zero_is_zero() {
 fn relative_paths_are_refused_where_there_is_no_folder() {
     let errors =
         recipe(json!({ "datasets": [{ "path": "./notes" }, { "path": "builtin:petaflop" }] }))
-            .resolve(&[], None);
+            .resolve(&[], &Output::default(), None);
     let errors = errors.expect_err("there is no folder");
     assert_eq!(errors.len(), 1);
     assert!(errors[0].message.contains("relative to a manifest's folder"), "{}", errors[0]);

@@ -16,7 +16,8 @@ fn quickstart() -> (ResolvedRecipe, ModelShape) {
         panic!("a job comes first")
     };
     let recipe = job.spec.recipe.as_ref().expect("it has a recipe");
-    let (recipe, _) = recipe.resolve(&job.spec.inputs, None).expect("it resolves");
+    let (recipe, _) =
+        recipe.resolve(&job.spec.inputs, &job.spec.output, None).expect("it resolves");
     let petaflop_plan::recipe::ModelSource::Scratch(shape) = recipe.model.clone() else {
         panic!("from scratch")
     };

@@ -115,7 +115,7 @@ mod tests {
             include_str!("../../examples/tiny.yaml").replace("../LICENSE", "builtin:petaflop");
         let job: TrainingJob = serde_saphyr::from_str(&text).expect("an example");
         let recipe = job.spec.recipe.expect("a recipe");
-        recipe.resolve(&job.spec.inputs, None).expect("it can be resolved")
+        recipe.resolve(&job.spec.inputs, &job.spec.output, None).expect("it can be resolved")
     }
 
     fn digest(of: &str) -> String {

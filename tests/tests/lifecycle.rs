@@ -112,7 +112,9 @@ async fn a_job_starts_from_what_another_has_made() -> Result<()> {
     let home = tempfile::tempdir()?;
     let resolved = cluster.job("second").await?.status.and_then(|s| s.resolved_recipe);
     let recipe = second.spec.recipe.context("a recipe")?;
-    let (_, inputs) = recipe.resolve(&[], None).map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
+    let (_, inputs) = recipe
+        .resolve(&[], &second.spec.output, None)
+        .map_err(|errors| anyhow::anyhow!("{errors:?}"))?;
     let job = JobSpec {
         recipe: serde_json::from_str(&resolved.context("its recipe")?)?,
         inputs,

@@ -7,14 +7,14 @@
 use std::path::Path;
 
 use petaflop_plan::recipe::{
-    Dataset, DatasetKind, Decay, Input, ModelSource, Optimizer, Precision, ResolvedRecipe,
+    Dataset, DatasetKind, Decay, Export, Input, ModelSource, Optimizer, Precision, ResolvedRecipe,
     Schedule, TokenizerSource, TrainingLength,
 };
 use petaflop_plan::shape::{ModelShape, Rope, RopeScaling};
 
 use super::{Adapter, DatasetSpec, DatasetType, LrScheduler, OptimizerName, Recipe, ScratchModel};
 use crate::FieldError;
-use crate::training_job::JobInput;
+use crate::training_job::{JobInput, Output};
 
 /// Steps of warm-up where a recipe counts epochs and says nothing.
 const WARMUP_WITH_EPOCHS: u64 = 20;
@@ -29,6 +29,7 @@ impl Recipe {
     pub fn resolve(
         &self,
         inputs: &[JobInput],
+        output: &Output,
         directory: Option<&Path>,
     ) -> Result<(ResolvedRecipe, Vec<Input>), Vec<FieldError>> {
         let Recipe {
@@ -173,6 +174,11 @@ impl Recipe {
             }
         };
 
+        let output = output.export().unwrap_or_else(|error| {
+            errors.push(error);
+            Export::default()
+        });
+
         if !errors.is_empty() {
             return Err(errors);
         }
@@ -192,6 +198,7 @@ impl Recipe {
             max_grad_norm: *max_grad_norm + 0.0,
             seed: *seed,
             precision: Precision::F32,
+            output,
         };
         match recipe.validate() {
             Ok(()) => Ok((recipe, resolved_inputs)),

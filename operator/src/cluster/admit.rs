@@ -111,11 +111,12 @@ pub fn admit(job: &TrainingJob) -> Result<Admitted, String> {
 }
 
 fn resolve(job: &TrainingJob, recipe: &petaflop_crds::recipe::Recipe) -> Result<Recipe, String> {
-    let (resolved, inputs) = recipe.resolve(&job.spec.inputs, None).map_err(|errors| {
-        let said: Vec<String> =
-            errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
-        said.join("; ")
-    })?;
+    let (resolved, inputs) =
+        recipe.resolve(&job.spec.inputs, &job.spec.output, None).map_err(|errors| {
+            let said: Vec<String> =
+                errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
+            said.join("; ")
+        })?;
     // A later release may resolve differently; what this job was admitted with stays.
     let kept = job.status.as_ref().and_then(|status| status.resolved_recipe.as_deref());
     let recipe = match kept {

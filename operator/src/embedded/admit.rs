@@ -79,7 +79,7 @@ pub fn resolve(
         recipe.datasets = vec![petaflop_crds::recipe::DatasetSpec { path: data.to_owned(), kind }];
     }
     let (recipe, inputs) = recipe
-        .resolve(&spec.inputs, Some(&directory))
+        .resolve(&spec.inputs, &spec.output, Some(&directory))
         .map_err(|errors| AdmitError::BadInput(document.locate(&errors).to_string()))?;
     Ok(Resolved { namespace: namespace.to_owned(), name: document.name(), spec, recipe, inputs })
 }

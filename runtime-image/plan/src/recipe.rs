@@ -41,6 +41,9 @@ pub struct ResolvedRecipe {
     pub seed: u64,
     /// Number format of weights and activations.
     pub precision: Precision,
+    /// What the finished weights are written as.
+    #[serde(default, skip_serializing_if = "Export::is_default")]
+    pub output: Export,
 }
 
 /// Where the starting weights come from.
@@ -150,6 +153,38 @@ pub enum Precision {
     F32,
 }
 
+/// What finished weights are written as.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Export {
+    /// A Hugging Face folder, as they were trained.
+    #[default]
+    Safetensors,
+    /// One GGUF file.
+    Gguf(Quantization),
+}
+
+impl Export {
+    /// Left out of recipes, whose keys are those of before there was a choice.
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// How the matrices of a GGUF file are kept. Rows that are not whole blocks of 32 stay f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantization {
+    /// In f32, as they were trained.
+    None,
+    /// In q8_0.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// In q4_0, but embedding and output projection in q8_0.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+}
+
 /// What `petaflop-runtime train` is started with: the recipe, where its inputs
 /// lie, and where the results go. Everything outside `recipe` may differ between
 /// two runs of the same job.
@@ -236,6 +271,7 @@ impl ResolvedRecipe {
             max_grad_norm,
             seed: _,
             precision: Precision::F32,
+            output: _, // any of them
         } = self;
         require(!datasets.is_empty(), "datasets", "at least one", &"none")?;
         for (i, Dataset { input, kind: _ }) in datasets.iter().enumerate() {
@@ -420,6 +456,7 @@ pub(crate) mod tests {
             max_grad_norm: 1.0,
             seed: 42,
             precision: Precision::F32,
+            output: Export::Safetensors,
         }
     }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! config.json           the model's shape, as Hugging Face writes it
-//! model.safetensors     its weights
+//! model.safetensors     its weights; or model.gguf, a whole model by itself
 //! tokenizer.json        its tokenizer
 //! chat_template.jinja   how a conversation becomes text
 //! recipe.json           the resolved recipe
@@ -13,14 +13,17 @@
 
 use std::{collections::BTreeMap, fs, path::Path};
 
-use petaflop_model::{
-    WeightsError, chat::TEMPLATE_FILE, tokenizer::TOKENIZER_FILE, training::TrainingModel, weights,
-};
+use petaflop_model::{chat::TEMPLATE_FILE, tokenizer::TOKENIZER_FILE, training::TrainingModel};
 use petaflop_plan::{NUMERICS_VERSION, recipe::ResolvedRecipe};
 use petaflop_store::{ArtifactHash, blocking::Store};
 use serde::{Deserialize, Serialize};
 
-use crate::{data::Data, error::Error, history::History};
+use crate::{
+    data::Data,
+    error::Error,
+    export::{self, Verified},
+    history::History,
+};
 
 /// Name of the record in an artifact.
 pub(crate) const TRAINING: &str = "training.json";
@@ -41,6 +44,9 @@ pub(crate) struct Training {
     pub(crate) losses: Vec<(u64, f64)>,
     /// (steps done, loss in nats a token, bits per byte).
     pub(crate) validation: Vec<(u64, f64, f64)>,
+    /// Of weights that were written in another form than they were trained in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) exported: Option<Verified>,
 }
 
 /// What became of the data's documents.
@@ -80,11 +86,13 @@ impl Training {
             documents,
             losses: losses.map(|(step, &loss)| (step, loss)).collect(),
             validation: history.validation.clone(),
+            exported: None,
         }
     }
 }
 
-/// Puts the model and its records into the store and binds the key to them.
+/// Puts the model and its records into the store and binds the key to them; notes in `training`
+/// how the exported weights were found to be.
 ///
 /// # Errors
 /// The files cannot be written, or the store refuses.
@@ -92,8 +100,8 @@ pub(crate) fn publish(
     store: &Store,
     scratch: &Path,
     recipe: &ResolvedRecipe,
-    training: &Training,
-    model: &TrainingModel,
+    training: &mut Training,
+    model: &mut TrainingModel,
     data: &Data,
 ) -> Result<ArtifactHash, Error> {
     const WHAT: &str = "cannot write artifact";
@@ -101,13 +109,7 @@ pub(crate) fn publish(
         .prefix(".writing-artifact-")
         .tempdir_in(scratch)
         .map_err(Error::io(WHAT, scratch))?;
-    let tensors = model
-        .tensors()
-        .map(|(tensor, values)| (tensor.name.as_str(), tensor.shape.as_slice(), values));
-    weights::save(folder.path(), model.shape(), tensors).map_err(|error| match error {
-        WeightsError::Io { path, source } => Error::Io { what: WHAT, path, source },
-        other => Error::Internal(other.to_string()),
-    })?;
+    training.exported = export::write(folder.path(), recipe, model, data)?;
     let files = [
         (TOKENIZER_FILE, data.tokenizer.clone()),
         (TEMPLATE_FILE, data.chat_template.clone().into_bytes()),

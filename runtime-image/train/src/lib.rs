@@ -18,6 +18,7 @@
 //! | `state` | what a checkpoint holds |
 //! | [`checkpoint`] | durable folders under a lock; damaged ones passed over |
 //! | [`history`], [`curve`] | losses so far, and their picture |
+//! | `export` | the weights in the form that was asked for, and the proof of them |
 //! | `artifact`, `summary` | what a finished job leaves and says |
 //! | [`progress`] | lines for programs and for people |
 //! | [`xz`] | what a compressor makes of the same text |
@@ -29,6 +30,7 @@ pub mod curve;
 mod data;
 pub mod document;
 pub mod error;
+mod export;
 pub mod history;
 mod identity;
 pub mod input;

@@ -21,6 +21,7 @@ pub(crate) fn of_training(training: &Training) -> Map<String, Value> {
         documents,
         losses,
         validation,
+        exported,
     } = training;
     let loss = |entry: Option<&(u64, f64)>| entry.map(|&(_, loss)| loss);
     let measured = |entry: Option<&(u64, f64, f64)>| {
@@ -40,6 +41,7 @@ pub(crate) fn of_training(training: &Training) -> Map<String, Value> {
             "bits_per_byte".to_owned(),
             json!(validation.last().map(|&(_, _, bits_per_byte)| bits_per_byte)),
         ),
+        ("exported".to_owned(), json!(exported)),
     ])
 }
 

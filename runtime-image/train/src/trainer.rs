@@ -34,6 +34,7 @@ use crate::{
     checkpoint::{Checkpoints, Writing},
     data::Data,
     error::Error,
+    export,
     history::History,
     identity::{Identified, Identity},
     input::{Builtins, Source},
@@ -179,6 +180,7 @@ impl<'a> Run<'a> {
                 .as_ref()
                 .and_then(|checkpoint| Some(&**checkpoint.files.get(TOKENIZER_FILE)?)),
         )?;
+        export::check(recipe, &data)?;
         for source in &mut sources {
             // The streams hold it now.
             source.texts = Vec::new();
@@ -246,7 +248,7 @@ impl<'a> Run<'a> {
         for source in &self.sources {
             source.verify()?;
         }
-        let training = Training::new(
+        let mut training = Training::new(
             &self.identity.key,
             &self.identity.digests,
             self.model.shape().parameters(),
@@ -258,8 +260,8 @@ impl<'a> Run<'a> {
             store,
             self.checkpoints.scratch(),
             &self.job.recipe,
-            &training,
-            &self.model,
+            &mut training,
+            &mut self.model,
             &self.data,
         )?;
         let summary = self.summary(&training);

@@ -16,6 +16,9 @@ const WHEEL_SHA256: &str = "903bba8f24df78199e82b1d711315400edc27a4d6ed5cacff344
 /// moto and all it needs, pinned.
 const MOTO: &str = include_str!("moto.txt");
 
+/// ggml's package for GGUF files, pinned.
+const GGUF: &str = include_str!("gguf.txt");
+
 const UNPACK: &str = r#"
 import glob, io, os, sys, tarfile, zipfile
 folder = sys.argv[1]
@@ -89,11 +92,24 @@ fn python_in(venv: &Path) -> Result<PathBuf> {
 /// # Errors
 /// It cannot be fetched: Python 3 with venv is needed, and `PyPI` or a mirror of it.
 pub fn moto() -> Result<PathBuf> {
-    let hash = &blake3::hash(MOTO.as_bytes()).to_hex()[..16];
-    let folder = cache::once(&format!("moto-{hash}"), "fetching moto (20 MB)", |into| {
+    python_with("moto", MOTO, "fetching moto (20 MB)")
+}
+
+/// A Python that has ggml's `gguf`.
+///
+/// # Errors
+/// As [`moto`].
+pub fn gguf() -> Result<PathBuf> {
+    python_with("gguf", GGUF, "fetching gguf and numpy (20 MB)")
+}
+
+/// The interpreter of an environment of exactly these packages, made once.
+fn python_with(name: &str, packages: &str, what: &str) -> Result<PathBuf> {
+    let hash = &blake3::hash(packages.as_bytes()).to_hex()[..16];
+    let folder = cache::once(&format!("{name}-{hash}"), what, |into| {
         let python = python_in(&into.join("venv"))?;
         let requirements = into.join("requirements.txt");
-        std::fs::write(&requirements, MOTO)
+        std::fs::write(&requirements, packages)
             .map_err(Error::io(requirements.display().to_string()))?;
         let pip = ["-m", "pip", "install", "--quiet", "--no-deps", "--requirement"];
         run(Command::new(&python).args(pip).arg(&requirements)).map(drop)

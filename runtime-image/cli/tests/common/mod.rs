@@ -12,7 +12,7 @@ use std::{
 
 use petaflop_plan::{
     recipe::{
-        Dataset, DatasetKind, Decay, Input, JobSpec, ModelSource, Optimizer, Precision,
+        Dataset, DatasetKind, Decay, Export, Input, JobSpec, ModelSource, Optimizer, Precision,
         ResolvedRecipe, Schedule, TokenizerSource, TrainingLength,
     },
     shape::{ModelShape, Rope, RopeScaling},
@@ -267,6 +267,7 @@ fn recipe(steps: u64) -> ResolvedRecipe {
         max_grad_norm: 1.0,
         seed: 42,
         precision: Precision::F32,
+        output: Export::Safetensors,
     }
 }
 

@@ -1,0 +1,175 @@
+//! The finished weights as files of the form that was asked for. A GGUF file is loaded back as a
+//! server would load it, and must give the logits of the model that was trained.
+
+use std::{collections::BTreeMap, path::Path, sync::Arc};
+
+use petaflop_kernel::Cpu;
+use petaflop_model::{
+    WeightsError,
+    gguf::{
+        export::{Matrices, export},
+        model::GgufModel,
+        value::Value,
+        vocabulary,
+    },
+    inference::{Chunk, InferenceModel, Logits},
+    tokenizer::Tokenizer,
+    training::{NO_TARGET, TrainingModel},
+    weights::{self, GGUF_FILE, Weights as _},
+};
+use petaflop_plan::{
+    inference::ServingOptions,
+    plan::KV_BLOCK_TOKENS,
+    recipe::{Export, Quantization, ResolvedRecipe},
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{data::Data, error::Error};
+
+/// Tokens whose logits are compared at most.
+const COMPARED: usize = 64;
+
+/// How far the logits of an exported file are from those of the trained model, over the first
+/// tokens of the training split. A function of the key, as everything in an artifact.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Verified {
+    /// Rows of logits that were compared.
+    pub(crate) rows: u64,
+    /// |found − trained| ÷ |trained|, Euclidean norms over all rows.
+    pub(crate) logits_error: f64,
+    /// Rows whose largest logit is the same token's, as a share.
+    pub(crate) same_choice: f64,
+}
+
+/// What is tolerated as [`Verified::logits_error`]. f32 differs where an epsilon or a base of the
+/// recipe is no f32, which is what GGUF keeps them in; the others leave room for models that bear
+/// rounding badly, and less than a misplaced matrix needs (which gives an error about 1).
+fn tolerance(quantization: Quantization) -> f64 {
+    match quantization {
+        Quantization::None => 1e-4,
+        Quantization::Q8_0 => 0.05,
+        Quantization::Q4_0 => 0.5,
+    }
+}
+
+/// Refuses before training what could not be exported after it.
+pub(crate) fn check(recipe: &ResolvedRecipe, data: &Data) -> Result<(), Error> {
+    match recipe.output {
+        Export::Safetensors => Ok(()),
+        Export::Gguf(_) => entries(data, 0).map(drop),
+    }
+}
+
+/// Writes the weights into an artifact's folder.
+pub(crate) fn write(
+    folder: &Path,
+    recipe: &ResolvedRecipe,
+    model: &mut TrainingModel,
+    data: &Data,
+) -> Result<Option<Verified>, Error> {
+    let failed = |error: WeightsError| match error {
+        WeightsError::Io { path, source } => {
+            Error::Io { what: "cannot write artifact", path, source }
+        }
+        other => Error::Internal(other.to_string()),
+    };
+    let Export::Gguf(quantization) = recipe.output else {
+        let tensors = model
+            .tensors()
+            .map(|(tensor, values)| (tensor.name.as_str(), tensor.shape.as_slice(), values));
+        weights::save(folder, model.shape(), tensors).map_err(failed)?;
+        return Ok(None);
+    };
+    weights::save_config(folder, model.shape()).map_err(failed)?;
+    let matrices = match quantization {
+        Quantization::None => Matrices::F32,
+        Quantization::Q8_0 => Matrices::Q8_0,
+        Quantization::Q4_0 => Matrices::Q4_0,
+    };
+    let file = folder.join(GGUF_FILE);
+    let more = entries(data, model.shape().vocab)?;
+    let values: BTreeMap<&str, &[f32]> =
+        model.tensors().map(|(tensor, values)| (tensor.name.as_str(), values)).collect();
+    export(&file, model.shape(), matrices, more, |name| values[name]).map_err(failed)?;
+    let exported = GgufModel::open(&file).map_err(failed)?;
+    let verified = compare(&exported, recipe, model, data).map_err(Error::model)?;
+    let most = tolerance(quantization);
+    // Also where it is not a number.
+    if verified.logits_error <= most {
+        return Ok(Some(verified));
+    }
+    Err(Error::BadInput(format!(
+        "output: the logits of the exported {GGUF_FILE} are {:.3} of their size from the trained \
+         model's, but at most {most} is let pass; export with less or no quantization",
+        verified.logits_error
+    )))
+}
+
+fn entries(data: &Data, vocab: u32) -> Result<Vec<(String, Value)>, Error> {
+    Tokenizer::from_bytes(&data.tokenizer)
+        .and_then(|tokenizer| vocabulary::entries(&tokenizer, &data.chat_template, vocab))
+        .map_err(|error| Error::BadInput(format!("output.format gguf: {error}")))
+}
+
+fn compare(
+    exported: &GgufModel,
+    recipe: &ResolvedRecipe,
+    model: &mut TrainingModel,
+    data: &Data,
+) -> Result<Verified, petaflop_model::ModelError> {
+    let (sequence, vocab) = (recipe.sequence_len as usize, model.shape().vocab as usize);
+    let rows = sequence.min(COMPARED);
+    let mut tokens = vec![0; recipe.micro_batch_size as usize * sequence];
+    let mut targets = tokens.clone();
+    let samples = tokens.chunks_mut(sequence).zip(targets.chunks_mut(sequence));
+    for (sample, (tokens, targets)) in (0..).zip(samples) {
+        data.train.fill(sample, tokens, targets, NO_TARGET);
+    }
+    let cpu: Arc<Cpu> = Arc::clone(model.cpu());
+    let trained = &model.logits(&tokens)?[..rows * vocab];
+    let count = rows as u32;
+    let options = ServingOptions {
+        logit_rows: count,
+        ..ServingOptions::new(exported.serving_format(), 1, count, count)
+    };
+    let mut served = InferenceModel::new(cpu, exported, &options)?;
+    let blocks: Vec<u32> = (0..count.div_ceil(KV_BLOCK_TOKENS)).collect();
+    let chunk = Chunk { tokens: &tokens[..rows], start: 0, blocks: &blocks, logits: Logits::All };
+    Ok(distance(served.forward(&[chunk])?, trained, vocab))
+}
+
+fn distance(found: &[f32], trained: &[f32], vocab: usize) -> Verified {
+    let square = |sum: f64, x: f64| sum + x * x;
+    let away = found.iter().zip(trained).map(|(&a, &b)| f64::from(a) - f64::from(b));
+    let size = trained.iter().map(|&b| f64::from(b)).fold(0.0, square);
+    let pairs = found.chunks_exact(vocab).zip(trained.chunks_exact(vocab));
+    let same = pairs.filter(|(a, b)| choice(a) == choice(b)).count();
+    let rows = trained.len() / vocab;
+    Verified {
+        rows: rows as u64,
+        logits_error: (away.fold(0.0, square) / size).sqrt(),
+        same_choice: same as f64 / rows as f64,
+    }
+}
+
+/// The token of the largest logit; of equal ones the first.
+fn choice(row: &[f32]) -> Option<usize> {
+    (0..row.len()).rev().max_by(|&a, &b| row[a].total_cmp(&row[b]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::distance;
+
+    #[test]
+    fn an_error_is_relative_and_a_choice_is_the_first_of_the_largest() {
+        let trained = [3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 5.0, 5.0];
+        let same = distance(&trained, &trained, 4);
+        assert_eq!((same.rows, same.logits_error, same.same_choice), (2, 0.0, 1.0));
+        let other = [4.0, 3.9, 0.0, 0.0, 0.0, 0.0, 5.0, 5.1];
+        let other = distance(&other, &trained, 4);
+        assert!((other.logits_error - (1.02f64 / 75.0).sqrt()).abs() < 1e-6);
+        assert_eq!(other.same_choice, 0.0);
+        assert!(distance(&[f32::NAN; 8], &trained, 4).logits_error.is_nan());
+    }
+}

@@ -27,7 +27,7 @@ BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo sandbox test faults chase kernels lint fmt generate bench bench-arbiter bench-operator images toolchain musl cargo-deny cuda-compilers clang vulkan python go cluster
+.PHONY: help demo sandbox test faults chase kernels llama-cpp lint fmt generate bench bench-arbiter bench-operator images toolchain musl cargo-deny cuda-compilers clang vulkan python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,16 @@ kernels: toolchain python cuda-compilers clang vulkan ## every printed kernel th
 	@$(CARGO) run $(PROFILE) --quiet -p petaflop-kernel --example print_kernels -- "$(PETAFLOP_CACHE)/kernels"
 	@"$(CUDA_HOME)/bin/python" runtime-image/kernel/compile.py "$(PETAFLOP_CACHE)/kernels" --gpus arbiter/data/gpus.csv --cuda "$(CUDA_HOME)" --clang $(CLANG)
 	@$(CARGO) test $(PROFILE) -p petaflop-device --features petaflop-device/wgpu --test shaders --test wgpu -- --nocapture
+
+# llama.cpp is compiled from source, once, for minutes; so `make test` leaves it out.
+LLAMA_CPP := llama-cpp-python==0.3.36
+LLAMA_CPP_HOME := $(PETAFLOP_CACHE)/tools/$(subst ==,-,$(LLAMA_CPP))
+llama-cpp: toolchain python ## our GGUF files in llama.cpp: the same tokens, the same logits within what it rounds
+	@test -e "$(LLAMA_CPP_HOME)/complete" || { \
+	  echo "compiling $(LLAMA_CPP) into $(LLAMA_CPP_HOME) (once, some minutes)" >&2; \
+	  rm -rf "$(LLAMA_CPP_HOME)"; python3 -m venv "$(LLAMA_CPP_HOME)" && \
+	  "$(LLAMA_CPP_HOME)/bin/pip" install --quiet "$(LLAMA_CPP)" && touch "$(LLAMA_CPP_HOME)/complete"; }
+	@PETAFLOP_LLAMA_CPP="$(LLAMA_CPP_HOME)/bin/python" $(CARGO) test $(PROFILE) -p petaflop-runtime --test llama_cpp -- --nocapture
 
 lint: toolchain cargo-deny ## formatting, clippy without warnings, licences and duplicate versions
 	@$(CARGO) fmt --all --check

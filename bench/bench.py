@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Training speed beside a peer's, in one run: ours and JAX in turn, so that a machine whose speed drifts
 slows both. Prints machine, versions, median and spread, and the ratio pair by pair; appends a row to results.csv.
+Then kernels and a served model beside the roofline of the same run (`petaflop-runtime bench all`).
 
 usage: bench.py --runtime PATH [--peers FOLDER] [--rounds 5] [--seconds 8]
 
@@ -39,6 +40,27 @@ def machine() -> dict[str, str]:
         model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     commit = output("git", "-C", str(HERE), "describe", "--always", "--dirty").strip()
     return {"cpu": model, "cores": str(len(os.sched_getaffinity(0))), "commit": commit}
+
+
+def beside_the_roofline(runtime: str, rounds: int, seconds: float) -> list[dict]:
+    """Rows of kernels and served models: what bounds each, and how near it comes to that in the same run."""
+    runs = [json.loads(output(runtime, "bench", "all", "--seconds", str(seconds), "--json")) for _ in range(rounds)]
+    peaks = {"gflops": "fma_peak_gflops", "gb_s": "read_gb_s"}
+    units = {"gflops": "GFLOP/s", "gb_s": "GB/s"}
+    rows = []
+    for samples in zip(*(run["rows"] for run in runs)):
+        machines = [run["machine"] for run in runs]
+        # The nearer roof, by the medians: the rate whose share of its peak is the largest.
+        share = {rate: statistics.median(one[rate] / machine[peaks[rate]] for one, machine in zip(samples, machines))
+                 for rate in peaks if rate in samples[0]}
+        rate = max(share, key=share.get)
+        values = [one[rate] for one in samples]
+        name, roof = samples[0]["what"], statistics.median(machine[peaks[rate]] for machine in machines)
+        print(f"  {name:38} {spread(values)} {units[rate]}   roof {roof:,.0f}   ratio {share[rate]:.2f}")
+        rows.append({"what": name, "unit": units[rate], "ours": round(statistics.median(values), 1),
+                     "ours_min": round(min(values), 1), "ours_max": round(max(values), 1), "peer": "roofline",
+                     "peer_median": round(roof, 1), "ratio": f"{share[rate]:.3f}", "rounds": rounds})
+    return rows
 
 
 def main() -> None:
@@ -86,6 +108,9 @@ def main() -> None:
                      "ours_min": round(min(ours)), "ours_max": round(max(ours)),
                      "peer": REQUIREMENTS[0] if theirs else "", "peer_median": round(statistics.median(theirs)) if theirs else "",
                      "ratio": f"{statistics.median(ratios):.3f}" if ratios else "", "rounds": chosen.rounds, **where})
+
+    print("kernels and a served model, beside the peak of multiply-adds or the read stream of the same run, whichever bounds them")
+    rows += [row | where for row in beside_the_roofline(chosen.runtime, min(chosen.rounds, 3), chosen.seconds / 8)]
 
     results = HERE / "results.csv"
     fresh = not results.exists()

@@ -99,14 +99,24 @@ fn benchmarks_print_their_rates() {
     let facts = json(&args);
     assert!(facts["tokens_per_second"].as_f64().unwrap() > 0.0, "{facts}");
     assert_eq!(facts["planned_bytes"], facts["arena_bytes"]);
-    for (what, rate) in [("gemm", "gflops"), ("fma", "gflops"), ("read", "gb_s")] {
-        let size: &[&str] = match what {
-            "gemm" => &["--size", "64"],
-            "read" => &["--size", "1MiB"],
-            _ => &[],
-        };
+    for (what, rates, size) in [
+        ("gemm", &["gflops", "gb_s"][..], &["--size", "64"][..]),
+        ("gemv", &["gflops", "gb_s"], &["--rows", "96", "--width", "64"]),
+        ("attention", &["gflops", "gb_s"], &["--seq", "32", "--heads", "4", "--kv-heads", "2"]),
+        ("norm", &["gflops", "gb_s"], &["--rows", "64", "--width", "48"]),
+        ("loss", &["gb_s"], &["--rows", "64", "--width", "48"]),
+        ("copy", &["gb_s"], &["--size", "1MiB"]),
+        ("read", &["gb_s"], &["--size", "1MiB"]),
+        ("fma", &["gflops"], &[]),
+        ("prefill", &["gflops", "gb_s"], &["--layers", "1", "--vocab", "300", "--prompt", "20"]),
+        ("decode", &["gflops", "gb_s"], &["--layers", "1", "--vocab", "300", "--weights", "f32"]),
+    ] {
         let facts = json(&[&["bench", what], size, &small].concat());
-        assert!(facts[rate].as_f64().unwrap() > 0.0, "{facts}");
+        for rate in rates.iter().chain(&["of_roofline", "fma_peak_gflops", "read_gb_s"]) {
+            assert!(facts[rate].as_f64().unwrap() > 0.0, "{what}: {rate}: {facts}");
+        }
+        let known = facts.get("gflops").is_some();
+        assert_eq!(known, rates.contains(&"gflops"), "{facts}");
     }
 }
 

@@ -54,7 +54,7 @@ pub fn measure(cpu: &Cpu, available: u64, duration: Duration) -> CpuRates {
     // Far larger than caches, where there is room; gemm works inside of them.
     let bytes = (available / 4).clamp(1 << 20, 256 << 20) as usize;
     CpuRates {
-        gemm_gflops: bench::gemm_gflops(cpu, 512, 512, 512, half),
-        read_gb_s: bench::read_gb_s(cpu, bytes, half),
+        gemm_gflops: bench::gemm(cpu, 512, 512, 512, half).gflops(),
+        read_gb_s: bench::read(cpu, bytes, half).gb_s(),
     }
 }

@@ -97,6 +97,8 @@ reasons! {
     LaunchAmbiguous,
     /// A machine that carries our identity was found and taken over.
     AdoptedExisting,
+    /// Whoever asked for the machine is gone.
+    OwnerGone,
     /// The agent was not heard from for too long.
     HeartbeatLost,
     /// Ending the machine failed and is tried again.

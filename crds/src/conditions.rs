@@ -90,15 +90,15 @@ words! {
         Launched,
         /// Its agent has enrolled.
         Registered,
-        /// The provider has said that it will take the machine away.
+        /// Its command saves what it has: the provider takes the machine away, or its owner moves.
         Interrupting,
         /// The machine is being ended.
         Terminating,
         /// The provider says that the machine is gone.
         InstanceTerminated,
-        /// The price is no longer the one that was decided on.
+        /// The machine that runs costs more or less than what was decided on.
         Drifted,
-        /// The owner is gone.
+        /// A machine of it is nobody's: its owner is gone, or it has another one.
         Orphaned,
     }
 }
@@ -114,7 +114,7 @@ words! {
         Stalled,
         /// The provider takes our credentials.
         CredentialsValid,
-        /// Its offers are fresh enough to buy from.
+        /// Some of what it offered last is young enough to buy from.
         OffersFresh,
     }
 }

@@ -384,6 +384,7 @@ impl Talk {
         run.heard = true;
         session.heard = Some(self.clock.boottime());
         run.ready = matches!(report.state, State::Ready);
+        run.taken |= matches!(report.state, State::Draining) && session.drain_until.is_none();
         let lines = EVENTS.iter().filter_map(|event| report.progress.get(*event));
         let lines = lines.filter_map(|line| serde_json::from_value::<Progress>(line.clone()).ok());
         session.lines = lines.collect();
@@ -394,7 +395,8 @@ impl Talk {
         let over = run.end.is_some();
         let matters = (before.started, before.up, before.ready, &before.key, before.end.is_some())
             != (run.started, run.up, run.ready, &run.key, over)
-            || (before.heard, &before.serving) != (run.heard, &run.serving);
+            || (before.heard, before.taken, &before.serving)
+                != (run.heard, run.taken, &run.serving);
         drop(sessions);
         if matters {
             self.listener.heard(&self.name, &self.owner);

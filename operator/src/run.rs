@@ -22,6 +22,8 @@ pub struct Run {
     pub ready: bool,
     /// It has said how it is, since we began to ask.
     pub heard: bool,
+    /// It was told to end, and not by us: its provider takes the machine away.
+    pub taken: bool,
     /// What a server of ours answers with, and where.
     pub serving: Option<Serving>,
     /// Key of the result, once the runtime has said it.

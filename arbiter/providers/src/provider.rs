@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use jiff::Timestamp;
 use petaflop_arbiter::bill::{self, Begins, Billing, Life, Line, Price};
 use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety};
-use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::reason::Reason;
 use serde::{Deserialize, Serialize};
@@ -119,6 +119,10 @@ pub struct Instance {
     pub ended: Option<Timestamp>,
     /// What was bought, where that is remembered.
     pub offer: Option<Offer>,
+    /// What an hour of it costs now, where the provider tells: as a quote of it would say, without what
+    /// the owner adds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hourly: Option<UsdPerHour>,
     /// Where its agent is reached, `host:port`, as far as is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,

@@ -1,6 +1,7 @@
 //! What a claim's status says to people: conditions, from how far the claim is.
 
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use petaflop_arbiter::claim::Phase;
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::compute_claim::ComputeClaimStatus;
@@ -33,7 +34,8 @@ pub fn summarise(
             conditions.set("Launched", Is::Unknown, Reason::LaunchAmbiguous, message);
         }
         Phase::Launched { .. } => {
-            conditions.set("Launched", Is::True, Reason::Ok, "");
+            let launched = launched(conditions.get("Launched"));
+            conditions.set("Launched", Is::True, launched, "");
             match &stored.agent_key {
                 Some(_) => {
                     conditions.set("Registered", Is::True, Reason::Ok, "");
@@ -47,11 +49,26 @@ pub fn summarise(
             conditions.set("Terminating", Is::True, *reason, "");
         }
         Phase::Ended { reason } => {
+            // There is nothing any more of which these could be so.
+            for type_ in ["Interrupting", "Drifted", "Orphaned"] {
+                conditions.clear(type_);
+            }
             conditions.set("Terminating", Is::False, *reason, "");
             conditions.set("InstanceTerminated", Is::True, *reason, "");
             conditions.set("Ready", Is::False, *reason, "");
             conditions.set("Reconciling", Is::False, *reason, "");
             conditions.set("Stalled", Is::False, *reason, "");
         }
+    }
+}
+
+/// How its machine came to be known, from what was said before: by the answer to the launch; or it was
+/// found by its identity, as nobody had an answer.
+fn launched(before: Option<&Condition>) -> Reason {
+    let adopted = Reason::AdoptedExisting;
+    match before.map(|known| (known.status.as_str(), known.reason.as_str())) {
+        Some(("True", reason)) if reason != adopted.as_str() => Reason::Ok,
+        Some(("Unknown", reason)) if reason == Reason::LaunchAttempted.as_str() => Reason::Ok,
+        _ => adopted,
     }
 }

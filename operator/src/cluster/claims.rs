@@ -61,7 +61,8 @@ impl ObjectClaims {
         }
     }
 
-    /// Sets one condition of a claim, if it is not so already and nobody else wrote meanwhile.
+    /// Sets one condition of a claim, if it is not so already and nobody else wrote meanwhile. Returns
+    /// whether it was written.
     pub async fn say(
         &self,
         read: &StoredClaim,
@@ -69,17 +70,17 @@ impl ObjectClaims {
         is: Is,
         reason: Reason,
         message: &str,
-    ) -> Result<(), ClaimsError> {
-        let Some(mut object) = self.table.object(read) else { return Ok(()) };
+    ) -> Result<bool, ClaimsError> {
+        let Some(mut object) = self.table.object(read) else { return Ok(false) };
         let mut status = object.status.clone().unwrap_or_default();
         let (generation, now) = (object.metadata.generation, self.clock.now());
         let mut conditions = Conditions::of(&mut status.conditions, generation, now);
         conditions.set(type_, is, reason, message);
         let old = object.status.replace(status);
         if old == object.status {
-            return Ok(());
+            return Ok(false);
         }
-        self.write_status(&object, old.as_ref()).await.map(drop)
+        Ok(self.write_status(&object, old.as_ref()).await?.is_some())
     }
 
     /// By compare-and-swap; `None`: somebody else wrote first, or it is gone.

@@ -1,10 +1,9 @@
 //! The ComputeClaim's controller: whether the claim is wanted, and then one drive of the buying
-//! protocol, [`crate::act`].
+//! protocol, [`crate::act`]. What a claim says beside how far it is: `words`.
 
 use std::time::Duration;
 
 use jiff::SignedDuration;
-use kube::ResourceExt;
 use petaflop_arbiter::claim::Phase;
 use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::reason::Reason;
@@ -20,9 +19,10 @@ use crate::cluster::events::{Event, Happened};
 use crate::cluster::lane::{self, Who};
 use crate::cluster::owner::Owner;
 use crate::cluster::queue::Again;
-use crate::cluster::status::Is;
 use crate::cluster::table::Name;
 use crate::cluster::{Operator, abandon, claims, finalizer};
+
+mod words;
 
 /// A ledger row at least this often while a machine runs.
 const CHARGE: SignedDuration = SignedDuration::from_secs(300);
@@ -39,9 +39,6 @@ const LONGEST_GRACE: Duration = Duration::from_secs(600);
 
 /// Longest time between two looks at a machine that may be ending by itself, whatever its provider answers.
 const MISSED_WITHIN: Duration = Duration::from_secs(10);
-
-/// A machine that is to be ended is usually gone after this long.
-const PATIENCE: SignedDuration = SignedDuration::from_secs(120);
 
 /// One pass over one claim.
 pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error> {
@@ -63,10 +60,13 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
     let Some(provider) = operator.providers.get(seller).and_then(|known| known.provider.ok())
     else {
         tracing::warn!(claim = %name.1, provider = %seller, "its provider cannot be asked");
-        not_gone_yet(operator, &object, &stored).await?;
+        words::not_gone_yet(operator, &object, &stored).await?;
         return Ok(Again::Backoff);
     };
     let owner = owner(operator, &stored).await?;
+    if owner.is_none() {
+        words::orphaned(operator, &stored).await?;
+    }
     // Accident: a job went after its claim was written and before it was held.
     if owner.is_none() && !stored.deleting {
         operator.claims.delete(&stored).await?;
@@ -92,17 +92,18 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
             pass.runs(stored, &instance).await
         }
         (Phase::Launched { .. }, Wanted::No(reason)) if pass.drains(reason) => {
+            words::leaves(operator, &stored).await?;
             Ok(Again::After(SOON.unsigned_abs()))
         }
         _ => {
             let driven = pass.drive(stored.clone(), wanted).await;
             match &driven {
                 Ok(Again::OnChange) => {}
-                Ok(_) => not_gone_yet(operator, &object, &stored).await?,
+                Ok(_) => words::not_gone_yet(operator, &object, &stored).await?,
                 Err(_) => {
                     // Its provider may forget it with its end: then it is booked until it was missed.
                     operator.handle().look_at_claim_within(name, MISSED_WITHIN);
-                    not_gone_yet(operator, &object, &stored).await?;
+                    words::not_gone_yet(operator, &object, &stored).await?;
                 }
             }
             driven
@@ -127,38 +128,6 @@ fn stands_back(operator: &Operator, stored: &StoredClaim, name: &Name) -> Option
     }
     lane.held(name);
     lane.stand_back(Who::Claim(name.clone()), decided_at, now)
-}
-
-/// Says of a machine that should be gone for a while already that its provider does not say so.
-async fn not_gone_yet(
-    operator: &Operator,
-    object: &ComputeClaim,
-    stored: &StoredClaim,
-) -> Result<(), Error> {
-    let instance = match &stored.claim.phase {
-        Phase::Ending { instance: Some(instance), .. } | Phase::Launched { instance, .. } => {
-            instance
-        }
-        _ => return Ok(()),
-    };
-    let conditions = object.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let ending = conditions.iter().find(|c| c.type_ == "Terminating" && c.status == "True");
-    let since = ending.map(|c| c.last_transition_time.0);
-    let since = since.or(object.metadata.deletion_timestamp.as_ref().map(|at| at.0));
-    if since.is_none_or(|at| operator.clock.now().duration_since(at) < PATIENCE) {
-        return Ok(());
-    }
-    let (name, namespace) = (object.name_any(), object.namespace().unwrap_or_default());
-    let by_hand = format!(
-        "kubectl annotate computeclaim -n {namespace} {name} {}={instance}",
-        abandon::ANNOTATION
-    );
-    let message = format!(
-        "{} has not said yet that {instance} is gone; it is ended again and again. If you made sure of it yourself: {by_hand}",
-        stored.claim.spec.offer.provider
-    );
-    let reason = Reason::TerminateRetrying;
-    Ok(operator.claims.say(stored, "Terminating", Is::True, reason, &message).await?)
 }
 
 /// Whoever asked for a claim, as the API server has it now if it is about to be bought for.
@@ -189,7 +158,7 @@ impl Pass<'_> {
             self.operator.providers.leave_class_alone(stored, self.operator.clock.now());
             return Wanted::No(Reason::AcceleratorProbeFailed);
         }
-        let Some(owner) = self.owner else { return Wanted::No(Reason::Suspended) };
+        let Some(owner) = self.owner else { return Wanted::No(Reason::OwnerGone) };
         if stored.deleting || !owner.wants(stored) {
             let leaves = self.operator.placement.moves().why(&stored.claim.uid);
             return Wanted::No(leaves.unwrap_or_else(|| owner.unwanted_because(stored)));
@@ -230,6 +199,9 @@ impl Pass<'_> {
                 None => Wanted::Yes,
             };
             return self.drive(stored, wanted).await;
+        }
+        if words::is_taken(operator, &stored, self.name).await? {
+            return Ok(Again::After(SOON.unsigned_abs()));
         }
         let mut soon = SOON;
         let endpoint = match &stored.endpoint {

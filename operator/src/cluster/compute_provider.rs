@@ -27,6 +27,32 @@ const SHOWN: usize = 10;
 /// Between two quotes.
 const QUOTE: Duration = Duration::from_secs(30);
 
+/// What is said of offers that are all too old.
+const STALE: &str = "all that it offered is older than its time to live; nothing is bought from it";
+
+/// How old what a provider offered last is. It stays known while the provider does not answer, and can
+/// be bought from until it is too old.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    /// There is nothing.
+    Nothing,
+    /// Some of it can be bought.
+    Fresh,
+    /// All of it is older than its time to live.
+    Stale,
+}
+
+impl Age {
+    fn of(offers: &[Offer], now: Timestamp) -> Self {
+        let is_fresh = |offer: &Offer| offer.expires_at() > now;
+        match offers {
+            [] => Self::Nothing,
+            offers if offers.iter().any(is_fresh) => Self::Fresh,
+            _ => Self::Stale,
+        }
+    }
+}
+
 /// One pass over one provider.
 pub async fn reconcile(operator: &Operator, name: &str) -> Result<Again, Error> {
     let api: Api<ComputeProvider> = Api::all(operator.client.clone());
@@ -84,16 +110,18 @@ async fn write(
         petaflop_arbiter::money::UsdPerHour::from_micros(hourly).ok().map(Money::from);
     let now = operator.clock.now();
     let mut conditions = Conditions::of(&mut status.conditions, generation, now);
+    let age = Age::of(&known.offers, now);
     match &known.trouble {
         None => {
-            conditions.ready(Reason::Ok, "");
+            match age {
+                Age::Fresh | Age::Nothing => conditions.ready(Reason::Ok, ""),
+                Age::Stale => conditions.progressing(Reason::Stale, STALE),
+            }
             conditions.set("CredentialsValid", Is::True, Reason::Ok, "");
-            conditions.set("OffersFresh", Is::True, Reason::Ok, "");
         }
         Some(error) => {
             let reason = error.reason();
             let message = error.to_string();
-            conditions.set("OffersFresh", Is::False, reason, &message);
             let refused = matches!(
                 error,
                 ProviderError::Unauthorized { .. } | ProviderError::NoCredentials { .. }
@@ -107,6 +135,15 @@ async fn write(
                     conditions.progressing(reason, &message);
                 }
             }
+        }
+    }
+    match (age, &known.trouble) {
+        (Age::Fresh, _) | (Age::Nothing, None) => {
+            conditions.set("OffersFresh", Is::True, Reason::Ok, "");
+        }
+        (Age::Stale, _) => conditions.set("OffersFresh", Is::False, Reason::Stale, STALE),
+        (Age::Nothing, Some(error)) => {
+            conditions.set("OffersFresh", Is::False, error.reason(), &error.to_string());
         }
     }
     let news = object.status.as_ref() != Some(&status);
@@ -189,6 +226,21 @@ mod tests {
         }))
         .expect("a provider");
         assert_eq!(object.former_regions(), ["us-east-1"]);
+    }
+
+    #[test]
+    fn offers_are_fresh_as_long_as_one_of_them_lives() {
+        let at = |second| Timestamp::from_second(second).expect("a small time");
+        let quoted = |second| Offer { quoted_at: at(second), ttl_seconds: 60, ..offer("o", "1") };
+        for (offers, now, age) in [
+            (vec![], 0, Age::Nothing),
+            (vec![quoted(0)], 59, Age::Fresh),
+            (vec![quoted(0)], 60, Age::Stale),
+            (vec![quoted(0), quoted(30)], 60, Age::Fresh),
+            (vec![quoted(0), quoted(30)], 90, Age::Stale),
+        ] {
+            assert_eq!(Age::of(&offers, at(now)), age, "{} at {now}", offers.len());
+        }
     }
 
     #[test]

@@ -45,7 +45,7 @@ pub enum Happened {
     ScaledToZero,
     /// The provider says that the machine is gone, and its ledger is closed.
     InstanceTerminated,
-    /// A machine that no claim knew was ended.
+    /// A machine is ended that no claim knew, that its claim has beside its own, or whose owner is gone.
     OrphanTerminated,
     /// A machine was given up by hand: nobody knows whether it is gone.
     InstanceAbandoned,
@@ -353,6 +353,11 @@ pub fn of_claim(
     {
         events.extend(Event::said(condition));
     }
+    // A job that moves has told so itself.
+    let taken = |condition: &&Condition| condition.reason == Reason::SpotInterrupted.as_str();
+    events.extend(change.began("Interrupting").filter(taken).and_then(Event::said));
+    let orphan = change.began("Orphaned");
+    events.extend(orphan.map(|c| Event::happened(Happened::OrphanTerminated, c.message.clone())));
     events.extend(change.began("Stalled").and_then(Event::said));
     events
 }
@@ -413,8 +418,10 @@ pub fn of_budget(old: Option<&SpendBudgetStatus>, new: &SpendBudgetStatus) -> Ve
 pub fn of_provider(old: Option<&ComputeProviderStatus>, new: &ComputeProviderStatus) -> Vec<Event> {
     let before = old.map_or(&[][..], |old| &old.conditions);
     let change = Change { old: before, new: &new.conditions };
-    let trouble = change.began("Stalled").or_else(|| change.waits("OffersFresh"));
-    trouble.and_then(Event::said).into_iter().collect()
+    let trouble = change.began("Stalled").or_else(|| change.began("Reconciling"));
+    let stale = change.waits("OffersFresh");
+    let stale = stale.filter(|stale| trouble.is_none_or(|trouble| trouble.reason != stale.reason));
+    trouble.into_iter().chain(stale).filter_map(Event::said).collect()
 }
 
 /// The conditions of an object before and after.
@@ -437,7 +444,8 @@ impl<'a> Change<'a> {
     fn began(&self, type_: &str) -> Option<&'a Condition> {
         let new = self.is(type_)?;
         let old = self.before(type_).filter(|old| old.status == "True");
-        let same = old.is_some_and(|old| type_ != "Stalled" || old.reason == new.reason);
+        let by_reason = matches!(type_, "Stalled" | "Reconciling");
+        let same = old.is_some_and(|old| !by_reason || old.reason == new.reason);
         (!same).then_some(new)
     }
 

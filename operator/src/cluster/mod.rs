@@ -21,7 +21,7 @@
 //! | [`providers`], [`compute_provider`] | ComputeProvider: whom to ask, and what they offer |
 //! | [`spend_budget`], [`budgets`] | SpendBudget: what follows from its sums; the sums, and doing it |
 //! | [`book`] | what was spent, in memory |
-//! | [`sweep`] | machines no claim wants, claims whose machine is gone |
+//! | [`sweep`], `listed` | machines no claim wants, claims whose machine is gone; what a list says to claims |
 //! | [`trace`] | which log lines belong together |
 //! | [`metrics`], [`health`] | what is counted; what the probes ask |
 //! | [`status`], [`finalizer`], [`error`] | conditions; holding objects; what can go wrong and when to try again |
@@ -56,6 +56,7 @@ pub mod jobs;
 mod keyed;
 pub mod lane;
 pub mod leader;
+mod listed;
 pub mod machine;
 pub mod make;
 pub mod metrics;

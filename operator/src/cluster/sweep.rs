@@ -16,10 +16,10 @@ use petaflop_providers::{Instance, InstanceId, Listing, Provider};
 
 use crate::act::{self, ActError};
 use crate::claims::{Claims, ClaimsError};
-use crate::cluster::Operator;
 use crate::cluster::error::Error;
 use crate::cluster::events::{Event, Happened};
 use crate::cluster::table::Name;
+use crate::cluster::{Operator, listed};
 
 /// Rounds after the start that come quickly.
 pub const QUICK_ROUNDS: u32 = 20;
@@ -52,6 +52,7 @@ pub async fn round(operator: &Operator, provider: &dyn Provider) -> Result<Swept
     // What is missing from a part of a list is not gone.
     if listing.complete {
         missing(operator, provider, &listing, &mut swept);
+        listed::tell(operator, provider.name(), &listing).await?;
     }
     Ok(swept)
 }

@@ -638,7 +638,7 @@ pub fn unwanted_because(job: Option<&TrainingJob>, claim: &StoredClaim) -> Reaso
     let Some(job) =
         job.filter(|job| job.uid().as_deref() == Some(claim.claim.spec.owner.uid.as_str()))
     else {
-        return Reason::Suspended;
+        return Reason::OwnerGone;
     };
     let conditions = job.status.as_ref().map_or(&[][..], |status| &status.conditions);
     let said = |type_: &str| conditions.iter().find(|c| c.type_ == type_ && c.status == "True");

@@ -188,6 +188,7 @@ impl FakeProvider {
             started: Some(view.created),
             ended: view.ended,
             offer: view.offered,
+            hourly: Some(view.price),
             endpoint: view.endpoint,
             exit: view.exit.map(|code| petaflop_providers::Exit { code, message: String::new() }),
             trouble: match (view.reason.as_deref(), view.state, self.manners.style) {

@@ -67,6 +67,8 @@ pub enum Fault {
     TerminateForbidden,
     /// The price rises by so many per cent between quote and purchase.
     PriceChangedAtLaunch(u32),
+    /// Says that a machine costs so many per cent more than it is billed at.
+    PriceTold(u32),
     /// The machine comes up and no agent with it.
     NeverStarts,
     /// A volume stays behind when the machine ends, and bills at a tenth of its price.
@@ -78,7 +80,7 @@ pub enum Fault {
 
 impl Fault {
     /// One of each, for sweeps over all of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::CreatedBut500,
         Self::LostAnswer,
         Self::LostRequest,
@@ -100,6 +102,7 @@ impl Fault {
         Self::TerminateNotFound,
         Self::TerminateForbidden,
         Self::PriceChangedAtLaunch(50),
+        Self::PriceTold(50),
         Self::NeverStarts,
         Self::VolumeLeftBehind,
         Self::SpotRequestLeftBehind,
@@ -129,6 +132,7 @@ impl Fault {
             Self::TerminateNotFound => "terminate-not-found",
             Self::TerminateForbidden => "terminate-forbidden",
             Self::PriceChangedAtLaunch(_) => "price-changed-at-launch",
+            Self::PriceTold(_) => "price-told",
             Self::NeverStarts => "never-starts",
             Self::VolumeLeftBehind => "volume-left-behind",
             Self::SpotRequestLeftBehind => "spot-request-left-behind",
@@ -154,7 +158,7 @@ impl Fault {
             | Self::NeverStarts
             | Self::VolumeLeftBehind
             | Self::SpotRequestLeftBehind => matches!(kind, Kind::Create),
-            Self::ListingLag(_) => matches!(kind, Kind::List | Kind::Get),
+            Self::ListingLag(_) | Self::PriceTold(_) => matches!(kind, Kind::List | Kind::Get),
             Self::StaleListing | Self::PartialPage | Self::ErrorMidList | Self::RepeatedCursor => {
                 matches!(kind, Kind::List)
             }

@@ -34,6 +34,9 @@ const ENROL_WITHIN: Duration = Duration::from_secs(600);
 /// Port on which a server is said to answer. Nobody does.
 const SERVED: u16 = 8000;
 
+/// A command saves for so long once its machine is to be taken away.
+const SAVES: Duration = Duration::from_secs(2);
+
 /// A machine that was asked to end is kept this long: longer than the real agent keeps it, so that an
 /// operator which relies on that is found out.
 const LINGER: Duration = Duration::from_secs(60);
@@ -155,6 +158,10 @@ impl Agent {
             () = self.clock.sleep(script.lasts), if serves.is_none() => None,
             stop = stops.wait_for(Option::is_some) => stop.ok().and_then(|why| *why),
         };
+        if why == Some(Why::Notice) {
+            self.change(State::Draining);
+            self.clock.sleep(SAVES).await;
+        }
         let (why, code, last) = match (why, &script.end) {
             (Some(why), _) => (why, 0, json!({ "event": "stopped", "step": 50 })),
             (None, Ok(artifact)) => {
@@ -196,11 +203,13 @@ impl Agent {
     }
 
     fn say(&self, state: State, line: &Value) {
-        let mut inner = self.inner();
-        inner.state = state;
         let event = line["event"].as_str().unwrap_or_default().to_owned();
-        inner.progress.insert(event, line.clone());
-        drop(inner);
+        self.inner().progress.insert(event, line.clone());
+        self.change(state);
+    }
+
+    fn change(&self, state: State) {
+        self.inner().state = state;
         self.sequence.send_modify(|sequence| *sequence += 1);
     }
 

@@ -247,7 +247,7 @@ fn page(turn: &Turn, cursor: Option<&str>) -> Response {
         let now = cloud.now();
         let mut views = cloud.views(&cloud.all(), now);
         views.retain(|view| !too_young(turn, view));
-        views
+        views.into_iter().map(|view| told(turn, view)).collect()
     };
     let total = machines.len();
     let begin = match cursor {
@@ -296,8 +296,8 @@ async fn one(State(cloud): State<Arc<Inner>>, Path(id): Path<String>) -> Respons
         None => {
             let now = turn.cloud.now();
             let views = turn.cloud.views(&turn.cloud.all(), now);
-            let told = views.into_iter().find(|view| view.id == id && !too_young(&turn, view));
-            told.map_or_else(not_found, |view| Json(view).into_response())
+            let seen = views.into_iter().find(|view| view.id == id && !too_young(&turn, view));
+            seen.map_or_else(not_found, |view| Json(told(&turn, view)).into_response())
         }
     };
     turn.answer(answer).await
@@ -336,12 +336,25 @@ async fn clean(State(cloud): State<Arc<Inner>>, Path(id): Path<String>) -> Respo
     turn.answer(answer).await
 }
 
+/// A machine as it is told of in this call.
+fn told(turn: &Turn, view: View) -> View {
+    let percent = turn.faults.iter().find_map(|fault| match fault {
+        Fault::PriceTold(percent) => Some(*percent),
+        _ => None,
+    });
+    View { price: dearer(view.price, percent.unwrap_or(0)), ..view }
+}
+
 /// The price of a purchase now, as it is after what shows in this call.
 pub(crate) fn raised(price: UsdPerHour, faults: &[Fault]) -> UsdPerHour {
     let percent = faults.iter().find_map(|fault| match fault {
-        Fault::PriceChangedAtLaunch(percent) => Some(i64::from(*percent)),
+        Fault::PriceChangedAtLaunch(percent) => Some(*percent),
         _ => None,
     });
-    let micros = price.micros().saturating_mul(100 + percent.unwrap_or(0)) / 100;
+    dearer(price, percent.unwrap_or(0))
+}
+
+fn dearer(price: UsdPerHour, percent: u32) -> UsdPerHour {
+    let micros = price.micros().saturating_mul(100 + i64::from(percent)) / 100;
     UsdPerHour::from_micros(micros).unwrap_or(price)
 }

@@ -64,6 +64,21 @@ fn c2_the_machine_of_a_claim_that_was_removed_by_force_is_ended() -> Result<()> 
 }
 
 #[test]
+fn c2_the_machine_of_a_job_that_was_removed_by_force_is_ended_and_its_claim_says_why() -> Result<()>
+{
+    on_each("c2-job", &[], async |world| {
+        running(world).await?;
+        world.delete().await?;
+        let bare = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+        let jobs = world.lane.jobs();
+        jobs.patch(&world.job, &PatchParams::default(), &bare).await?;
+        let says = |seen: &Seen| seen.claim_says("Orphaned") == Some("OwnerGone");
+        world.until("its claim says so", says).await?;
+        gone(world).await
+    })
+}
+
+#[test]
 fn c3_a_machine_that_was_ended_and_runs_on_is_ended_again() -> Result<()> {
     on_each("c3", &[], async |world| {
         running(world).await?;

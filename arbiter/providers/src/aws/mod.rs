@@ -469,6 +469,7 @@ fn coming(id: &InstanceId, made: Timestamp) -> Instance {
         started: Some(made),
         ended: None,
         offer: None,
+        hourly: None,
         endpoint: None,
         exit: None,
         trouble: None,

@@ -3,6 +3,7 @@
 use aws_sdk_ec2::types::Filter;
 use jiff::SignedDuration;
 use petaflop_arbiter::claim::Identity;
+use petaflop_arbiter::offer::Offer;
 
 use super::answer::{Failure, Meaning};
 use super::api::pages;
@@ -10,7 +11,7 @@ use super::instance::{self, Where};
 use super::pace::Purpose;
 use super::{Aws, filter, is_young, tags};
 use crate::error::ProviderError;
-use crate::provider::{Instance, Listing};
+use crate::provider::{Instance, InstanceState, Listing};
 
 /// A volume may hang on nothing for this long while its instance comes or goes.
 const VOLUME_AGE: SignedDuration = SignedDuration::from_mins(10);
@@ -31,6 +32,17 @@ impl Aws {
         let seen = pages!(&self.api, region, Purpose::Look, call, reservations).await?;
         let seen = seen.iter().flat_map(|one| one.instances());
         Ok(seen.filter_map(|one| instance::instance(self.at(region), one)).collect())
+    }
+
+    /// What runs is billed at what the same costs whoever asks now: on demand by the list, spot by the
+    /// market of its zone.
+    fn price(&self, instances: &mut [Instance]) {
+        let memory = self.memory();
+        let Some((_, offers)) = &memory.last else { return };
+        for one in instances.iter_mut().filter(|one| one.state == InstanceState::Running) {
+            let same = |offer: &&Offer| one.offer.as_ref().is_some_and(|own| own.id == offer.id);
+            one.hourly = offers.iter().find(same).map(|offer| offer.price);
+        }
     }
 
     /// What a claim has in a region. Where nothing is bought any more and we may not look, it has
@@ -94,6 +106,7 @@ impl Aws {
     ) -> Result<Vec<Instance>, Failure> {
         let ours = || vec![filter(&tag(tags::INSTALLATION), [installation.to_owned()])];
         let mut all = self.instances(region, ours()).await?;
+        self.price(&mut all);
         let (api, ec2, look) = (&self.api, self.api.ec2(region).await, Purpose::Look);
         let volumes = ec2.describe_volumes().set_filters(Some(ours())).max_results(500);
         let volumes = pages!(api, region, look, volumes, volumes).await?;

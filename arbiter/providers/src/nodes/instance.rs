@@ -57,6 +57,7 @@ pub(super) fn of(pod: &Pod) -> Option<Instance> {
             .then(|| started.and_then(|_| ended(status, terminated)))
             .flatten(),
         offer: labels::offer_of(pod),
+        hourly: None,
         endpoint: endpoint(pod, status),
         exit: terminated.map(exit),
         trouble: trouble(pod, status),

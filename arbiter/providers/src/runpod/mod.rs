@@ -542,7 +542,7 @@ impl Provider for RunPod {
         let (pods, complete) = self.pods().await?;
         let ours = pods.into_iter().filter_map(|pod| {
             let identity = pod.of_claim(identity)?;
-            Some(Instance { identity: Some(identity), ..pod.instance() })
+            Some(Instance { identity: Some(identity), ..pod.instance(self.config.disk_gb) })
         });
         Ok(Listing { instances: ours.collect(), complete })
     }
@@ -550,13 +550,14 @@ impl Provider for RunPod {
     async fn list(&self, installation: &str) -> Result<Listing, ProviderError> {
         let (pods, complete) = self.pods().await?;
         let ours = pods.into_iter().filter(|pod| pod.of_installation(installation));
-        Ok(Listing { instances: ours.map(Pod::instance).collect(), complete })
+        let instances = ours.map(|pod| pod.instance(self.config.disk_gb)).collect();
+        Ok(Listing { instances, complete })
     }
 
     async fn get(&self, id: &InstanceId) -> Result<Option<Instance>, ProviderError> {
         if let Some(pod) = self.pod(id).await? {
             let ended = self.stopped(&pod).await;
-            return Ok(Some(Instance { ended, ..pod.instance() }));
+            return Ok(Some(Instance { ended, ..pod.instance(self.config.disk_gb) }));
         }
         let ended = self.ends().get(&id.0).map(|end| end.at);
         Ok(ended.map(|at| Instance {
@@ -566,6 +567,7 @@ impl Provider for RunPod {
             started: None,
             ended: Some(at),
             offer: None,
+            hourly: None,
             endpoint: None,
             exit: None,
             trouble: None,

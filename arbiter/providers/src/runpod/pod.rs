@@ -139,8 +139,8 @@ impl Pod {
         self.status == "EXITED"
     }
 
-    /// As an instance.
-    pub(super) fn instance(self) -> Instance {
+    /// As an instance, with a disk of so many GB beside it.
+    pub(super) fn instance(self, disk_gb: u32) -> Instance {
         let trouble = |message: &str| {
             Some(Trouble { reason: Reason::SpotInterrupted, message: message.to_owned() })
         };
@@ -165,6 +165,7 @@ impl Pod {
             started: self.created,
             ended: None,
             offer: self.offer,
+            hourly: self.cost.map(|cost| cost.saturating_add(dollars::disk(disk_gb))),
             endpoint: self.endpoint,
             exit: None,
             trouble,
@@ -215,7 +216,7 @@ mod tests {
     }
 
     fn instance(pod: &Value) -> Instance {
-        one(pod.to_string().as_bytes()).expect("a pod").instance()
+        one(pod.to_string().as_bytes()).expect("a pod").instance(40)
     }
 
     #[test]
@@ -237,6 +238,11 @@ mod tests {
         assert_eq!(running.identity, Some(identity()));
         assert_eq!(running.endpoint.as_deref(), Some("203.0.113.7:10341"));
         assert_eq!(running.started, "2026-11-20T10:00:00Z".parse().ok());
+        // With its 40 GB of disk, as an offer of it.
+        assert_eq!(running.hourly.map(UsdPerHour::micros), Some(345_480));
+        let mut stopped = pod("EXITED");
+        stopped["cost"] = json!(0);
+        assert_eq!(instance(&stopped).hourly, None, "only its disk");
     }
 
     #[test]

@@ -213,6 +213,30 @@ async fn an_instance_that_is_taken_away_says_so_and_its_volume_goes_with_it() {
     assert_eq!(billed(&cloud), 0);
 }
 
+#[tokio::test]
+async fn a_spot_instance_that_runs_costs_what_the_market_asks_now() {
+    let (cloud, mut buyer) = open(|_| {}).buyer("c7i.large", Capacity::Spot).await;
+    buyer.drive(Wanted::Yes, None).await;
+    let offer = buyer.claim.spec.offer.clone();
+    let (provider, installation) = (&buyer.provider, buyer.identity().installation);
+    let hourly = async || {
+        let quoted = provider.quote().await.expect("offers");
+        let now = quoted.into_iter().find(|one| one.id == offer.id).expect("the offer").price;
+        let listed = provider.list(&installation).await.expect("a list").instances;
+        assert_eq!(listed.iter().map(|one| one.hourly).collect::<Vec<_>>(), [Some(now)]);
+        now
+    };
+    buyer.hands.forward(60);
+    assert_eq!(hourly().await, offer.price);
+    let product = cloud.product("c7i.large", &offer.zone, true).expect("it is sold");
+    cloud.engine(|engine| {
+        let price = engine.spot_price(product).expect("a price");
+        engine.set_spot(product, price / 2);
+    });
+    buyer.hands.forward(300);
+    assert!(hourly().await < offer.price);
+}
+
 /// The two share no code: what one of them changes by itself is red here.
 #[tokio::test]
 async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {

@@ -115,6 +115,10 @@ fn a_claim_tells_what_it_buys_and_what_goes_wrong() {
     step(&mut status, &|s| s.phase = Some(ComputeClaimPhase::Ambiguous));
     step(&mut status, &|s| s.phase = Some(ComputeClaimPhase::Launched));
     step(&mut status, &|s| set(s, "Registered", Is::True, Reason::Ok));
+    step(&mut status, &|s| set(s, "Drifted", Is::True, Reason::PriceChanged));
+    step(&mut status, &|s| set(s, "Orphaned", Is::True, Reason::LaunchAmbiguous));
+    step(&mut status, &|s| set(s, "Orphaned", Is::False, Reason::Ok));
+    step(&mut status, &|s| set(s, "Interrupting", Is::True, Reason::SpotInterrupted));
     step(&mut status, &|s| {
         s.phase = Some(ComputeClaimPhase::Ending);
         s.reason = Some("SpotInterrupted".into());
@@ -127,10 +131,41 @@ fn a_claim_tells_what_it_buys_and_what_goes_wrong() {
             ("InstanceLaunching", false),
             ("LaunchAmbiguous", true),
             ("InstanceReady", false),
+            ("OrphanTerminated", true),
+            ("SpotInterrupted", true),
             ("SpotInterrupted", true),
             ("TerminateRetrying", true),
         ]
     );
+}
+
+#[test]
+fn a_provider_tells_once_what_is_wrong_and_once_that_its_offers_are_too_old() {
+    let said = |way: &[(&str, Is, Reason)]| {
+        let mut status = ComputeProviderStatus::default();
+        let mut conditions = Conditions::of(&mut status.conditions, Some(1), Timestamp::UNIX_EPOCH);
+        way.iter().for_each(|(type_, is, reason)| conditions.set(type_, *is, *reason, "said"));
+        status
+    };
+    let away = |reason| [("Reconciling", Is::True, reason), ("OffersFresh", Is::True, Reason::Ok)];
+    let old =
+        |reason| [("Reconciling", Is::True, reason), ("OffersFresh", Is::False, Reason::Stale)];
+    let well = [("Reconciling", Is::False, Reason::Ok), ("OffersFresh", Is::True, Reason::Ok)];
+    let way = [
+        said(&well),
+        said(&away(Reason::RateLimited)),
+        said(&away(Reason::Unreachable)),
+        said(&away(Reason::Unreachable)),
+        said(&old(Reason::Unreachable)),
+        said(&well),
+        said(&old(Reason::Stale)),
+    ];
+    let told: Vec<&str> = way
+        .windows(2)
+        .flat_map(|pair| of_provider(Some(&pair[0]), &pair[1]))
+        .map(|event| event.reason)
+        .collect();
+    assert_eq!(told, ["RateLimited", "Unreachable", "Stale", "Stale"]);
 }
 
 #[test]

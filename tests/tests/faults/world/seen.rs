@@ -33,6 +33,14 @@ impl Seen {
         (job.or(service).into_iter().flatten()).any(|c| c.type_ == condition && c.status == "True")
     }
 
+    /// The reason for which a claim says this of itself.
+    pub(crate) fn claim_says(&self, condition: &str) -> Option<&str> {
+        let said = self.claims.iter().filter_map(|claim| claim.status.as_ref());
+        let mut said = said.flat_map(|status| &status.conditions);
+        let is = said.find(|c| c.type_ == condition && c.status == "True");
+        is.map(|condition| condition.reason.as_str())
+    }
+
     /// Replicas of the service that answer, by what it says of its spec as it is now.
     pub(crate) fn answer(&self) -> u32 {
         let Some(service) = &self.service else { return 0 };

@@ -333,7 +333,9 @@ fn limits(seen: &Seen, next: &mut Next) {
         return;
     }
     let started = next.status.start_time.as_ref().map(|at| at.0);
-    if let (Some(seconds), Some(started)) = (spec.active_deadline_seconds, started) {
+    // What is suspended is on its way out: its clock begins anew when it is resumed.
+    let counts = spec.active_deadline_seconds.filter(|_| !spec.suspend);
+    if let (Some(seconds), Some(started)) = (counts, started) {
         let left = SignedDuration::from_secs(i64::from(seconds)) - seen.now.duration_since(started);
         if left <= SignedDuration::ZERO {
             let message = format!("activeDeadlineSeconds ({seconds}) is over");

@@ -88,6 +88,26 @@ fn j_what_cannot_work_says_so_and_works_once_it_is_mended() -> Result<()> {
 }
 
 #[test]
+fn j_a_job_that_is_created_suspended_costs_nothing_until_it_is_resumed() -> Result<()> {
+    let usual = fresh(&json!({}))?;
+    alone("j-held", Manners::runpod(), &[], async |world| {
+        world.create(json!({ "suspend": true })).await?;
+        world.until("suspended", |seen| seen.is("Suspended") && seen.is("Ready")).await?;
+        world.pass(Duration::from_secs(60)).await?;
+        let idle = world.pass(Duration::from_secs(300)).await?;
+        let writes: Vec<_> = idle.iter().filter(|call| call.writes()).collect();
+        ensure!(writes.is_empty() && world.cloud.created() == 0, "{writes:?}");
+        world.suspend(false).await?;
+        let mut found = comparable(&world.until_complete().await?);
+        // That it was suspended once, it goes on to say.
+        ensure!(found["job"]["Suspended"]["reason"] == "Resumed", "{found:#}");
+        found["job"].as_object_mut().context("a status")?.remove("Suspended");
+        ensure!(found == usual, "{found:#}\ninstead of\n{usual:#}");
+        Ok(())
+    })
+}
+
+#[test]
 fn j_a_job_suspended_in_any_phase_and_changed_meanwhile_goes_on() -> Result<()> {
     type Phase = (&'static str, fn(&Seen) -> bool);
     let phases: [Phase; 4] = [

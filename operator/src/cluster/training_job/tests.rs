@@ -308,6 +308,25 @@ fn limits_of_money_and_time_are_hard() {
 }
 
 #[test]
+fn no_deadline_counts_while_a_job_is_suspended_and_it_begins_anew_afterwards() {
+    let (claims, running) = ([claim(1, launched(), true)], run(None));
+    let first = job(serde_json::json!({"activeDeadlineSeconds": 100}));
+    let mut ran = then(&first, next(&look(&first, &claims, Some(&running))));
+    ran.spec.suspend = true;
+    let drains = next(&Seen { now: at(150), ..look(&ran, &claims, Some(&running)) });
+    assert_eq!(condition(&drains.status, "Failed").0, "", "it saves what it has");
+    let mut gone = then(&ran, next(&Seen { now: at(160), ..look(&then(&ran, drains), &[], None) }));
+    assert_eq!(condition(gone.status.as_ref().expect("a status"), "Suspended").0, "True");
+    gone.spec.suspend = false;
+    let second = [claim(2, launched(), true)];
+    let again = next(&Seen { now: at(500), ..look(&gone, &second, Some(&running)) });
+    assert_eq!(again.status.start_time, Some(time(at(500))));
+    let again = then(&gone, again);
+    let soon = next(&Seen { now: at(590), ..look(&again, &second, Some(&running)) });
+    assert_eq!(soon.again, Some(Duration::from_secs(10)));
+}
+
+#[test]
 fn a_deleted_job_lets_go_only_when_its_claims_are_gone() {
     let mut job = job(serde_json::json!({}));
     job.metadata.deletion_timestamp = Some(time(at(0)));

@@ -122,6 +122,7 @@ fn decide_one<'a>(
     };
     Decision {
         workload: workload.id.clone(),
+        world: None,
         outcome,
         warning,
         considered: u32::try_from(world.market.len()).unwrap_or(u32::MAX),
@@ -193,6 +194,7 @@ fn must_wait(workload: &Workload, own: &[&Claim]) -> Option<Outcome> {
 fn without_search(workload: &Workload, outcome: Outcome) -> Decision {
     Decision {
         workload: workload.id.clone(),
+        world: None,
         outcome,
         warning: None,
         considered: 0,

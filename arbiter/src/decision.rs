@@ -46,6 +46,9 @@ pub enum Action {
 pub struct Decision {
     /// For whom.
     pub workload: WorkloadId,
+    /// Hash of the world that it saw ([`crate::world::Recorded::hash`]), where that was recorded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub world: Option<String>,
     /// What came out.
     pub outcome: Outcome,
     /// Something to warn about though a place was found (`DeadlineAtRisk`).

@@ -42,7 +42,7 @@ pub struct World {
     pub assumptions: Assumptions,
 }
 
-/// A world and the time at which it was looked at: what `petaflop explain --world` replays.
+/// A world and the time at which it was decided: what `petaflop explain --world` replays, bit for bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Recorded {
@@ -50,6 +50,14 @@ pub struct Recorded {
     pub now: Timestamp,
     /// What was known.
     pub world: World,
+}
+
+impl Recorded {
+    /// Hash of what was known and when: blake3 of its JSON, in hex. Equal hashes, equal decisions.
+    pub fn hash(&self) -> String {
+        let json = serde_json::to_vec(self).expect("a world is maps with text keys");
+        blake3::hash(&json).to_hex().to_string()
+    }
 }
 
 /// A provider, as far as decisions go.

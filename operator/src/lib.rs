@@ -16,6 +16,7 @@
 //! | [`store_at`] | where things are kept, and what opens that |
 //! | [`narrow`] | how much of that opens to a machine |
 //! | [`costs`] | what was spent |
+//! | [`timeline`] | a job's places and prices, as a picture |
 //! | [`status`] | what a running job says of itself |
 //! | [`models`] | published shapes, by name |
 //! | [`restart`] | when what failed is started again |
@@ -50,4 +51,5 @@ pub mod run;
 pub mod sandbox;
 pub mod status;
 pub mod store_at;
+pub mod timeline;
 pub mod uid;

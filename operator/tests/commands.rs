@@ -265,10 +265,28 @@ fn a_recorded_world_is_decided_again_the_same() {
     let world = sandbox.home().join("world.json").display().to_string();
     let planned = sandbox.run(&["plan", "-f", &manifest, "--json", "--save-world", &world]);
     assert!(planned.status.success(), "{}", text(&planned.stderr));
-    let chosen = json(&planned)["decisions"][0]["ranked"][0]["offer"]["id"].clone();
-    let explained = sandbox.run(&["explain", "--world", &world, "--json"]);
-    assert!(explained.status.success(), "{}", text(&explained.stderr));
-    assert_eq!(json(&explained)["decision"]["ranked"][0]["offer"]["id"], chosen);
+    let replayed = |world: &str| {
+        let explained = sandbox.run(&["explain", "--world", world, "--json"]);
+        assert!(explained.status.success(), "{}", text(&explained.stderr));
+        json(&explained)["decision"].clone()
+    };
+    let decided = json(&planned)["decisions"][0].clone();
+    assert_eq!(decided["world"].as_str().map(str::len), Some(64), "{decided}");
+    assert_eq!(replayed(&world), decided);
+    // What `run` decided by, it left in the job's folder.
+    let ran = sandbox.run(&["run", "-f", &manifest, "--json"]);
+    assert!(ran.status.success(), "{}", text(&ran.stderr));
+    let left = sandbox.home().join("jobs/default/replay");
+    let decision = std::fs::read(left.join("decision.json")).expect("a decision");
+    let decision: serde_json::Value = serde_json::from_slice(&decision).expect("JSON");
+    assert_eq!(replayed(&left.join("world.json").display().to_string()), decision);
+    assert_ne!(decision["world"], decided["world"], "another moment, another world");
+    // And what it cost where is a picture.
+    let picture = sandbox.home().join("timeline.svg").display().to_string();
+    let drawn = sandbox.run(&["explain", "-f", &manifest, "--svg", &picture]);
+    assert!(drawn.status.success(), "{}", text(&drawn.stderr));
+    let svg = std::fs::read_to_string(&picture).expect("a picture");
+    assert!(svg.contains("default/replay: $") && svg.contains(">host "), "{svg}");
     let one = json(&sandbox.run(&[
         "explain",
         "--world",

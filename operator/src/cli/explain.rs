@@ -1,17 +1,20 @@
 //! `petaflop explain -f`: why not that one, with numbers.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use petaflop_arbiter::claim::Device;
 use petaflop_arbiter::decide::{Explained, Explanation, explain};
 use petaflop_arbiter::decision::CostBreakdown;
+use petaflop_arbiter::ledger::Row;
 use petaflop_arbiter::obstacle::Obstacle;
-use petaflop_arbiter::world::World;
+use petaflop_arbiter::world::Recorded;
 use petaflop_crds::manifest;
 
-use super::{Code, Failure, Outcome, plan, print, print_json, show};
+use super::{Code, Failure, Outcome, plan, print, print_json, show, waiting};
+use crate::embedded::admit;
 use crate::embedded::home::{Home, HomeError};
+use crate::timeline;
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["name", "file", "world"])))]
@@ -27,6 +30,9 @@ pub(crate) struct Args {
     /// A recorded world (`plan --save-world`, or world.json of a job), instead of the one that is now
     #[arg(long, value_name = "FILE")]
     world: Option<PathBuf>,
+    /// Draw instead, by the ledger: where it was, when, and what it paid there
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["world", "offer"])]
+    pub(super) svg: Option<PathBuf>,
     /// Only this offer, in full
     #[arg(long, value_name = "ID")]
     offer: Option<String>,
@@ -39,21 +45,21 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -> Outcome {
-    let (world, workload, now) = match (&args.world, &args.file) {
+    if let Some(picture) = &args.svg {
+        return draw(open, args, picture);
+    }
+    let (seen, workload, recorded) = match (&args.world, &args.file) {
         (Some(path), _) => {
             let text = std::fs::read(path)
                 .map_err(|e| Failure::bad_input(format!("{}: {e}", path.display())))?;
-            let world: World = serde_json::from_slice(&text).map_err(|e| {
+            let seen: Recorded = serde_json::from_slice(&text).map_err(|e| {
                 Failure::bad_input(format!("{}: not a recorded world: {e}", path.display()))
             })?;
-            let first = world.workloads.first();
+            let first = seen.world.workloads.first();
             let workload = first.map(|w| w.id.clone()).ok_or_else(|| {
                 Failure::bad_input(format!("{}: the world holds no workload", path.display()))
             })?;
-            // Replayed at the time of its newest quote, so that nothing is stale that was not.
-            let now =
-                world.market.offers().map(|o| o.quoted_at).max().unwrap_or_else(Timestamp::now);
-            (world, workload, now)
+            (seen, workload, true)
         }
         (None, Some(file)) => {
             let home = open()?;
@@ -66,17 +72,42 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
             let workload = plan::workload_for(&home, &admission)?;
             let id = workload.id.clone();
             let world = plan::world_for(&home, workload, Timestamp::now())?;
-            (world, id, Timestamp::now())
+            (Recorded { now: Timestamp::now(), world }, id, false)
         }
-        (None, None) => {
-            return Err(Failure::bad_input(
-                "a name is one of a cluster: give --cluster; here, --file or --world",
-            ));
-        }
+        (None, None) => return Err(Failure::bad_input(NOT_HERE)),
     };
-    let explanation = explain(&world, now, &workload)
+    let mut explanation = explain(&seen.world, seen.now, &workload)
         .ok_or_else(|| Failure::failed("the world does not hold the workload"))?;
+    if recorded {
+        explanation.decision.world = Some(seen.hash());
+    }
     show_explanation(args, &explanation)
+}
+
+/// Draws what the ledger of this home says of the job.
+fn draw(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args, picture: &Path) -> Outcome {
+    let Some(file) = &args.file else { return Err(Failure::bad_input(NOT_HERE)) };
+    let documents = manifest::read(file).map_err(Failure::bad_input)?;
+    let document = documents.first().ok_or_else(|| Failure::bad_input("the manifest is empty"))?;
+    let (namespace, name) = (admit::namespace_of(document), document.name());
+    let rows = waiting()?.block_on(open()?.ledger()?.rows_from(Timestamp::MIN))?;
+    write_picture(picture, &namespace, &name, rows)
+}
+
+/// Writes the picture of a job's rows among these.
+pub(super) fn write_picture(
+    picture: &Path,
+    namespace: &str,
+    name: &str,
+    mut rows: Vec<Row>,
+) -> Outcome {
+    rows.retain(|row| row.namespace == namespace && row.job == name);
+    let svg = timeline::svg(&format!("{namespace}/{name}"), &rows).ok_or_else(|| {
+        Failure::failed(format!("{namespace}/{name}: the ledger has no row of it yet"))
+    })?;
+    std::fs::write(picture, svg)
+        .map_err(|e| Failure::failed(format!("{}: {e}", picture.display())))?;
+    Ok(Code::Done)
 }
 
 /// Prints what is asked for of it.
@@ -96,6 +127,9 @@ pub(super) fn show_explanation(args: &Args, explanation: &Explanation) -> Outcom
         print_json(explanation)?;
         return Ok(Code::Done);
     }
+    if let Some(world) = &explanation.decision.world {
+        print(format_args!("world {world}"))?;
+    }
     print(show::decision(&explanation.decision))?;
     let mut table = show::table(&["OFFER", "HARDWARE", "$/H", "$ TO FINISH", "WHY NOT"], &[2, 3]);
     for one in explanation.offers.iter().take(args.limit) {
@@ -114,6 +148,8 @@ pub(super) fn show_explanation(args: &Args, explanation: &Explanation) -> Outcom
     }
     Ok(Code::Done)
 }
+
+const NOT_HERE: &str = "a name is one of a cluster: give --cluster; here, --file or --world";
 
 /// Whether a lower price is all that it takes.
 const fn is_price(obstacle: &Obstacle) -> bool {

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::Outcome as Decided;
 use petaflop_arbiter::workload::Workload;
-use petaflop_arbiter::world::World;
+use petaflop_arbiter::world::{Recorded, World};
 use petaflop_crds::{Document, Object, manifest};
 
 use super::only::OnlyAt;
@@ -48,13 +48,16 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
         let now = Timestamp::now();
         let workload = workload_for(home, &admission)?;
         let world = world_for(home, workload, now)?;
-        if let (Some(path), true) = (&args.save_world, decisions.is_empty()) {
-            std::fs::write(path, serde_json::to_vec_pretty(&world)?)?;
-        }
-        let decided = decide(&world, Timestamp::now()).decisions;
-        let Some(decision) = decided.into_iter().find(|d| d.workload.uid == admission.uid) else {
+        let seen = Recorded { now: Timestamp::now(), world };
+        let decided = decide(&seen.world, seen.now).decisions;
+        let Some(mut decision) = decided.into_iter().find(|d| d.workload.uid == admission.uid)
+        else {
             continue;
         };
+        if let (Some(path), true) = (&args.save_world, decisions.is_empty()) {
+            std::fs::write(path, serde_json::to_vec_pretty(&seen)?)?;
+            decision.world = Some(seen.hash());
+        }
         if matches!(decision.outcome, Decided::Waiting { .. }) {
             code = Code::NoOffer;
         }

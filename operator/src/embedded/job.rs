@@ -5,7 +5,7 @@
 //! status.json         how far it is (written by its operator only)
 //! intent.json         what the user wants of it now: go on, or stop
 //! operator.lock       held by the process that works for it; freed however that ends
-//! world.json          the world of its last decision, for `petaflop explain --world`
+//! world.json          the world of its last decision and when, for `petaflop explain --world`
 //! decision.json       that decision
 //! runs/<claim>/       the working folder of one instance: job.json, progress.jsonl, log
 //! checkpoints/<key>/  of a job
@@ -20,7 +20,7 @@ use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::Capacity;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::{OwnerKind, Progress, ServingWork, TrainingWork, Workload};
-use petaflop_arbiter::world::World;
+use petaflop_arbiter::world::Recorded;
 use petaflop_crds::workload::Observed;
 use petaflop_crds::{FieldError, InferenceServiceSpec, TrainingJobSpec};
 use petaflop_plan::recipe::{Input, ResolvedRecipe};
@@ -448,8 +448,8 @@ impl Folder {
     }
 
     /// The last decision and the world it was made in.
-    pub fn write_decision(&self, world: &World, decision: &Decision) -> Result<(), HomeError> {
-        home::write_json(&self.root.join("world.json"), world)?;
+    pub fn write_decision(&self, seen: &Recorded, decision: &Decision) -> Result<(), HomeError> {
+        home::write_json(&self.root.join("world.json"), seen)?;
         home::write_json(&self.root.join("decision.json"), decision)
     }
 

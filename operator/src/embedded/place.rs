@@ -5,7 +5,7 @@ use jiff::Timestamp;
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Decision, Outcome};
 use petaflop_arbiter::workload::Workload;
-use petaflop_arbiter::world::World;
+use petaflop_arbiter::world::{Recorded, World};
 
 use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::embedded::claims::FileClaims;
@@ -97,15 +97,16 @@ pub async fn place(
     let _one_at_a_time = home::lock(&home.root().join("placement.lock"))?;
     let now = Timestamp::now();
     let world = look(home, providers, workload_of(admission, status)?, now).await?;
-    let now = Timestamp::now();
-    let plan = decide(&world, now);
+    let seen = Recorded { now: Timestamp::now(), world };
+    let plan = decide(&seen.world, seen.now);
     let decision = plan
         .decisions
         .iter()
         .find(|d| d.workload.uid == admission.uid)
         .cloned()
         .ok_or_else(|| PlaceError::Spec("the decision leaves this workload out".to_owned()))?;
-    folder.write_decision(&world, &decision)?;
+    let decision = Decision { world: Some(seen.hash()), ..decision };
+    folder.write_decision(&seen, &decision)?;
     let mut claims = Vec::new();
     for action in plan.actions {
         // Others' claims are their own operators' to write and to end.

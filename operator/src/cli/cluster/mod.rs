@@ -143,6 +143,11 @@ async fn explanation_of(access: &Access, args: &explain::Args) -> Outcome {
     };
     let namespace = args.namespace.as_deref().unwrap_or(&access.namespace);
     let (kind, name) = objects::one(access, namespace, name).await?;
+    if let Some(picture) = &args.svg {
+        let path = format!("/api/v1/costs?by=job&rows=true&namespace={}", quoted(namespace));
+        let rows = access.json::<Costs>(&path).await?.rows.unwrap_or_default();
+        return explain::write_picture(picture, namespace, &name, rows);
+    }
     let path = format!("/api/v1/explain/{}/{}/{}", quoted(namespace), plural(kind), quoted(&name));
     let Explained { explanation } = access.json(&path).await?;
     explain::show_explanation(args, &explanation)

@@ -354,7 +354,8 @@ fn a_model_that_is_another_than_the_runtime_knows_is_refused_by_key_or_tensor() 
         let metadata: Vec<_> = metadata.into_iter().collect();
         write(&mut file, &metadata, &tensors, |_, _| Ok::<_, std::io::Error>(()))
             .expect("it is written");
-        let refused = GgufModel::open(&path).err().expect(problem).to_string();
+        let Err(refused) = GgufModel::open(&path) else { panic!("{problem}") };
+        let refused = refused.to_string();
         assert!(
             refused.contains("other.gguf: ") && refused.contains(problem),
             "{problem}: {refused}"
@@ -402,7 +403,7 @@ proptest! {
             prop_assert_eq!((&tensor.shape, tensor.dtype), (&header.shape, header.dtype));
             let bytes = &file[tensor.bytes.clone()];
             prop_assert!(bytes.len() as u64 == header.bytes() && bytes.iter().all(|b| *b == fill.3));
-            prop_assert!(tensor.bytes.start % 32 == 0);
+            prop_assert!(tensor.bytes.start.is_multiple_of(32));
         }
     }
 

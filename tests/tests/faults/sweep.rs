@@ -2,6 +2,7 @@
 //! each of its calls and side of it; every run must end as the first one did.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::NonZero;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use crate::oracles::{Outcome, Unsure, compare, end, writes};
 use crate::scenario::{ALL, Act, Scenario};
 use crate::world::{Errors, Lane, PRICE, Twist, everything};
 
-/// Runs side by side.
-const LANES: usize = 4;
+/// Runs side by side, for each processor: most of a run is waiting for answers, and for quiet.
+const LANES: usize = 5;
 
 /// Turns after which a run that goes on for ever is given up.
 const TURNS: u32 = 2_000;
@@ -119,7 +120,8 @@ pub(crate) struct Done {
 
 /// Makes these runs, some side by side, and fills in what the audit log says of each.
 pub(crate) fn all(tasks: Vec<Task>) -> Result<Vec<Done>> {
-    let lanes = LANES.min(tasks.len());
+    let processors = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let lanes = (LANES * processors).min(tasks.len());
     let queue = Arc::new(Mutex::new(VecDeque::from(tasks)));
     let log = block_on(async {
         let plane = crate::plane().await?;

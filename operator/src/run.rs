@@ -56,6 +56,8 @@ pub enum End {
         artifact: String,
         /// It was there before.
         cached: bool,
+        /// What is not as it was asked for.
+        caveat: Option<String>,
     },
     /// It ended well, and named no result: what a command of the user's does.
     Done,
@@ -121,9 +123,13 @@ impl Run {
                 self.serving = Some(Serving { port: *port, model: model.clone() });
             }
             Progress::Skipped { message } => self.message.clone_from(message),
-            Progress::Finished { key, artifact, cached, summary: _ } => {
+            Progress::Finished { key, artifact, cached, caveat, summary: _ } => {
                 self.key = Some(key.clone());
-                self.word = Some(End::Finished { artifact: artifact.clone(), cached: *cached });
+                self.word = Some(End::Finished {
+                    artifact: artifact.clone(),
+                    cached: *cached,
+                    caveat: caveat.clone(),
+                });
             }
             Progress::Stopped { step } => {
                 self.progress.step = *step;
@@ -174,13 +180,15 @@ mod tests {
             key: "k".into(),
             artifact: "a".into(),
             cached: false,
+            caveat: Some("not as a GGUF file".into()),
             summary: serde_json::Value::Null,
         };
         let mut run = Run::default();
         run.take_over(&finished);
         assert_eq!(run.end, None, "the process still runs");
         run.exited(&exit(Why::Finished, Some(0)));
-        assert_eq!(run.end, Some(End::Finished { artifact: "a".into(), cached: false }));
+        let caveat = Some("not as a GGUF file".into());
+        assert_eq!(run.end, Some(End::Finished { artifact: "a".into(), cached: false, caveat }));
 
         let mut killed = Run::default();
         killed.exited(&exit(Why::Finished, None));

@@ -13,6 +13,8 @@ pub enum LastWord {
     Finished {
         /// The artifact's hash.
         artifact: String,
+        /// What is not as it was asked for.
+        caveat: Option<String>,
     },
     /// It was asked to stop, and can go on.
     Stopped,
@@ -61,11 +63,11 @@ pub fn take_over(status: &mut Status, last: &mut LastWord, line: &Progress) {
         Progress::Skipped { message } => status.message.clone_from(message),
         // Without a cluster a server's port is known before it starts.
         Progress::Serving { port: _, model: _ } => {}
-        Progress::Finished { key: _, artifact, cached, summary } => {
+        Progress::Finished { key: _, artifact, cached, caveat, summary } => {
             status.artifact = Some(artifact.clone());
             status.cached = *cached;
             status.summary = Some(summary.clone());
-            *last = LastWord::Finished { artifact: artifact.clone() };
+            *last = LastWord::Finished { artifact: artifact.clone(), caveat: caveat.clone() };
         }
         Progress::Stopped { step } => {
             status.step = *step;

@@ -134,6 +134,9 @@ pub(super) fn summary(name: &str, status: &Status, decision: Option<&Decision>) 
         );
     }
     add("artifact", status.artifact.clone().unwrap_or_default());
+    if !status.message.is_empty() {
+        add("note", status.message.clone());
+    }
     add("cost", format!("{} $", status.cost));
     if let Some(saving) = decision.and_then(|d| d.saving.as_ref()) {
         let note = saving.note.as_deref().map(|n| format!("; {n}")).unwrap_or_default();

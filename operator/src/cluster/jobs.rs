@@ -200,8 +200,7 @@ async fn publish(
     run: &mut Run,
 ) -> Result<(), Error> {
     let over = job.status.as_ref().is_some_and(training_job::is_over);
-    let (false, Some(End::Finished { artifact, cached: _ }), Some(key)) =
-        (over, &run.end, &run.key)
+    let (false, Some(End::Finished { artifact, .. }), Some(key)) = (over, &run.end, &run.key)
     else {
         return Ok(());
     };

@@ -201,10 +201,11 @@ fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
     let unwanted = seen.job.spec.suspend || seen.stop.is_some() || stored.deleting;
     let status = &mut next.status;
     match end {
-        Ended::Said(End::Finished { artifact, cached }) => {
+        Ended::Said(End::Finished { artifact, cached, caveat }) => {
             status.artifact = Some(artifact.clone());
             status.cached = Some(*cached);
-            finish(seen, next, Phase::Complete, Reason::Succeeded, "");
+            let said = caveat.as_deref().unwrap_or_default();
+            finish(seen, next, Phase::Complete, Reason::Succeeded, said);
         }
         Ended::Said(End::Done) if seen.job.spec.container.is_some() => {
             finish(seen, next, Phase::Complete, Reason::Succeeded, "");

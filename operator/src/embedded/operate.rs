@@ -527,9 +527,9 @@ impl Operator<'_> {
             None => LastWord::None,
         };
         match (&self.admission.task, last) {
-            (Task::Training(_), LastWord::Finished { artifact }) => {
+            (Task::Training(_), LastWord::Finished { artifact, caveat }) => {
                 self.status.artifact = Some(artifact);
-                self.end(Phase::Complete, Reason::Succeeded, "");
+                self.end(Phase::Complete, Reason::Succeeded, &caveat.unwrap_or_default());
             }
             (Task::Training(_), LastWord::Failed { message, retry: false }) => {
                 self.end(Phase::Failed, Reason::InvalidSpec, &message);

@@ -4,11 +4,12 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Bench, Ended};
 use petaflop_harness::tools;
+use petaflop_model::weights;
 use petaflop_plan::recipe::{Export, Input, ModelSource, Quantization, TokenizerSource};
 use petaflop_store::{blocking::Store, report::Progress};
 use serde_json::{Value, json};
@@ -60,6 +61,65 @@ fn ggmls_own_package_agrees_on_every_tensor_and_key() {
         assert_eq!(facts["rows"], 32);
         assert!(facts["same_choice"].as_f64().unwrap() > 0.5, "{name}: {facts}");
     }
+}
+
+/// A model whose layers say much through small numbers that share their blocks with huge ones,
+/// which multiply nothing: as f32 the huge ones do not matter, in blocks they are all that is left.
+fn that_bears_no_blocks(from: &Path, to: &Path) {
+    let source = weights::open(from).unwrap();
+    let shape = source.shape();
+    let tensors: Vec<_> = shape
+        .tensors()
+        .into_iter()
+        .map(|info| {
+            let width = *info.shape.last().unwrap() as usize;
+            let mut values = vec![0.0; info.shape.iter().product::<u64>() as usize];
+            source.read_f32(&info.name, &mut values).unwrap();
+            for (row, values) in values.chunks_mut(width).enumerate() {
+                let of = |name: &str| info.name.ends_with(name);
+                if of("down_proj.weight") || of("o_proj.weight") {
+                    values.iter_mut().for_each(|value| *value *= 50.0);
+                    values.iter_mut().step_by(32).for_each(|value| *value = 1e6);
+                } else if (of("up_proj.weight") || of("v_proj.weight")) && row % 32 == 0 {
+                    values.fill(0.0);
+                }
+            }
+            (info, values)
+        })
+        .collect();
+    let views = tensors
+        .iter()
+        .map(|(info, values)| (info.name.as_str(), info.shape.as_slice(), values.as_slice()));
+    weights::save(to, shape, views).unwrap();
+}
+
+#[test]
+fn weights_whose_export_is_too_far_off_are_kept_as_they_were_trained() {
+    let mut bench = Bench::new(2);
+    let (_, _, folder) = trained(&mut bench, Export::Safetensors, "plain");
+    that_bears_no_blocks(&folder, &folder);
+    bench.job.inputs.push(Input {
+        name: "base".into(),
+        uri: folder.display().to_string(),
+        digest: None,
+    });
+    bench.job.recipe.model = ModelSource::Base { input: "base".into() };
+    bench.job.recipe.tokenizer = TokenizerSource::Base;
+    bench.job.recipe.learning_rate = 1e-12;
+    let (ended, artifact, kept) = trained(&mut bench, Export::Gguf(Quantization::Q8_0), "kept");
+    assert!(kept.join("model.safetensors").is_file() && !kept.join("model.gguf").exists());
+    let facts = exported(&ended);
+    assert_eq!(facts["missed"], 0.05);
+    assert!(facts["logits_error"].as_f64().unwrap() > 0.5, "{facts}");
+    let caveat = |ended: &Ended| match ended.progress.last() {
+        Some(Progress::Finished { caveat: Some(caveat), .. }) => caveat.clone(),
+        other => panic!("{other:?}"),
+    };
+    let said = caveat(&ended);
+    assert!(said.contains("at most 0.05") && ended.stderr.contains(&said), "{ended:?}");
+    // It is this key's result: asked for again, nothing is trained, and the same is said.
+    let again = bench.train(&[]);
+    assert_eq!((again.artifact(), caveat(&again)), ((artifact, true), said));
 }
 
 #[test]

@@ -78,6 +78,9 @@ pub enum Progress {
         artifact: String,
         /// The key was finished before; nothing was trained.
         cached: bool,
+        /// What is not as it was asked for, and why, for people.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        caveat: Option<String>,
         /// Facts for people and reports (losses, bits per byte, the xz comparison, rates).
         summary: serde_json::Value,
     },

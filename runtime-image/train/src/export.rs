@@ -1,7 +1,8 @@
 //! The finished weights as files of the form that was asked for. A GGUF file is loaded back as a
-//! server would load it, and must give the logits of the model that was trained.
+//! server would load it, and must give the logits of the model that was trained; where it does not,
+//! the weights are left as they were trained, in safetensors.
 
-use std::{collections::BTreeMap, path::Path, sync::Arc};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
 use petaflop_kernel::Cpu;
 use petaflop_model::{
@@ -15,7 +16,7 @@ use petaflop_model::{
     inference::{Chunk, InferenceModel, Logits},
     tokenizer::Tokenizer,
     training::{NO_TARGET, TrainingModel},
-    weights::{self, GGUF_FILE, Weights as _},
+    weights::{self, GGUF_FILE, WEIGHTS_FILE, Weights as _},
 };
 use petaflop_plan::{
     inference::ServingOptions,
@@ -35,10 +36,30 @@ const COMPARED: usize = 64;
 pub(crate) struct Verified {
     /// Rows of logits that were compared.
     pub(crate) rows: u64,
-    /// |found − trained| ÷ |trained|, Euclidean norms over all rows.
-    pub(crate) logits_error: f64,
+    /// |found − trained| ÷ |trained|, Euclidean norms over all rows; none where it is no number.
+    pub(crate) logits_error: Option<f64>,
     /// Rows whose largest logit is the same token's, as a share.
     pub(crate) same_choice: f64,
+    /// The tolerance that the error is beyond. The artifact then has the weights as they were
+    /// trained, and not this file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) missed: Option<f64>,
+}
+
+impl Verified {
+    /// What to tell people where the file is not what was trained.
+    pub(crate) fn caveat(&self) -> Option<String> {
+        let most = self.missed?;
+        let found = self.logits_error.map_or_else(
+            || "are not numbers".to_owned(),
+            |error| format!("are {error:.3} of their size from the trained model's"),
+        );
+        Some(format!(
+            "output: the logits of the exported {GGUF_FILE} {found}, and at most {most} is let \
+             pass: the artifact holds {WEIGHTS_FILE} instead. A job with less or no quantization \
+             gives a {GGUF_FILE}"
+        ))
+    }
 }
 
 /// What is tolerated as [`Verified::logits_error`]. f32 differs where an epsilon or a base of the
@@ -73,11 +94,14 @@ pub(crate) fn write(
         }
         other => Error::Internal(other.to_string()),
     };
-    let Export::Gguf(quantization) = recipe.output else {
+    let as_trained = |model: &TrainingModel| {
         let tensors = model
             .tensors()
             .map(|(tensor, values)| (tensor.name.as_str(), tensor.shape.as_slice(), values));
-        weights::save(folder, model.shape(), tensors).map_err(failed)?;
+        weights::save(folder, model.shape(), tensors).map_err(failed)
+    };
+    let Export::Gguf(quantization) = recipe.output else {
+        as_trained(model)?;
         return Ok(None);
     };
     weights::save_config(folder, model.shape()).map_err(failed)?;
@@ -92,17 +116,15 @@ pub(crate) fn write(
         model.tensors().map(|(tensor, values)| (tensor.name.as_str(), values)).collect();
     export(&file, model.shape(), matrices, more, |name| values[name]).map_err(failed)?;
     let exported = GgufModel::open(&file).map_err(failed)?;
-    let verified = compare(&exported, recipe, model, data).map_err(Error::model)?;
+    let mut verified = compare(&exported, recipe, model, data).map_err(Error::model)?;
     let most = tolerance(quantization);
-    // Also where it is not a number.
-    if verified.logits_error <= most {
-        return Ok(Some(verified));
+    if verified.logits_error.is_none_or(|error| error > most) {
+        verified.missed = Some(most);
+        drop(exported);
+        fs::remove_file(&file).map_err(Error::io("cannot take back", &file))?;
+        as_trained(model)?;
     }
-    Err(Error::BadInput(format!(
-        "output: the logits of the exported {GGUF_FILE} are {:.3} of their size from the trained \
-         model's, but at most {most} is let pass; export with less or no quantization",
-        verified.logits_error
-    )))
+    Ok(Some(verified))
 }
 
 fn entries(data: &Data, vocab: u32) -> Result<Vec<(String, Value)>, Error> {
@@ -147,8 +169,10 @@ fn distance(found: &[f32], trained: &[f32], vocab: usize) -> Verified {
     let rows = trained.len() / vocab;
     Verified {
         rows: rows as u64,
-        logits_error: (away.fold(0.0, square) / size).sqrt(),
+        logits_error: Some((away.fold(0.0, square) / size).sqrt())
+            .filter(|error| error.is_finite()),
         same_choice: same as f64 / rows as f64,
+        missed: None,
     }
 }
 
@@ -165,11 +189,11 @@ mod tests {
     fn an_error_is_relative_and_a_choice_is_the_first_of_the_largest() {
         let trained = [3.0, 4.0, 0.0, 0.0, 0.0, 0.0, 5.0, 5.0];
         let same = distance(&trained, &trained, 4);
-        assert_eq!((same.rows, same.logits_error, same.same_choice), (2, 0.0, 1.0));
+        assert_eq!((same.rows, same.logits_error, same.same_choice), (2, Some(0.0), 1.0));
         let other = [4.0, 3.9, 0.0, 0.0, 0.0, 0.0, 5.0, 5.1];
         let other = distance(&other, &trained, 4);
-        assert!((other.logits_error - (1.02f64 / 75.0).sqrt()).abs() < 1e-6);
+        assert!((other.logits_error.unwrap() - (1.02f64 / 75.0).sqrt()).abs() < 1e-6);
         assert_eq!(other.same_choice, 0.0);
-        assert!(distance(&[f32::NAN; 8], &trained, 4).logits_error.is_nan());
+        assert_eq!(distance(&[f32::NAN; 8], &trained, 4).logits_error, None);
     }
 }

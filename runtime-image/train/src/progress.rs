@@ -135,7 +135,10 @@ impl Reporter {
             // Said by servers, which train nothing.
             Progress::Serving { port: _, model: _ } => {}
             Progress::Skipped { message } => eprintln!("skipped: {message}"),
-            Progress::Finished { artifact, cached, .. } => {
+            Progress::Finished { artifact, cached, caveat, .. } => {
+                if let Some(caveat) = caveat {
+                    eprintln!("{caveat}");
+                }
                 eprintln!(
                     "{}: artifact {artifact}",
                     if *cached { "finished before" } else { "finished" }

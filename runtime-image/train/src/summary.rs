@@ -45,12 +45,11 @@ pub(crate) fn of_training(training: &Training) -> Map<String, Value> {
     ])
 }
 
-/// The same of an artifact that was finished before.
-pub(crate) fn of_artifact(store: &Store, artifact: ArtifactHash) -> Result<Value, Error> {
+/// The record of an artifact that was finished before.
+pub(crate) fn recorded(store: &Store, artifact: ArtifactHash) -> Result<Training, Error> {
     let bytes = store.read_file(artifact, TRAINING).map_err(Error::store)?;
-    let training: Training = serde_json::from_slice(&bytes)
-        .map_err(|error| Error::Store(format!("artifact {artifact}: {TRAINING}: {error}")))?;
-    Ok(of_training(&training).into())
+    serde_json::from_slice(&bytes)
+        .map_err(|error| Error::Store(format!("artifact {artifact}: {TRAINING}: {error}")))
 }
 
 /// Most memory this process ever held, where the system says it (Linux).

@@ -100,8 +100,9 @@ pub fn run(job: &JobSpec, options: Options<'_>) -> Result<Outcome, Error> {
         ));
     }
     if let Some(artifact) = identity.cached.filter(|_| !fresh) {
-        let summary = summary::of_artifact(&store, artifact)?;
-        reporter.report(&finished(&identity.key, artifact, true, summary))?;
+        let training = summary::recorded(&store, artifact)?;
+        let summary = summary::of_training(&training).into();
+        reporter.report(&finished(&training, artifact, true, summary))?;
         return Ok(Outcome::Finished { artifact, cached: true });
     }
     let store = match &job.result {
@@ -265,7 +266,7 @@ impl<'a> Run<'a> {
             &self.data,
         )?;
         let summary = self.summary(&training);
-        self.reporter.report(&finished(&self.identity.key, artifact, false, summary))?;
+        self.reporter.report(&finished(&training, artifact, false, summary))?;
         Ok(Outcome::Finished { artifact, cached: false })
     }
 
@@ -495,8 +496,14 @@ impl<'a> Run<'a> {
     }
 }
 
-fn finished(key: &str, artifact: ArtifactHash, cached: bool, summary: Value) -> Progress {
-    Progress::Finished { key: key.to_owned(), artifact: artifact.to_string(), cached, summary }
+fn finished(training: &Training, artifact: ArtifactHash, cached: bool, summary: Value) -> Progress {
+    Progress::Finished {
+        key: training.key.clone(),
+        artifact: artifact.to_string(),
+        cached,
+        caveat: training.exported.and_then(|verified| verified.caveat()),
+        summary,
+    }
 }
 
 /// Refuses what would be killed for lack of memory. A checkpoint's copy lives

@@ -240,8 +240,11 @@ fn a_command_of_the_users_is_complete_with_its_end_and_a_runtime_only_with_a_res
 fn a_finished_job_keeps_its_result_before_its_machine_goes_and_its_last_sum_after() {
     let first = job(serde_json::json!({"ttlSecondsAfterFinished": 60}));
     let claims = [claim(1, launched(), true)];
-    let done = run(Some(End::Finished { artifact: "hash".into(), cached: false }));
+    let caveat = Some("not as a GGUF file".to_owned());
+    let done = run(Some(End::Finished { artifact: "hash".into(), cached: false, caveat }));
     let one = next(&look(&first, &claims, Some(&done)));
+    let complete = one.status.conditions.iter().find(|condition| condition.type_ == "Complete");
+    assert_eq!(complete.map(|condition| &condition.message[..]), Some("not as a GGUF file"));
     assert_eq!(one.status.artifact.as_deref(), Some("hash"));
     assert_eq!(condition(&one.status, "Complete"), ("True".into(), "Succeeded".into()));
     assert_eq!(condition(&one.status, "Ready").0, "True");

@@ -115,8 +115,8 @@ impl Operator<'_> {
                 self.status.message.clone_from(message);
                 return self.lost(&stored.claim.spec.name, Reason::AcceleratorProbeFailed);
             }
-            run::End::Finished { artifact, cached: _ } => {
-                LastWord::Finished { artifact: artifact.clone() }
+            run::End::Finished { artifact, cached: _, caveat } => {
+                LastWord::Finished { artifact: artifact.clone(), caveat: caveat.clone() }
             }
             run::End::Done => LastWord::Failed {
                 message: "the runtime ended and named no result".to_owned(),

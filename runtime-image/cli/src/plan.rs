@@ -23,7 +23,7 @@ use crate::{
 };
 
 #[derive(clap::Args, Debug)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["job", "config"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["job", "config", "model"])))]
 pub(crate) struct Args {
     /// A training job (JSON)
     #[arg(long, value_name = "FILE")]
@@ -31,6 +31,9 @@ pub(crate) struct Args {
     /// A model's Hugging Face config.json; planned for training unless --serve is given
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// A model: a GGUF file, a folder with model.gguf, or one with config.json and safetensors; planned for serving, in the format of its matrices
+    #[arg(long, value_name = "PATH", requires = "serve")]
+    model: Option<PathBuf>,
     /// Samples in one pass of training
     #[arg(long, value_name = "N", default_value_t = 1, requires = "config")]
     micro_batch_size: u32,
@@ -38,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", requires = "config")]
     sequence_len: Option<u32>,
     /// Plan serving
-    #[arg(long, requires = "config")]
+    #[arg(long, conflicts_with = "job")]
     serve: bool,
     /// Serving: tokens of prompt and answer together at most [default: what the model was made for]
     #[arg(long, value_name = "N", requires = "serve")]
@@ -49,9 +52,9 @@ pub(crate) struct Args {
     /// Serving: tokens of one pass at most
     #[arg(long, value_name = "N", default_value_t = 256, requires = "serve")]
     step_tokens: u32,
-    /// Serving: number format of the matrices: f32, bf16 or q8_0
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = dtype, requires = "serve")]
-    weights: Dtype,
+    /// Serving: number format of the matrices: f32, bf16, q8_0 or q4_0 [default: the model's, or f32]
+    #[arg(long, value_name = "TYPE", value_parser = dtype, requires = "serve")]
+    weights: Option<Dtype>,
     /// Memory that it must fit into, such as 24GiB: exit code 3 where it does not
     #[arg(long, value_name = "SIZE", value_parser = bytes::parse)]
     device: Option<u64>,
@@ -61,17 +64,24 @@ pub(crate) struct Args {
 }
 
 fn dtype(text: &str) -> Result<Dtype, String> {
-    [Dtype::F32, Dtype::Bf16, Dtype::Q8_0]
+    [Dtype::F32, Dtype::Bf16, Dtype::Q8_0, Dtype::Q4_0]
         .into_iter()
         .find(|dtype| dtype.name() == text)
-        .ok_or_else(|| "expected f32, bf16 or q8_0".to_owned())
+        .ok_or_else(|| "expected f32, bf16, q8_0 or q4_0".to_owned())
 }
 
 pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
-    let (shape, plan) = match (&args.job, &args.config) {
-        (Some(job), _) => of_job(&job::read(job)?)?,
-        (None, Some(config)) => of_config(args, config)?,
-        (None, None) => return Err(Failure::bad_input("give --job or --config")),
+    let (shape, plan, weights) = match (&args.job, &args.config, &args.model) {
+        (Some(job), _, _) => of_job(&job::read(job)?)?,
+        (_, Some(config), _) if args.serve => of_serving(args, read_config(config)?, Dtype::F32)?,
+        (_, Some(config), _) => of_training(args, read_config(config)?)?,
+        (_, _, Some(model)) => {
+            let model = petaflop_model::weights::open(model).map_err(Failure::bad_input)?;
+            of_serving(args, model.shape().clone(), model.serving_format())?
+        }
+        (None, None, None) => {
+            return Err(Failure::bad_input("give --job, --config or --model"));
+        }
     };
     let needed = plan.arena_bytes();
     let fits = args.device.map(|device| needed <= device);
@@ -87,6 +97,8 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
             .collect::<Result<_, serde_json::Error>>()
             .map_err(Failure::failed)?;
         print(json!({
+            "config": shape.to_hf_config(),
+            "weights": weights,
             "parameters": shape.parameters(),
             "trained_parameters": plan.trained_parameters(),
             "arena_bytes": needed,
@@ -129,7 +141,10 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
     }
 }
 
-fn of_job(job: &JobSpec) -> Result<(ModelShape, Plan), Failure> {
+/// A shape, its plan, and the format of its matrices.
+type Planned = (ModelShape, Plan, Dtype);
+
+fn of_job(job: &JobSpec) -> Result<Planned, Failure> {
     job.recipe.validate().map_err(|error| Failure::bad_input(format!("recipe: {error}")))?;
     let shape = match &job.recipe.model {
         ModelSource::Scratch(shape) => shape.clone(),
@@ -146,22 +161,22 @@ fn of_job(job: &JobSpec) -> Result<(ModelShape, Plan), Failure> {
     };
     let options = TrainingOptions::new(job.recipe.micro_batch_size, job.recipe.sequence_len);
     let plan = plan_training(&shape, &options).map_err(Failure::bad_input)?;
-    Ok((shape, plan))
+    Ok((shape, plan, Dtype::F32))
 }
 
-fn of_config(args: &Args, config: &Path) -> Result<(ModelShape, Plan), Failure> {
-    let shape = read_config(config)?;
-    let plan = if args.serve {
-        let context = args.context.unwrap_or(shape.max_positions);
-        plan_inference(
-            &shape,
-            &ServingOptions::new(args.weights, args.max_sequences, args.step_tokens, context),
-        )
-    } else {
-        let sequence = args.sequence_len.unwrap_or(shape.max_positions);
-        plan_training(&shape, &TrainingOptions::new(args.micro_batch_size, sequence))
-    };
-    Ok((shape, plan.map_err(Failure::bad_input)?))
+fn of_serving(args: &Args, shape: ModelShape, format: Dtype) -> Result<Planned, Failure> {
+    let weights = args.weights.unwrap_or(format);
+    let context = args.context.unwrap_or(shape.max_positions);
+    let options = ServingOptions::new(weights, args.max_sequences, args.step_tokens, context);
+    let plan = plan_inference(&shape, &options).map_err(Failure::bad_input)?;
+    Ok((shape, plan, weights))
+}
+
+fn of_training(args: &Args, shape: ModelShape) -> Result<Planned, Failure> {
+    let sequence = args.sequence_len.unwrap_or(shape.max_positions);
+    let options = TrainingOptions::new(args.micro_batch_size, sequence);
+    let plan = plan_training(&shape, &options).map_err(Failure::bad_input)?;
+    Ok((shape, plan, Dtype::F32))
 }
 
 fn read_config(path: &Path) -> Result<ModelShape, Failure> {

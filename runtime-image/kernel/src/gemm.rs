@@ -8,7 +8,7 @@ use crate::bodies;
 use crate::isa::{Lanes, on_every_isa};
 use crate::product::{Left, Right, product};
 use crate::scratch::scratch;
-use crate::simd::{At, In, Out, Q8, Simd};
+use crate::simd::{At, In, Out, Q4, Q8, Simd};
 use crate::val::Body;
 use crate::{Cpu, Isa, cpu::Shared};
 
@@ -40,6 +40,8 @@ pub(crate) enum Panels {
     Bf16(*const u16),
     /// The same, bytes; and scales, each panel `[k/32, panel_width]`.
     Q8_0(*const i8, *const f32),
+    /// The same of four bits, two steps of k in a byte.
+    Q4_0(*const u8, *const f32),
     /// Rows of a matrix in place, `ld` apart; and the last panel, packed, if it is not whole.
     InPlace { rows: *const f32, ld: usize, last: *const f32 },
 }
@@ -61,6 +63,11 @@ impl Operand {
             Panels::Bf16(b) => Right::Bf16(b.wrapping_add(at), width),
             Panels::Q8_0(bytes, scales) => Right::Q8_0(Q8 {
                 bytes: bytes.wrapping_add(at),
+                scales: scales.wrapping_add((j * self.k + p) / 32 * width),
+                ld: width,
+            }),
+            Panels::Q4_0(halves, scales) => Right::Q4_0(Q4 {
+                halves: halves.wrapping_add(at / 2),
                 scales: scales.wrapping_add((j * self.k + p) / 32 * width),
                 ld: width,
             }),
@@ -172,6 +179,7 @@ fn widen_lanes<V: Lanes>(from: Right, steps: usize, width: usize, to: *mut f32) 
                         w,
                         At { row: p, i, lanes: V::N },
                     ),
+                    Right::Q4_0(w) => w.dequantize(p, i),
                 };
                 v.store(to.add(p * width + i));
             }

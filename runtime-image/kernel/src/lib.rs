@@ -69,6 +69,7 @@ pub mod val;
 
 mod attention;
 mod attention_backward;
+mod blocks;
 mod cpu;
 mod embedding;
 mod gemm;
@@ -84,6 +85,10 @@ mod weight;
 
 pub use attention::{AttentionDims, KV_BLOCK, PagedSequence, attention_forward, attention_paged};
 pub use attention_backward::attention_backward;
+pub use blocks::{
+    BLOCK_VALUES, Q4_0_BYTES, Q8_0_BYTES, q4_0_numbers, q8_0_for_devices, quantize_q4_0,
+    quantize_q8_0,
+};
 pub use cpu::{Cpu, Isa, ParseIsaError, UnsupportedIsa};
 pub use embedding::{embedding, embedding_backward, scatter_rows};
 pub use linear::{
@@ -95,6 +100,4 @@ pub use norm::{column_sum, rms_norm, rms_norm_backward};
 pub use pointwise::{
     AdamW, adamw, add, dropout, rope, scale, sum_squares, swiglu, swiglu_backward,
 };
-pub use weight::{
-    PackedWeight, Q8_0_BYTES, Q8_0_VALUES, Weight, dequantize, q8_0_for_devices, quantize_q8_0,
-};
+pub use weight::{PackedWeight, Weight, dequantize};

@@ -3,7 +3,7 @@
 
 use crate::bodies::dequantize_q8_0;
 use crate::isa::{Lanes, on_every_isa};
-use crate::simd::{At, Q8, Simd};
+use crate::simd::{At, Q4, Q8, Simd};
 use std::array::from_fn;
 use std::convert::identity;
 
@@ -31,6 +31,8 @@ pub(crate) enum Right {
     Bf16(*const u16, usize),
     /// A q8_0 panel.
     Q8_0(Q8),
+    /// A q4_0 panel.
+    Q4_0(Q4),
 }
 
 /// `c[m, width] = [c +] a · b` over `k` steps; `width` is rounded up to whole
@@ -73,6 +75,14 @@ fn product_lanes<V: Lanes>(
                 |p: usize, i: usize| {
                     dequantize_q8_0(Simd::<V>::row(0, 0), w, At { row: p, i, lanes: V::N })
                 },
+            );
+            columns::<V, _>(m, registers, k, a, load, c, ldc, carry);
+        }
+        Right::Q4_0(w) => {
+            // SAFETY: the contract above.
+            let load = identity(
+                #[inline(always)]
+                |p: usize, i: usize| unsafe { w.dequantize::<V>(p, i) },
             );
             columns::<V, _>(m, registers, k, a, load, c, ldc, carry);
         }

@@ -308,6 +308,30 @@ impl<V: Lanes> Quant for Simd<V> {
     }
 }
 
+/// A q4_0 matrix laid out in panels for the product: bytes `[k/2, ld]`, each of two steps of k, the
+/// first in its lower half; scales `[k/32, ld]`.
+#[derive(Clone, Copy)]
+pub(crate) struct Q4 {
+    pub(crate) halves: *const u8,
+    pub(crate) scales: *const f32,
+    pub(crate) ld: usize,
+}
+
+impl Q4 {
+    /// The weights of step `p` from column `i` on, as floats: exact in the number, one rounding.
+    ///
+    /// # Safety
+    /// The panel holds whole registers at this place.
+    #[inline(always)]
+    pub(crate) unsafe fn dequantize<V: Lanes>(self, p: usize, i: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe {
+            let number = V::load_i4(self.halves.add(p / 2 * self.ld + i), p % 2 * 4);
+            V::load(self.scales.add(p / 32 * self.ld + i)) * number
+        }
+    }
+}
+
 /// A word for each lane of any register.
 #[derive(Clone, Copy)]
 pub(crate) struct Words(pub(crate) [u32; 16]);

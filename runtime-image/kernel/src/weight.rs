@@ -1,16 +1,11 @@
-//! Weight matrices: the types they are kept in, quantisation, and the packed form
-//! that products read.
+//! Weight matrices: the types they are kept in, and the packed form that products read.
 
 use crate::Cpu;
+use crate::blocks::{BLOCK_VALUES, Q4_0_BYTES, Q8_0_BYTES, q4_0_numbers, scale_of};
 use crate::gemm::{Operand, Panels, panel_width};
 use crate::product::transpose;
 use crate::scratch::{Line, floats, lines, scratch};
-use half::{bf16, f16};
-
-/// Values in one q8_0 block.
-pub const Q8_0_VALUES: usize = 32;
-/// Bytes of one q8_0 block: an f16 scale, then 32 signed bytes.
-pub const Q8_0_BYTES: usize = 34;
+use half::bf16;
 
 /// Rows that a packed weight is filled up to a multiple of: every instruction set's
 /// panels divide it, so its bytes can be planned without knowing the machine.
@@ -25,6 +20,8 @@ pub enum Weight<'a> {
     Bf16(&'a [u16]),
     /// N·K/32 blocks of 34 bytes (f16 scale, 32 × i8) along K; K is a multiple of 32.
     Q8_0(&'a [u8]),
+    /// N·K/32 blocks of 18 bytes (f16 scale, 32 numbers of four bits) along K; K is a multiple of 32.
+    Q4_0(&'a [u8]),
 }
 
 impl<'a> Weight<'a> {
@@ -33,7 +30,8 @@ impl<'a> Weight<'a> {
         match self {
             Weight::F32(w) => w.len(),
             Weight::Bf16(w) => w.len(),
-            Weight::Q8_0(w) => w.len() / Q8_0_BYTES * Q8_0_VALUES,
+            Weight::Q8_0(w) => w.len() / Q8_0_BYTES * BLOCK_VALUES,
+            Weight::Q4_0(w) => w.len() / Q4_0_BYTES * BLOCK_VALUES,
         }
     }
 
@@ -43,8 +41,12 @@ impl<'a> Weight<'a> {
             Weight::F32(w) => Weight::F32(&w[first * k..end * k]),
             Weight::Bf16(w) => Weight::Bf16(&w[first * k..end * k]),
             Weight::Q8_0(w) => {
-                let bytes = k / Q8_0_VALUES * Q8_0_BYTES;
+                let bytes = k / BLOCK_VALUES * Q8_0_BYTES;
                 Weight::Q8_0(&w[first * bytes..end * bytes])
+            }
+            Weight::Q4_0(w) => {
+                let bytes = k / BLOCK_VALUES * Q4_0_BYTES;
+                Weight::Q4_0(&w[first * bytes..end * bytes])
             }
         }
     }
@@ -52,22 +54,25 @@ impl<'a> Weight<'a> {
     /// Panics unless this is an `[n, k]` matrix.
     pub(crate) fn check(&self, n: usize, k: usize) {
         assert_eq!(self.values(), n * k, "a weight [{n}, {k}] has {} values", self.values());
-        if let Weight::Q8_0(w) = self {
-            assert!(
-                k.is_multiple_of(Q8_0_VALUES),
-                "q8_0 needs rows of whole blocks, not {k} values"
-            );
-            assert!(
-                w.len().is_multiple_of(Q8_0_BYTES),
-                "q8_0 data of {} bytes ends inside a block",
-                w.len()
-            );
-        }
+        let (name, block, data) = match self {
+            Weight::F32(_) | Weight::Bf16(_) => return,
+            Weight::Q8_0(data) => ("q8_0", Q8_0_BYTES, data),
+            Weight::Q4_0(data) => ("q4_0", Q4_0_BYTES, data),
+        };
+        assert!(
+            k.is_multiple_of(BLOCK_VALUES),
+            "{name} needs rows of whole blocks, not {k} values"
+        );
+        assert!(
+            data.len().is_multiple_of(block),
+            "{name} data of {} bytes ends inside a block",
+            data.len()
+        );
     }
 }
 
-/// Every value of `w` as f32, in the same order. Exact, but for q8_0's one rounding
-/// of scale · byte.
+/// Every value of `w` as f32, in the same order. Exact, but for one rounding of
+/// scale · number where it is quantised.
 ///
 /// # Panics
 /// `out` holds another number of values than `w`.
@@ -81,38 +86,20 @@ pub fn dequantize(w: Weight<'_>, out: &mut [f32]) {
             }
         }
         Weight::Q8_0(w) => {
-            for (out, block) in out.chunks_exact_mut(Q8_0_VALUES).zip(w.chunks_exact(Q8_0_BYTES)) {
+            for (out, block) in out.chunks_exact_mut(BLOCK_VALUES).zip(w.chunks_exact(Q8_0_BYTES)) {
                 let scale = scale_of(block);
                 for (out, &byte) in out.iter_mut().zip(&block[2..]) {
                     *out = scale * f32::from(byte as i8);
                 }
             }
         }
-    }
-}
-
-fn scale_of(block: &[u8]) -> f32 {
-    f16::from_le_bytes([block[0], block[1]]).to_f32()
-}
-
-/// Quantises to q8_0 as ggml does: scale = largest magnitude / 127 (stored as f16),
-/// bytes = value / scale rounded, ties away from zero.
-///
-/// # Panics
-/// `x` is not a multiple of 32 long, or `out` is not 34 bytes for each 32 values.
-pub fn quantize_q8_0(x: &[f32], out: &mut [u8]) {
-    assert!(
-        x.len().is_multiple_of(Q8_0_VALUES) && out.len() == x.len() / Q8_0_VALUES * Q8_0_BYTES,
-        "quantize_q8_0: {} values into {} bytes",
-        x.len(),
-        out.len()
-    );
-    for (x, block) in x.chunks_exact(Q8_0_VALUES).zip(out.chunks_exact_mut(Q8_0_BYTES)) {
-        let scale = x.iter().fold(0f32, |m, v| m.max(v.abs())) / 127.0;
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        block[..2].copy_from_slice(&f16::from_f32(scale).to_le_bytes());
-        for (byte, x) in block[2..].iter_mut().zip(x) {
-            *byte = (x * inverse).round() as i8 as u8;
+        Weight::Q4_0(w) => {
+            for (out, block) in out.chunks_exact_mut(BLOCK_VALUES).zip(w.as_chunks().0) {
+                let scale = scale_of(block);
+                for (out, number) in out.iter_mut().zip(q4_0_numbers(block)) {
+                    *out = scale * f32::from(number);
+                }
+            }
         }
     }
 }
@@ -129,7 +116,15 @@ pub struct PackedWeight {
 enum Packed {
     F32(Vec<Line>),
     Bf16(Vec<u16>),
-    Q8_0 { bytes: Vec<i8>, scales: Vec<f32> },
+    Q8_0 {
+        bytes: Vec<i8>,
+        scales: Vec<f32>,
+    },
+    /// Of each two steps of k, the first in the lower half of a byte.
+    Q4_0 {
+        halves: Vec<u8>,
+        scales: Vec<f32>,
+    },
 }
 
 impl PackedWeight {
@@ -160,15 +155,29 @@ impl PackedWeight {
             }
             Weight::Q8_0(w) => {
                 let (mut bytes, mut scales) =
-                    (vec![0; padded * k], vec![0.0; padded * k / Q8_0_VALUES]);
-                let blocks = k / Q8_0_VALUES;
+                    (vec![0; padded * k], vec![0.0; padded * k / BLOCK_VALUES]);
+                let blocks = k / BLOCK_VALUES;
                 for (i, block) in w.chunks_exact(Q8_0_BYTES).enumerate() {
                     scales[place(i / blocks, i % blocks, blocks)] = scale_of(block);
                     for (j, &byte) in block[2..].iter().enumerate() {
-                        bytes[place(i / blocks, i % blocks * Q8_0_VALUES + j, k)] = byte as i8;
+                        bytes[place(i / blocks, i % blocks * BLOCK_VALUES + j, k)] = byte as i8;
                     }
                 }
                 Packed::Q8_0 { bytes, scales }
+            }
+            Weight::Q4_0(w) => {
+                let (mut halves, mut scales) =
+                    (vec![0; padded * k / 2], vec![0.0; padded * k / BLOCK_VALUES]);
+                let blocks = k / BLOCK_VALUES;
+                for (i, block) in w.as_chunks().0.iter().enumerate() {
+                    scales[place(i / blocks, i % blocks, blocks)] = scale_of(block);
+                    for (j, pair) in q4_0_numbers(block).as_chunks().0.iter().enumerate() {
+                        let [low, high] = pair.map(|number: i8| (number + 8) as u8);
+                        let step = i % blocks * (BLOCK_VALUES / 2) + j;
+                        halves[place(i / blocks, step, k / 2)] = low | high << 4;
+                    }
+                }
+                Packed::Q4_0 { halves, scales }
             }
         };
         PackedWeight { n, k, width, panels }
@@ -191,6 +200,9 @@ impl PackedWeight {
             Packed::Bf16(p) => size_of_val(p.as_slice()),
             Packed::Q8_0 { bytes, scales } => {
                 size_of_val(bytes.as_slice()) + size_of_val(scales.as_slice())
+            }
+            Packed::Q4_0 { halves, scales } => {
+                size_of_val(halves.as_slice()) + size_of_val(scales.as_slice())
             }
         }
     }
@@ -216,7 +228,12 @@ impl PackedWeight {
                 Packed::F32(lines) => lines[at / 16].0[at % 16],
                 Packed::Bf16(bits) => bf16::from_bits(bits[at]).to_f32(),
                 Packed::Q8_0 { bytes, scales } => {
-                    scales[place(col / Q8_0_VALUES, self.k / Q8_0_VALUES)] * f32::from(bytes[at])
+                    scales[place(col / BLOCK_VALUES, self.k / BLOCK_VALUES)] * f32::from(bytes[at])
+                }
+                Packed::Q4_0 { halves, scales } => {
+                    let byte = halves[place(col / 2, self.k / 2)];
+                    let number = (byte >> (col % 2 * 4) & 15) as i8 - 8;
+                    scales[place(col / BLOCK_VALUES, self.k / BLOCK_VALUES)] * f32::from(number)
                 }
             };
         }
@@ -233,6 +250,7 @@ impl PackedWeight {
             Packed::F32(p) => Panels::F32(p.as_ptr().cast()),
             Packed::Bf16(p) => Panels::Bf16(p.as_ptr()),
             Packed::Q8_0 { bytes, scales } => Panels::Q8_0(bytes.as_ptr(), scales.as_ptr()),
+            Packed::Q4_0 { halves, scales } => Panels::Q4_0(halves.as_ptr(), scales.as_ptr()),
         };
         Operand { panels, k: self.k, n: self.n }
     }
@@ -262,19 +280,4 @@ pub(crate) fn pack(cpu: &Cpu, w: Weight<'_>, n: usize, k: usize, to: &mut [f32])
             }),
         }
     });
-}
-
-/// q8_0 as devices keep it: the signed bytes in order, four in a word, and apart from them
-/// a float scale for each 32. (In a file a block's 34 bytes are never aligned.)
-///
-/// # Panics
-/// `blocks` ends inside a block.
-pub fn q8_0_for_devices(blocks: &[u8]) -> (Vec<u32>, Vec<f32>) {
-    assert!(blocks.len().is_multiple_of(Q8_0_BYTES), "{} bytes of q8_0", blocks.len());
-    let words = blocks
-        .chunks_exact(Q8_0_BYTES)
-        .flat_map(|block| block[2..].as_chunks().0)
-        .map(|&bytes| u32::from_le_bytes(bytes))
-        .collect();
-    (words, blocks.chunks_exact(Q8_0_BYTES).map(scale_of).collect())
 }

@@ -135,15 +135,19 @@ fn an_accumulated_gradient_is_the_chain_plus_what_was_there() {
 fn quantised_weights_multiply_as_their_values_do() {
     for (t, k, n) in [(1, 32, 1), (3, 64, 65), (8, 288, 49), (9, 320, 100), (40, 544, 63)] {
         let (x, w) = (values(t * k, 1), values(n * k, 2));
-        let mut q = vec![0u8; n * k / Q8_0_VALUES * Q8_0_BYTES];
+        let mut q = vec![0u8; n * k / BLOCK_VALUES * Q8_0_BYTES];
         quantize_q8_0(&w, &mut q);
         let bits: Vec<u16> = w.iter().map(|w| half::bf16::from_f32(*w).to_bits()).collect();
-        for weight in [Weight::Q8_0(&q), Weight::Bf16(&bits)] {
+        let mut fours = vec![0u8; n * k / BLOCK_VALUES * Q4_0_BYTES];
+        quantize_q4_0(&w, &mut fours);
+        for weight in [Weight::Q8_0(&q), Weight::Q4_0(&fours), Weight::Bf16(&bits)] {
             let mut exact = vec![0.0; n * k];
             dequantize(weight, &mut exact);
             let dims = Dims { t, k, n };
             let dy = values(t * n, 7);
-            everywhere("quantised", |cpu| {
+            let plain =
+                product(t, n, k, |i, p| x[i * k + p].into(), |p, j| exact[j * k + p].into());
+            let got = everywhere("quantised", |cpu| {
                 let [mut want, mut plain, mut packed] =
                     [const { Vec::new() }; 3].map(|_: Vec<f32>| vec![0.0; t * n]);
                 linear(cpu, &x, Weight::F32(&exact), &mut want, dims, Epilogue::NONE);
@@ -156,8 +160,14 @@ fn quantised_weights_multiply_as_their_values_do() {
                 linear_dx(cpu, &dy, weight, &mut dx, dims, false);
                 linear_dx(cpu, &dy, Weight::F32(&exact), &mut want_dx, dims, false);
                 same_bits("dx", &want_dx, &dx);
-                vec![want, dx]
+                let mut row = vec![0.0; k];
+                for (j, exact) in exact.chunks_exact(k).enumerate() {
+                    pw.row(j, &mut row);
+                    same_bits("a row", exact, &row);
+                }
+                vec![packed, dx]
             });
+            near("quantised", &got[0], &plain, EPS * (k as f64 + 2.0));
         }
     }
 }
@@ -179,6 +189,25 @@ fn q8_0_is_off_by_half_a_step_at_most() {
     let mut zeros = vec![1u8; Q8_0_BYTES];
     quantize_q8_0(&[0.0; 32], &mut zeros);
     assert_eq!(zeros, [0; Q8_0_BYTES]);
+}
+
+#[test]
+fn a_q4_0_block_is_its_scale_times_sixteen_low_halves_and_then_sixteen_high() {
+    for seed in 0..8_u8 {
+        let scale = half::f16::from_f32(0.25 + f32::from(seed));
+        let mut block = [0u8; Q4_0_BYTES];
+        block[..2].copy_from_slice(&scale.to_le_bytes());
+        for (i, byte) in (0_u8..).zip(&mut block[2..]) {
+            *byte = (i << 4 | (15 - i)).wrapping_add(seed.wrapping_mul(37));
+        }
+        let mut found = [0.0; BLOCK_VALUES];
+        dequantize(Weight::Q4_0(&block), &mut found);
+        for (i, found) in found.into_iter().enumerate() {
+            let byte = block[2 + i % 16];
+            let half = if i < 16 { byte % 16 } else { byte / 16 };
+            assert_eq!(f64::from(found), f64::from(scale) * (f64::from(half) - 8.0), "{i}");
+        }
+    }
 }
 
 #[test]

@@ -252,7 +252,7 @@ fn embeddings_are_gathered_and_their_gradient_is_summed_in_order() {
 #[test]
 fn embeddings_of_quantised_tables() {
     let (rows, width) = (7, 64);
-    let mut q = vec![0u8; rows * width / Q8_0_VALUES * Q8_0_BYTES];
+    let mut q = vec![0u8; rows * width / BLOCK_VALUES * Q8_0_BYTES];
     quantize_q8_0(&values(rows * width, 1), &mut q);
     let mut table = vec![0.0; rows * width];
     dequantize(Weight::Q8_0(&q), &mut table);

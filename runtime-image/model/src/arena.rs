@@ -96,9 +96,8 @@ impl Parameters {
             Dtype::F32 => Weight::F32(self.f32s(id)),
             Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(self.bytes(id))),
             Dtype::Q8_0 => Weight::Q8_0(self.bytes(id)),
-            Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => {
-                unreachable!("the planner keeps weights in f32, bf16 or q8_0")
-            }
+            Dtype::Q4_0 => Weight::Q4_0(self.bytes(id)),
+            Dtype::U32 | Dtype::F16 => unreachable!("the planner keeps no weights in these"),
         }
     }
 

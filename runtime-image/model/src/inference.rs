@@ -257,9 +257,8 @@ fn pack(
         Dtype::F32 => Weight::F32(buffer.f32s()),
         Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(buffer.bytes())),
         Dtype::Q8_0 => Weight::Q8_0(buffer.bytes()),
-        Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => {
-            unreachable!("the planner keeps weights in f32, bf16 or q8_0")
-        }
+        Dtype::Q4_0 => Weight::Q4_0(buffer.bytes()),
+        Dtype::U32 | Dtype::F16 => unreachable!("the planner keeps no weights in these"),
     };
     Ok(PackedWeight::new(cpu, weight, rows, width))
 }

@@ -36,7 +36,7 @@ pub trait Weights {
     fn serving_format(&self) -> Dtype;
 
     /// Reads a tensor in this format: exact where what is there fits into it,
-    /// otherwise rounded (bf16: to nearest, ties to even; q8_0: as the kernels do).
+    /// otherwise rounded (bf16: to nearest, ties to even; q8_0 and q4_0: as the kernels do).
     ///
     /// # Errors
     /// There is no such tensor, or it has not `out`'s length.
@@ -403,8 +403,7 @@ pub(crate) fn encode(dtype: Dtype, numbers: &[f32], out: &mut [u8]) {
             }
         }
         Dtype::Q8_0 => petaflop_kernel::quantize_q8_0(numbers, out),
-        Dtype::U32 | Dtype::F16 | Dtype::Q4_0 => {
-            unreachable!("the planner keeps weights in f32, bf16 or q8_0")
-        }
+        Dtype::Q4_0 => petaflop_kernel::quantize_q4_0(numbers, out),
+        Dtype::U32 | Dtype::F16 => unreachable!("the planner keeps no weights in these"),
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use crate::dtype::Dtype;
+use crate::formats::served;
 use crate::lifetimes;
 use crate::linear::{Adapters, Linear, Pair};
 use crate::ops::{BufferId, Op};
@@ -51,7 +52,7 @@ pub(crate) enum Keep<'a> {
         /// Pairs to train beside the weights.
         adapters: Option<&'a Adapters>,
     },
-    /// Matrices in this format, the rest in f32. Adapters were added to them before.
+    /// Matrices in this format (see [`served`]), the rest in f32. Adapters were added to them before.
     Serve(Dtype),
 }
 
@@ -143,8 +144,9 @@ impl<'a> Builder<'a> {
                     let dtype = if is_matrix && !is_trained { *frozen_weights } else { Dtype::F32 };
                     Kept { dtype, layout: Layout::Rows, is_trained }
                 }
-                Keep::Serve(dtype) if is_matrix => {
-                    Kept { dtype: *dtype, layout: Layout::Packed, is_trained: false }
+                Keep::Serve(weights) if is_matrix => {
+                    let dtype = served(*weights, &tensor.name);
+                    Kept { dtype, layout: Layout::Packed, is_trained: false }
                 }
                 Keep::Serve(_) => {
                     Kept { dtype: Dtype::F32, layout: Layout::Rows, is_trained: false }

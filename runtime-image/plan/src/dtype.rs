@@ -50,11 +50,12 @@ impl Dtype {
     }
 
     /// Bytes of a matrix of `rows` of `width` numbers in the layout that products
-    /// read: rows filled up to a multiple of [`PACKED_ROWS`], and q8_0's scales as f32.
+    /// read: rows filled up to a multiple of [`PACKED_ROWS`], and scales as f32.
     pub const fn packed_bytes(self, rows: u64, width: u64) -> u64 {
         let padded = rows.next_multiple_of(PACKED_ROWS);
         match self {
             Self::Q8_0 => padded * (width + width / 32 * 4),
+            Self::Q4_0 => padded * (width / 2 + width / 32 * 4),
             other => padded * other.bytes(width),
         }
     }

@@ -14,7 +14,8 @@ use crate::shape::ModelShape;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ServingOptions {
-    /// Number format of the matrices: f32, bf16 or q8_0. Gains and biases stay f32.
+    /// Number format of the matrices: f32, bf16, q8_0 or q4_0, in which embedding and output
+    /// projection take q8_0 ([`crate::formats::served`]). Gains and biases stay f32.
     pub weights: Dtype,
     /// Sequences in flight at most.
     pub max_sequences: u32,
@@ -64,8 +65,8 @@ impl ServingOptions {
         let refuse = |option, expected: String, found: &dyn std::fmt::Display| {
             Err(PlanError::Option { option, expected, found: found.to_string() })
         };
-        if !matches!(weights, Dtype::F32 | Dtype::Bf16 | Dtype::Q8_0) {
-            return refuse("weights", "f32, bf16 or q8_0".to_owned(), weights);
+        if !matches!(weights, Dtype::F32 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0) {
+            return refuse("weights", "f32, bf16, q8_0 or q4_0".to_owned(), weights);
         }
         if !(1..=MAX_SEQUENCES).contains(max_sequences) {
             return refuse("max_sequences", format!("1 to {MAX_SEQUENCES}"), max_sequences);

@@ -14,11 +14,13 @@
 //! | [`plan`] | [`plan::Plan`]: buffers, steps, exact bytes and arithmetic |
 //! | [`ops`] | [`ops::Op`]: the operations |
 //! | [`linear`] | linear layers, and [`linear::Adapters`]: low-rank pairs beside their weights |
+//! | [`formats`] | in which of the number formats matrices are kept, in files and in serving |
 //! | [`dtype`], [`mesh`] | number formats; how a job is spread over devices |
 //! | [`machine`] | [`machine::Machine`]: what `petaflop-runtime detect --json` says of a machine |
 
 mod builder;
 pub mod dtype;
+pub mod formats;
 mod hf;
 pub mod inference;
 pub mod key;

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::dtype::Dtype;
+use crate::formats::{EMBEDDING, HEAD};
 
 /// Everything the planner and the runtime need to know of a model's form.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -246,7 +247,7 @@ impl ModelShape {
         let mut push = |name: String, shape: &[u64], role| {
             tensors.push(TensorInfo { name, shape: shape.to_vec(), role })
         };
-        push("model.embed_tokens.weight".to_owned(), &[vocab, hidden], TensorRole::Matrix);
+        push(EMBEDDING.to_owned(), &[vocab, hidden], TensorRole::Matrix);
         for l in 0..self.layers {
             let name = |what: &str| format!("model.layers.{l}.{what}");
             push(name("input_layernorm.weight"), &[hidden], TensorRole::Gain);
@@ -275,7 +276,7 @@ impl ModelShape {
         }
         push("model.norm.weight".to_owned(), &[hidden], TensorRole::Gain);
         if !self.tied_embeddings {
-            push("lm_head.weight".to_owned(), &[vocab, hidden], TensorRole::Matrix);
+            push(HEAD.to_owned(), &[vocab, hidden], TensorRole::Matrix);
         }
         tensors
     }

@@ -126,7 +126,7 @@ fn options_out_of_range_are_refused_by_name() {
     }
     let good = ServingOptions::new(Dtype::F32, 4, 64, 100);
     for (options, expected) in [
-        (ServingOptions { weights: Dtype::Q4_0, ..good.clone() }, "weights"),
+        (ServingOptions { weights: Dtype::F16, ..good.clone() }, "weights"),
         (ServingOptions { max_sequences: 0, ..good.clone() }, "max_sequences"),
         (ServingOptions { max_batched_tokens: 3, ..good.clone() }, "max_batched_tokens"),
         (ServingOptions { logit_rows: 65, ..good.clone() }, "logit_rows"),

@@ -7,12 +7,7 @@ use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 use petaflop_kernel::Cpu;
 use petaflop_model::{
     WeightsError,
-    gguf::{
-        export::{Matrices, export},
-        model::GgufModel,
-        value::Value,
-        vocabulary,
-    },
+    gguf::{export::export, model::GgufModel, value::Value, vocabulary},
     inference::{Chunk, InferenceModel, Logits},
     tokenizer::Tokenizer,
     training::{NO_TARGET, TrainingModel},
@@ -105,16 +100,11 @@ pub(crate) fn write(
         return Ok(None);
     };
     weights::save_config(folder, model.shape()).map_err(failed)?;
-    let matrices = match quantization {
-        Quantization::None => Matrices::F32,
-        Quantization::Q8_0 => Matrices::Q8_0,
-        Quantization::Q4_0 => Matrices::Q4_0,
-    };
     let file = folder.join(GGUF_FILE);
     let more = entries(data, model.shape().vocab)?;
     let values: BTreeMap<&str, &[f32]> =
         model.tensors().map(|(tensor, values)| (tensor.name.as_str(), values)).collect();
-    export(&file, model.shape(), matrices, more, |name| values[name]).map_err(failed)?;
+    export(&file, model.shape(), quantization, more, |name| values[name]).map_err(failed)?;
     let exported = GgufModel::open(&file).map_err(failed)?;
     let mut verified = compare(&exported, recipe, model, data).map_err(Error::model)?;
     let most = tolerance(quantization);

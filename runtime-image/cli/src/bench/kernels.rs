@@ -1,6 +1,8 @@
 //! Kernels by themselves.
 
-use petaflop_kernel::{AttentionDims, Cpu, PackedWeight, Weight, bench, quantize_q8_0};
+use petaflop_kernel::{
+    AttentionDims, Cpu, PackedWeight, Weight, bench, quantize_q4_0, quantize_q8_0,
+};
 use petaflop_plan::dtype::Dtype;
 
 use super::Measured;
@@ -29,7 +31,7 @@ pub(super) struct Gemv {
     /// Features in, a multiple of 32
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = width)]
     width: u32,
-    /// Format of the weights: f32 or q8_0
+    /// Format of the weights: f32, q8_0 or q4_0
     #[arg(long, value_name = "FORMAT", default_value = "q8_0", value_parser = format)]
     weights: Dtype,
 }
@@ -43,8 +45,8 @@ fn width(text: &str) -> Result<u32, String> {
 
 /// A format of weights that benchmarks make up.
 pub(super) fn format(text: &str) -> Result<Dtype, String> {
-    let known = |dtype: &Dtype| matches!(dtype, Dtype::F32 | Dtype::Q8_0);
-    text.parse().ok().filter(known).ok_or_else(|| "expected f32 or q8_0".to_owned())
+    let known = |dtype: &Dtype| matches!(dtype, Dtype::F32 | Dtype::Q8_0 | Dtype::Q4_0);
+    text.parse().ok().filter(known).ok_or_else(|| "expected f32, q8_0 or q4_0".to_owned())
 }
 
 impl Gemv {
@@ -52,13 +54,20 @@ impl Gemv {
         let Self { rows, width, weights } = *self;
         let (n, k) = (rows as usize, width as usize);
         let numbers = vec![0.25f32; n * k];
-        let packed = if weights == Dtype::F32 {
-            PackedWeight::new(cpu, Weight::F32(&numbers), n, k)
-        } else {
-            let mut blocks = vec![0; weights.bytes((n * k) as u64) as usize];
-            quantize_q8_0(&numbers, &mut blocks);
-            PackedWeight::new(cpu, Weight::Q8_0(&blocks), n, k)
+        let mut blocks = vec![0; weights.bytes((n * k) as u64) as usize];
+        let weight = match weights {
+            Dtype::Q8_0 => {
+                quantize_q8_0(&numbers, &mut blocks);
+                Weight::Q8_0(&blocks)
+            }
+            Dtype::Q4_0 => {
+                quantize_q4_0(&numbers, &mut blocks);
+                Weight::Q4_0(&blocks)
+            }
+            _ => Weight::F32(&numbers),
         };
+        let packed = PackedWeight::new(cpu, weight, n, k);
+        drop(blocks);
         drop(numbers);
         Measured::new(format!("gemv {weights} {n}·{k}"), bench::gemv(cpu, &packed, millis))
             .with("weight_bytes", packed.bytes())
@@ -131,6 +140,7 @@ pub(super) fn all(cpu: &Cpu, millis: u64) -> Result<Vec<Measured>, Failure> {
         Gemm { size: 1024 }.measure(cpu, millis),
         gemv(Dtype::F32),
         gemv(Dtype::Q8_0),
+        gemv(Dtype::Q4_0),
         Attention { seq: 1024, heads: 8, kv_heads: 8, head_dim: 64 }.measure(cpu, millis)?,
         rows.norm(cpu, millis),
         rows.loss(cpu, millis),

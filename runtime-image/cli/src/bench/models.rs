@@ -131,7 +131,7 @@ pub(super) struct Serving {
     /// Tokens of the prompt
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = clap::value_parser!(u32).range(1..=8000))]
     prompt: u32,
-    /// Format of the weights: f32 or q8_0
+    /// Format of the weights: f32, q8_0 or q4_0
     #[arg(long, value_name = "FORMAT", default_value = "q8_0", value_parser = kernels::format)]
     weights: Dtype,
 }
@@ -272,7 +272,6 @@ impl Weights for MadeUp {
 
     fn read(&self, name: &str, dtype: Dtype, out: &mut [u8]) -> Result<(), WeightsError> {
         const RUN: usize = 4096;
-        let to = if dtype == Dtype::Q8_0 { TensorType::Q8_0 } else { TensorType::F32 };
         let gain = name.ends_with("norm.weight");
         // One run is enough: no number of a product depends on another's being different.
         let numbers: Vec<f32> = draw(RUN as u32, 1 << 16, 2)
@@ -280,7 +279,7 @@ impl Weights for MadeUp {
             .map(|n| if gain { 1.0 } else { (n as f32 / 65536.0 - 0.5) * 0.04 })
             .collect();
         let mut run = vec![0; dtype.bytes(RUN as u64) as usize];
-        block::encode(&numbers, to, &mut run);
+        block::encode(&numbers, TensorType::of(dtype), &mut run);
         for out in out.chunks_mut(run.len()) {
             out.copy_from_slice(&run[..out.len()]);
         }

@@ -163,6 +163,16 @@ impl Lanes for F32x8 {
         F32x8(unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(p.cast()))) })
     }
     #[inline(always)]
+    unsafe fn load_i4(p: *const u8, shift: usize) -> F32x8 {
+        // SAFETY: AVX2 and FMA are there; the caller answers for `p`.
+        F32x8(unsafe {
+            let bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            let halves = _mm256_srl_epi32(bytes, _mm_cvtsi64_si128(shift as i64));
+            let numbers = _mm256_and_si256(halves, _mm256_set1_epi32(15));
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(numbers, _mm256_set1_epi32(8)))
+        })
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F32x8 {
         // SAFETY: AVX2 and FMA are there; the caller answers for `p`.
         F32x8(unsafe {

@@ -157,6 +157,19 @@ impl Lanes for F32x16 {
         F32x16(unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(p.cast()))) })
     }
     #[inline(always)]
+    unsafe fn load_i4(p: *const u8, shift: usize) -> F32x16 {
+        // SAFETY: AVX-512 is there; the caller answers for `p`.
+        F32x16(unsafe {
+            let numbers = _mm512_setr_ps(
+                -8., -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.,
+            );
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            // The table is looked into by the lowest four bits alone.
+            let halves = _mm512_srl_epi32(bytes, _mm_cvtsi64_si128(shift as i64));
+            _mm512_permutexvar_ps(halves, numbers)
+        })
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F32x16 {
         // SAFETY: AVX-512 is there; the caller answers for `p`.
         F32x16(unsafe {

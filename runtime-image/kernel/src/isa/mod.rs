@@ -51,6 +51,10 @@ pub(crate) trait Lanes: Val + Send + Sync {
     /// # Safety
     /// `N` bytes can be read.
     unsafe fn load_i8(p: *const i8) -> Self;
+    /// Of `N` bytes the four bits from bit `shift` (0 or 4) on, less 8.
+    /// # Safety
+    /// `N` bytes can be read.
+    unsafe fn load_i4(p: *const u8, shift: usize) -> Self;
     /// # Safety
     /// `N` values can be read.
     unsafe fn load_bf16(p: *const u16) -> Self;

@@ -160,6 +160,14 @@ impl Lanes for F32x4 {
         })
     }
     #[inline(always)]
+    unsafe fn load_i4(p: *const u8, shift: usize) -> F32x4 {
+        // SAFETY: NEON is there; the caller answers for `p`.
+        F32x4(unsafe {
+            let bytes = [*p, *p.add(1), *p.add(2), *p.add(3)];
+            vcvtq_f32_s32(vld1q_s32(bytes.map(|b| i32::from(b >> shift & 15) - 8).as_ptr()))
+        })
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F32x4 {
         // SAFETY: NEON is there; the caller answers for `p`.
         F32x4(unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p))) })

@@ -203,6 +203,11 @@ impl Lanes for F32s {
         F32s(from_fn(|i| f32::from(unsafe { *p.add(i) })))
     }
     #[inline(always)]
+    unsafe fn load_i4(p: *const u8, shift: usize) -> F32s {
+        // SAFETY: the caller's.
+        F32s(from_fn(|i| f32::from((unsafe { *p.add(i) } >> shift & 15) as i8 - 8)))
+    }
+    #[inline(always)]
     unsafe fn load_bf16(p: *const u16) -> F32s {
         // SAFETY: the caller's.
         let bits = unsafe { p.cast::<[u16; 8]>().read_unaligned() };

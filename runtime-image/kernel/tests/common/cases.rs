@@ -431,7 +431,7 @@ impl Kept {
 fn kept(n: usize, seed: u64) -> Vec<Kept> {
     let w = values(n, seed);
     let bits: Vec<u16> = w.iter().map(|x| (x.to_bits() >> 16) as u16).collect();
-    let mut blocks = vec![0u8; n / Q8_0_VALUES * Q8_0_BYTES];
+    let mut blocks = vec![0u8; n / BLOCK_VALUES * Q8_0_BYTES];
     quantize_q8_0(&w, &mut blocks);
     let (bytes, scales) = q8_0_for_devices(&blocks);
     let mut exact = vec![0.0; n];

@@ -4,46 +4,21 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
-use petaflop_plan::shape::{ModelShape, TensorInfo};
+use petaflop_plan::recipe::Quantization;
+use petaflop_plan::shape::ModelShape;
 
-use super::names::{EMBEDDING, HEAD, ROPE_FREQS, divisors, name_in_file, row_in_file, turned};
+use super::names::{ROPE_FREQS, divisors, name_in_file, row_in_file, turned};
 use super::value::Value;
 use super::write::{Header, write};
 use super::{TensorType, block, metadata};
 use crate::error::WeightsError;
 
-/// How the matrices of an exported file are kept. Gains and biases stay f32, and so does a matrix
-/// whose rows are not whole blocks of 32.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Matrices {
-    /// As they are.
-    F32,
-    /// In q8_0.
-    Q8_0,
-    /// In q4_0, but embedding and output projection in q8_0: they are what four bits cost most.
-    Q4_0,
-}
-
-impl Matrices {
-    fn of(self, tensor: &TensorInfo) -> TensorType {
-        match (self, &tensor.shape[..]) {
-            (Self::F32, _) => TensorType::F32,
-            (_, &[_, width]) if !width.is_multiple_of(32) => TensorType::F32,
-            (Self::Q4_0, &[_, _]) if ![EMBEDDING, HEAD].contains(&tensor.name.as_str()) => {
-                TensorType::Q4_0
-            }
-            (Self::Q8_0 | Self::Q4_0, &[_, _]) => TensorType::Q8_0,
-            _ => TensorType::F32,
-        }
-    }
-
-    /// `general.file_type` (`enum llama_ftype`).
-    fn file_type(self) -> u32 {
-        match self {
-            Self::F32 => 0,
-            Self::Q4_0 => 2,
-            Self::Q8_0 => 7,
-        }
+/// `general.file_type` (`enum llama_ftype`).
+fn file_type(quantization: Quantization) -> u32 {
+    match quantization {
+        Quantization::None => 0,
+        Quantization::Q4_0 => 2,
+        Quantization::Q8_0 => 7,
     }
 }
 
@@ -55,13 +30,13 @@ impl Matrices {
 pub fn export<'a>(
     path: &Path,
     shape: &ModelShape,
-    matrices: Matrices,
+    quantization: Quantization,
     more: Vec<(String, Value)>,
     values: impl Fn(&str) -> &'a [f32],
 ) -> Result<(), WeightsError> {
     let mut metadata = metadata::entries(shape);
-    metadata.push(("general.file_type".to_owned(), Value::U32(matrices.file_type())));
-    if matrices != Matrices::F32 {
+    metadata.push(("general.file_type".to_owned(), Value::U32(file_type(quantization))));
+    if quantization != Quantization::None {
         // Of the layout of blocks (`GGML_QNT_VERSION`).
         metadata.push(("general.quantization_version".to_owned(), Value::U32(2)));
     }
@@ -73,7 +48,7 @@ pub fn export<'a>(
         .map(|info| Header {
             name: name_in_file(&info.name),
             shape: info.shape.clone(),
-            dtype: matrices.of(info),
+            dtype: TensorType::of(quantization.keeps(info)),
         })
         .collect();
     headers.extend(divisors.iter().map(|divisors| Header {

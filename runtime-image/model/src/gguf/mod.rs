@@ -90,8 +90,12 @@ impl TensorType {
         }
     }
 
-    /// Whether its numbers share scales.
-    pub const fn is_quantized(self) -> bool {
-        self.dtype().block_len() > 1
+    /// The type that keeps numbers so.
+    ///
+    /// # Panics
+    /// For whole numbers there is none.
+    pub fn of(dtype: Dtype) -> Self {
+        let found = Self::ALL.into_iter().find(|t| t.dtype() == dtype);
+        found.unwrap_or_else(|| panic!("{dtype} is none of the types that files have"))
     }
 }

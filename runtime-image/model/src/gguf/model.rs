@@ -4,10 +4,11 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use petaflop_plan::dtype::Dtype;
-use petaflop_plan::shape::ModelShape;
+use petaflop_plan::formats::served_as;
+use petaflop_plan::shape::{ModelShape, TensorRole};
 
 use super::names::{ROPE_FREQS, divisors, name_in_file, row_in_file, turned};
-use super::read::{Gguf, Tensor};
+use super::read::Gguf;
 use super::{TensorType, block, metadata};
 use crate::error::WeightsError;
 use crate::weights::{Weights, encode};
@@ -82,10 +83,6 @@ impl GgufModel {
             found,
         }
     }
-
-    fn matrices(&self) -> impl Iterator<Item = &Tensor> {
-        self.file.contents().tensors.values().filter(|tensor| tensor.shape.len() > 1)
-    }
 }
 
 impl Weights for GgufModel {
@@ -98,13 +95,12 @@ impl Weights for GgufModel {
     }
 
     fn serving_format(&self) -> Dtype {
-        if self.matrices().all(|tensor| tensor.dtype.is_quantized()) {
-            Dtype::Q8_0
-        } else if self.matrices().all(|tensor| tensor.dtype == TensorType::Bf16) {
-            Dtype::Bf16
-        } else {
-            Dtype::F32
-        }
+        let tensors = self.shape.tensors();
+        let matrices = tensors.iter().filter(|tensor| tensor.role == TensorRole::Matrix);
+        served_as(matrices.filter_map(|matrix| {
+            let found = self.file.contents().tensors.get(&name_in_file(&matrix.name))?;
+            Some((&matrix.name[..], found.dtype.dtype()))
+        }))
     }
 
     fn read(&self, name: &str, dtype: Dtype, out: &mut [u8]) -> Result<(), WeightsError> {

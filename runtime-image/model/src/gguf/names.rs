@@ -5,14 +5,13 @@
 //! order: of each head first 0, then d/2, then 1, then d/2 + 1, … (`LlamaModel.permute` in
 //! llama.cpp's `convert_hf_to_gguf.py`). In `qwen2` and `qwen3` they are as ours.
 
+use petaflop_plan::formats::{EMBEDDING, HEAD};
 use petaflop_plan::shape::{ModelShape, RopeScaling};
 
 use crate::rope;
 
 /// Divisors of the frequencies, `[head_dim / 2]`.
 pub(super) const ROPE_FREQS: &str = "rope_freqs.weight";
-pub(super) const EMBEDDING: &str = "model.embed_tokens.weight";
-pub(super) const HEAD: &str = "lm_head.weight";
 
 /// The architecture's name in a file.
 pub(super) fn architecture(shape: &ModelShape) -> &'static str {

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use crate::common::{cpu, model, rounded, shapes, tokens};
 use petaflop_model::chat::DEFAULT_TEMPLATE;
-use petaflop_model::gguf::export::{Matrices, export};
+use petaflop_model::gguf::export::export;
 use petaflop_model::gguf::model::GgufModel;
 use petaflop_model::gguf::read::{Contents, Gguf, parse};
 use petaflop_model::gguf::value::{Array, Value};
@@ -17,13 +17,14 @@ use petaflop_model::training::TrainingModel;
 use petaflop_model::weights::{self, GGUF_FILE, Weights};
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::ServingOptions;
+use petaflop_plan::recipe::Quantization;
 use petaflop_plan::shape::ModelShape;
 use petaflop_plan::training::TrainingOptions;
 use proptest::prelude::*;
 
 const LENGTH: usize = 37;
 
-fn exported(folder: &Path, model: &TrainingModel, matrices: Matrices) -> GgufModel {
+fn exported(folder: &Path, model: &TrainingModel, matrices: Quantization) -> GgufModel {
     let values: BTreeMap<&str, &[f32]> =
         model.tensors().map(|(t, values)| (t.name.as_str(), values)).collect();
     let file = folder.join(GGUF_FILE);
@@ -52,7 +53,7 @@ fn a_model_of_every_form_comes_back_with_every_bit_and_gives_the_same_logits() {
     for (name, shape) in shapes() {
         let mut model = model(&shape, &TrainingOptions::new(1, LENGTH as u32));
         let folder = tempfile::tempdir().expect("a folder can be made");
-        let file = exported(folder.path(), &model, Matrices::F32);
+        let file = exported(folder.path(), &model, Quantization::None);
         assert_eq!(*file.shape(), shape, "{name}");
         for (info, values) in model.tensors() {
             let mut found = vec![0.0; values.len()];
@@ -72,7 +73,7 @@ fn rows_that_are_turned_pairwise_lie_where_llama_cpp_looks_for_them() {
     let shape = blocks_shape();
     let model = model(&shape, &TrainingOptions::new(1, 4));
     let folder = tempfile::tempdir().expect("a folder can be made");
-    let model_file = exported(folder.path(), &model, Matrices::F32);
+    let model_file = exported(folder.path(), &model, Quantization::None);
     let file = model_file.file();
     let tensor = &file.contents().tensors["blk.1.attn_k.weight"];
     let (_, ours) = model
@@ -98,10 +99,14 @@ fn quantised_matrices_are_served_as_the_file_has_them() {
     let mut model = model(&shape, &TrainingOptions::new(1, LENGTH as u32));
     let tokens = tokens(LENGTH, shape.vocab, 21);
     let expected = model.logits(&tokens).expect("it fits").to_vec();
-    for matrices in [Matrices::Q8_0, Matrices::Q4_0] {
+    for matrices in [Quantization::Q8_0, Quantization::Q4_0] {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let file = exported(folder.path(), &model, matrices);
-        assert_eq!(file.serving_format(), Dtype::Q8_0);
+        let format = match matrices {
+            Quantization::Q4_0 => Dtype::Q4_0,
+            _ => Dtype::Q8_0,
+        };
+        assert_eq!(file.serving_format(), format);
         for (info, values) in model.tensors().filter(|(t, _)| t.shape.len() == 2) {
             let mut found = vec![0.0; values.len()];
             file.read_f32(&info.name, &mut found).expect("it is there");
@@ -110,7 +115,7 @@ fn quantised_matrices_are_served_as_the_file_has_them() {
             let mut widened = vec![0.0; values.len()];
             block::decode(&blocks, TensorType::Q8_0, &mut widened);
             assert_eq!(found, widened, "{matrices:?}: {}", info.name);
-            if matrices == Matrices::Q8_0 {
+            if matrices == Quantization::Q8_0 {
                 assert_eq!(found, rounded(values, Dtype::Q8_0), "{}", info.name);
             }
         }
@@ -122,6 +127,8 @@ fn quantised_matrices_are_served_as_the_file_has_them() {
             assert!((eight - whole).abs() < 1e-5 * largest, "{matrices:?}: {eight} {whole}");
         }
         assert_ne!(bits(&eight), bits(&expected), "{matrices:?}");
+        // From the file's own blocks: of q4_0, what q8_0 of the same numbers gives.
+        assert_eq!(bits(&logits(&file, format, &tokens)), bits(&eight), "{matrices:?}");
     }
 }
 
@@ -130,7 +137,7 @@ fn a_row_of_no_whole_blocks_stays_as_it_is() {
     let shape = shapes().remove(1).1;
     let model = model(&shape, &TrainingOptions::new(1, 4));
     let folder = tempfile::tempdir().expect("a folder can be made");
-    let file = exported(folder.path(), &model, Matrices::Q4_0);
+    let file = exported(folder.path(), &model, Quantization::Q4_0);
     let types = |name: &str| file.file().contents().tensors[name].dtype;
     assert_eq!(types("token_embd.weight"), TensorType::F32); // 24 wide
     assert_eq!(types("blk.0.attn_output.weight"), TensorType::Q4_0); // 4 heads of 8
@@ -312,7 +319,7 @@ fn damage_is_named_with_its_place() {
 fn a_model_that_is_another_than_the_runtime_knows_is_refused_by_key_or_tensor() {
     let model = model(&blocks_shape(), &TrainingOptions::new(1, 4));
     let folder = tempfile::tempdir().expect("a folder can be made");
-    let whole = exported(folder.path(), &model, Matrices::F32);
+    let whole = exported(folder.path(), &model, Quantization::None);
     let contents = whole.file().contents();
     type Change = fn(&mut BTreeMap<String, Value>, &mut Vec<Header>);
     let cases: [(Change, &str); 9] = [

@@ -10,14 +10,14 @@ use std::time::{Duration, Instant};
 
 use petaflop_kernel::Cpu;
 use petaflop_model::chat::DEFAULT_TEMPLATE;
-use petaflop_model::gguf::export::{Matrices, export};
+use petaflop_model::gguf::export::export;
 use petaflop_model::gguf::vocabulary;
 use petaflop_model::rng::Philox;
 use petaflop_model::tokenizer::{TOKENIZER_FILE, Tokenizer};
 use petaflop_model::weights::{self, Weights as _, WeightsFolder};
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::{ServingOptions, plan_inference};
-use petaflop_plan::recipe::SPECIAL_TOKENS;
+use petaflop_plan::recipe::{Quantization, SPECIAL_TOKENS};
 use petaflop_plan::shape::{ModelShape, Rope, RopeScaling};
 use petaflop_serve::{ModelLocation, ServeConfig, ServeError, serve};
 use serde_json::Value;
@@ -102,7 +102,7 @@ pub(crate) fn export_model(folder: &Path, file: &Path) {
     let tokenizer = Tokenizer::from_file(&folder.join(TOKENIZER_FILE)).expect("it has one");
     let more = vocabulary::entries(&tokenizer, DEFAULT_TEMPLATE, opened.shape().vocab)
         .expect("GGUF has a name for it");
-    export(file, opened.shape(), Matrices::F32, more, |name| &values[name])
+    export(file, opened.shape(), Quantization::None, more, |name| &values[name])
         .expect("the folder is writable");
 }
 

@@ -251,19 +251,10 @@ pub struct Deadline {
 /// Any image, supervised by the agent.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("has(self.image) != has(self.preset)")
-        .message("exactly one of image and preset must be given")
-)]
 pub struct Container {
     /// Image to run.
-    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
-    pub image: Option<String>,
-    /// An engine that petaflop knows how to start, by name.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
-    pub preset: Option<String>,
+    pub image: String,
     /// Replaces the image's entry point.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), inner(length(max = 4096)))]

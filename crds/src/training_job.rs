@@ -55,8 +55,6 @@ use crate::shared::{
 #[serde(rename_all = "camelCase")]
 // Not built yet. Whoever builds one of these removes its line.
 #[x_kube(
-    validation = Rule::new("!has(self.container) || !has(self.container.preset)").field_path(".container.preset").reason(Reason::FieldValueForbidden)
-        .message("preset is not built yet: give image and command"),
     validation = Rule::new("!has(self.container) || !has(self.inputs) || self.inputs.size() == 0").field_path(".inputs").reason(Reason::FieldValueForbidden)
         .message("inputs are not built yet for container: let its command fetch what it needs"),
     validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always'").field_path(".cache").reason(Reason::FieldValueForbidden)
@@ -82,7 +80,7 @@ use crate::shared::{
 #[x_kube(
     validation = Rule::new("has(self.recipe) != has(self.container)").reason(Reason::FieldValueRequired)
         .message("exactly one of recipe (our runtime) and container (any image) must be given"),
-    validation = Rule::new("!has(self.container) || has(self.container.preset) || (has(self.container.command) && self.container.command.size() > 0)").field_path(".container.command").reason(Reason::FieldValueRequired)
+    validation = Rule::new("!has(self.container) || (has(self.container.command) && self.container.command.size() > 0)").field_path(".container.command").reason(Reason::FieldValueRequired)
         .message("container.command must be given: the agent starts it, and what an image would start by itself is not known before a machine has it"),
     validation = Rule::new("has(self.recipe) == has(oldSelf.recipe) && (!has(self.recipe) || self.recipe == oldSelf.recipe)").field_path(".recipe").reason(Reason::FieldValueForbidden)
         .message("recipe is immutable: create a new TrainingJob"),

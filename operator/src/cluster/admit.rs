@@ -133,11 +133,9 @@ impl Command {
     /// attempt of the same job from the first.
     fn of(job: &TrainingJob, container: &Container) -> Result<Self, String> {
         // What `env_from` and `value_from` name is read apart: crate::cluster::secrets.
-        let Container { image, preset: _, command, args, env, env_from: _, working_dir } =
-            container;
-        let missing = |field: &str| format!("spec.container.{field} must be given");
+        let Container { image, command, args, env, env_from: _, working_dir } = container;
         if command.is_empty() {
-            return Err(missing("command"));
+            return Err("spec.container.command must be given".to_owned());
         }
         let outright = env.iter().filter(|variable| variable.value_from.is_none());
         let own = outright.map(|v| (v.name.clone(), v.value.clone().unwrap_or_default()));
@@ -147,7 +145,7 @@ impl Command {
         ];
         let ours = ours.into_iter().map(|(name, value)| (name.to_owned(), value));
         Ok(Self {
-            image: image.clone().ok_or_else(|| missing("image"))?,
+            image: image.clone(),
             argv: command.iter().chain(args).cloned().collect(),
             env: ours.chain(own).collect(),
             dir: working_dir.clone(),

@@ -23,7 +23,7 @@ const REPLICA_KEY: &str = "PETAFLOP_REPLICA_KEY";
 pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machine {
     let spec = &job.spec;
     let machine = operator.fleet().machine(&stored.claim.spec);
-    let image = spec.container.as_ref().and_then(|container| container.image.clone());
+    let image = spec.container.as_ref().map(|container| container.image.clone());
     Machine {
         image: image.unwrap_or(machine.image),
         service_account: spec.service_account_name.clone(),

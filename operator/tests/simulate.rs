@@ -257,3 +257,107 @@ fn ten_million_points_are_read() {
     let long = folder.trace("long.json", &vec!["1"; 10_000_000].join(","));
     assert_eq!(usd(&[&long], &["--policy", "greedy"]), 1.054_192);
 }
+
+/// `simulate market` over a folder's capacity, as text.
+fn market(capacity: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_petaflop"));
+    command.args(["simulate", "market", "--capacity"]).arg(capacity).args(arguments);
+    command.output().expect("petaflop starts")
+}
+
+#[test]
+fn a_queue_shares_what_there_is_and_is_the_same_again() {
+    let folder = Folder::new();
+    let capacity = folder.trace("capacity.json", &["1"; 60].join(","));
+    let job = |arrives: f64| {
+        format!(r#"{{"arrives_hours":{arrives},"work_hours":1,"deadline_hours":4,"budget_usd":2}}"#)
+    };
+    let jobs = folder.file("jobs.json", &format!("[{},{}]", job(0.0), job(0.5)));
+    let arguments = [
+        "--jobs",
+        &jobs.display().to_string(),
+        "--restart",
+        "0s",
+        "--policy",
+        "greedy",
+        "--json",
+        "--per-job",
+    ];
+    let output = market(&capacity, &arguments);
+    assert!(output.status.success(), "{}", said(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).expect("one object");
+    // Twelve ticks each at 0.9731 $/h; the second waits for half an hour.
+    assert_eq!((report["usd"].as_f64(), report["misses"].as_u64()), (Some(1.9462), Some(0)));
+    assert_eq!(report["alone_optimum_usd"], report["usd"]);
+    assert_eq!(report["per_job"][1]["waited_hours"], 0.5);
+    assert_eq!(output.stdout, market(&capacity, &arguments).stdout);
+}
+
+#[test]
+fn a_seed_is_a_queue() {
+    let folder = Folder::new();
+    let capacity = folder.trace("capacity.json", &["2"; 600].join(","));
+    let of = |seed: &str| {
+        let output = market(&capacity, &["--random", "5", "--seed", seed, "--json", "--per-job"]);
+        assert!(output.status.success(), "{}", said(&output));
+        let lines = String::from_utf8(output.stdout).expect("text");
+        assert_eq!(lines.lines().count(), 7, "one a policy");
+        assert!(lines.lines().all(|line| line.contains(r#""misses":0"#)), "{lines}");
+        lines
+    };
+    assert_eq!(of("1"), of("1"));
+    assert_ne!(of("1"), of("2"));
+}
+
+#[test]
+fn what_is_no_queue_is_refused_by_job() {
+    let folder = Folder::new();
+    let capacity = folder.trace("capacity.json", &["1"; 60].join(","));
+    for (text, words) in [
+        ("[{}]", "arrives_hours"),
+        ("[", "EOF"),
+        ("{}", "expected a sequence"),
+        (r#"[{"arrives_hours":-1,"work_hours":1,"deadline_hours":2}]"#, "job 0: arrives_hours"),
+        (
+            r#"[{"arrives_hours":6,"work_hours":1,"deadline_hours":2}]"#,
+            "after the end of the traces",
+        ),
+        (r#"[{"arrives_hours":0,"work_hours":0,"deadline_hours":2}]"#, "job 0: work_hours"),
+        (r#"[{"arrives_hours":0,"work_hours":1,"deadline_hours":1e300}]"#, "deadline_hours"),
+        (
+            r#"[{"arrives_hours":0,"work_hours":1,"deadline_hours":2,"budget_usd":-1}]"#,
+            "budget_usd",
+        ),
+        (r#"[{"arrives_hours":0,"work_hours":1,"deadline_hours":2,"price":1}]"#, "price"),
+    ] {
+        let jobs = folder.file("jobs.json", text).display().to_string();
+        let output = market(&capacity, &["--jobs", &jobs, "--policy", "greedy"]);
+        assert_eq!(output.status.code(), Some(2), "{text}: {}", said(&output));
+        assert!(said(&output).contains(words), "{text}: {}", said(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn what_is_no_capacity_is_refused_by_name_and_what_ends_early_is_said() {
+    let folder = Folder::new();
+    let jobs =
+        folder.file("jobs.json", r#"[{"arrives_hours":1,"work_hours":0.5,"deadline_hours":1}]"#);
+    let jobs = jobs.display().to_string();
+    let fine = folder.steady("fine.json", "1");
+    let short = folder.trace("short.json", "1,1").display().to_string();
+    for (capacity, more, words) in [
+        (folder.steady("less.json", "-1"), &[][..], "less.json: has -1 at point 0"),
+        (folder.trace("half.json", "1,0.5"), &[][..], "half.json: has 0.5 at point 1"),
+        (folder.trace("gap.json", "1,null"), &[][..], "point 1"),
+        (fine.clone(), &["--price", &short][..], "short.json: has prices for 2 ticks"),
+    ] {
+        let output = market(&capacity, &[&["--jobs", &jobs], more].concat());
+        assert_eq!(output.status.code(), Some(2), "{}", said(&output));
+        assert!(said(&output).contains(words), "{words} in {}", said(&output));
+        assert!(output.stdout.is_empty());
+    }
+    let output = market(&fine, &["--jobs", &jobs, "--policy", "greedy"]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("before the deadlines of 1 jobs"), "{}", said(&output));
+}

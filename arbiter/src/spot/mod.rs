@@ -13,11 +13,13 @@
 //! | [`optimum`] | what a clairvoyant would have paid, exactly |
 //! | [`trace`] | recorded availability and prices, read without repairs |
 //! | [`replay`] | one run of one policy over recorded markets |
+//! | [`queue`] | several jobs in one market, with budgets, that take machines from one another |
 
 pub mod law;
 pub mod model;
 pub mod optimum;
 pub mod policies;
+pub mod queue;
 pub mod replay;
 pub mod safety;
 pub mod table;

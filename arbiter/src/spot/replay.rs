@@ -99,8 +99,7 @@ pub fn run(
             policy.observe(&zones);
         }
     }
-    let mut job =
-        Job { left: terms.work, machine: None, home: None, paid: Paid::ZERO, launches: 0 };
+    let mut job = Job::of(terms.work);
     let mut zones = Vec::with_capacity(market.len());
     let mut tick = 0;
     while job.left > 0 {
@@ -140,22 +139,30 @@ pub fn run(
 }
 
 /// The job while it runs.
-struct Job {
-    left: i64,
-    machine: Option<Machine>,
-    home: Option<ZoneIndex>,
-    paid: Paid,
-    launches: u32,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    /// Seconds of useful work.
+    pub(super) left: i64,
+    pub(super) machine: Option<Machine>,
+    /// Where its checkpoint lies.
+    pub(super) home: Option<ZoneIndex>,
+    pub(super) paid: Paid,
+    pub(super) launches: u32,
 }
 
 impl Job {
-    fn view<'a>(&self, terms: &'a Terms, tick: i64, zones: &'a [Quote]) -> View<'a> {
+    /// One with so many seconds of work, before its first tick.
+    pub(super) const fn of(work: i64) -> Job {
+        Job { left: work, machine: None, home: None, paid: Paid::ZERO, launches: 0 }
+    }
+
+    pub(super) fn view<'a>(&self, terms: &'a Terms, tick: i64, zones: &'a [Quote]) -> View<'a> {
         let Self { left, machine, home, .. } = *self;
         View { terms, tick, work_left: left, machine, home, zones }
     }
 
     /// A whole tick of what was chosen.
-    fn spend(&mut self, terms: &Terms, choice: Choice, zones: &[Quote]) {
+    pub(super) fn spend(&mut self, terms: &Terms, choice: Choice, zones: &[Quote]) {
         let Choice::Run(place) = choice else {
             self.machine = None;
             return;

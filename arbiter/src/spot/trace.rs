@@ -30,6 +30,22 @@ pub enum TraceError {
     /// Nothing in it.
     #[error("has no points in \"data\"")]
     Empty,
+    /// More ticks than can be held.
+    #[error("covers {seconds} s, more than {MOST_TICKS} ticks of {tick} s; take longer ticks")]
+    TooLong {
+        /// What it covers.
+        seconds: i64,
+        /// Seconds of a tick.
+        tick: i64,
+    },
+    /// Not a number of machines.
+    #[error("has {value} at point {point}; give whole machines, 0 to 4294967295")]
+    Machines {
+        /// Which point, from 0.
+        point: usize,
+        /// What was found.
+        value: String,
+    },
     /// Not a price.
     #[error("has {value} at point {point}; a price is 0 to 999999999 dollars an hour")]
     Price {
@@ -39,6 +55,9 @@ pub enum TraceError {
         value: String,
     },
 }
+
+/// Most ticks that a recording is sampled at: a gap of years takes no memory in the file.
+pub const MOST_TICKS: i64 = 1 << 25;
 
 /// Which values mean "spot is there".
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -162,23 +181,44 @@ impl Trace {
     }
 
     /// Sampled at the start of each tick that starts within it, and held for the tick.
-    fn sampled(&self, tick: i64) -> impl Iterator<Item = (usize, f64)> {
-        let count = (self.seconds() + tick - 1) / tick;
-        (0..count).filter_map(move |index| {
+    fn sampled(&self, tick: i64) -> Result<impl Iterator<Item = (usize, f64)>, TraceError> {
+        let seconds = self.seconds();
+        let count = seconds.saturating_add(tick - 1) / tick;
+        if count > MOST_TICKS {
+            return Err(TraceError::TooLong { seconds, tick });
+        }
+        Ok((0..count).filter_map(move |index| {
             let point = usize::try_from(index.saturating_mul(tick) / self.gap).ok()?;
             Some((point, *self.points.get(point)?))
-        })
+        }))
     }
 
-    /// Whether there was spot, by tick.
-    pub fn available(&self, tick: i64, means: Means) -> Vec<bool> {
-        self.sampled(tick).map(|(_, value)| means.there(value)).collect()
+    /// Whether there was spot, by tick of so many seconds, more than 0.
+    ///
+    /// # Errors
+    /// [`TraceError::TooLong`].
+    pub fn available(&self, tick: i64, means: Means) -> Result<Vec<bool>, TraceError> {
+        Ok(self.sampled(tick)?.map(|(_, value)| means.there(value)).collect())
+    }
+
+    /// Machines, by tick.
+    ///
+    /// # Errors
+    /// [`TraceError::TooLong`], or a point that is no number of machines.
+    pub fn machines(&self, tick: i64) -> Result<Vec<u32>, TraceError> {
+        let machines = |(point, value): (usize, f64)| match value.fract() == 0.0
+            && (0.0..=f64::from(u32::MAX)).contains(&value)
+        {
+            true => Ok(value as u32),
+            false => Err(TraceError::Machines { point, value: value.to_string() }),
+        };
+        self.sampled(tick)?.map(machines).collect()
     }
 
     /// Dollars an hour, by tick.
     ///
     /// # Errors
-    /// A point that is no price.
+    /// [`TraceError::TooLong`], or a point that is no price.
     pub fn prices(&self, tick: i64) -> Result<Vec<UsdPerHour>, TraceError> {
         let price = |(point, value): (usize, f64)| {
             let refused = || TraceError::Price { point, value: value.to_string() };
@@ -187,6 +227,6 @@ impl Trace {
             }
             UsdPerHour::from_micros((value * 1e6).round() as i64).map_err(|_| refused())
         };
-        self.sampled(tick).map(price).collect()
+        self.sampled(tick)?.map(price).collect()
     }
 }

@@ -12,5 +12,6 @@ mod markets;
 mod money;
 mod moves;
 mod properties;
+mod queue;
 mod spot;
 mod worlds;

@@ -377,14 +377,24 @@ fn ten_million_points_are_read() {
     let data = vec!["1"; 10_000_000].join(",");
     let text = format!(r#"{{"metadata":{{"gap_seconds":60}},"data":[{data}]}}"#);
     let trace = Trace::parse(text.as_bytes()).expect("a trace");
-    assert_eq!(trace.available(300, Means::AllBut(1.0)).len(), 2_000_000);
+    assert_eq!(trace.available(300, Means::AllBut(1.0)).map(|ticks| ticks.len()), Ok(2_000_000));
+}
+
+#[test]
+fn a_gap_of_years_is_refused_before_it_takes_any_memory() {
+    let text = br#"{"metadata":{"gap_seconds":999999999},"data":[1,0,1,0,1,0,1,0,1,0,1]}"#;
+    let trace = Trace::parse(text).expect("a trace");
+    assert_eq!(trace.available(86_400, Means::Positive).map(|ticks| ticks.len()), Ok(127_315));
+    let refused = TraceError::TooLong { seconds: 10_999_999_989, tick: 300 };
+    assert_eq!(trace.available(300, Means::Positive), Err(refused.clone()));
+    assert_eq!(trace.prices(300), Err(refused));
 }
 
 #[test]
 fn sampled_and_held() {
     let trace = Trace { gap: 195, points: vec![0.0, 1.0, 2.0, 3.0] };
     // Ticks start at 0, 300 and 600 s: points 0, 1 and 3.
-    assert_eq!(trace.available(300, Means::AtLeast(1.0)), [false, true, true]);
-    assert_eq!(trace.available(300, Means::AtLeast(2.0)), [false, false, true]);
-    assert_eq!(trace.available(300, Means::AllBut(3.0)), [true, true, false]);
+    assert_eq!(trace.available(300, Means::AtLeast(1.0)), Ok(vec![false, true, true]));
+    assert_eq!(trace.available(300, Means::AtLeast(2.0)), Ok(vec![false, false, true]));
+    assert_eq!(trace.available(300, Means::AllBut(3.0)), Ok(vec![true, true, false]));
 }

@@ -95,7 +95,9 @@ fn shape(args: &Args) -> Result<Shape, Failure> {
     let mut recordings = Vec::new();
     for path in &args.fit_from {
         let trace = Trace::parse(&bytes(path)?).map_err(|error| of_file(path, error))?;
-        recordings.push(trace.available(BASE, args.means()));
+        let available =
+            trace.available(BASE, args.means()).map_err(|error| of_file(path, error))?;
+        recordings.push(available);
     }
     if recordings.is_empty() {
         return Ok(Shape::default());
@@ -107,34 +109,24 @@ fn shape(args: &Args) -> Result<Shape, Failure> {
     })
 }
 
-fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
+pub(super) fn bytes(path: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(path).map_err(|error| of_file(path, error))
 }
 
-fn of_file(path: &Path, error: impl std::fmt::Display) -> Failure {
+pub(super) fn of_file(path: &Path, error: impl std::fmt::Display) -> Failure {
     Failure::bad_input(format_args!("{}: {error}", path.display()))
 }
 
 fn one(args: &Args, path: &Path, price: Option<&Path>, zones: &ZonesFile) -> Result<Read, Failure> {
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let trace = Trace::parse(&bytes(path)?).map_err(|error| of_file(path, error))?;
-    let available = trace.available(args.tick, args.means());
+    let available =
+        trace.available(args.tick, args.means()).map_err(|error| of_file(path, error))?;
     let spot = match price {
         None => Price::Fixed(args.spot_usd),
         Some(path) => {
             let prices = Trace::parse(&bytes(path)?).map_err(|error| of_file(path, error))?;
-            let prices = prices.prices(args.tick).map_err(|error| of_file(path, error))?;
-            if prices.len() < available.len() {
-                return Err(of_file(
-                    path,
-                    format_args!(
-                        "has prices for {} ticks, and {name} has {}; the prices must go as far",
-                        prices.len(),
-                        available.len()
-                    ),
-                ));
-            }
-            Price::PerTick(prices)
+            Price::PerTick(per_tick(path, &prices, args.tick, available.len())?)
         }
     };
     let terms = zones.zones.get(&name).cloned().unwrap_or_default();
@@ -162,6 +154,26 @@ fn one(args: &Args, path: &Path, price: Option<&Path>, zones: &ZonesFile) -> Res
         zone,
         recorded: Recorded { available, spot, on_demand },
     })
+}
+
+/// Prices by tick, for all the ticks of the trace that they are of.
+pub(super) fn per_tick(
+    path: &Path,
+    prices: &Trace,
+    tick: i64,
+    ticks: usize,
+) -> Result<Vec<UsdPerHour>, Failure> {
+    let prices = prices.prices(tick).map_err(|error| of_file(path, error))?;
+    if prices.len() < ticks {
+        return Err(of_file(
+            path,
+            format_args!(
+                "has prices for {} ticks, and its trace has {ticks}; the prices must go as far",
+                prices.len()
+            ),
+        ));
+    }
+    Ok(prices)
 }
 
 /// Micro-dollars of dollars that are 0 or more.

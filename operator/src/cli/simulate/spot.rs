@@ -285,7 +285,7 @@ fn print_table(reports: &[Report]) -> Result<(), Failure> {
 }
 
 /// `300s`, `5m`, `0.05h`, `2d`: a whole number of seconds above 0.
-fn seconds(text: &str) -> Result<i64, String> {
+pub(super) fn seconds(text: &str) -> Result<i64, String> {
     match seconds_or_none(text)? {
         0 => Err("must be longer than nothing".to_owned()),
         seconds => Ok(seconds),
@@ -293,7 +293,7 @@ fn seconds(text: &str) -> Result<i64, String> {
 }
 
 /// The same, or 0.
-fn seconds_or_none(text: &str) -> Result<i64, String> {
+pub(super) fn seconds_or_none(text: &str) -> Result<i64, String> {
     let wrong = || format!("{text:?} is no time; write 300s, 5m, 0.05h or 2d");
     let unit = text.chars().last().ok_or_else(wrong)?;
     let (number, factor) = match unit {

@@ -27,7 +27,7 @@ BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo sandbox test faults chase kernels llama-cpp lint fmt generate bench bench-arbiter bench-operator images toolchain musl cargo-deny cuda-compilers clang vulkan python go cluster
+.PHONY: help demo sandbox test fuzz faults chase kernels llama-cpp lint fmt generate bench bench-arbiter bench-operator images toolchain musl cargo-deny cuda-compilers clang vulkan python go cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,13 @@ help: ## this list
 demo: toolchain ## price the world, train a model here, serve it, ask it (DATA=folder to use your text)
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
 	@DATA="$(DATA)" examples/demo.sh
+
+# Nightly Rust and cargo-fuzz: cargo install cargo-fuzz. Names: PARSERS in tests/hostile/src/lib.rs.
+TARGET ?= manifest
+SECONDS_EACH ?= 60
+fuzz: ## libFuzzer at one parser of outside input (TARGET=name SECONDS_EACH=60); `make test` has a short run of all
+	@cargo fuzz --help >/dev/null 2>&1 || { echo "cargo-fuzz is missing: rustup toolchain install nightly && cargo install cargo-fuzz" >&2; exit 1; }
+	@cargo +nightly fuzz run "$(TARGET)" -- -max_total_time=$(SECONDS_EACH)
 
 # Machines there are network namespaces: root. FILE is the manifest.
 FILE ?= examples/quickstart.yaml

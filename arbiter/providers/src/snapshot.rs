@@ -129,10 +129,14 @@ impl Row {
 /// # Errors
 /// When the table is damaged: the line and what was expected.
 pub fn offers() -> Result<Vec<Offer>, ProviderError> {
-    read(TABLE)
+    parse(TABLE)
 }
 
-fn read(table: &str) -> Result<Vec<Offer>, ProviderError> {
+/// The same of another table with the columns of `data/price_points.csv`.
+///
+/// # Errors
+/// As [`offers`].
+pub fn parse(table: &str) -> Result<Vec<Offer>, ProviderError> {
     let mut newest: BTreeMap<(Thing, Capacity), Row> = BTreeMap::new();
     for row in csv::Reader::from_reader(table.as_bytes()).deserialize::<Row>() {
         let row = row.map_err(|error| ProviderError::Misconfigured {

@@ -19,8 +19,10 @@
 //! | `stopped` | when a stopped pod stopped; pure |
 //! | `dollars` | prices as RunPod writes them; pure |
 //! | `api` | the one place from which it is called |
+//! | `any` | all that is read, for those who feed it anything; pure |
 
 mod answer;
+mod any;
 mod api;
 mod catalogue;
 mod config;
@@ -54,6 +56,8 @@ use crate::provider::{
     Capabilities, Instance, InstanceId, InstanceState, Listing, Order, Provider, Used, Work,
 };
 use answer::{Answer, SameWords};
+#[doc(hidden)]
+pub use any::read_any;
 use api::{Api, Interface, NoAnswer};
 pub use config::{ApiKey, BASE, BASE_VARIABLE, KEY_VARIABLE, RunPodConfig};
 pub use entry::AgentDownload;

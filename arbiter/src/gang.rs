@@ -30,9 +30,17 @@ pub struct Gang {
     pub total: Usd,
 }
 
+/// Most machines of a gang. An offer need not say how many there are of it, and each machine of a
+/// gang takes time and memory to decide.
+pub const MOST_MACHINES: u32 = 4096;
+
 /// The cheapest zone that has so many equal machines for a workload now, within its own limits and
-/// what claims have left of slots, quotas and budgets; `None` where there is none, or no such workload.
+/// what claims have left of slots, quotas and budgets; `None` where there is none, or no such workload,
+/// and for more than [`MOST_MACHINES`].
 pub fn gang(world: &World, now: Timestamp, workload: &WorkloadId, size: u32) -> Option<Gang> {
+    if size > MOST_MACHINES {
+        return None;
+    }
     let workload = world.workloads.iter().find(|known| known.id == *workload)?;
     let mut pass = Pass::new(world, now, Some(workload.id.uid.as_str()));
     let best = pass.gang(workload, size)?;

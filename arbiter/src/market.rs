@@ -17,10 +17,11 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash};
 use std::sync::Arc;
 
+use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::catalogue::Catalogue;
-use crate::offer::{Accelerators, Arch, Capacity, HostOwner, MeasuredRates, Offer, OfferId, Sale};
+use crate::offer::{Accelerators, Arch, Capacity, HostOwner, MeasuredRates, Offer, OfferId};
 
 use ids::{Ids, Unseeded};
 use stock::Listed;
@@ -127,6 +128,7 @@ pub struct Market {
     shelves: Vec<(u64, Arc<Shelf>)>,
     ids: Ids,
     places: Arc<Places>,
+    doubles: usize,
 }
 
 /// Places by number; a number never changes its meaning.
@@ -153,13 +155,14 @@ impl Places {
 }
 
 impl Market {
-    /// An index over offers. Of two with the same id the later quote counts, the first of equals.
+    /// An index over offers. Of two with the same id the later quote counts, the first of equals;
+    /// how many were left out so is in [`Market::doubles`].
     pub fn new(offers: impl IntoIterator<Item = Offer>) -> Market {
         let mut market = Market::default();
         for offer in offers {
-            let newer =
-                market.ids.get(&offer.id).is_none_or(|known| known.quoted_at < offer.quoted_at);
-            if newer {
+            let known = market.ids.get(&offer.id).map(|known| known.quoted_at);
+            market.doubles += usize::from(known.is_some());
+            if known.is_none_or(|known| known < offer.quoted_at) {
                 market.ids.put(Arc::new(offer));
             }
         }
@@ -254,8 +257,9 @@ impl Market {
     }
 
     /// Takes in everything that one provider offers now: what it no longer offers is withdrawn, what
-    /// did not change costs nothing but the comparison.
-    pub fn replace(&mut self, provider: &str, offers: &[Offer]) {
+    /// did not change costs nothing but the comparison. How many quotes were left out, since the id of
+    /// each is that of another, as late or later.
+    pub fn replace(&mut self, provider: &str, offers: &[Offer]) -> usize {
         let mut newest: HashMap<&OfferId, &Offer> = HashMap::with_capacity(offers.len());
         for offer in offers {
             let known = newest.entry(&offer.id).or_insert(offer);
@@ -263,13 +267,14 @@ impl Market {
                 *known = offer;
             }
         }
+        let mut doubles = offers.len() - newest.len();
         let known = |offer: &Offer| self.get(&offer.id) == Some(offer);
         let changed: Vec<&Offer> = newest.values().copied().filter(|offer| !known(offer)).collect();
         if changed.len() > self.len() / REBUILT_FROM {
             let others = self.offers().filter(|offer| offer.provider != provider);
             let all = others.chain(newest.into_values()).cloned().collect::<Vec<_>>();
             *self = Market::new(all);
-            return;
+            return doubles + self.doubles;
         }
         let of_it = self.offers().filter(|offer| offer.provider == provider);
         let gone = of_it.filter(|offer| newest.get(&offer.id).is_none_or(|now| !known(now)));
@@ -277,8 +282,15 @@ impl Market {
             self.withdraw(&id);
         }
         for offer in changed {
-            self.quote(offer.clone());
+            // Another provider may have quoted the same id later.
+            doubles += usize::from(!self.quote(offer.clone()));
         }
+        doubles
+    }
+
+    /// How many of the quotes that it was built from were left out for another of the same id.
+    pub const fn doubles(&self) -> usize {
+        self.doubles
     }
 
     /// How many offers there are.
@@ -383,22 +395,13 @@ impl Serialize for Market {
 
 impl<'de> Deserialize<'de> for Market {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Market, D::Error> {
-        Vec::<Offer>::deserialize(deserializer).map(Market::new)
-    }
-}
-
-/// Offers of which only a dated price is known.
-impl Offer {
-    /// The words to show beside a price that cannot be bought from.
-    pub fn not_for_sale(&self) -> Option<String> {
-        match self.sale {
-            Sale::Buyable => None,
-            Sale::Snapshot { observed_on: Some(day) } => {
-                Some(format!("prices of {day}, not for sale"))
-            }
-            Sale::Snapshot { observed_on: None } => {
-                Some("prices of unknown date, not for sale".to_owned())
-            }
+        let market = Vec::<Offer>::deserialize(deserializer).map(Market::new)?;
+        match market.doubles {
+            0 => Ok(market),
+            // What we write has each once: somebody else has changed it.
+            doubles => Err(D::Error::custom(format_args!(
+                "{doubles} of the offers have the id of another; leave one of each"
+            ))),
         }
     }
 }

@@ -250,3 +250,19 @@ impl Offer {
         .unwrap_or(Timestamp::MAX)
     }
 }
+
+/// Offers of which only a dated price is known.
+impl Offer {
+    /// The words to show beside a price that cannot be bought from.
+    pub fn not_for_sale(&self) -> Option<String> {
+        match self.sale {
+            Sale::Buyable => None,
+            Sale::Snapshot { observed_on: Some(day) } => {
+                Some(format!("prices of {day}, not for sale"))
+            }
+            Sale::Snapshot { observed_on: None } => {
+                Some("prices of unknown date, not for sale".to_owned())
+            }
+        }
+    }
+}

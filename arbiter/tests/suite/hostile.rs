@@ -108,9 +108,34 @@ fn the_same_offer_quoted_twice_counts_once_the_later_quote() {
     let old = Offer { quoted_at: after(-200), ..machine("m", "0.1") };
     for offers in [vec![old.clone(), machine("m", "0.7")], vec![machine("m", "0.7"), old]] {
         let world = world(offers, vec![training("job")]);
-        assert_eq!(world.market.len(), 1);
+        assert_eq!((world.market.len(), world.market.doubles()), (1, 1));
         assert_eq!(world.market.offers().next().expect("one").price, crate::worlds::rate("0.7"));
     }
+}
+
+#[test]
+fn a_provider_that_quotes_an_offer_twice_is_told_apart_from_one_that_does_not() {
+    let late = |seconds: i64| Offer { quoted_at: after(-seconds), ..machine("m", "0.1") };
+    let mut market = Market::default();
+    assert_eq!(market.replace("cloud", &[late(3), machine("n", "1"), late(1), late(2)]), 2);
+    assert_eq!(market.get(&late(1).id).expect("there").quoted_at, after(-1));
+    // Few changes among many offers, and another provider that quotes the same id earlier.
+    let many: Vec<Offer> = (0..64).map(|n| machine(&format!("m{n}"), "1")).collect();
+    assert_eq!(market.replace("cloud", &many), 0);
+    let twice: Vec<Offer> = many.iter().chain(&many[..2]).cloned().collect();
+    assert_eq!(market.replace("cloud", &twice), 2);
+    let other = Offer { provider: "other".into(), quoted_at: after(-900), ..many[0].clone() };
+    assert_eq!((market.replace("other", &[other]), market.len()), (1, 64));
+}
+
+#[test]
+fn a_recorded_world_with_an_offer_twice_is_refused() {
+    let world = world(vec![machine("m", "0.7")], vec![container("box")]);
+    let mut text = serde_json::to_value(&world).expect("it can be written");
+    let offers = text["market"].as_array_mut().expect("a list");
+    offers.push(offers[0].clone());
+    let error = serde_json::from_value::<World>(text).expect_err("twice").to_string();
+    assert!(error.contains("1 of the offers have the id of another"), "{error}");
 }
 
 #[test]

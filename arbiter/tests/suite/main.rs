@@ -4,6 +4,7 @@ mod bill;
 mod catalogue;
 mod constraints;
 mod decisions;
+mod documented;
 mod estimates;
 mod hostile;
 mod launches;

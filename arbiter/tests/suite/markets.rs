@@ -7,7 +7,7 @@ use std::sync::Arc;
 use petaflop_arbiter::catalogue::{Catalogue, Vendor};
 use petaflop_arbiter::decide::{decide, explain};
 use petaflop_arbiter::decision::Plan;
-use petaflop_arbiter::gang::gang;
+use petaflop_arbiter::gang::{MOST_MACHINES, gang};
 use petaflop_arbiter::market::Market;
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::obstacle::Obstacle;
@@ -387,6 +387,15 @@ fn a_gang_is_all_or_none_within_the_limits_and_takes_nothing_by_being_looked_for
     world.workloads[0].max_total_cost = Some(crate::worlds::usd("1.399999"));
     assert_eq!([1, 2, 0].map(|n| size(&world, n)), [Some(1), None, None]);
     assert_eq!(size(&world, u32::MAX), None);
+}
+
+#[test]
+fn a_gang_of_a_machine_that_never_runs_out_is_bounded() {
+    let world = world(vec![machine("m", "0.7")], vec![container("box")]);
+    let id = &world.workloads[0].id;
+    let size = |size| gang(&world, now(), id, size).map(|gang| gang.machines.len());
+    assert_eq!(size(MOST_MACHINES), Some(MOST_MACHINES as usize));
+    assert_eq!([MOST_MACHINES + 1, u32::MAX].map(size), [None, None]);
 }
 
 #[test]

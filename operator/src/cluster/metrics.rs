@@ -120,6 +120,7 @@ pub struct Metrics {
     request_seconds: Family<OfOperation, Histogram, fn() -> Histogram>,
     orphans: Family<OfProvider, Counter>,
     unfit: Family<OfUnfit, Counter>,
+    doubles: Family<OfProvider, Counter>,
     abandoned: Counter,
     ambiguous: Counter,
     interruptions: Counter,
@@ -196,6 +197,7 @@ impl Metrics {
             request_seconds: Family::new_with_constructor(histogram),
             orphans: Family::default(),
             unfit: Family::default(),
+            doubles: Family::default(),
             abandoned: Counter::default(),
             ambiguous: Counter::default(),
             interruptions: Counter::default(),
@@ -256,6 +258,11 @@ impl Metrics {
             "instances_unfit",
             "Machines that were not what they were bought for and were ended at once, and why",
             self.unfit.clone(),
+        );
+        all.register(
+            "offers_doubled",
+            "Quotes that were left out, since their provider gave the same id another one",
+            self.doubles.clone(),
         );
         all.register(
             "instances_abandoned",
@@ -321,6 +328,11 @@ impl Metrics {
     pub fn unfit(&self, provider: &str, reason: Reason) {
         let (provider, reason) = (provider.to_owned(), reason.as_str());
         self.unfit.get_or_create(&OfUnfit { provider, reason }).inc();
+    }
+
+    /// So many quotes were left out for others of the same id.
+    pub fn doubled(&self, provider: &str, quotes: u64) {
+        self.doubles.get_or_create(&OfProvider { provider: provider.to_owned() }).inc_by(quotes);
     }
 
     /// Somebody gave a machine up by hand.

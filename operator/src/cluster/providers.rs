@@ -156,7 +156,8 @@ impl Registry {
                 }
                 let same = entry.trouble.is_none() && same_offers(&entry.offers, &offers);
                 entry.cheapest = crate::cluster::budgets::cheapest(&offers);
-                Arc::make_mut(market).replace(name, &offers);
+                let doubles = Arc::make_mut(market).replace(name, &offers);
+                self.metrics.doubled(name, doubles as u64);
                 entry.offers = Arc::new(offers);
                 entry.quoted_at = Some(now);
                 entry.trouble = None;

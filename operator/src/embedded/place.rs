@@ -68,7 +68,11 @@ pub async fn look(
     for error in &errors {
         tracing::warn!(%error, reason = %error.reason(), "left out");
     }
-    Ok(observe::world(home, providers, offers, workload, now)?)
+    let world = observe::world(home, providers, offers, workload, now)?;
+    if world.market.doubles() > 0 {
+        tracing::warn!(offers = world.market.doubles(), "left out: quoted twice under one id");
+    }
+    Ok(world)
 }
 
 /// Where a job that has a machine should rather be, if anywhere: what its own decision says.

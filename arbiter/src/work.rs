@@ -72,7 +72,7 @@ fn bytes_per_token(vocab: u32) -> f64 {
     (0.38 * f64::from(vocab.max(2)).log2() - 1.5).max(1.0)
 }
 
-/// The work of one replica that serves a model in f32, with these options of the runtime. The
+/// The work of one replica that serves a model with these options of the runtime. The
 /// number of replicas is filled in from the spec.
 pub fn serving(shape: &ModelShape, options: &ServingOptions) -> Result<ServingWork, PlanError> {
     let plan = plan_inference(shape, options)?;

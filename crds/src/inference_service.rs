@@ -54,8 +54,6 @@ use crate::training_job::WeightFormat;
 #[x_kube(
     validation = Rule::new("!has(self.container)").field_path(".container").reason(Reason::FieldValueForbidden)
         .message("container is not built yet: use model"),
-    validation = Rule::new("!has(self.model) || !has(self.model.format) || self.model.format != 'gguf'").field_path(".model.format").reason(Reason::FieldValueForbidden)
-        .message("model.format gguf is not built yet: use safetensors"),
     validation = Rule::new("!has(self.probes) || (!has(self.probes.readiness) && !has(self.probes.liveness) && !has(self.probes.startup))").field_path(".probes").reason(Reason::FieldValueForbidden)
         .message("probes are not built yet: leave them out; our runtime says itself how it is"),
     validation = Rule::new("!has(self.route) || !has(self.route.host)").field_path(".route.host").reason(Reason::FieldValueForbidden)
@@ -177,7 +175,8 @@ pub struct Model {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub training_job: Option<String>,
-    /// Where the model lies.
+    /// Where the model lies: `artifact:<hash>`; outside a cluster also a path or `file:///…`, of a
+    /// folder or a GGUF file.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024))]
     pub uri: Option<String>,

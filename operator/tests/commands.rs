@@ -8,6 +8,8 @@ use petaflop_cloud_box::host::StateOnly;
 use petaflop_cloud_box::runpod::keys::Scope;
 use petaflop_cloud_box::runpod::limits::Limits;
 use petaflop_cloud_box::runpod::{PACE, RunPod, Setup};
+use petaflop_operator::embedded::work::{served_as, serving, shape_of};
+use petaflop_plan::dtype::Dtype;
 
 #[test]
 fn a_bad_manifest_names_the_place_and_starts_nothing() {
@@ -246,6 +248,73 @@ fn a_trained_model_is_served_left_alone_and_stopped() {
     assert!(stopped.status.success(), "{}", text(&stopped.stderr));
     assert!(sandbox.processes("serve --artifact").is_empty());
     assert_eq!(sandbox.claims(), 0);
+}
+
+#[test]
+fn a_gguf_file_is_served_by_its_place_and_refused_where_it_is_none() {
+    let sandbox = Sandbox::new();
+    let output = "  output: {format: gguf, quantization: q4_0}\n";
+    let small = job("small", 20, output).replace("dim: 16", "dim: 64");
+    let manifest = sandbox.file("job.yaml", &small).display().to_string();
+    let trained = sandbox.run(&["run", "-f", &manifest, "--json"]);
+    assert!(trained.status.success(), "{}", text(&trained.stderr));
+    let artifact = json(&trained)["artifact"].as_str().expect("a hash").to_owned();
+    let store = sandbox.home().join("store").display().to_string();
+    let store = petaflop_store::blocking::Store::open(&store).expect("the home's store");
+    let folder = sandbox.home().with_file_name("model");
+    store.materialise(artifact.parse().expect("a hash"), &folder).expect("its files");
+
+    let serve = |name: &str, model: &str| {
+        let service = format!(
+            "apiVersion: petaflop.dev/v1alpha1\nkind: InferenceService\nmetadata: {{name: {name}}}\n\
+             spec: {{model: {{{model}}}}}\n"
+        );
+        let file = sandbox.file(&format!("{name}.yaml"), &service).display().to_string();
+        sandbox.run(&["run", "-f", &file, "--json"])
+    };
+    let served = serve("talk", "uri: model/model.gguf, format: gguf");
+    assert!(served.status.success(), "{}", text(&served.stderr));
+    assert_eq!(json(&served)["services"][0]["phase"], "Available");
+    assert_eq!(sandbox.processes("serve --gguf").len(), 1);
+    let stopped = sandbox.run(&["stop", "inferenceservice/talk"]);
+    assert!(stopped.status.success(), "{}", text(&stopped.stderr));
+    let by_hash = serve("hash", &format!("uri: \"artifact:{artifact}\""));
+    assert!(by_hash.status.success(), "{}", text(&by_hash.stderr));
+    assert_eq!(sandbox.processes("serve --artifact").len(), 1);
+
+    sandbox.file("broken.gguf", "GGUF of another day");
+    for (model, said) in [
+        ("uri: model/model.gguf, format: safetensors", "spec.model.format"),
+        ("uri: nowhere, format: gguf", "there is no GGUF file at"),
+        ("uri: broken.gguf", "not a whole GGUF file"),
+    ] {
+        let refused = serve("wrong", model);
+        assert_eq!(refused.status.code(), Some(2), "{}", text(&refused.stderr));
+        assert!(text(&refused.stderr).contains(said), "{}", text(&refused.stderr));
+    }
+}
+
+const SHAPE: &[u8] = br#"{"architectures": ["LlamaForCausalLM"], "model_type": "llama",
+    "hidden_act": "silu", "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 300,
+    "max_position_embeddings": 64, "rms_norm_eps": 1e-5, "rope_theta": 10000.0}"#;
+
+#[test]
+fn a_served_artifacts_memory_is_that_of_its_formats() {
+    let shape = shape_of(SHAPE).expect("a model that can be planned for");
+    let bytes = |recipe: Option<&str>| {
+        let weights =
+            served_as(recipe.map(str::as_bytes), &shape).expect("a model that can be planned for");
+        (weights, serving(&shape, weights).expect("a model that can be planned for").arena_bytes)
+    };
+    let (plain, f32s) = bytes(None);
+    let (eight, eights) = bytes(Some(r#"{"output": {"gguf": "q8_0"}}"#));
+    let (four, fours) = bytes(Some(r#"{"output": {"gguf": "q4_0"}}"#));
+    assert_eq!([plain, eight, four], [Dtype::F32, Dtype::Q8_0, Dtype::Q4_0]);
+    assert!(fours < eights && eights < f32s, "{fours} {eights} {f32s}");
+    assert_eq!(bytes(Some(r#"{"output": {"gguf": "none"}}"#)), (plain, f32s));
+    assert_eq!(bytes(Some("{}")), (plain, f32s));
+    assert!(served_as(Some(b"no recipe"), &shape).expect_err("no JSON").contains("recipe.json"));
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn gc(home: &Home, store: &Store, unreferenced: bool, dry_run: bool, json: bool)
             let hash = match folder.admission()?.map(|admission| admission.task) {
                 Some(Task::Serving(task)) => match task.model {
                     ServedModel::Artifact(hash) => Some(hash),
-                    ServedModel::Folder(_) => None,
+                    ServedModel::Folder(_) | ServedModel::Gguf(_) => None,
                 },
                 Some(Task::Training(_)) | None => folder.status()?.artifact,
             };

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use petaflop_arbiter::workload::OwnerKind;
 use petaflop_crds::InferenceServiceSpec;
+use petaflop_crds::training_job::WeightFormat;
 
 use super::follow::{Followed, follow};
 use super::report::{Report, service_report};
@@ -101,8 +102,28 @@ pub(super) fn model_of(
     let Some(uri) = &model.uri else {
         return Ok(None);
     };
+    if let Some(hash) = uri.strip_prefix("artifact:") {
+        return Ok(Some(ServedModel::Artifact(hash.to_owned())));
+    }
     let path = std::path::absolute(directory.join(uri.strip_prefix("file://").unwrap_or(uri)))?;
-    Ok(Some(ServedModel::Folder(path.display().to_string())))
+    model_at(&path, model.format).map(Some).map_err(Failure::bad_input)
+}
+
+/// The model that lies at a path, of the form that it was said to have, if it was.
+fn model_at(path: &Path, format: Option<WeightFormat>) -> Result<ServedModel, String> {
+    let gguf = [path.to_owned(), path.join("model.gguf")].into_iter().find(|file| file.is_file());
+    match (gguf, format) {
+        (Some(file), Some(WeightFormat::Safetensors)) => Err(format!(
+            "spec.model.format: {} is GGUF; leave format out, or name a folder with safetensors",
+            file.display()
+        )),
+        (Some(file), _) => Ok(ServedModel::Gguf(file.display().to_string())),
+        (None, Some(WeightFormat::Gguf)) => Err(format!(
+            "spec.model.uri: there is no GGUF file at {}; name the file, or a folder with model.gguf",
+            path.display()
+        )),
+        (None, _) => Ok(ServedModel::Folder(path.display().to_string())),
+    }
 }
 
 /// The service with its model and port; `None` while its job is not complete.

@@ -7,12 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kube::ResourceExt;
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::TrainingJob;
+use petaflop_plan::dtype::Dtype;
 use petaflop_plan::shape::ModelShape;
 use petaflop_store::{Store, StoreError};
 
 use crate::cluster::Operator;
 use crate::cluster::admit;
 use crate::cluster::training_job::Waits;
+use crate::embedded::work;
 use crate::store_at::StoreAt;
 
 /// What was read, by hash. Clones are the same.
@@ -26,6 +28,8 @@ pub struct Artifact {
     pub bytes: u64,
     /// The model in it; or why it is none that is known here.
     pub shape: Result<ModelShape, String>,
+    /// The format in which its matrices are served.
+    pub weights: Dtype,
 }
 
 /// Why nothing is known of an artifact.
@@ -68,17 +72,20 @@ async fn read(at: &StoreAt, hash: &str) -> Result<Artifact, Unread> {
     let hash = store.resolve(hash).await.map_err(unread)?;
     let manifest = store.manifest(hash).await.map_err(unread)?;
     let bytes = manifest.files.iter().fold(0_u64, |sum, file| sum.saturating_add(file.length));
-    let shape = match store.read_file(hash, "config.json").await {
-        Ok(config) => shape(&config),
+    let shape = match store.read_file(hash, work::CONFIG).await {
+        Ok(config) => work::shape_of(&config),
         Err(error @ StoreError::NoSuchFile { .. }) => Err(error.to_string()),
         Err(error) => return Err(unread(error)),
     };
-    Ok(Artifact { bytes, shape: shape.map_err(|why| format!("config.json: {why}")) })
-}
-
-fn shape(config: &[u8]) -> Result<ModelShape, String> {
-    let config = serde_json::from_slice(config).map_err(|error| error.to_string())?;
-    ModelShape::from_hf_config(&config).map_err(|error| error.to_string())
+    let recipe = match work::is_gguf(&manifest) {
+        true => Some(store.read_file(hash, work::RECIPE).await.map_err(unread)?),
+        false => None,
+    };
+    let weights = match &shape {
+        Ok(shape) => work::served_as(recipe.as_deref(), shape).map_err(Unread::Wrong)?,
+        Err(_) => Dtype::F32,
+    };
+    Ok(Artifact { bytes, shape, weights })
 }
 
 fn unread(error: StoreError) -> Unread {

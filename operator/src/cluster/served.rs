@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use kube::ResourceExt;
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::InferenceService;
+use petaflop_store::ArtifactHash;
 
 use crate::cluster::Operator;
 use crate::cluster::artifacts::Unread;
@@ -51,13 +52,15 @@ impl Models {
         let Some(model) = &service.spec.model else {
             return invalid("spec.container is not built yet: use model");
         };
-        if let Some(artifact) = &model.artifact {
-            return Ok(artifact.clone());
+        let by_uri = model.uri.as_deref().and_then(|uri| uri.strip_prefix("artifact:"));
+        let by_uri = by_uri.filter(|hash| hash.parse::<ArtifactHash>().is_ok());
+        if let Some(artifact) = model.artifact.as_deref().or(by_uri) {
+            return Ok(artifact.to_owned());
         }
         let Some(job) = &model.training_job else {
             return invalid(
-                "spec.model.uri is not built yet in a cluster: give spec.model.artifact, the hash \
-                 of an artifact in the store, or spec.model.trainingJob",
+                "spec.model.uri is built for artifact:<hash> alone in a cluster: give that, or \
+                 spec.model.artifact, the hash of an artifact in the store, or spec.model.trainingJob",
             );
         };
         let namespace = service.namespace().unwrap_or_default();
@@ -101,8 +104,8 @@ impl Models {
             Unread::Wrong(why) => blocked(artifact, &why),
         })?;
         let shape = read.shape.as_ref().map_err(|why| blocked(artifact, why))?;
-        let work =
-            crate::embedded::work::serving(shape).map_err(|message| blocked(artifact, &message))?;
+        let work = crate::embedded::work::serving(shape, read.weights)
+            .map_err(|message| blocked(artifact, &message))?;
         let served = Arc::new(Served { artifact: artifact.to_owned(), work });
         self.lock().known.insert(artifact.to_owned(), served.clone());
         Ok(served)

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use petaflop_crds::{Document, Object};
+use petaflop_plan::dtype::Dtype;
 use petaflop_plan::recipe::{Input, JobSpec, ResolvedRecipe};
 
 use crate::embedded::home::{Home, HomeError};
@@ -162,12 +163,18 @@ pub fn serving(
     compute: Compute,
 ) -> Result<(Folder, Admission), AdmitError> {
     let folder = Folder::of(home, OwnerKind::InferenceService, namespace, name);
-    let place = match &model {
-        ServedModel::Artifact(hash) => format!("artifact:{hash}"),
-        ServedModel::Folder(path) => path.clone(),
+    let store = home.store();
+    let (shape, weights) = match &model {
+        ServedModel::Artifact(hash) => {
+            work::stored_model(hash, &store).map_err(AdmitError::BadInput)?
+        }
+        // As the runtime serves any folder.
+        ServedModel::Folder(path) => {
+            (work::shape_at(path, &store).map_err(AdmitError::BadInput)?, Dtype::F32)
+        }
+        ServedModel::Gguf(path) => runtime::model(&runtime::find()?, Path::new(path))?,
     };
-    let shape = work::shape_at(&place, &home.store()).map_err(AdmitError::BadInput)?;
-    let work = work::serving(&shape).map_err(AdmitError::BadInput)?;
+    let work = work::serving(&shape, weights).map_err(AdmitError::BadInput)?;
     let known = folder.admission()?;
     let now = Timestamp::now();
     let admission = Admission {

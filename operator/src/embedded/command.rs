@@ -47,6 +47,7 @@ pub fn of(
                     text(&home.store()),
                 ]),
                 ServedModel::Folder(path) => argv.extend(["--folder".to_owned(), path.clone()]),
+                ServedModel::Gguf(path) => argv.extend(["--gguf".to_owned(), path.clone()]),
             }
             argv.extend(["--name".to_owned(), admission.name.clone()]);
             argv.extend(["--port".to_owned(), task.port.to_string()]);

@@ -111,6 +111,8 @@ pub enum ServedModel {
     Artifact(String),
     /// A Hugging Face folder.
     Folder(String),
+    /// A GGUF file.
+    Gguf(String),
 }
 
 impl Admission {

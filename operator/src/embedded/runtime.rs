@@ -1,10 +1,13 @@
 //! The `petaflop-runtime` binary: finding it, and asking it.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 
+use petaflop_plan::dtype::Dtype;
 use petaflop_plan::recipe::JobSpec;
+use petaflop_plan::shape::ModelShape;
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
 /// Why the runtime gave no answer.
 #[derive(Debug, thiserror::Error)]
@@ -79,14 +82,40 @@ pub async fn key(
         .output()
         .await
         .map_err(|source| RuntimeError::Start { path: runtime.to_owned(), source })?;
-    if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        let said = said.trim().trim_start_matches("error: ").to_owned();
-        return Err(match output.status.code() {
-            Some(2) => RuntimeError::BadInput(said),
-            _ => RuntimeError::Failed(format!("petaflop-runtime key ({}): {said}", output.status)),
-        });
+    said("key", &output)
+}
+
+/// The form of the model in a GGUF file, and the format in which its matrices are served. Reads
+/// what the file says of itself.
+pub fn model(runtime: &Path, file: &Path) -> Result<(ModelShape, Dtype), RuntimeError> {
+    /// Of what `petaflop-runtime plan` prints.
+    #[derive(Deserialize)]
+    struct Planned {
+        config: serde_json::Value,
+        weights: Dtype,
     }
-    serde_json::from_slice(&output.stdout)
-        .map_err(|e| RuntimeError::Failed(format!("petaflop-runtime key: {e}")))
+    let output = std::process::Command::new(runtime)
+        .args(["plan", "--serve", "--json", "--model"])
+        .arg(file)
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|source| RuntimeError::Start { path: runtime.to_owned(), source })?;
+    let Planned { config, weights } = said("plan", &output)?;
+    let shape = ModelShape::from_hf_config(&config)
+        .map_err(|e| RuntimeError::Failed(format!("petaflop-runtime plan: {e}")))?;
+    Ok((shape, weights))
+}
+
+/// What a command of the runtime answered.
+fn said<T: DeserializeOwned>(command: &str, output: &Output) -> Result<T, RuntimeError> {
+    let failed = |why: String| RuntimeError::Failed(format!("petaflop-runtime {command}{why}"));
+    if output.status.success() {
+        return serde_json::from_slice(&output.stdout).map_err(|e| failed(format!(": {e}")));
+    }
+    let said = String::from_utf8_lossy(&output.stderr);
+    let said = said.trim().trim_start_matches("error: ").to_owned();
+    Err(match output.status.code() {
+        Some(2) => RuntimeError::BadInput(said),
+        _ => failed(format!(" ({}): {said}", output.status)),
+    })
 }

@@ -6,8 +6,11 @@ use std::path::Path;
 use petaflop_arbiter::workload::{ServingWork, TrainingWork};
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::ServingOptions;
-use petaflop_plan::recipe::{Input, ModelSource, ResolvedRecipe};
+use petaflop_plan::recipe::{Export, Input, ModelSource, ResolvedRecipe};
 use petaflop_plan::shape::ModelShape;
+use petaflop_store::blocking::Store;
+use petaflop_store::{Manifest, StoreError};
+use serde::Deserialize;
 
 /// Size that is assumed for text that lies inside the runtime, which this program cannot see.
 const BUILTIN_BYTES: u64 = 2 << 20;
@@ -38,13 +41,13 @@ pub fn training(
         .map_err(|e| e.to_string())
 }
 
-/// Work of one replica that serves a model.
+/// Work of one replica that serves a model, its matrices in this format.
 ///
 /// # Errors
 /// A model that cannot be planned for, in words.
-pub fn serving(shape: &ModelShape) -> Result<ServingWork, String> {
+pub fn serving(shape: &ModelShape, weights: Dtype) -> Result<ServingWork, String> {
     let context = shape.max_positions;
-    let options = ServingOptions::new(Dtype::F32, SERVED_SEQUENCES, SERVED_STEP_TOKENS, context);
+    let options = ServingOptions::new(weights, SERVED_SEQUENCES, SERVED_STEP_TOKENS, context);
     petaflop_arbiter::work::serving(shape, &options).map_err(|e| e.to_string())
 }
 
@@ -53,21 +56,65 @@ pub fn serving(shape: &ModelShape) -> Result<ServingWork, String> {
 /// # Errors
 /// No such model, or one of a kind that is not supported, in words.
 pub fn shape_at(uri: &str, store: &Path) -> Result<ModelShape, String> {
-    let config = match uri.strip_prefix("artifact:") {
-        Some(hash) => {
-            let store = petaflop_store::blocking::Store::open(&store.display().to_string())
-                .map_err(|e| e.to_string())?;
-            let hash = store.resolve(hash).map_err(|e| e.to_string())?;
-            store.read_file(hash, "config.json").map_err(|e| e.to_string())?
-        }
-        None => {
-            let path = Path::new(uri.strip_prefix("file://").unwrap_or(uri)).join("config.json");
-            std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?
-        }
+    if let Some(hash) = uri.strip_prefix("artifact:") {
+        return stored_model(hash, store).map(|(shape, _)| shape);
+    }
+    let path = Path::new(uri.strip_prefix("file://").unwrap_or(uri)).join(CONFIG);
+    shape_of(&std::fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?)
+}
+
+/// The shape of an artifact's model, and the format in which its matrices are served.
+///
+/// # Errors
+/// As [`shape_at`].
+pub fn stored_model(hash: &str, store: &Path) -> Result<(ModelShape, Dtype), String> {
+    let said = |e: StoreError| e.to_string();
+    let store = Store::open(&store.display().to_string()).map_err(said)?;
+    let hash = store.resolve(hash).map_err(said)?;
+    let shape = shape_of(&store.read_file(hash, CONFIG).map_err(said)?)?;
+    let manifest = store.manifest(hash).map_err(said)?;
+    let recipe = match is_gguf(&manifest) {
+        true => Some(store.read_file(hash, RECIPE).map_err(said)?),
+        false => None,
     };
-    let config: serde_json::Value =
-        serde_json::from_slice(&config).map_err(|e| format!("config.json: {e}"))?;
-    ModelShape::from_hf_config(&config).map_err(|e| format!("config.json: {e}"))
+    let weights = served_as(recipe.as_deref(), &shape)?;
+    Ok((shape, weights))
+}
+
+/// The model's form, in a folder or an artifact.
+pub const CONFIG: &str = "config.json";
+/// The resolved recipe, in an artifact.
+pub const RECIPE: &str = "recipe.json";
+
+/// Whether an artifact's weights are in a GGUF file.
+pub fn is_gguf(manifest: &Manifest) -> bool {
+    manifest.files.iter().any(|file| file.path == "model.gguf")
+}
+
+/// The format in which an artifact of this shape is served: f32, but for a GGUF file, of which
+/// its [`RECIPE`] is given, the format that holds what the recipe asked for.
+///
+/// # Errors
+/// A recipe that is none.
+pub fn served_as(recipe: Option<&[u8]>, shape: &ModelShape) -> Result<Dtype, String> {
+    /// Of a recipe, what a file's form depends on.
+    #[derive(Deserialize)]
+    struct Output {
+        #[serde(default)]
+        output: Export,
+    }
+    let Some(recipe) = recipe else { return Ok(Dtype::F32) };
+    let Output { output } = serde_json::from_slice(recipe).map_err(|e| format!("{RECIPE}: {e}"))?;
+    Ok(output.served_as(shape))
+}
+
+/// The shape that a `config.json` says.
+///
+/// # Errors
+/// It is none, or of a kind that is not supported.
+pub fn shape_of(config: &[u8]) -> Result<ModelShape, String> {
+    let config = serde_json::from_slice(config).map_err(|e| format!("{CONFIG}: {e}"))?;
+    ModelShape::from_hf_config(&config).map_err(|e| format!("{CONFIG}: {e}"))
 }
 
 fn size_of(uri: &str, store: &Path) -> u64 {
@@ -76,7 +123,7 @@ fn size_of(uri: &str, store: &Path) -> u64 {
     }
     if let Some(hash) = uri.strip_prefix("artifact:") {
         let size = || -> Option<u64> {
-            let store = petaflop_store::blocking::Store::open(&store.display().to_string()).ok()?;
+            let store = Store::open(&store.display().to_string()).ok()?;
             let manifest = store.manifest(store.resolve(hash).ok()?).ok()?;
             Some(manifest.files.iter().map(|file| file.length).sum())
         };

@@ -7,7 +7,7 @@ mod common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{Bench, Ended};
+use common::{Bench, Ended, runtime};
 use petaflop_harness::tools;
 use petaflop_model::weights;
 use petaflop_plan::recipe::{Export, Input, ModelSource, Quantization, TokenizerSource};
@@ -53,6 +53,16 @@ fn ggmls_own_package_agrees_on_every_tensor_and_key() {
         assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
         let read: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!((&read["types"], &read["file_type"]), (&types, &json!(file_type)), "{name}");
+
+        // A model that is there is planned in the format of its matrices.
+        let planned =
+            runtime(&["plan", "--serve", "--json", "--model"]).arg(&gguf).output().unwrap();
+        let planned: Value = serde_json::from_slice(&planned.stdout).unwrap();
+        let served = ["f32", "q8_0", "q4_0"][quantization as usize];
+        assert_eq!(
+            (&planned["weights"], &planned["config"]["hidden_size"]),
+            (&json!(served), &json!(32))
+        );
 
         // What was measured on the way: f32 is exact here, fewer bits are not.
         let facts = exported(&ended);

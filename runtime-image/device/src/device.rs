@@ -40,6 +40,25 @@ pub enum DeviceError {
     Lost(String),
 }
 
+/// Some words of a buffer, as a launch or a reader takes them.
+#[derive(Debug)]
+pub struct View<'a, B> {
+    /// The buffer.
+    pub buffer: &'a B,
+    /// Its first word: a multiple of 64, which is what drivers ask of an offset at most.
+    pub at: usize,
+    /// How many.
+    pub words: usize,
+}
+
+impl<B> Clone for View<'_, B> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<B> Copy for View<'_, B> {}
+
 /// A device that runs kernels. Buffers are owned: dropping one frees its memory.
 pub trait Device {
     /// Memory on the device, in words of 32 bits.
@@ -56,17 +75,21 @@ pub trait Device {
     /// Too little memory, or too much for one buffer.
     fn buffer(&self, words: usize) -> Result<Self::Buffer, DeviceError>;
 
-    /// Overwrites the buffer's first words, after everything that was finished.
-    ///
-    /// # Errors
-    /// More words than it holds, or a device that is gone.
-    fn write(&self, buffer: &mut Self::Buffer, words: &[u32]) -> Result<(), DeviceError>;
+    /// All of a buffer.
+    fn whole<'a>(&self, buffer: &'a Self::Buffer) -> View<'a, Self::Buffer>;
 
-    /// What is in the buffer after everything that was finished.
+    /// Overwrites words of the buffer from word `at` on, after everything that was finished.
     ///
     /// # Errors
-    /// A device that is gone.
-    fn read(&self, buffer: &Self::Buffer) -> Result<Vec<u32>, DeviceError>;
+    /// More words than it holds there, or a device that is gone.
+    fn write(&self, buffer: &mut Self::Buffer, at: usize, words: &[u32])
+    -> Result<(), DeviceError>;
+
+    /// What is there after everything that was finished.
+    ///
+    /// # Errors
+    /// Words that the buffer does not have, or a device that is gone.
+    fn read(&self, view: View<'_, Self::Buffer>) -> Result<Vec<u32>, DeviceError>;
 
     /// An empty stream.
     fn stream(&self) -> Self::Stream;
@@ -81,7 +104,7 @@ pub trait Device {
         stream: &mut Self::Stream,
         kernel: &Kernel,
         launch: &Launch,
-        buffers: &[(&str, &Self::Buffer)],
+        buffers: &[(&str, View<'_, Self::Buffer>)],
     ) -> Result<(), DeviceError>;
 
     /// Runs the stream to its end.
@@ -89,6 +112,15 @@ pub trait Device {
     /// # Errors
     /// A device that is gone, or that refused a launch.
     fn finish(&self, stream: Self::Stream) -> Result<(), DeviceError>;
+}
+
+/// Refuses words `at` to `at + words` of a buffer that has only `of`.
+pub(crate) fn within(what: &str, at: usize, words: usize, of: usize) -> Result<(), DeviceError> {
+    if at.checked_add(words).is_some_and(|end| end <= of) {
+        return Ok(());
+    }
+    let problem = format!("{words} words from word {at} on, of a buffer of {of}");
+    Err(WrongLaunch { kernel: what.into(), problem }.into())
 }
 
 /// A product on `device`, for its canary: `y[t, n] = x[t, k] · w[n, k]ᵀ`.
@@ -105,15 +137,16 @@ pub(crate) fn product<D: Device>(
     let kernel = petaflop_kernel::ir::catalogue::kernel("linear_f32").ok_or_else(missing)?;
     let put = |values: &[f32]| {
         let mut buffer = device.buffer(values.len())?;
-        device.write(&mut buffer, bytemuck::cast_slice(values))?;
+        device.write(&mut buffer, 0, bytemuck::cast_slice(values))?;
         Ok::<_, DeviceError>(buffer)
     };
     let (x, w, result) = (put(x)?, put(w)?, put(y)?);
     let launch = Launch { dims: vec![("m", t), ("n", n), ("depth", k)], numbers: vec![] };
     let mut stream = device.stream();
-    device.launch(&mut stream, &kernel, &launch, &[("x", &x), ("w", &w), ("y", &result)])?;
+    let [x, w, result] = [&x, &w, &result].map(|buffer| device.whole(buffer));
+    device.launch(&mut stream, &kernel, &launch, &[("x", x), ("w", w), ("y", result)])?;
     device.finish(stream)?;
-    for (y, bits) in y.iter_mut().zip(device.read(&result)?) {
+    for (y, bits) in y.iter_mut().zip(device.read(result)?) {
         *y = f32::from_bits(bits);
     }
     Ok(())

@@ -5,6 +5,7 @@
 //! | [`detect`] | [`detect()`]: the one report of a machine; [`measure`]: what its processor does |
 //! | [`backend`] | probing cuda → hip → vulkan/metal → cpu; [`backend::cpu`], proven by its canary |
 //! | [`device`] | [`device::Device`]: memory and launches of any device |
+//! | [`interpreted`] | [`interpreted::Interpreter`]: a device that every machine has, for tests |
 //! | `webgpu` | Vulkan and Metal, with the feature `wgpu` |
 //! | [`memory`] | [`HostBuffer`], [`MappedFile`] |
 //! | `processor`, `cgroup` | processors and bytes that this process may use |
@@ -20,6 +21,7 @@ mod catalogue;
 mod cgroup;
 pub mod detect;
 pub mod device;
+pub mod interpreted;
 pub mod memory;
 mod nvidia;
 mod processor;

@@ -11,7 +11,7 @@ use wgpu::{
     ComputePipeline, ErrorFilter, PollType,
 };
 
-use crate::device::{Device, DeviceError};
+use crate::device::{Device, DeviceError, View, within};
 
 /// How long one stream may take before its device counts as lost.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -50,6 +50,19 @@ fn now<F: Future>(device: Option<&wgpu::Device>, future: F) -> F::Output {
             None => std::thread::yield_now(),
         }
     }
+}
+
+/// Bytes of so many words.
+fn bytes(words: usize) -> u64 {
+    words as u64 * 4
+}
+
+fn binding(View { buffer, at, words }: View<'_, Buffer>) -> wgpu::BindingResource<'_> {
+    wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+        buffer: &buffer.buffer,
+        offset: bytes(at),
+        size: std::num::NonZero::new(bytes(words)),
+    })
 }
 
 fn lost(problem: impl std::fmt::Display) -> DeviceError {
@@ -202,21 +215,23 @@ impl Device for WebGpu {
         Ok(Buffer { buffer: self.allocate(bytes, usage)?, words })
     }
 
-    fn write(&self, buffer: &mut Buffer, words: &[u32]) -> Result<(), DeviceError> {
-        if words.len() > buffer.words {
-            let problem = format!("{} words into a buffer of {}", words.len(), buffer.words);
-            return Err(petaflop_kernel::ir::WrongLaunch { kernel: "write".into(), problem }.into());
-        }
-        self.queue.write_buffer(&buffer.buffer, 0, bytemuck::cast_slice(words));
+    fn whole<'a>(&self, buffer: &'a Buffer) -> View<'a, Buffer> {
+        View { buffer, at: 0, words: buffer.words }
+    }
+
+    fn write(&self, buffer: &mut Buffer, at: usize, words: &[u32]) -> Result<(), DeviceError> {
+        within("write", at, words.len(), buffer.words)?;
+        self.queue.write_buffer(&buffer.buffer, bytes(at), bytemuck::cast_slice(words));
         Ok(())
     }
 
-    fn read(&self, buffer: &Buffer) -> Result<Vec<u32>, DeviceError> {
-        let bytes = (buffer.words * 4) as u64;
+    fn read(&self, View { buffer, at, words }: View<'_, Buffer>) -> Result<Vec<u32>, DeviceError> {
+        within("read", at, words, buffer.words)?;
+        let (at, bytes) = (bytes(at), bytes(words));
         let usage = BufferUsages::MAP_READ | BufferUsages::COPY_DST;
         let copy = self.allocate(bytes.max(4), usage)?;
         let mut stream = self.stream();
-        stream.copy_buffer_to_buffer(&buffer.buffer, 0, &copy, 0, bytes.max(4));
+        stream.copy_buffer_to_buffer(&buffer.buffer, at, &copy, 0, bytes.max(4));
         self.queue.submit([stream.finish()]);
         let (done, mapped) = std::sync::mpsc::channel();
         copy.map_async(wgpu::MapMode::Read, .., move |result| drop(done.send(result)));
@@ -235,9 +250,12 @@ impl Device for WebGpu {
         stream: &mut CommandEncoder,
         kernel: &Kernel,
         launch: &Launch,
-        buffers: &[(&str, &Buffer)],
+        buffers: &[(&str, View<'_, Buffer>)],
     ) -> Result<(), DeviceError> {
-        let of = |name: &str| buffers.iter().find(|(n, _)| *n == name).map(|(_, buffer)| *buffer);
+        for (name, view) in buffers {
+            within(name, view.at, view.words, view.buffer.words)?;
+        }
+        let of = |name: &str| buffers.iter().find(|(n, _)| *n == name).map(|(_, view)| *view);
         kernel.check(launch, &|name| of(name).map(|b| b.words))?;
         let groups = kernel.groups(launch)?;
         if groups.contains(&0) {
@@ -248,15 +266,11 @@ impl Device for WebGpu {
         let usage = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
         let uniform = self.allocate((parameters.len() * 4) as u64, usage)?;
         self.queue.write_buffer(&uniform, 0, bytemuck::cast_slice(&parameters));
-        let named: Vec<&wgpu::Buffer> =
-            kernel.buffers().iter().filter_map(|(name, ..)| of(name).map(|b| &b.buffer)).collect();
-        let entries: Vec<_> = std::iter::once(&uniform)
+        let named = kernel.buffers().into_iter().filter_map(|(name, ..)| of(name).map(binding));
+        let entries: Vec<_> = std::iter::once(uniform.as_entire_binding())
             .chain(named)
             .zip(0..)
-            .map(|(buffer, binding)| wgpu::BindGroupEntry {
-                binding,
-                resource: buffer.as_entire_binding(),
-            })
+            .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
             .collect();
         let group = self.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(&kernel.name),

@@ -21,15 +21,16 @@ fn run(device: &WebGpu, kernel: &Kernel, launch: &Launch, memory: &mut Memory) {
     let mut buffers = vec![];
     for (name, words) in memory.iter() {
         let mut buffer = device.buffer(words.len()).expect("a small buffer");
-        device.write(&mut buffer, words).expect("as long as it is");
+        device.write(&mut buffer, 0, words).expect("as long as it is");
         buffers.push((*name, buffer));
     }
-    let named: Vec<_> = buffers.iter().map(|(name, buffer)| (*name, buffer)).collect();
+    let named: Vec<_> =
+        buffers.iter().map(|(name, buffer)| (*name, device.whole(buffer))).collect();
     let mut stream = device.stream();
     device.launch(&mut stream, kernel, launch, &named).expect("the case fits the kernel");
     device.finish(stream).expect("the device is there");
     for (name, buffer) in &buffers {
-        memory.insert(name, device.read(buffer).expect("the device is there"));
+        memory.insert(name, device.read(device.whole(buffer)).expect("the device is there"));
     }
 }
 
@@ -70,10 +71,15 @@ fn what_does_not_fit_is_refused_before_it_starts() {
     let buffer = device.buffer(4).expect("a small buffer");
     let launch = Launch { dims: vec![("count", 5)], numbers: vec![] };
     let mut stream = device.stream();
-    let refused = device.launch(&mut stream, &kernel, &launch, &[("x", &buffer), ("y", &buffer)]);
+    let refused = device.launch(
+        &mut stream,
+        &kernel,
+        &launch,
+        &[("x", device.whole(&buffer)), ("y", device.whole(&buffer))],
+    );
     assert!(matches!(&refused, Err(DeviceError::Launch(e)) if e.problem.contains("4 words of 5")));
     let mut buffer = device.buffer(2).expect("a small buffer");
-    assert!(device.write(&mut buffer, &[1, 2, 3]).is_err());
+    assert!(device.write(&mut buffer, 0, &[1, 2, 3]).is_err());
     assert!(matches!(device.buffer(1 << 40), Err(DeviceError::TooLarge { .. })));
     device.finish(stream).expect("nothing to do");
 }

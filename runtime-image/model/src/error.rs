@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use petaflop_device::OutOfMemory;
+use petaflop_device::device::DeviceError;
 use petaflop_plan::plan::PlanError;
 use petaflop_plan::shape::ShapeError;
 
@@ -18,6 +19,9 @@ pub enum ModelError {
     /// The weights cannot be read or written.
     #[error(transparent)]
     Weights(#[from] WeightsError),
+    /// The device refused, or is gone.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Tokens, targets or blocks that do not fit the plan.
     #[error("{what}: expected {expected}, found {found}")]
     Input {

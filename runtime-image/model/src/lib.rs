@@ -4,6 +4,7 @@
 //! | module | holds |
 //! |---|---|
 //! | [`training`] | [`training::TrainingModel`]: forward, backward, clipping, AdamW |
+//! | [`on_device`] | [`on_device::DeviceModel`]: the same plan on a device, by recorded kernels |
 //! | [`inference`] | [`inference::InferenceModel`]: chunks of many sequences over a paged key/value cache |
 //! | [`weights`] | [`weights::Weights`]: read, wherever they lie; [`weights::WeightsFolder`]: Hugging Face folders, written too |
 //! | [`gguf`] | GGUF files, read and written |
@@ -12,7 +13,7 @@
 //! | [`rng`] | [`rng::Philox`]: randomness by counter |
 //! | [`error`] | [`error::ModelError`], [`error::WeightsError`] |
 //!
-//! Both models own one arena, exactly as planned ([`petaflop_plan::plan`]), and
+//! All models own one arena, exactly as planned ([`petaflop_plan::plan`]), and
 //! walk the plan's steps; each step is one kernel call.
 
 mod arena;
@@ -21,6 +22,7 @@ pub mod chat;
 pub mod error;
 pub mod gguf;
 pub mod inference;
+pub mod on_device;
 mod pass;
 pub mod rng;
 mod rope;

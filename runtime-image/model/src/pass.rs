@@ -124,8 +124,13 @@ impl Pass<'_> {
         true
     }
 
-    /// Factor on the scores of attention.
+    /// See [`score_scale`].
     pub(crate) fn score_scale(&self) -> f32 {
-        (1.0 / libm::sqrt(f64::from(self.shape.head_dim))) as f32
+        score_scale(self.shape)
     }
+}
+
+/// Factor on the scores of attention.
+pub(crate) fn score_scale(shape: &ModelShape) -> f32 {
+    (1.0 / libm::sqrt(f64::from(shape.head_dim))) as f32
 }

@@ -72,6 +72,24 @@ pub struct AdamwStep {
     pub weight_decay: f64,
 }
 
+impl AdamwStep {
+    /// What the kernel takes for a tensor of this role.
+    pub(crate) fn coefficients(&self, role: TensorRole) -> kernel::AdamW<f32> {
+        let Self { step, learning_rate, beta1, beta2, eps, weight_decay } = *self;
+        let done = (step + 1) as f64;
+        kernel::AdamW {
+            lr: learning_rate as f32,
+            beta1: beta1 as f32,
+            beta2: beta2 as f32,
+            eps: eps as f32,
+            weight_decay: if role.decays() { weight_decay as f32 } else { 0.0 },
+            bias1: (1.0 - libm::pow(beta1, done)) as f32,
+            bias2: (1.0 - libm::pow(beta2, done)) as f32,
+            grad_scale: 1.0,
+        }
+    }
+}
+
 impl TrainingModel {
     /// Plans and allocates; all weights are zero until [`Self::init`] or [`Self::load`].
     ///
@@ -224,23 +242,11 @@ impl TrainingModel {
 
     /// One step of the optimiser over the gradients as they are.
     pub fn adamw(&mut self, step: &AdamwStep) {
-        let AdamwStep { step, learning_rate, beta1, beta2, eps, weight_decay } = *step;
-        let done = (step + 1) as f64;
         for tensor in &self.plan.tensors {
             let Some(trained) = tensor.trained else {
                 continue;
             };
-            let decay = if tensor.role.decays() { weight_decay } else { 0.0 };
-            let coefficients = kernel::AdamW {
-                lr: learning_rate as f32,
-                beta1: beta1 as f32,
-                beta2: beta2 as f32,
-                eps: eps as f32,
-                weight_decay: decay as f32,
-                bias1: (1.0 - libm::pow(beta1, done)) as f32,
-                bias2: (1.0 - libm::pow(beta2, done)) as f32,
-                grad_scale: 1.0,
-            };
+            let coefficients = step.coefficients(tensor.role);
             let [gradient, first, second] = self.arena.work.views([
                 trained.gradient,
                 trained.first_moment,
@@ -310,7 +316,7 @@ impl TrainingModel {
         targets: &[u32],
         backward: Option<f32>,
     ) -> Result<Loss, ModelError> {
-        self.check(tokens, targets)?;
+        check_rows(self.positions.len(), self.shape.vocab, tokens, targets)?;
         let steps =
             if backward.is_some() { self.plan.steps.len() } else { self.plan.forward_steps };
         let cpu = Arc::clone(&self.cpu);
@@ -376,38 +382,41 @@ impl TrainingModel {
         }
         "the sum of losses".to_owned()
     }
+}
 
-    fn check(&self, tokens: &[u32], targets: &[u32]) -> Result<(), ModelError> {
-        let rows = self.positions.len();
-        let refuse = |what, expected: String, found: String| {
-            Err(ModelError::Input { what, expected, found })
-        };
-        for (what, len) in [("tokens", tokens.len()), ("targets", targets.len())] {
-            if len != rows {
-                return refuse(
-                    what,
-                    format!("micro-batch × sequence = {rows} of them"),
-                    len.to_string(),
-                );
-            }
-        }
-        let vocab = self.shape.vocab;
-        if let Some(token) = tokens.iter().find(|&&t| t >= vocab) {
+/// Refuses tokens and targets that are not `rows`, or beyond the vocabulary.
+pub(crate) fn check_rows(
+    rows: usize,
+    vocab: u32,
+    tokens: &[u32],
+    targets: &[u32],
+) -> Result<(), ModelError> {
+    let refuse =
+        |what, expected: String, found: String| Err(ModelError::Input { what, expected, found });
+    for (what, len) in [("tokens", tokens.len()), ("targets", targets.len())] {
+        if len != rows {
             return refuse(
-                "tokens",
-                format!("numbers below the vocabulary's {vocab}"),
-                token.to_string(),
+                what,
+                format!("micro-batch × sequence = {rows} of them"),
+                len.to_string(),
             );
         }
-        if let Some(target) = targets.iter().find(|&&t| t >= vocab && t != NO_TARGET) {
-            return refuse(
-                "targets",
-                format!("numbers below the vocabulary's {vocab}, or NO_TARGET"),
-                target.to_string(),
-            );
-        }
-        Ok(())
     }
+    if let Some(token) = tokens.iter().find(|&&t| t >= vocab) {
+        return refuse(
+            "tokens",
+            format!("numbers below the vocabulary's {vocab}"),
+            token.to_string(),
+        );
+    }
+    if let Some(target) = targets.iter().find(|&&t| t >= vocab && t != NO_TARGET) {
+        return refuse(
+            "targets",
+            format!("numbers below the vocabulary's {vocab}, or NO_TARGET"),
+            target.to_string(),
+        );
+    }
+    Ok(())
 }
 
 /// What the randomness of a counter is for, in its last word.

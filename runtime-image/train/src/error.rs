@@ -145,9 +145,9 @@ impl Error {
             ModelError::Plan(error) => Self::BadInput(format!("recipe: {error}")),
             ModelError::Weights(error) => Self::BadInput(format!("base model: {error}")),
             ModelError::Memory(error) => Self::OutOfMemory(error.to_string()),
-            error @ (ModelError::Input { .. } | ModelError::NotFinite { .. }) => {
-                Self::Internal(error.to_string())
-            }
+            error @ (ModelError::Input { .. }
+            | ModelError::NotFinite { .. }
+            | ModelError::Device(_)) => Self::Internal(error.to_string()),
         }
     }
 

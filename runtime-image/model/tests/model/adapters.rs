@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::common::{Weights, cpu, loss, model, rounded, shapes, tokens};
+use crate::common::{Weights, bits, cpu, loss, model, rounded, shapes, tokens};
 use petaflop_kernel::{Cpu, Isa};
 use petaflop_model::inference::{Chunk, InferenceModel, Logits};
 use petaflop_model::rng::Philox;
@@ -181,10 +181,6 @@ fn pairs_on_some_projections_and_a_trained_base_have_their_gradients_too() {
             check(&format!("{name}, {targets:?}"), &mut some, base.weights(Dtype::Q8_0));
         }
     }
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
 }
 
 #[test]

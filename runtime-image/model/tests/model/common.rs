@@ -241,3 +241,8 @@ pub(crate) fn rounded(values: &[f32], dtype: Dtype) -> Vec<f32> {
     }
     out
 }
+
+/// To compare to the bit.
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}

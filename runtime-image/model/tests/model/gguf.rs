@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use crate::common::{cpu, model, rounded, shapes, tokens};
+use crate::common::{bits, cpu, model, rounded, shapes, tokens};
 use petaflop_model::chat::DEFAULT_TEMPLATE;
 use petaflop_model::gguf::export::export;
 use petaflop_model::gguf::model::GgufModel;
@@ -42,10 +42,6 @@ fn logits(weights: &dyn Weights, dtype: Dtype, tokens: &[u32]) -> Vec<f32> {
     let mut model = InferenceModel::new(cpu(2), weights, &options).expect("it has a plan");
     let chunk = Chunk { tokens, start: 0, blocks: &[7, 2, 5], logits: Logits::All };
     model.forward(&[chunk]).expect("it fits").to_vec()
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
 }
 
 #[test]

@@ -3,6 +3,7 @@
 mod adapters;
 mod common;
 mod gguf;
+mod on_device;
 mod serving;
 mod training;
 mod weights;

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::common::{cpu, logits, model, rounded, shapes, tokens, weights};
+use crate::common::{bits, cpu, logits, model, rounded, shapes, tokens, weights};
 use petaflop_model::error::ModelError;
 use petaflop_model::inference::{Chunk, InferenceModel, Logits};
 use petaflop_model::weights::{WeightsFolder, save};
@@ -30,10 +30,6 @@ fn options(weights: Dtype) -> ServingOptions {
 fn open(folder: &Path, weights: Dtype) -> InferenceModel {
     let folder = WeightsFolder::open(folder).expect("it was just written");
     InferenceModel::new(cpu(2), &folder, &options(weights)).expect("it has a plan")
-}
-
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|v| v.to_bits()).collect()
 }
 
 #[test]

@@ -76,7 +76,7 @@ pub struct Spec {
     restart: i64,
     /// Spot's price by on-demand's, in 64ths.
     ratio: i64,
-    /// Most ticks left.
+    /// Most ticks left; a multiple of [`KEPT`], so that tables for more have the same decisions for these.
     ticks: i64,
     /// Most slack, in seconds.
     slack: i64,
@@ -93,9 +93,16 @@ impl Spec {
             tick: terms.tick,
             restart: restarts / terms.zones.len().max(1) as i64,
             ratio: ratio.clamp(0, 256),
-            ticks: terms.ticks().max(0),
+            ticks: (terms.ticks().max(0) as usize).next_multiple_of(KEPT) as i64,
             slack: (terms.ticks() * terms.tick - terms.work).max(0),
         }
+    }
+
+    /// Of two jobs that differ in nothing but how long they are, what serves both.
+    pub fn joined(self, other: Spec) -> Option<Spec> {
+        let (ticks, slack) = (self.ticks.max(other.ticks), self.slack.max(other.slack));
+        let alike = Spec { ticks, slack, ..self } == Spec { ticks, slack, ..other };
+        alike.then_some(Spec { ticks, slack, ..self })
     }
 
     /// Seconds of a tick.
@@ -299,7 +306,7 @@ impl Table {
         // Nobody has time left: what is not done by now may not be.
         let first = restart.min(per_tick);
         for left in 1..=ticks {
-            let kept = (left % KEPT == 0 || left == ticks).then_some(left.div_ceil(KEPT));
+            let kept = (left % KEPT == 0).then_some(left / KEPT);
             // Expectations replace the later layer's values.
             for s in 0..width {
                 let none = next.none[s];

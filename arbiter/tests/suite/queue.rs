@@ -1,11 +1,13 @@
 //! Several jobs in one recorded market: who gets a machine, who loses one, and who may pay for it.
 
 use petaflop_arbiter::money::{Usd, UsdPerHour};
+use petaflop_arbiter::spot::law::Shape;
 use petaflop_arbiter::spot::model::{Terms, Zone};
 use petaflop_arbiter::spot::optimum::optimum;
 use petaflop_arbiter::spot::policies::Name;
 use petaflop_arbiter::spot::queue::{self, End, Queued, Went};
 use petaflop_arbiter::spot::replay::{self, Manner, Observe, Price, Recorded};
+use petaflop_arbiter::spot::table::{LawIndex, Spec, Tables};
 use proptest::prelude::*;
 
 const TICK: i64 = 300;
@@ -90,6 +92,41 @@ fn a_budget_is_spent_to_its_last_tick_and_not_beyond() {
         assert_eq!((went[0].end, cents(&went[0])), (end, spent));
         assert_eq!(went[1].end, End::InTime, "what it held is free again");
     }
+}
+
+#[test]
+fn tables_for_the_longest_job_decide_for_a_shorter_one_as_its_own_do() {
+    let specs = |jobs: [Queued; 2], market: &[Recorded]| {
+        jobs.map(|mut queued| {
+            queued.terms.zones[0].restart = 180;
+            Spec::of(&queued.terms, market, 0)
+        })
+    };
+    let market = market(&[vec![1; 40]]);
+    let [short, long] = specs([job(0, 9, 14, 1), job(3, 30, 47, 1)], &market);
+    let all = short.joined(long).expect("they differ in length alone");
+    assert_eq!(long.joined(short), Some(all));
+    let tables = |spec| Tables::made_when_needed(spec, Shape::default());
+    let (own, all) = (tables(short), tables(all));
+    for law in [(1.0, 1.0, 0.0), (0.25, 4.0, 0.7), (4.0, 0.5, 0.97)] {
+        let law = LawIndex::nearest(law.0, law.1, law.2);
+        let (own, all) = (own.make(law), all.make(law));
+        for (left, slack) in (0..=14).flat_map(|left| (0..=25).map(move |s| (left, s * 60))) {
+            for (bucket, there) in (0..16).flat_map(|bucket| [(bucket, true), (bucket, false)]) {
+                let said = own.idle(left, slack, there, bucket);
+                assert_eq!(said, all.idle(left, slack, there, bucket), "{left} {slack}");
+                for pending in [0, 180] {
+                    let said = own.on_demand(left, slack, pending, there, bucket);
+                    let also = all.on_demand(left, slack, pending, there, bucket);
+                    assert_eq!(said, also, "{left} {slack} {pending}");
+                }
+            }
+        }
+    }
+    let mut dearer = market.clone();
+    dearer[0].spot = Price::Fixed(price(2 * SPOT));
+    let [other, _] = specs([job(0, 9, 14, 1), job(0, 9, 14, 1)], &dearer);
+    assert_eq!(short.joined(other), None, "at another price other tables");
 }
 
 proptest! {

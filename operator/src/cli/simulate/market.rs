@@ -1,6 +1,5 @@
 //! `petaflop simulate market`: what a queue of jobs costs under each policy, over recorded capacity and prices.
 
-use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -109,17 +108,13 @@ pub(crate) fn run(args: &Args) -> Outcome {
     }
     let best = |queued: &Queued| optimum(&queued.terms, &market, queued.arrives, Observe::All).paid;
     let alone = jobs.iter().map(best).fold(Paid::ZERO, Paid::plus).usd().as_f64();
-    let mut tables: HashMap<Spec, Arc<Tables>> = HashMap::new();
+    let tables = tables(&jobs, &market);
     let mut reports = Vec::new();
     for name in policies {
         let went = queue::run(&jobs, &market, &capacity, |queued| {
-            let tables = (name == Name::P1).then(|| {
-                let spec = Spec::of(&queued.terms, &market, queued.arrives);
-                let made =
-                    |spec: &Spec| Arc::new(Tables::made_when_needed(*spec, Shape::default()));
-                Arc::clone(tables.entry(spec).or_insert_with_key(made))
-            });
-            name.policy(&queued.terms, tables.as_ref())
+            let own = Spec::of(&queued.terms, &market, queued.arrives);
+            let serves = tables.iter().find(|(spec, _)| spec.joined(own).is_some());
+            name.policy(&queued.terms, serves.map(|(_, tables)| tables))
         });
         let report = report(args, name, &jobs, &went, alone);
         if args.json {
@@ -131,6 +126,20 @@ pub(crate) fn run(args: &Args) -> Outcome {
         print_table(&reports)?;
     }
     Ok(Code::Done)
+}
+
+/// What P1 decides by: tables for the longest of the jobs that meet the same prices serve all of them.
+fn tables(jobs: &[Queued], market: &[Recorded]) -> Vec<(Spec, Arc<Tables>)> {
+    let mut specs: Vec<Spec> = Vec::new();
+    for queued in jobs {
+        let own = Spec::of(&queued.terms, market, queued.arrives);
+        match specs.iter_mut().find_map(|known| Some((known.joined(own)?, known))) {
+            Some((joined, known)) => *known = joined,
+            None => specs.push(own),
+        }
+    }
+    let made = |spec| (spec, Arc::new(Tables::made_when_needed(spec, Shape::default())));
+    specs.into_iter().map(made).collect()
 }
 
 fn policies(args: &Args) -> Result<Vec<Name>, Failure> {

@@ -12,6 +12,7 @@
 //! | [`market`] | all offers, indexed |
 //! | [`workload`] | what is asked for |
 //! | [`work`] | how much work that is, by the memory plan that the runtime executes |
+//! | [`memory`] | how much memory any model takes, by formulas; what would make it fit |
 //! | [`spot`] | spot under a deadline: policies, the exact safety set, the optimum, replay |
 //! | [`support`] | where our runtime runs |
 //! | [`estimate`] | tokens a second, with uncertainty, corrected by past runs |
@@ -43,6 +44,7 @@ pub mod gang;
 pub mod launch;
 pub mod ledger;
 pub mod market;
+pub mod memory;
 pub mod money;
 mod moves;
 mod objective;

@@ -11,9 +11,9 @@ use petaflop_plan::shape::ModelShape;
 use petaflop_plan::training::{TrainingOptions, plan_training};
 
 /// Host memory that the process itself takes, in bytes.
-const PROCESS_BYTES: u64 = 96 << 20;
+pub(crate) const PROCESS_BYTES: u64 = 96 << 20;
 /// Tokenizer, template and configuration in an artifact, in bytes, at most about this.
-const ARTIFACT_EXTRAS: u64 = 4 << 20;
+pub(crate) const ARTIFACT_EXTRAS: u64 = 4 << 20;
 /// Bytes of a number in f32.
 const F32: u64 = 4;
 

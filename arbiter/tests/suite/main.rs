@@ -10,6 +10,7 @@ mod hostile;
 mod launches;
 mod ledger;
 mod markets;
+mod memory;
 mod money;
 mod moves;
 mod properties;

@@ -1,29 +1,26 @@
-//! `petaflop fit`: how much memory a model or a job takes, and which offers it fits on.
+//! `petaflop fit`: how much memory a model or a job takes, which offers it fits on, and what would make
+//! it fit where it does not.
+//!
+//! `model` turns what was asked into work for the arbiter.
+
+mod model;
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
 use jiff::Timestamp;
 use petaflop_arbiter::decide::{Explained, explain};
+use petaflop_arbiter::memory::{Anatomy, Needs, Use, ladder};
+use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::obstacle::Check;
-use petaflop_arbiter::workload::{Engine, OwnerKind, TrainingWork, Work, Workload, WorkloadId};
+use petaflop_arbiter::workload::{Engine, OwnerKind, Work, Workload, WorkloadId};
+use petaflop_arbiter::world::World;
 use petaflop_crds::manifest;
-use petaflop_plan::dtype::Dtype;
-use petaflop_plan::inference::ServingOptions;
-use petaflop_plan::shape::ModelShape;
-use petaflop_plan::training::{TrainingOptions, plan_training};
 use serde::Serialize;
 
+use self::model::{Again, Asked, Cache, Estimate, Precision, Trained};
 use super::{Code, Failure, Outcome, plan, print, print_json, show};
 use crate::embedded::home::Home;
 use crate::embedded::job::{DEFAULT_NAMESPACE, Task};
-use crate::models;
-
-/// Longest context that is planned for when none is named.
-const LONGEST_CONTEXT: u32 = 8192;
-
-/// Tokens of one pass of the server.
-const STEP_TOKENS: u32 = 256;
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["file", "model"])))]
@@ -34,12 +31,27 @@ pub(crate) struct Args {
     /// A model: 8b, 70b, … for the published Llama of that size, or a config.json
     #[arg(long, value_name = "SIZE|FILE")]
     model: Option<String>,
-    /// Number format of the model's matrices
-    #[arg(long, value_enum, default_value = "f32")]
+    /// Number format of the model's matrices; a training computes in f32 or bf16
+    #[arg(long, value_enum, default_value = "f32", conflicts_with = "file")]
     precision: Precision,
+    /// Number format of keys and values [default: f32 beside f32, else bf16]
+    #[arg(long, value_enum, conflicts_with_all = ["file", "train"])]
+    cache: Option<Cache>,
     /// Train it instead of serving it
     #[arg(long, conflicts_with = "file")]
     train: bool,
+    /// What is trained
+    #[arg(long, value_enum, default_value = "full", requires = "train")]
+    method: Trained,
+    /// Width of the low-rank pairs
+    #[arg(long, value_name = "N", default_value_t = 16, requires = "train")]
+    rank: u32,
+    /// What is made again on the way back, and not kept
+    #[arg(long, value_enum, default_value = "nothing", requires = "train")]
+    recompute: Again,
+    /// Moments of one byte, no master copy
+    #[arg(long, requires = "train")]
+    adam_8bit: bool,
     /// Tokens of one sequence [default: what the model was made for, at most 8192]
     #[arg(long, value_name = "N", conflicts_with = "file")]
     context: Option<u32>,
@@ -54,24 +66,31 @@ pub(crate) struct Args {
     json: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "snake_case")]
-#[value(rename_all = "snake_case")]
-enum Precision {
-    F32,
-    Bf16,
-    #[value(name = "q8_0")]
-    Q8_0,
-}
-
 /// What is planned for.
 #[derive(Serialize)]
 struct Report {
     parameters: u64,
     arena_bytes: u64,
     host_bytes: u64,
+    /// Where the runtime makes no plan of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimate: Option<Estimate>,
     fitting: usize,
+    /// Where it fits nowhere: changes, each on top of those before, up to the first that fits.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    ladder: Vec<Step>,
     offers: Vec<Row>,
+}
+
+/// A change that makes it smaller, and where it then fits.
+#[derive(Serialize)]
+struct Step {
+    change: String,
+    arena_bytes: u64,
+    needs: Needs,
+    fitting: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cheapest: Option<UsdPerHour>,
 }
 
 #[derive(Serialize)]
@@ -82,7 +101,7 @@ struct Row {
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
-    let (mut workload, parameters) = match (&args.file, &args.model) {
+    let (mut workload, parameters, estimate, of) = match (&args.file, &args.model) {
         (Some(file), _) => {
             let documents = manifest::read(file).map_err(Failure::bad_input)?;
             let document =
@@ -94,15 +113,35 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
                 Task::Training(task) => task.work.checkpoint_bytes / 12,
                 Task::Serving(task) => task.work.model_bytes / 4,
             };
-            (plan::workload_for(home, &admission)?, parameters)
+            (plan::workload_for(home, &admission)?, parameters, None, None)
         }
-        (None, Some(model)) => of_model(args, model)?,
+        (None, Some(model)) => {
+            let Asked { parameters, work, estimate, of } = model::read(args, model)?;
+            (without_wishes(work), parameters, estimate, of)
+        }
         (None, None) => return Err(Failure::bad_input("give --file or --model")),
     };
     unbound(&mut workload);
-    let world = plan::world_for(home, workload.clone(), Timestamp::now())?;
+    let mut world = plan::world_for(home, workload.clone(), Timestamp::now())?;
     let (id, (arena_bytes, host_bytes)) = (workload.id.clone(), memory(&workload.work));
-    let explanation = explain(&world, Timestamp::now(), &id)
+    let offers = rows(&world, &id)?;
+    let fitting = count(&offers);
+    let ladder = match of {
+        Some((anatomy, of)) if fitting == 0 => climb(&mut world, &id, &anatomy, of)?,
+        _ => Vec::new(),
+    };
+    let report = Report { parameters, arena_bytes, host_bytes, estimate, fitting, ladder, offers };
+    if args.json {
+        print_json(&report)?;
+    } else {
+        show_report(&report, args.limit)?;
+    }
+    Ok(if fitting > 0 { Code::Done } else { Code::NoOffer })
+}
+
+/// All offers, those that it fits on first, the cheapest before.
+fn rows(world: &World, id: &WorkloadId) -> Result<Vec<Row>, Failure> {
+    let explanation = explain(world, Timestamp::now(), id)
         .ok_or_else(|| Failure::failed("the world does not hold the workload"))?;
     let mut rows: Vec<Row> = explanation
         .offers
@@ -114,18 +153,39 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             |row: &Row| (!row.fits, row.explained.offer.price, row.explained.offer.id.clone());
         key(a).cmp(&key(b))
     });
-    let fitting = rows.iter().filter(|row| row.fits).count();
-    let report = Report { parameters, arena_bytes, host_bytes, fitting, offers: rows };
-    if args.json {
-        print_json(&report)?;
-    } else {
-        show_report(&report, args.limit)?;
+    Ok(rows)
+}
+
+fn count(rows: &[Row]) -> usize {
+    rows.iter().filter(|row| row.fits).count()
+}
+
+/// Up the ladder, to the first rung that fits somewhere.
+fn climb(
+    world: &mut World,
+    id: &WorkloadId,
+    anatomy: &Anatomy,
+    of: Use,
+) -> Result<Vec<Step>, Failure> {
+    let mut steps = Vec::new();
+    for rung in ladder(anatomy, of) {
+        for workload in world.workloads.iter_mut().filter(|workload| workload.id == *id) {
+            workload.work = model::work(anatomy, rung.with);
+        }
+        let rows = rows(world, id)?;
+        let fitting = count(&rows);
+        let cheapest = rows.first().filter(|row| row.fits).map(|row| row.explained.offer.price);
+        let arena_bytes = rung.needs.total();
+        steps.push(Step { change: rung.change, arena_bytes, needs: rung.needs, fitting, cheapest });
+        if fitting > 0 {
+            break;
+        }
     }
-    Ok(if fitting > 0 { Code::Done } else { Code::NoOffer })
+    Ok(steps)
 }
 
 fn show_report(report: &Report, limit: usize) -> Result<(), Failure> {
-    let Report { parameters, arena_bytes, host_bytes, fitting, offers } = report;
+    let Report { parameters, arena_bytes, host_bytes, estimate, fitting, ladder, offers } = report;
     print(format_args!(
         "{} parameters; {} on the device that computes, {} of host memory beside it; fits on {fitting} of {} offers",
         show::grouped(*parameters),
@@ -133,6 +193,35 @@ fn show_report(report: &Report, limit: usize) -> Result<(), Failure> {
         show::bytes(*host_bytes),
         offers.len()
     ))?;
+    if let Some(Estimate { because, needs }) = estimate {
+        let parts = [
+            ("weights", needs.weights),
+            ("states", needs.states),
+            ("activations", needs.activations),
+            ("cache", needs.cache),
+            ("logits", needs.logits),
+            ("workspace", needs.workspace),
+        ];
+        let parts: Vec<String> = parts
+            .iter()
+            .filter(|(_, bytes)| *bytes > 0)
+            .map(|(name, bytes)| format!("{name} {}", show::bytes(*bytes)))
+            .collect();
+        print(format_args!("estimated: {}. {because}", parts.join(", ")))?;
+    }
+    if !ladder.is_empty() {
+        print("what would make it fit, each on top of those above:")?;
+        let mut table = show::table(&["CHANGE", "TAKES", "FITS ON", "FROM $/H"], &[1, 2, 3]);
+        for Step { change, arena_bytes, fitting, cheapest, .. } in ladder {
+            table.add_row([
+                change.clone(),
+                show::bytes(*arena_bytes),
+                fitting.to_string(),
+                cheapest.map_or_else(String::new, |price| price.to_string()),
+            ]);
+        }
+        print(show::lines(&table))?;
+    }
     let mut table = show::table(&["", "OFFER", "HARDWARE", "$/H", "PRICE OF", "BUT"], &[3]);
     for Row { fits, explained } in offers.iter().take(limit) {
         let but: Vec<String> = explained
@@ -153,58 +242,9 @@ fn show_report(report: &Report, limit: usize) -> Result<(), Failure> {
     print(show::lines(&table))
 }
 
-/// A model by its size or its config.json, as a workload without wishes.
-fn of_model(args: &Args, model: &str) -> Result<(Workload, u64), Failure> {
-    let shape = match models::known(model) {
-        Some(shape) => shape,
-        None => {
-            let text = std::fs::read(model).map_err(|error| {
-                let names: Vec<&str> = models::NAMES.to_vec();
-                Failure::bad_input(format!(
-                    "{model}: {error}; expected {} or a config.json",
-                    names.join(", ")
-                ))
-            })?;
-            let config: serde_json::Value = serde_json::from_slice(&text)
-                .map_err(|e| Failure::bad_input(format!("{model}: {e}")))?;
-            ModelShape::from_hf_config(&config)
-                .map_err(|e| Failure::bad_input(format!("{model}: {e}")))?
-        }
-    };
-    let context = args.context.unwrap_or(shape.max_positions.min(LONGEST_CONTEXT));
-    let work = if args.train {
-        let plan = plan_training(&shape, &TrainingOptions::new(args.sequences, context))
-            .map_err(Failure::bad_input)?;
-        if args.precision != Precision::F32 {
-            return Err(Failure::bad_input("training is in f32; other precisions are for serving"));
-        }
-        let parameters = shape.parameters();
-        Work::Training(TrainingWork {
-            steps: 1,
-            tokens_per_step: u64::from(args.sequences) * u64::from(context),
-            flops_per_step: plan.forward_flops() + plan.backward_flops(),
-            traffic_bytes_per_step: plan.bytes_moved() + plan.update_bytes(),
-            arena_bytes: plan.arena_bytes(),
-            host_bytes: 12 * parameters,
-            checkpoint_bytes: 12 * parameters,
-            artifact_bytes: 4 * parameters,
-            input_bytes: 0,
-            checkpoint_interval_seconds: 600,
-            precision: petaflop_arbiter::workload::Precision::F32,
-        })
-    } else {
-        let weights = match args.precision {
-            Precision::F32 => Dtype::F32,
-            Precision::Bf16 => Dtype::Bf16,
-            Precision::Q8_0 => Dtype::Q8_0,
-        };
-        let tokens = args.sequences.max(STEP_TOKENS);
-        let options = ServingOptions::new(weights, args.sequences, tokens, context);
-        Work::Serving(
-            petaflop_arbiter::work::serving(&shape, &options).map_err(Failure::bad_input)?,
-        )
-    };
-    let workload = Workload {
+/// A workload that wishes for nothing.
+fn without_wishes(work: Work) -> Workload {
+    Workload {
         id: WorkloadId {
             kind: OwnerKind::InferenceService,
             namespace: DEFAULT_NAMESPACE.to_owned(),
@@ -223,8 +263,7 @@ fn of_model(args: &Args, model: &str) -> Result<(Workload, u64), Failure> {
         progress: Default::default(),
         suspended: false,
         tied: Vec::new(),
-    };
-    Ok((workload, shape.parameters()))
+    }
 }
 
 /// Whether the memory is enough and known.

@@ -291,7 +291,9 @@ fn replicas(
             let is_target = |model: &str| target.is_none_or(|target| target == model);
             Live {
                 name: replica.name(),
-                new: serving.is_none_or(|serving| is_target(&serving.model))
+                // What its provider takes away is replaced while it still answers.
+                new: !replica.run.as_ref().is_some_and(|run| run.taken)
+                    && serving.is_none_or(|serving| is_target(&serving.model))
                     && revision.is_of(&replica.stored.claim.spec),
                 ready: replica.answers(),
                 price: replica.stored.claim.spec.offer.price,

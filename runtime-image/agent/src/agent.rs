@@ -332,7 +332,7 @@ async fn wait(
         stops.mark_changed();
     }
     let mut stop: Option<Stop> = None;
-    let mut forced = false;
+    let (mut asked, mut forced) = (false, false);
     let mut ended = std::pin::pin!(running.ended());
     let mut ready = std::pin::pin!(async {
         match &task.ready {
@@ -343,8 +343,9 @@ async fn wait(
     let mut is_ready = false;
     let mut look = tokio::time::interval(look::LOOK_EVERY);
     loop {
-        let force = async {
+        let next = async {
             match stop {
+                Some(stop) if !asked => config.clock.sleep_until(ask_at(task, stop)).await,
                 Some(stop) if !forced => config.clock.sleep_until(stop.force_at).await,
                 _ => std::future::pending().await,
             }
@@ -355,13 +356,12 @@ async fn wait(
             Ok(_) = stops.changed() => {
                 if stop.is_none() {
                     session.set_state(State::Draining);
-                    running.signal(Signal::TERM);
                 }
                 stop = *stops.borrow_and_update();
             }
-            () = force => {
-                forced = true;
-                running.signal(Signal::KILL);
+            () = next => {
+                running.signal(if asked { Signal::KILL } else { Signal::TERM });
+                (asked, forced) = (true, asked);
             }
             () = &mut ready, if !is_ready => {
                 is_ready = true;
@@ -369,6 +369,17 @@ async fn wait(
             }
             _ = look.tick() => follow(),
         }
+    }
+}
+
+/// When a command is asked to end (time since boot): at once. What serves goes on through the
+/// provider's notice, up to its own grace: that is the time in which another is brought up.
+fn ask_at(task: &Task, stop: Stop) -> Duration {
+    match stop.why {
+        Why::Notice if task.relay.is_some() => {
+            stop.force_at.saturating_sub(Duration::from_secs(task.grace_seconds))
+        }
+        _ => Duration::ZERO,
     }
 }
 

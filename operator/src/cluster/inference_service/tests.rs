@@ -193,6 +193,23 @@ fn a_lost_replica_is_counted_once_and_replaced() {
 }
 
 /// A replica whose server ended so.
+#[test]
+fn a_replica_that_its_provider_takes_away_is_replaced_before_it_is_gone() {
+    let (service, model) = (service(json!({})), known());
+    let mut going = answers(1, MODEL);
+    going.run.as_mut().expect("a run").taken = true;
+    let alone = [going.clone()];
+    let noticed = next(&look(&service, &alone, &model, &linked()));
+    assert_eq!(noticed.wants.as_ref().map(|wants| wants.count), Some(2), "one more");
+    assert_eq!(draining(&noticed), [("10.0.0.1:8080", false)], "nobody else answers yet");
+    assert!(noticed.unwanted.is_empty());
+
+    let both = [going, answers(2, MODEL)];
+    let replaced = next(&look(&service, &both, &model, &linked()));
+    assert_eq!(draining(&replaced), [("10.0.0.1:8080", true), ("10.0.0.2:8080", false)]);
+    assert_eq!(replaced.wants.as_ref().map(|wants| wants.count), Some(1));
+}
+
 fn failed(message: &str, retry: bool) -> [Replica; 1] {
     let mut failed = [answers(1, MODEL)];
     let end = End::Failed { message: message.into(), retry };

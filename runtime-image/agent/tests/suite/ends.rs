@@ -4,6 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use petaflop_agent_api::message::{Ask, State, Why};
+use petaflop_agent_api::task::{Secret, Task};
 use rustix::process::Signal;
 
 use crate::operator::{Operator, script, until};
@@ -16,10 +17,12 @@ const POLITE: &str = "trap 'echo saved; exit 75' TERM; echo up; while :; do slee
 const STUBBORN: &str = "trap '' TERM; echo up; while :; do sleep 0.05; done";
 
 fn running(script_text: &str, grace_seconds: u64) -> (Operator, Program) {
+    running_task(Task { grace_seconds, ..script(script_text) })
+}
+
+fn running_task(task: Task) -> (Operator, Program) {
     let mut operator = Operator::new();
     let program = Program::start(&operator);
-    let mut task = script(script_text);
-    task.grace_seconds = grace_seconds;
     operator.enrol(program.address, Some(task));
     until("the task runs", || operator.output(program.address).contains("up"));
     (operator, program)
@@ -112,6 +115,32 @@ fn the_providers_notice_drains_within_what_it_leaves() {
     fs::write(program.work.path().join("notice"), "1").unwrap();
     let exit = exit(&mut operator, &program);
     assert_eq!((exit.why, exit.signal), (Why::Notice, Some(9)));
+    program.wait(LIMIT);
+}
+
+#[test]
+fn what_serves_goes_on_through_the_providers_notice_up_to_its_own_grace() {
+    const SERVER: &str = "trap 'exit 75' TERM; echo up; while :; do echo on; sleep 0.05; done";
+    let serving = |grace_seconds| {
+        let relay = Some(Secret::new("key".to_owned()));
+        running_task(Task { relay, grace_seconds, ..script(SERVER) })
+    };
+    // A notice that outlasts any test: it is not asked to end until the operator asks.
+    let (mut operator, mut program) = serving(2);
+    fs::write(program.work.path().join("notice"), "3600").unwrap();
+    operator.until(program.address, |state| matches!(state, State::Draining));
+    let lines = operator.output(program.address).lines().count();
+    until("it goes on", || operator.output(program.address).lines().count() > lines + 3);
+    assert_eq!(operator.report(program.address).state, State::Draining);
+    operator.ask(program.address, Ask::Drain { grace_seconds: 30 });
+    let drained = exit(&mut operator, &program);
+    assert_eq!((drained.why, drained.code), (Why::Drained, Some(75)));
+    program.wait(LIMIT);
+    // One that leaves no more than its grace: at once, as anything else.
+    let (mut operator, mut program) = serving(600);
+    fs::write(program.work.path().join("notice"), "60").unwrap();
+    let noticed = exit(&mut operator, &program);
+    assert_eq!((noticed.why, noticed.code), (Why::Notice, Some(75)));
     program.wait(LIMIT);
 }
 

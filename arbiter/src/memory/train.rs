@@ -131,9 +131,9 @@ impl Training {
     }
 
     /// Bytes that one token leaves behind in all blocks, with attention that keeps no table of all
-    /// pairs of tokens. In two bytes a number, D the width, F the inner one, H heads: 8 D + 2 (q + k
-    /// + v + said) + 6 F + 4 H + 8; norms and the gate's product made again, 4 D and 4 F; blocks made
-    /// again, 2 D each, and one block whole.
+    /// pairs of tokens. In two bytes a number, D the width, F the inner one, H heads, A all that
+    /// attention keeps: `8 D + 2 A + 6 F + 4 H + 8`. Where norms and the gate's product are made
+    /// again, 4 D and 4 F; where blocks are, 2 D each, and one block whole.
     fn activations(&self, model: &Anatomy) -> u64 {
         let hidden = u64::from(model.hidden);
         let width = match self.precision {

@@ -153,5 +153,6 @@ pub(crate) fn claim_of(
         reserved: candidate.total,
         decided_at: now,
         revision: None,
+        checkpoint_interval_seconds: candidate.course.checkpoint_interval_seconds,
     }
 }

@@ -33,6 +33,9 @@ pub struct ClaimSpec {
     /// earlier one: equal texts ask for the same.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
+    /// Seconds between two checkpoints there, for a job whose work is known: see [`crate::checkpoint`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_interval_seconds: Option<u32>,
 }
 
 /// Which part of a machine computes.

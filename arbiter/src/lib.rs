@@ -34,6 +34,7 @@
 pub mod bill;
 mod candidates;
 pub mod catalogue;
+pub mod checkpoint;
 mod checks;
 pub mod claim;
 pub mod decide;

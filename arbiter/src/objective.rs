@@ -6,6 +6,7 @@
 //! class is also its best. Services have no end: they are priced for one hour of one replica, and
 //! their dollars a million tokens are shown.
 
+use crate::checkpoint;
 use crate::claim::Device;
 use crate::decision::{CostBreakdown, CostTerm, Range, Term};
 use crate::estimate::{Rates, correction_key, rates};
@@ -37,6 +38,8 @@ pub(crate) struct Course {
     pub(crate) tokens_per_second: Option<Range>,
     /// Milliseconds from one decoded token of a sequence to the next.
     pub(crate) millis_per_token: Option<f64>,
+    /// Seconds between two checkpoints.
+    pub(crate) checkpoint_interval_seconds: Option<u32>,
     /// Whether it ends by itself.
     bounded: bool,
 }
@@ -95,6 +98,7 @@ impl Course {
             range: (MILLIS_PER_HOUR, MILLIS_PER_HOUR),
             tokens_per_second: None,
             millis_per_token: None,
+            checkpoint_interval_seconds: None,
             bounded: false,
         }
     }
@@ -210,11 +214,11 @@ fn training(
     let start_up = provider.startup_millis.clamp(0, LONGEST_MILLIS);
     let image = transfer(assumptions.image_bytes);
     let inputs = transfer(work.input_bytes.saturating_add(resumed));
-    let checkpoint = checkpoint_millis(work, progress, provider);
+    let durable = checkpoint_millis(work, progress, provider);
     let upload = match progress.checkpoint_millis {
         // As fast as a checkpoint was, of which the size is known.
         Some(_) if work.checkpoint_bytes > 0 => to_millis(
-            checkpoint as f64 / 1000.0 * work.artifact_bytes as f64 / work.checkpoint_bytes as f64,
+            durable as f64 / 1000.0 * work.artifact_bytes as f64 / work.checkpoint_bytes as f64,
         ),
         _ => transfer(work.artifact_bytes),
     };
@@ -222,10 +226,13 @@ fn training(
         .saturating_add(image)
         .saturating_add(transfer(work.input_bytes.saturating_add(work.checkpoint_bytes)))
         .min(LONGEST_MILLIS);
+    let interval = work
+        .checkpoint_interval_seconds
+        .unwrap_or_else(|| checkpoint::interval_seconds(durable, losses_per_hour));
     let rework = |work_millis: i64| {
         let losses = losses_per_hour * work_millis as f64 / MILLIS_PER_HOUR as f64;
-        let durable = checkpoint as f64 / 1000.0;
-        let interval = (work.checkpoint_interval_seconds as f64).max(durable);
+        let durable = durable as f64 / 1000.0;
+        let interval = f64::from(interval).max(durable);
         let lost_seconds = interval / 2.0 + durable + restart as f64 / 1000.0;
         to_millis(losses * lost_seconds)
     };
@@ -237,7 +244,7 @@ fn training(
     let work_millis = to_millis(tokens / tokens_per_second.expected);
     let leaving = match provider.fetch_bytes_per_second {
         Some(_) => {
-            let interval = work.checkpoint_interval_seconds.max(1) as i64;
+            let interval = i64::from(interval.max(1));
             let checkpoints = u64::try_from(work_millis / 1000 / interval).unwrap_or(0);
             checkpoints.saturating_mul(work.checkpoint_bytes).saturating_add(work.artifact_bytes)
         }
@@ -254,6 +261,7 @@ fn training(
         range: (all(tokens_per_second.high), all(tokens_per_second.low)),
         tokens_per_second: Some(tokens_per_second),
         millis_per_token: None,
+        checkpoint_interval_seconds: Some(interval),
         bounded: true,
     }
 }

@@ -26,7 +26,7 @@ pub fn training(
     shape: &ModelShape,
     data_bytes: u64,
     input_bytes: u64,
-    checkpoint_interval_seconds: u64,
+    checkpoint_interval_seconds: Option<u32>,
 ) -> Result<TrainingWork, PlanError> {
     let plan =
         plan_training(shape, &TrainingOptions::new(recipe.micro_batch_size, recipe.sequence_len))?;

@@ -140,8 +140,9 @@ pub struct TrainingWork {
     pub artifact_bytes: u64,
     /// Bytes of data and base model that a fresh machine must fetch.
     pub input_bytes: u64,
-    /// Seconds between two checkpoints.
-    pub checkpoint_interval_seconds: u64,
+    /// Seconds between two checkpoints, where its owner says; else each place has its own: [`crate::checkpoint`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checkpoint_interval_seconds: Option<u32>,
     /// Number format.
     pub precision: Precision,
 }

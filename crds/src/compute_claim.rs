@@ -107,6 +107,10 @@ pub struct ComputeClaimSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64), regex(pattern = HASH_PATTERN))]
     pub revision: Option<String>,
+    /// Seconds between two checkpoints there, for a job whose work is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(max = 4_294_967_295_u32))]
+    pub checkpoint_interval_seconds: Option<u32>,
     /// When it stops being of use to its owner, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Moment>,
@@ -333,6 +337,9 @@ pub struct ComputeClaimStatus {
     /// When billing began, once that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub billed_from: Option<Moment>,
+    /// Since when the machine runs, where its bill begins then, once that was seen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub running_from: Option<Moment>,
     /// When billing ended, once that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub billed_to: Option<Moment>,

@@ -300,26 +300,24 @@ pub struct Checkpoint {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = STORE_PATTERN))]
     pub uri: Option<String>,
-    /// Seconds between two checkpoints.
-    #[serde(default = "six_hundred")]
+    /// Seconds between two checkpoints. Left out: √(2 · what one takes · the mean time between losses), for each
+    /// place its own, between ten seconds and an hour.
+    #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604_800))]
-    pub interval_seconds: u32,
+    pub interval_seconds: Option<u32>,
     /// Seconds that a stopping job has for its last checkpoint.
     #[serde(default = "ninety")]
     #[schemars(range(max = 3600))]
     pub grace_seconds: u32,
 }
 
-fn six_hundred() -> u32 {
-    600
-}
 fn ninety() -> u32 {
     90
 }
 
 impl Default for Checkpoint {
     fn default() -> Self {
-        Checkpoint { uri: None, interval_seconds: six_hundred(), grace_seconds: ninety() }
+        Checkpoint { uri: None, interval_seconds: None, grace_seconds: ninety() }
     }
 }
 

@@ -101,6 +101,7 @@ prop_compose! {
         phase in phase(),
         attempt in 1_u32..,
         spent in 0..=MOST_MONEY,
+        checkpoint_interval_seconds in proptest::option::of(any::<u32>()),
     ) -> Claim {
         let owner = WorkloadId { kind, namespace: "team-a".to_owned(), name, uid };
         let device = if offer.accelerators.is_some() { Device::Accelerators } else { Device::Cpu };
@@ -111,6 +112,7 @@ prop_compose! {
                 reserved: Usd::from_micros(reserved),
                 decided_at,
                 revision: None,
+                checkpoint_interval_seconds,
             },
             uid: "a-uid".to_owned(),
             phase,
@@ -224,6 +226,7 @@ fn example() -> Claim {
             reserved: "0.0154".parse().expect("an amount"),
             decided_at: "2026-11-21T10:00:01.5Z".parse().expect("a time"),
             revision: None,
+            checkpoint_interval_seconds: None,
         },
         uid: "a-uid".to_owned(),
         phase: Phase::Planned,

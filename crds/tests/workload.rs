@@ -38,7 +38,7 @@ fn training_work() -> TrainingWork {
         checkpoint_bytes: 1,
         artifact_bytes: 1,
         input_bytes: 1,
-        checkpoint_interval_seconds: 600,
+        checkpoint_interval_seconds: Some(600),
         precision: Precision::F32,
     }
 }

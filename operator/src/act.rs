@@ -258,6 +258,21 @@ impl Actor<'_> {
         }
     }
 
+    /// Writes down since when the claim's machine runs, once that was seen and as long as it is not
+    /// written.
+    pub async fn note_running(
+        &self,
+        stored: StoredClaim,
+        seen: Option<&Instance>,
+    ) -> Result<StoredClaim, ActError> {
+        let since = seen.and_then(|instance| instance.running);
+        if stored.running_from.is_some() || since.is_none() {
+            return Ok(stored);
+        }
+        let new = StoredClaim { running_from: since, ..stored.clone() };
+        Ok(self.claims.replace(&stored, new).await?.unwrap_or(stored))
+    }
+
     async fn account(
         &self,
         stored: &StoredClaim,
@@ -298,6 +313,7 @@ impl Actor<'_> {
                 instance: &own,
                 offer: &claim.spec.offer,
                 from: began,
+                running: stored.running_from,
                 until,
                 taken: instance.is_some_and(|i| was_taken(&i)),
                 over: last,
@@ -352,6 +368,7 @@ impl Actor<'_> {
             instance: &surplus.id,
             offer: &claim.spec.offer,
             from: began,
+            running: None,
             until: now,
             taken: false,
             over: last,
@@ -376,6 +393,7 @@ impl Actor<'_> {
             instance,
             offer: &spec.offer,
             from: *from,
+            running: None,
             until: *to,
             taken: false,
             over: true,
@@ -491,6 +509,7 @@ pub async fn book_orphan(
         instance: &machine.id,
         offer: &rows.spec.offer,
         from: rows.began,
+        running: None,
         until,
         taken: was_taken(machine),
         over: false,

@@ -17,6 +17,10 @@ pub struct StoredClaim {
     pub deleting: bool,
     /// When billing began, once that is known.
     pub billed_from: Option<Timestamp>,
+    /// Since when its machine runs, where its bill begins then, once that was seen. Whoever comes after
+    /// a restart cannot see it any more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running_from: Option<Timestamp>,
     /// Where its agent is reached, once that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,

@@ -153,6 +153,7 @@ impl Ledger {
             reserved: Usd::ZERO,
             decided_at: began,
             revision: None,
+            checkpoint_interval_seconds: None,
         };
         let instance = instance.to_owned();
         let budgets = of_claim.last().map(|row| row.budgets.clone());

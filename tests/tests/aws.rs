@@ -174,6 +174,43 @@ async fn a_job_is_trained_on_one_instance_that_is_ended_and_booked_as_it_is_bill
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_runs_over_a_restart_of_the_operator_is_booked_as_it_is_billed() -> Result<()>
+{
+    let Some(world) = World::start("aws-restart").await? else { return Ok(()) };
+    let keys = json!({ "AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": CANARY });
+    world.account.keys(keys).await?;
+    let first = world.operator().await?;
+    let cluster = &world.cluster;
+    let mut long = job(&world, "long")?;
+    long.spec.recipe.as_mut().context("a recipe")?.max_steps = Some(150);
+    cluster.create(&long).await?;
+    let says = |condition: &'static str| {
+        move |job: &TrainingJob| {
+            job.status.as_ref().is_some_and(|status| is(&status.conditions, condition))
+        }
+    };
+    let soon = Duration::from_secs(240);
+    cluster
+        .until("long", "Running", soon, says("Running"))
+        .await
+        .with_context(|| world.consoles())?;
+    let status = cluster.claims().await?.pop().and_then(|claim| claim.status).context("a claim")?;
+    let (bought, running) = (status.billed_from, status.running_from);
+    ensure!(bought.is_some() && bought < running, "{bought:?} {running:?}");
+
+    // The next one cannot see any more when it came up.
+    drop(first);
+    let _second = world.operator().await?;
+    cluster.until("long", "Complete", soon, says("Complete")).await?;
+    cluster.until_no_claims().await?;
+    ensure!(world.cloud.engine(|engine| engine.machines().len()) == 1, "another was bought");
+    let booked = cluster.booked().await?;
+    let invoiced = world.cloud.engine(|engine| engine.invoice().total());
+    ensure!(booked > 0 && booked == invoiced, "booked {booked}, invoiced {invoiced}");
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn keys_count_as_soon_as_their_secret_has_them_and_what_is_missing_is_said() -> Result<()> {
     let Some(world) = World::start("aws-keys").await? else { return Ok(()) };
     let _running = world.operator().await?;

@@ -1,6 +1,8 @@
 //! The operator on a real API server, machines bought from a cloud in a box, real agents and the
 //! real runtime on them: a TrainingJob from `create` to `Complete`, and what it leaves behind.
 
+#[path = "lifecycle/checkpoints.rs"]
+mod checkpoints;
 #[path = "lifecycle/environment.rs"]
 mod environment;
 mod operator;

@@ -108,7 +108,7 @@ async fn a_machine_has_a_pass_for_its_own_job_that_ends_soon_and_is_replaced_unt
     let recipe = job.spec.recipe.as_mut().context("a recipe")?;
     recipe.datasets[0].path = "builtin:petaflop".to_owned();
     recipe.max_steps = Some(80);
-    job.spec.checkpoint.interval_seconds = 1;
+    job.spec.checkpoint.interval_seconds = Some(1);
     job.spec.placement.providers = vec![account.name.clone()];
     (job.spec.deadline, job.spec.max_total_cost) = (None, None);
     cluster.create(&job).await?;

@@ -189,7 +189,7 @@ pub(crate) fn training(now: Timestamp, dollars: &str) -> Workload {
         checkpoint_bytes: 10 << 20,
         artifact_bytes: 4 << 20,
         input_bytes: 2 << 20,
-        checkpoint_interval_seconds: 30,
+        checkpoint_interval_seconds: Some(30),
         precision: Precision::F32,
     };
     let mut one = workload("training", now, Work::Training(work), Engine::Runtime);

@@ -123,6 +123,9 @@ pub struct Instance {
     /// the owner adds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hourly: Option<UsdPerHour>,
+    /// Since when it runs, where its bill begins then ([`Begins::Running`]) and that was seen.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub running: Option<Timestamp>,
     /// Where its agent is reached, `host:port`, as far as is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
@@ -193,6 +196,8 @@ pub struct Used<'a> {
     pub offer: &'a Offer,
     /// When it was bought.
     pub from: Timestamp,
+    /// Since when it runs, if that was written down when it was seen ([`Instance::running`]).
+    pub running: Option<Timestamp>,
     /// Until when.
     pub until: Timestamp,
     /// The provider took it away then.

@@ -249,7 +249,7 @@ impl Training {
             checkpoint_bytes: trained.saturating_mul(12),
             artifact_bytes: trained.saturating_mul(2),
             input_bytes: 0,
-            checkpoint_interval_seconds: 600,
+            checkpoint_interval_seconds: Some(600),
             precision: self.precision,
         }
     }

@@ -54,7 +54,7 @@ fn absurd_numbers_in_offers_and_workloads_do_not_overflow() {
         work.flops_per_step = u64::MAX;
         work.arena_bytes = u64::MAX;
         work.host_bytes = u64::MAX;
-        work.checkpoint_interval_seconds = u64::MAX;
+        work.checkpoint_interval_seconds = Some(u32::MAX);
         work.artifact_bytes = u64::MAX;
     }
     job.finish_by = Some(Timestamp::MIN);
@@ -77,7 +77,7 @@ fn absurd_numbers_in_offers_and_workloads_do_not_overflow() {
         work.flops_per_step = 0;
         work.traffic_bytes_per_step = 0;
         work.tokens_per_step = 0;
-        work.checkpoint_interval_seconds = 0;
+        work.checkpoint_interval_seconds = Some(0);
     }
     let mut world = world(
         vec![offer, old, host("0.02"), machine("many", "0.1")],

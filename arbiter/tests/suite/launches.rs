@@ -23,6 +23,7 @@ fn a_claim() -> Claim {
         reserved: Usd::ZERO,
         decided_at: now(),
         revision: None,
+        checkpoint_interval_seconds: None,
     })
 }
 

@@ -19,6 +19,7 @@ fn ledger(rate: UsdPerHour) -> ClaimLedger {
         reserved: Usd::ZERO,
         decided_at: now(),
         revision: None,
+        checkpoint_interval_seconds: None,
     };
     ClaimLedger::new(spec, "claim-uid".into(), now())
 }

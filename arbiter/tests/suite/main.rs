@@ -2,6 +2,7 @@
 
 mod bill;
 mod catalogue;
+mod checkpoints;
 mod constraints;
 mod decisions;
 mod documented;

@@ -194,6 +194,7 @@ fn claim_spec(object: &ComputeClaim, errors: &mut Errors) -> ClaimSpec {
         reserved,
         decided_at,
         revision,
+        checkpoint_interval_seconds,
         expires_at: _, // for the operator alone
         runners_up: _, // for the record
     } = &object.spec;
@@ -216,6 +217,7 @@ fn claim_spec(object: &ComputeClaim, errors: &mut Errors) -> ClaimSpec {
         reserved: usd("spec.reserved", reserved, errors),
         decided_at: decided_at.0,
         revision: revision.clone(),
+        checkpoint_interval_seconds: *checkpoint_interval_seconds,
     }
 }
 
@@ -307,6 +309,7 @@ impl TryFrom<&ClaimSpec> for ComputeClaimSpec {
             reserved,
             decided_at,
             revision,
+            checkpoint_interval_seconds,
         } = claim;
         let WorkloadId { kind, namespace: _, name, uid } = owner;
         let mut errors = Errors::default();
@@ -323,6 +326,7 @@ impl TryFrom<&ClaimSpec> for ComputeClaimSpec {
             reserved: money("spec.reserved", reserved.micros(), &mut errors),
             decided_at: Moment(*decided_at),
             revision: revision.clone(),
+            checkpoint_interval_seconds: *checkpoint_interval_seconds,
             expires_at: None,
             runners_up: None,
         };

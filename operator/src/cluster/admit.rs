@@ -181,7 +181,7 @@ fn amount(job: &TrainingJob, admitted: &Recipe, artifacts: &Artifacts) -> Result
                 .to_owned());
         }
     };
-    let interval = u64::from(job.spec.checkpoint.interval_seconds);
+    let interval = job.spec.checkpoint.interval_seconds;
     let fetched = data.saturating_add(base_bytes);
     petaflop_arbiter::work::training(recipe, shape, data, fetched, interval)
         .map(Amount::Training)

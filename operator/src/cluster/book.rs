@@ -308,6 +308,7 @@ mod tests {
             version: String::new(),
             deleting: false,
             billed_from: Some(began),
+            running_from: None,
             endpoint: None,
             agent_key: None,
             claim: Claim {

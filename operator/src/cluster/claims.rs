@@ -148,6 +148,7 @@ pub fn read(object: &ComputeClaim) -> Result<StoredClaim, ClaimsError> {
         version: object.resource_version().unwrap_or_default(),
         deleting: object.metadata.deletion_timestamp.is_some(),
         billed_from: status.and_then(|s| s.billed_from).map(|at| at.0),
+        running_from: status.and_then(|s| s.running_from).map(|at| at.0),
         endpoint: status.and_then(|s| s.endpoint.clone()),
         agent_key: status.and_then(|s| s.agent.as_ref()).map(|agent| agent.public_key.clone()),
         claim,
@@ -222,6 +223,7 @@ impl Claims for ObjectClaims {
             what: format!("{errors:?}"),
         })?;
         status.billed_from = new.billed_from.map(Moment);
+        status.running_from = new.running_from.map(Moment);
         status.endpoint.clone_from(&new.endpoint);
         let now = self.clock.now();
         // The key of an agent is pinned: once written it never changes.

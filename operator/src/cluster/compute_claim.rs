@@ -187,7 +187,7 @@ impl Pass<'_> {
     }
 
     /// A machine that is wanted and there: its agent is met, its cost booked.
-    async fn runs(&self, stored: StoredClaim, instance: &InstanceId) -> Result<Again, Error> {
+    async fn runs(&self, mut stored: StoredClaim, instance: &InstanceId) -> Result<Again, Error> {
         let operator = self.operator;
         // The sweep saw no such machine, or its agent is silent: the protocol looks for itself.
         if operator.suspects.remove(self.name) {
@@ -217,6 +217,8 @@ impl Pass<'_> {
                 if seen.as_ref().is_some_and(|i| i.state == InstanceState::Pending) {
                     soon = self.comes_up();
                 }
+                let actor = operator.actor(&stored.claim.spec.owner, self.provider, None);
+                stored = actor.note_running(stored, seen.as_ref()).await?;
                 seen.and_then(|i| i.endpoint)
             }
         };

@@ -310,6 +310,7 @@ pub fn of_claim(
         provider_id,
         launched_at: _,
         billed_from: _,
+        running_from: _,
         billed_to: _,
         reason,
         cost: _,

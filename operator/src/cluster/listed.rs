@@ -108,6 +108,7 @@ mod tests {
             version: "1".into(),
             deleting: false,
             billed_from: None,
+            running_from: None,
             endpoint: None,
             agent_key: None,
             claim: Claim {
@@ -135,6 +136,7 @@ mod tests {
             ended: None,
             offer: None,
             hourly: hourly.map(|price| price.parse().expect("a price")),
+            running: None,
             endpoint: None,
             exit: None,
             trouble: None,

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 use petaflop_agent_api::task::{PROGRESS_FILE, Task};
+use petaflop_arbiter::checkpoint;
 use petaflop_crds::training_job::Cache;
 use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_providers::Machine;
@@ -63,7 +64,10 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
     let training = Training {
         recipe: admitted.recipe,
         inputs: admitted.inputs,
-        checkpoint_interval_seconds: u64::from(spec.checkpoint.interval_seconds),
+        checkpoint_interval_seconds: checkpoint::on(
+            &stored.claim.spec,
+            spec.checkpoint.interval_seconds,
+        ),
         keep_checkpoints: spec.output.keep_checkpoints,
         fresh: spec.cache == Cache::Never,
         grace_seconds,

@@ -242,6 +242,7 @@ mod tests {
             reserved: Usd::ZERO,
             decided_at: jiff::Timestamp::UNIX_EPOCH,
             revision: None,
+            checkpoint_interval_seconds: None,
         };
         let mut object = ComputeClaim::planned(&spec).expect("a plain claim");
         object.metadata.uid = Some(uid.into());

@@ -48,5 +48,6 @@ pub(crate) fn claim_spec(claim: &str, job: &str, decided_at: Timestamp) -> Claim
         reserved: Usd::ZERO,
         decided_at,
         revision: None,
+        checkpoint_interval_seconds: None,
     }
 }

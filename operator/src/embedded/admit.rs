@@ -116,13 +116,8 @@ pub fn training(
 ) -> Result<(Folder, Admission), AdmitError> {
     let Resolved { namespace, name, spec, recipe, mut inputs } = resolved;
     let folder = Folder::of(home, OwnerKind::TrainingJob, &namespace, &name);
-    let work = work::training(
-        &recipe,
-        &inputs,
-        &home.store(),
-        u64::from(spec.checkpoint.interval_seconds),
-    )
-    .map_err(AdmitError::BadInput)?;
+    let work = work::training(&recipe, &inputs, &home.store(), spec.checkpoint.interval_seconds)
+        .map_err(AdmitError::BadInput)?;
     // From here on the data is what it was at admission, or the job stops.
     for input in &mut inputs {
         input.digest = identity.digests.get(&input.name).cloned();

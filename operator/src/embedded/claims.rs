@@ -53,6 +53,7 @@ impl FileClaims {
             version: "1".to_owned(),
             deleting: false,
             billed_from: None,
+            running_from: None,
             endpoint: None,
             agent_key: None,
             claim: Claim {

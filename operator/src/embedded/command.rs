@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use petaflop_arbiter::checkpoint;
+use petaflop_arbiter::claim::ClaimSpec;
 use petaflop_crds::training_job::Cache;
 use petaflop_plan::recipe::JobSpec;
 use petaflop_providers::Command;
@@ -28,7 +30,10 @@ pub fn of(
     let (memory, grace_seconds) = match &admission.task {
         Task::Training(task) => {
             let job = run.join("job.json");
-            write_json(&job, &job_spec(home, folder, elsewhere, admission, task))?;
+            write_json(
+                &job,
+                &job_spec(home, folder, elsewhere, admission, task, &stored.claim.spec),
+            )?;
             argv.extend(["train".to_owned(), "--job".to_owned(), text(&job)]);
             argv.extend(["--progress".to_owned(), progress]);
             if task.spec.cache == Cache::Never {
@@ -73,6 +78,7 @@ fn job_spec(
     elsewhere: Option<&Elsewhere>,
     admission: &Admission,
     task: &Training,
+    claim: &ClaimSpec,
 ) -> JobSpec {
     let (store, checkpoints) = match elsewhere.map(Elsewhere::fleet) {
         Some(fleet) => (fleet.store.uri.clone(), fleet.checkpoints(&admission.uid)),
@@ -87,7 +93,7 @@ fn job_spec(
         store,
         result: None,
         checkpoints,
-        checkpoint_interval_seconds: u64::from(task.spec.checkpoint.interval_seconds),
+        checkpoint_interval_seconds: checkpoint::on(claim, task.spec.checkpoint.interval_seconds),
         keep_checkpoints: task.spec.output.keep_checkpoints,
     }
 }

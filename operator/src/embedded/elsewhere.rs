@@ -11,6 +11,7 @@ use jiff::Timestamp;
 
 use petaflop_agent_api::clock::Clock;
 use petaflop_agent_api::message::Exit;
+use petaflop_arbiter::checkpoint;
 use petaflop_arbiter::workload::WorkloadId;
 use petaflop_crds::training_job::Cache;
 use petaflop_providers::{Begins, Machine};
@@ -139,7 +140,10 @@ impl Elsewhere {
         let training = || Training {
             recipe: task.recipe.clone(),
             inputs: task.inputs.clone(),
-            checkpoint_interval_seconds: u64::from(task.spec.checkpoint.interval_seconds),
+            checkpoint_interval_seconds: checkpoint::on(
+                claim,
+                task.spec.checkpoint.interval_seconds,
+            ),
             keep_checkpoints: task.spec.output.keep_checkpoints,
             fresh: task.spec.cache == Cache::Never,
             grace_seconds: u64::from(task.spec.checkpoint.grace_seconds),

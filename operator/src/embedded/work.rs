@@ -27,7 +27,7 @@ pub fn training(
     recipe: &ResolvedRecipe,
     inputs: &[Input],
     store: &Path,
-    checkpoint_interval_seconds: u64,
+    checkpoint_interval_seconds: Option<u32>,
 ) -> Result<TrainingWork, String> {
     let uri_of = |name: &str| inputs.iter().find(|i| i.name == name).map_or("", |i| i.uri.as_str());
     let shape = match &recipe.model {

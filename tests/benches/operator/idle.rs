@@ -209,6 +209,7 @@ fn claim(job: &TrainingJob) -> Result<Claim> {
         reserved: Usd::from_micros(100_000),
         decided_at: now,
         revision: None,
+        checkpoint_interval_seconds: None,
     };
     let phase = Phase::Launched { instance: "i-0123456789abcdef0".into(), at: now };
     Ok(Claim { spec, uid: String::new(), phase, attempt: 1, spent: Usd::ZERO })
@@ -225,6 +226,7 @@ fn status(claim: Claim) -> Result<ComputeClaimStatus> {
         version: String::new(),
         deleting: false,
         billed_from: Some(now),
+        running_from: None,
         endpoint: status.endpoint.clone(),
         agent_key: None,
         claim,

@@ -189,6 +189,7 @@ impl FakeProvider {
             ended: view.ended,
             offer: view.offered,
             hourly: Some(view.price),
+            running: None,
             endpoint: view.endpoint,
             exit: view.exit.map(|code| petaflop_providers::Exit { code, message: String::new() }),
             trouble: match (view.reason.as_deref(), view.state, self.manners.style) {

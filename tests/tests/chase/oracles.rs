@@ -201,6 +201,7 @@ mod tests {
             reserved: Usd::ZERO,
             decided_at: at(from),
             revision: None,
+            checkpoint_interval_seconds: None,
         };
         let mut ledger = ClaimLedger::new(spec, claim.to_owned(), at(from));
         for (number, end) in until.iter().enumerate() {

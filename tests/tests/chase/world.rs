@@ -141,7 +141,7 @@ impl World {
         job.spec.placement.interruption.min_hold_seconds = 86_400;
         (job.spec.deadline, job.spec.max_total_cost) = (None, None);
         if size.small {
-            job.spec.checkpoint.interval_seconds = 1;
+            job.spec.checkpoint.interval_seconds = Some(1);
         }
         Ok(job)
     }

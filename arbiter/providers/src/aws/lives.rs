@@ -69,6 +69,14 @@ impl Lives {
         self.seen.insert(id.clone(), now);
     }
 
+    /// Since when one runs, as it was seen; `None`: it does not yet, or nobody has looked.
+    pub(super) fn since(&self, id: &InstanceId) -> Option<Timestamp> {
+        match self.seen.get(id)? {
+            Seen::Pending(_) => None,
+            Seen::Running(since) => Some(*since),
+        }
+    }
+
     /// When one that was bought then began to run; `None`: it does not yet.
     pub(super) fn running(&self, id: &InstanceId, bought: Timestamp) -> Option<Timestamp> {
         match self.seen.get(id) {

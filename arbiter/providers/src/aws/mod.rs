@@ -388,10 +388,11 @@ impl Provider for Aws {
         };
         // Not yet visible is not gone.
         let seen = seen.or_else(|| self.is_fresh(name).map(|at| coming(name, at)));
-        if let Some(one) = &seen {
-            self.memory().lives.saw(name, one.started, one.state, asked);
-        }
-        Ok(seen)
+        Ok(seen.map(|one| {
+            let mut memory = self.memory();
+            memory.lives.saw(name, one.started, one.state, asked);
+            Instance { running: memory.lives.since(name), ..one }
+        }))
     }
 
     async fn terminate(&self, name: &InstanceId) -> Result<(), ProviderError> {
@@ -428,11 +429,12 @@ impl Provider for Aws {
     /// The instance, once it runs: spot by the market's price at the beginning of each of its hours.
     /// Beside it, from its launch on, its disk and its public address.
     async fn billed(&self, used: Used<'_>) -> Result<Usd, ProviderError> {
-        let mut running = self.memory().lives.running(used.instance, used.from);
+        let known = || self.memory().lives.running(used.instance, used.from);
+        let mut running = used.running.map(|since| since.max(used.from)).or_else(known);
         if running.is_none() {
             // It came up since it was last looked at, perhaps.
             self.get(used.instance).await?;
-            running = self.memory().lives.running(used.instance, used.from);
+            running = known();
         }
         // What ended as it was seen coming up never ran.
         let running = running.filter(|since| *since < used.until);
@@ -470,6 +472,7 @@ fn coming(id: &InstanceId, made: Timestamp) -> Instance {
         ended: None,
         offer: None,
         hourly: None,
+        running: None,
         endpoint: None,
         exit: None,
         trouble: None,

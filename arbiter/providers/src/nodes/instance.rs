@@ -58,6 +58,7 @@ pub(super) fn of(pod: &Pod) -> Option<Instance> {
             .flatten(),
         offer: labels::offer_of(pod),
         hourly: None,
+        running: None,
         endpoint: endpoint(pod, status),
         exit: terminated.map(exit),
         trouble: trouble(pod, status),

@@ -572,6 +572,7 @@ impl Provider for RunPod {
             ended: Some(at),
             offer: None,
             hourly: None,
+            running: None,
             endpoint: None,
             exit: None,
             trouble: None,

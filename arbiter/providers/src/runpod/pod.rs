@@ -166,6 +166,7 @@ impl Pod {
             ended: None,
             offer: self.offer,
             hourly: self.cost.map(|cost| cost.saturating_add(dollars::disk(disk_gb))),
+            running: None,
             endpoint: self.endpoint,
             exit: None,
             trouble,

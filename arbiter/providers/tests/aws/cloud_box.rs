@@ -294,13 +294,58 @@ async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
         buyer.hands.forward(400);
         let seen = look().await;
         let until = seen.ended.unwrap_or_else(|| panic!("{told}: when? {seen:?}"));
-        let used = Used { instance: &name, offer: &offer, from, until, taken, over: true };
+        let (running, over) = (None, true);
+        let used = Used { instance: &name, offer: &offer, from, running, until, taken, over };
         let booked = buyer.provider.billed(used).await.expect("an amount").micros();
         let (billed, of_it) = cloud.engine(|engine| {
             let invoice = engine.invoice();
             (invoice.total(), invoice.by_machine().get(own).copied().unwrap_or_default())
         });
         assert_eq!((booked, of_it == 0), (billed, free), "{told}");
+    }
+}
+
+#[tokio::test]
+async fn whoever_comes_after_a_restart_books_from_when_it_was_written_down_that_it_runs() {
+    let at_once = |setup: &mut Setup| setup.pace.wind_down = std::time::Duration::ZERO;
+    let with_disk = |config| AwsConfig { disk_gb: 77, disk_micros_per_gb_month: 80_000, ..config };
+    for capacity in [Capacity::Spot, Capacity::OnDemand] {
+        let (cloud, mut buyer) = open_with(at_once, with_disk).buyer("c7i.large", capacity).await;
+        let (offer, from) = (buyer.claim.spec.offer.clone(), buyer.hands.now());
+        buyer.drive(Wanted::Yes, None).await;
+        let Phase::Launched { instance, .. } = buyer.claim.phase.clone() else {
+            panic!("{:?}", buyer.claim.phase);
+        };
+        let name = InstanceId(instance);
+        let seen_by = async |by: &dyn Provider| by.get(&name).await.expect("seen").expect("it");
+        buyer.hands.forward(3);
+        let mut seen = seen_by(buyer.provider.as_ref()).await;
+        while seen.state == InstanceState::Pending {
+            assert_eq!(seen.running, None);
+            buyer.hands.forward(1);
+            seen = seen_by(buyer.provider.as_ref()).await;
+        }
+        let running = seen.running;
+        assert!(running.is_some_and(|since| since > from), "{running:?}");
+
+        // Another process: it finds an instance that has been running for long.
+        buyer.hands.forward(5_000);
+        let access = Access::Keys(AwsKeys::new(KEY, SECRET, None));
+        let by = buyer.hands.clone();
+        let settings = with_disk(AwsConfig { access, ..config(&cloud.url()) });
+        let later = Aws::new(settings).expect("settings").by_clock(move || by.now());
+        seen_by(&later).await;
+        later.terminate(&name).await.expect("ended");
+        buyer.hands.forward(400);
+        let until = seen_by(&later).await.ended.expect("when it ended");
+        let booked = async |running| {
+            let (taken, over) = (false, true);
+            let used = Used { instance: &name, offer: &offer, from, running, until, taken, over };
+            later.billed(used).await.expect("an amount").micros()
+        };
+        let billed = cloud.engine(|engine| engine.invoice().total());
+        assert_eq!(booked(running).await, billed, "{capacity}");
+        assert!(booked(None).await > billed, "{capacity}: what nobody has seen is booked in full");
     }
 }
 

@@ -158,7 +158,8 @@ async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
         buyer.hands.forward(500);
         let seen = buyer.provider.get(&id).await.expect("an answer").expect("remembered");
         let until = seen.ended.expect("when");
-        let used = Used { instance: &id, offer: &offer, from, until, taken: stopped, over: true };
+        let (running, taken, over) = (None, stopped, true);
+        let used = Used { instance: &id, offer: &offer, from, running, until, taken, over };
         let booked = buyer.provider.billed(used).await.expect("an amount").micros();
         let billed = cloud.engine(|engine| engine.invoice().total());
         assert!(booked == billed && billed > 0, "{seconds}: {booked} booked, {billed} billed");

@@ -119,6 +119,7 @@ fn claim(offer: Offer, hands: &Hands) -> Claim {
         reserved: Usd::ZERO,
         decided_at: hands.now(),
         revision: None,
+        checkpoint_interval_seconds: None,
     };
     Claim { spec, uid: claim_uid, phase: Phase::Planned, attempt: 1, spent: Usd::ZERO }
 }

@@ -197,7 +197,7 @@ fn plan(args: &Args, shape: &ModelShape, context: u32) -> Result<Work, Failure> 
         checkpoint_bytes: 12 * parameters,
         artifact_bytes: 4 * parameters,
         input_bytes: 0,
-        checkpoint_interval_seconds: 600,
+        checkpoint_interval_seconds: Some(600),
         precision: workload::Precision::F32,
     }))
 }

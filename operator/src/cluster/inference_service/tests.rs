@@ -53,6 +53,7 @@ fn replica(placement: u32, phase: ClaimPhase, model: Option<&str>) -> Replica {
         version: "1".into(),
         deleting: false,
         billed_from: None,
+        running_from: None,
         endpoint: Some(format!("10.0.0.{placement}:7443")),
         agent_key: model.map(|_| NoisePublic([1; 32]).to_string()),
         claim: Claim {
@@ -66,6 +67,7 @@ fn replica(placement: u32, phase: ClaimPhase, model: Option<&str>) -> Replica {
                 reserved: Usd::ZERO,
                 decided_at: at(0),
                 revision: None,
+                checkpoint_interval_seconds: None,
             },
             uid: format!("c{placement}"),
             phase,

@@ -36,6 +36,7 @@ fn claim(placement: u32, phase: ClaimPhase, enrolled: bool) -> StoredClaim {
         version: "1".into(),
         deleting: false,
         billed_from: None,
+        running_from: None,
         endpoint: None,
         agent_key: enrolled.then(|| "key".into()),
         claim: Claim {
@@ -49,6 +50,7 @@ fn claim(placement: u32, phase: ClaimPhase, enrolled: bool) -> StoredClaim {
                 reserved: Usd::ZERO,
                 decided_at: at(0),
                 revision: None,
+                checkpoint_interval_seconds: None,
             },
             uid: format!("c{placement}"),
             phase,

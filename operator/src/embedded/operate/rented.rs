@@ -47,7 +47,9 @@ impl Operator<'_> {
         if !look {
             return Ok(stored);
         }
-        let instance = self.actor(&stored, doing).instance(&stored).await?;
+        let actor = self.actor(&stored, doing);
+        let instance = actor.instance(&stored).await?;
+        let stored = actor.note_running(stored, instance.as_ref()).await?;
         let there = instance.filter(|instance| instance.state.may_bill());
         let trouble = there.as_ref().and_then(|instance| instance.trouble.as_ref());
         let trouble = trouble.map(|trouble| trouble.reason);

@@ -15,7 +15,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::scalar::Money;
+use crate::scalar::{Moment, Money};
 use crate::shared::NameRef;
 
 pub(crate) mod aws;
@@ -360,6 +360,11 @@ pub struct ComputeProviderStatus {
     #[schemars(length(max = 64), inner(length(min = 1, max = 63)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub regions: Vec<String>,
+    /// What is left alone because one of its machines lacked the accelerators that it was bought for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["claimUid".into()]))]
+    pub broken: Vec<BrokenOffers>,
     /// Sum of their prices, dollars an hour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hourly_price: Option<Money>,
@@ -369,6 +374,28 @@ pub struct ComputeProviderStatus {
     /// What it offers; all of it is at `/api/v1/offers`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offers: Option<OffersStatus>,
+}
+
+/// Offers of one class, one of whose machines lacked its accelerators.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BrokenOffers {
+    /// The claim whose machine it was.
+    #[schemars(length(min = 1, max = 128))]
+    pub claim_uid: String,
+    /// The region.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 128))]
+    pub region: String,
+    /// The machine type.
+    #[schemars(length(min = 1, max = 253))]
+    pub instance_type: String,
+    /// Of an owned machine: what it shares with others that are left alone too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 512)))]
+    pub shares: Vec<String>,
+    /// Until when.
+    pub until: Moment,
 }
 
 /// The types of providers.

@@ -8,6 +8,8 @@ use petaflop_arbiter::claim::{ClaimSpec, Device};
 use petaflop_arbiter::offer::{Capacity, Offer};
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::world::Unavailable;
+use petaflop_crds::compute_provider::BrokenOffers;
+use petaflop_crds::scalar::Moment;
 use serde::{Deserialize, Serialize};
 
 /// How long a class of offers is left alone after one of its machines lacked its accelerators: nobody
@@ -90,6 +92,35 @@ impl Broken {
         let (claim_uid, class) = (claim_uid.to_owned(), Class::of(offer));
         self.0.push(Entry { claim_uid, class, until });
         true
+    }
+
+    /// What a provider's status says of its own, while it is remembered.
+    pub fn of_provider(&self, name: &str, now: Timestamp) -> Vec<BrokenOffers> {
+        let own = self.0.iter().filter(|entry| entry.class.provider == name && entry.until > now);
+        own.map(|Entry { claim_uid, class, until }| BrokenOffers {
+            claim_uid: claim_uid.clone(),
+            region: class.region.clone(),
+            instance_type: class.instance_type.clone(),
+            shares: class.shares.clone(),
+            until: Moment(*until),
+        })
+        .collect()
+    }
+
+    /// Takes over what a provider's status says: of before a restart.
+    pub fn remember(&mut self, provider: &str, said: &[BrokenOffers]) {
+        for BrokenOffers { claim_uid, region, instance_type, shares, until } in said {
+            if self.0.iter().any(|entry| entry.claim_uid == *claim_uid) {
+                continue;
+            }
+            let class = Class {
+                provider: provider.to_owned(),
+                region: region.clone(),
+                instance_type: instance_type.clone(),
+                shares: shares.clone(),
+            };
+            self.0.push(Entry { claim_uid: claim_uid.clone(), class, until: until.0 });
+        }
     }
 
     /// Which of these offers are left alone.
@@ -182,6 +213,13 @@ mod tests {
         assert!(left.iter().all(|entry| entry.reason == Reason::AcceleratorProbeFailed));
         let later = now + NOT_AGAIN;
         assert_eq!(broken.among(offers.iter(), later).count(), 0);
+        let mut restarted = Broken::default();
+        for _ in 0..2 {
+            restarted.remember("fake", &broken.of_provider("fake", now));
+        }
+        assert_eq!(restarted, broken);
+        assert!(broken.of_provider("another", now).is_empty());
+        assert!(broken.of_provider("fake", later).is_empty());
         let text = serde_json::to_string(&broken).expect("JSON");
         assert_eq!(serde_json::from_str::<Broken>(&text).expect("the same"), broken);
     }

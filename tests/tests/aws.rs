@@ -4,6 +4,8 @@
 //!
 //! The operator has AWS with `--features petaflop-operator/aws`.
 
+#[path = "aws/accelerators.rs"]
+mod accelerators;
 mod market;
 mod operator;
 
@@ -44,6 +46,11 @@ struct World {
 
 impl World {
     async fn start(name: &str) -> Result<Option<Self>> {
+        Self::selling(name, |_| {}).await
+    }
+
+    /// With other settings of the account.
+    async fn selling(name: &str, change: impl FnOnce(&mut Value)) -> Result<Option<Self>> {
         let Some(market) = Market::open().await? else { return Ok(None) };
         // Whole seconds, as AWS tells them.
         let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second())?;
@@ -51,7 +58,8 @@ impl World {
         let cluster = Cluster::start_with(name, clock.clone(), None).await?;
         // Its disk, which AWS bills while an instance shuts down and the ledger does not, goes at once.
         let pace = Pace { wind_down: Duration::ZERO, ..PACE };
-        let (cloud, aws) = ec2::open(&market, &clock, (KEY, CANARY), pace)?;
+        let (cloud, mut aws) = ec2::open(&market, &clock, (KEY, CANARY), pace)?;
+        change(&mut aws);
         let account = Account::open(&cluster, "aws", &aws).await?;
         let ticking = Ticking::start(clock);
         // A host has twenty minutes to come up, and is started by a busy machine.

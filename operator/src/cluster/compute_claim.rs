@@ -155,7 +155,10 @@ impl Pass<'_> {
         let run = self.operator.agents.run(self.name).filter(|_| launched);
         if run.is_some_and(|run| run.lacks().is_some()) {
             // Whoever wants another machine in its place finds that class left alone.
-            self.operator.providers.leave_class_alone(stored, self.operator.clock.now());
+            let now = self.operator.clock.now();
+            if self.operator.providers.leave_class_alone(stored, now) {
+                self.operator.handle().provider_changed(self.provider.name());
+            }
             return Wanted::No(Reason::AcceleratorProbeFailed);
         }
         let Some(owner) = self.owner else { return Wanted::No(Reason::OwnerGone) };

@@ -109,6 +109,7 @@ async fn write(
     status.hourly_price =
         petaflop_arbiter::money::UsdPerHour::from_micros(hourly).ok().map(Money::from);
     let now = operator.clock.now();
+    status.broken = operator.providers.broken(&name, now);
     let mut conditions = Conditions::of(&mut status.conditions, generation, now);
     let age = Age::of(&known.offers, now);
     match &known.trouble {

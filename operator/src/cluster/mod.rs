@@ -207,6 +207,7 @@ pub struct Handle {
     jobs: Queue<Name>,
     services: Queue<Name>,
     claims: Queue<Name>,
+    providers: Queue<String>,
     budgets: Queue<Name>,
     suspects: Shared<Name>,
     /// Names of the budgets of a namespace.
@@ -242,6 +243,11 @@ impl Handle {
     /// Something is new about a claim.
     pub fn claim_changed(&self, name: &Name) {
         self.claims.add(name.clone());
+    }
+
+    /// Something is new about a ComputeProvider.
+    pub fn provider_changed(&self, name: &str) {
+        self.providers.add(name.to_owned());
     }
 
     /// A claim is looked at within this time, whatever else is known of it.

@@ -155,6 +155,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         jobs: queues.jobs.clone(),
         services: queues.services.clone(),
         claims: queues.claims.clone(),
+        providers: queues.providers.clone(),
         budgets: queues.budgets.clone(),
         suspects: Default::default(),
         budget_names: Arc::default(),

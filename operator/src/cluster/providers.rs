@@ -13,7 +13,7 @@ use petaflop_arbiter::offer::{Offer, OfferId};
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::world::Unavailable;
 use petaflop_crds::ComputeProvider;
-use petaflop_crds::compute_provider::ProviderFacts;
+use petaflop_crds::compute_provider::{BrokenOffers, ProviderFacts};
 use petaflop_providers::{Provider, ProviderError};
 
 use crate::accelerators::Broken;
@@ -107,6 +107,10 @@ impl Registry {
             cheapest: None,
             quoted_at: None,
         };
+        // Of before a restart, where this is the first that is seen of it.
+        if let Some(status) = &known.object.status {
+            inner.broken.remember(name, &status.broken);
+        }
         inner.known.insert(name.to_owned(), known);
         Arc::make_mut(&mut inner.market).replace(name, &[]);
     }
@@ -201,12 +205,19 @@ impl Registry {
     }
 
     /// A claim's machine lacks the accelerators that it was bought for: its class of offers is left alone
-    /// for a while. Counted once a claim.
-    pub fn leave_class_alone(&self, stored: &StoredClaim, now: Timestamp) {
+    /// for a while. Counted once a claim. Returns whether that is new.
+    pub fn leave_class_alone(&self, stored: &StoredClaim, now: Timestamp) -> bool {
         let offer = &stored.claim.spec.offer;
-        if self.lock().broken.add(&stored.claim.uid, offer, now) {
+        let new = self.lock().broken.add(&stored.claim.uid, offer, now);
+        if new {
             self.metrics.unfit(&offer.provider, Reason::AcceleratorProbeFailed);
         }
+        new
+    }
+
+    /// What of a provider's offers is left alone for that now.
+    pub fn broken(&self, name: &str, now: Timestamp) -> Vec<BrokenOffers> {
+        self.lock().broken.of_provider(name, now)
     }
 
     /// A claim's purchase was refused for now.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use petaflop_cloud_box::engine::machine::Machine;
 use petaflop_crds::TrainingJob;
+use petaflop_harness::eventually;
 use serde_json::json;
 
 use crate::market::PLAIN;
@@ -78,6 +79,17 @@ async fn a_pod_without_its_gpu_is_ended_before_anything_runs_and_the_next_is_of_
     eprintln!("booked {booked}, invoiced {invoiced} micro-dollars");
     // Each of its four lines is rounded by itself.
     ensure!(booked > 0 && (booked - invoiced).abs() <= 2, "booked {booked}, invoiced {invoiced}");
+
+    // Whoever comes after a restart knows it too.
+    eventually("the class in the provider's status", Duration::from_secs(60), || async {
+        let object = world.account.object().await.map_err(|error| error.to_string())?;
+        let broken = object.status.unwrap_or_default().broken;
+        let types: Vec<&str> = broken.iter().map(|class| class.instance_type.as_str()).collect();
+        (types.len() == 1).then_some(()).ok_or(format!("{types:?}"))
+    })
+    .await?;
+    drop(running);
+    let _next = world.operator(true).await?;
 
     // Who will have nothing else waits, and is told why.
     cluster.create(&wants(&world, "only", &["RTX4090"])?).await?;

@@ -4,6 +4,9 @@
 
 mod market;
 mod operator;
+#[path = "narrowed/replica.rs"]
+mod replica;
+mod serving;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -19,6 +22,7 @@ use object_store::ObjectStoreExt;
 use operator::{Cluster, is, tiny};
 use petaflop_agent_api::clock::Clock;
 use petaflop_agent_api::task;
+use petaflop_cloud_box::engine::machine::Machine;
 use petaflop_cloud_box::runpod::PACE;
 use petaflop_cloud_box::s3::{Gate, Given};
 use petaflop_crds::TrainingJob;
@@ -85,6 +89,43 @@ fn holds(content: &[u8], text: &str) -> bool {
     content.windows(text.len()).any(|part| part == text.as_bytes())
 }
 
+/// What lies on a machine where others could read it: what it is booted with, the environment and command
+/// line of each of its processes, and its files; by place.
+fn what_is_there(machine: &Machine) -> Result<Vec<(String, Vec<u8>)>> {
+    let identity = machine.order.boot.environment.get("PETAFLOP_IDENTITY").context("whose")?;
+    let told = format!("{:?}", machine.order.boot);
+    let mut seen = vec![("what it is booted with".to_owned(), told.into_bytes())];
+    let there = processes(identity)?;
+    for process in &there {
+        for part in ["environ", "cmdline"] {
+            let path = process.join(part);
+            seen.push((path.display().to_string(), fs::read(&path).unwrap_or_default()));
+        }
+    }
+    // The machine's own root: there are processes of the box in its network, too.
+    let variable = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
+    let task = there.iter().find(|process| {
+        fs::read(process.join("environ")).is_ok_and(|environment| holds(&environment, variable))
+    });
+    let root = task.with_context(|| format!("no task among {} processes", there.len()))?;
+    let root = root.join("root");
+    for folder in ["work", "petaflop", "tmp", "root", "run", "var/tmp", "home", "etc"] {
+        files(&root.join(folder), &mut seen);
+    }
+    Ok(seen)
+}
+
+/// That a pass does not open something.
+fn forbidden(what: &str, error: Option<object_store::Error>) -> Result<()> {
+    match error {
+        Some(object_store::Error::PermissionDenied { .. }) => Ok(()),
+        // Lists say it in their own way.
+        Some(other) if format!("{other:?}").contains("AccessDenied") => Ok(()),
+        Some(other) => bail!("{what}: {other:?}"),
+        None => bail!("{what}: allowed"),
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_has_a_pass_for_its_own_job_that_ends_soon_and_is_replaced_until_the_job_is_done()
 -> Result<()> {
@@ -133,30 +174,11 @@ async fn a_machine_has_a_pass_for_its_own_job_that_ends_soon_and_is_replaced_unt
     .await?;
     let pods = runpod.engine(|engine| engine.machines().to_vec());
     ensure!(pods.len() == 1, "{pods:#?}");
-    let identity = pods[0].order.boot.environment.get("PETAFLOP_IDENTITY").context("whose")?;
-    let told = format!("{:?}", pods[0].order.boot);
 
     // Neither the keys nor the pass are in what the machine is booted with, in any process's environment
     // or command line, or in any file.
     let given = gate.given();
-    let mut seen = vec![("what it is booted with".to_owned(), told.into_bytes())];
-    let there = processes(identity)?;
-    for process in &there {
-        for part in ["environ", "cmdline"] {
-            let path = process.join(part);
-            seen.push((path.display().to_string(), fs::read(&path).unwrap_or_default()));
-        }
-    }
-    // The machine's own root: there are processes of the box in its network, too.
-    let variable = "AWS_CONTAINER_CREDENTIALS_FULL_URI";
-    let task = there.iter().find(|process| {
-        fs::read(process.join("environ")).is_ok_and(|environment| holds(&environment, variable))
-    });
-    let root = task.with_context(|| format!("no task among {} processes", there.len()))?;
-    let root = root.join("root");
-    for folder in ["work", "petaflop", "tmp", "root", "run", "var/tmp", "home", "etc"] {
-        files(&root.join(folder), &mut seen);
-    }
+    let seen = what_is_there(&pods[0])?;
     ensure!(seen.iter().any(|(path, _)| path.ends_with("/job.json")), "no file was looked at");
     for (place, content) in &seen {
         ensure!(!holds(content, CANARY), "the store's key is in {place}");
@@ -173,13 +195,6 @@ async fn a_machine_has_a_pass_for_its_own_job_that_ends_soon_and_is_replaced_unt
     }
     let last = gate.given().into_iter().last().context("a pass")?;
     let machine = opened(&gate, &last)?;
-    let forbidden = |what: &str, error: Option<object_store::Error>| match error {
-        Some(object_store::Error::PermissionDenied { .. }) => Ok(()),
-        // Lists say it in their own way.
-        Some(other) if format!("{other:?}").contains("AccessDenied") => Ok(()),
-        Some(other) => bail!("{what}: {other:?}"),
-        None => bail!("{what}: allowed"),
-    };
     for other in others {
         forbidden(other, machine.get(&other.into()).await.err())?;
         forbidden(other, machine.put(&other.into(), "mine".into()).await.err())?;

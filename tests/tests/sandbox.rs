@@ -70,8 +70,9 @@ fn a_job_whose_machines_are_taken_away_ends_as_if_nothing_had_happened() -> Resu
 }
 
 /// The ledger of the home is the invoice. What lived for less than EC2's minute is so to the
-/// micro-dollar; of what lived longer, and of pods, clouds tell times to the second, and so it is to a
-/// second of each.
+/// micro-dollar. Of what lived longer it is so to a second of each: an instance was seen to run at most
+/// a second after it did; a pod ended between our call and its answer, or says in whole seconds when it
+/// stopped (docs/money.md).
 fn is_booked(home: &Path, receipt: &Value) -> Result<()> {
     let costs = petaflop(home, &["costs", "--json", "--by", "provider"])?;
     let micros = |text: &Value| -> Result<i64> {

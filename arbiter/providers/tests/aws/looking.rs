@@ -129,6 +129,23 @@ async fn ending_is_one_id_a_call_and_can_be_repeated() {
 }
 
 #[tokio::test]
+async fn an_instance_that_somebody_has_protected_goes_on_and_is_said_to_until_it_can_be_ended() {
+    let Bought { account, provider, id, .. } = bought(State::default()).await;
+    // `DisableApiTermination`, which nobody here sets.
+    let protected = vec![(400, "OperationNotPermitted"); 2];
+    account.state().fails.insert("TerminateInstances", protected);
+    for _ in 0..2 {
+        let error = provider.terminate(&id).await.expect_err("it is protected").to_string();
+        assert!(error.contains("OperationNotPermitted: as planned"), "{error}");
+        assert_eq!(account.billed().len(), 1);
+        let seen = provider.get(&id).await.expect("an answer").expect("it is there");
+        assert!(seen.state.may_bill(), "{seen:?}");
+    }
+    provider.terminate(&id).await.expect("ended");
+    assert!(account.billed().is_empty());
+}
+
+#[tokio::test]
 async fn a_former_region_that_may_not_be_looked_at_keeps_nobody_from_buying_elsewhere() {
     let Bought { account, .. } = bought(State::default()).await;
     let former = vec!["eu-west-1".to_owned()];

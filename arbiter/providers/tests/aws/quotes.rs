@@ -40,6 +40,17 @@ async fn an_offer_is_a_type_in_a_zone_of_a_configured_region() {
 }
 
 #[tokio::test]
+async fn a_pool_without_a_price_in_the_history_sells_no_spot() {
+    let one = vec![("use1-az2", "g6.xlarge", "0.5"), ("use1-az2", "g6.4xlarge", "0.9")];
+    let account = Account::open(State { spot: one, ..State::default() }).await;
+    let (provider, _) = client(config(&account.server.base));
+    let spot: Vec<String> =
+        lines(&provider).await.into_iter().filter(|line| line.contains("/spot ")).collect();
+    // A row of a type that the region does not describe is none either.
+    assert_eq!(spot, ["aws/us-east-1/use1-az2/g6.xlarge/spot 0.5"]);
+}
+
+#[tokio::test]
 async fn prices_are_asked_for_once_in_a_while_and_the_rest_seldom() {
     let account = Account::open(State::default()).await;
     let (provider, hands) = client(config(&account.server.base));

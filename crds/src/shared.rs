@@ -28,8 +28,7 @@ pub(crate) const HOST_PATTERN: &str =
 pub(crate) const HASH_PATTERN: &str = "^[0-9a-f]{64}$";
 pub(crate) const DIGEST_PATTERN: &str = "^blake3:[0-9a-f]{64}$";
 pub(crate) const STORE_PATTERN: &str = "^(s3|file)://.+";
-pub(crate) const INPUT_PATTERN: &str =
-    "^(s3://.+|https://.+|file://.+|configmap://.+|artifact:[0-9a-f]{64}|builtin:petaflop)$";
+pub(crate) const INPUT_PATTERN: &str = "^(s3://.+|https://.+|file:///.+|configmap://[a-z0-9]([-.a-z0-9]*[a-z0-9])?|artifact:[0-9a-f]{64}|builtin:petaflop)$";
 
 /// What one machine must have. Left out, it is computed from the recipe or the model.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
@@ -374,14 +373,16 @@ pub struct EnvFrom {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("!(has(self.mountPath) && has(self.env) && self.env)")
-        .message("a Secret becomes either files under mountPath or environment variables (env: true), not both")
+    validation = Rule::new("has(self.mountPath) != (has(self.env) && self.env)")
+        .message("a Secret becomes either files under mountPath or environment variables (env: true): give one of them"),
+    validation = Rule::new("!has(self.mountPath) || !self.mountPath.matches('/[.]{0,2}(/|$)|^/tmp$|^/(petaflop|work|inputs|proc|sys|dev)(/|$)')").field_path(".mountPath")
+        .message("mountPath must be a folder of its own, without //, . or .. in its path or / at its end: not / or /tmp, and not in /petaflop, /work, /inputs, /proc, /sys or /dev")
 )]
 pub struct SecretRef {
     /// The Secret's name, in the same namespace.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// Folder in which each key becomes a file.
+    /// Folder in which each key becomes a file, in memory and for its owner alone to read.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = ABSOLUTE_PATTERN))]
     pub mount_path: Option<String>,

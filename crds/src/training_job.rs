@@ -55,10 +55,10 @@ use crate::shared::{
 #[serde(rename_all = "camelCase")]
 // Not built yet. Whoever builds one of these removes its line.
 #[x_kube(
-    validation = Rule::new("!has(self.container) || !has(self.inputs) || self.inputs.size() == 0").field_path(".inputs").reason(Reason::FieldValueForbidden)
-        .message("inputs are not built yet for container: let its command fetch what it needs"),
     validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always'").field_path(".cache").reason(Reason::FieldValueForbidden)
-        .message("cache Always is not built yet for container: leave it out"),
+        .message("cache Always is not built yet for container, which leaves no artifact that could be used again: leave it out"),
+    validation = Rule::new("!has(self.recipe) || !has(self.inputs) || self.inputs.all(input, !has(input.secretRef))").field_path(".inputs").reason(Reason::FieldValueForbidden)
+        .message("secretRef of an input is not built yet for recipe, whose data is opened with what opens the store: leave it out"),
     validation = Rule::new("self.nodes <= 1").field_path(".nodes").reason(Reason::FieldValueForbidden)
         .message("more than one node is not built yet: nodes must be 1"),
     validation = Rule::new("!has(self.checkpoint) || !has(self.checkpoint.uri)").field_path(".checkpoint.uri").reason(Reason::FieldValueForbidden)
@@ -82,6 +82,10 @@ use crate::shared::{
         .message("exactly one of recipe (our runtime) and container (any image) must be given"),
     validation = Rule::new("!has(self.container) || (has(self.container.command) && self.container.command.size() > 0)").field_path(".container.command").reason(Reason::FieldValueRequired)
         .message("container.command must be given: the agent starts it, and what an image would start by itself is not known before a machine has it"),
+    validation = Rule::new("!has(self.container) || !has(self.output) || !has(self.output.uri)").field_path(".output.uri").reason(Reason::FieldValueForbidden)
+        .message("a container leaves no artifact that could be copied: let its command write to the bucket"),
+    validation = Rule::new("!has(self.container) || !has(self.inputs) || self.inputs.all(input, input.uri != 'builtin:petaflop')").field_path(".inputs").reason(Reason::FieldValueInvalid)
+        .message("builtin:petaflop is inside our runtime: a container cannot have it"),
     validation = Rule::new("has(self.recipe) == has(oldSelf.recipe) && (!has(self.recipe) || self.recipe == oldSelf.recipe)").field_path(".recipe").reason(Reason::FieldValueForbidden)
         .message("recipe is immutable: create a new TrainingJob"),
     validation = Rule::new("has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)").field_path(".container").reason(Reason::FieldValueForbidden)
@@ -194,8 +198,14 @@ fn managed_by() -> String {
 }
 
 /// Named data.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!self.uri.startsWith('https://') || has(self.digest)").field_path(".digest").reason(Reason::FieldValueRequired)
+        .message("an https:// input needs a digest: what an address answers is not always the same"),
+    validation = Rule::new("!has(self.secretRef) || self.uri.startsWith('s3://')").field_path(".secretRef").reason(Reason::FieldValueForbidden)
+        .message("secretRef opens buckets: only an s3:// input has one")
+)]
 pub struct JobInput {
     /// Its name: the data is found at /inputs/<name>.
     #[schemars(length(min = 1, max = 63), regex(pattern = LABEL_PATTERN))]
@@ -203,20 +213,34 @@ pub struct JobInput {
     /// Where it comes from: `s3://`, `https://`, `file://`, `configmap://`, `artifact:<hash>`, `builtin:petaflop`.
     #[schemars(length(min = 1, max = 1024), regex(pattern = INPUT_PATTERN))]
     pub uri: String,
-    /// Content digest that it must have: `blake3:<64 hex digits>`.
+    /// Content digest that it must have: `blake3:<64 hex digits>`. Whoever gives another is told the one that was
+    /// found.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 71), regex(pattern = DIGEST_PATTERN))]
     pub digest: Option<String>,
+    /// Secret of the same namespace that opens the bucket, its keys named as in the environment: `AWS_ACCESS_KEY_ID`,
+    /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, …. Left out: what opens the
+    /// operator's store, where the data lies in its bucket, beside it; no other bucket is opened with that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<NameRef>,
 }
 
 /// What becomes of the result.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.secretRef) || has(self.uri)").field_path(".secretRef").reason(Reason::FieldValueForbidden)
+        .message("secretRef opens the store of uri: give that, too")
+)]
 pub struct Output {
-    /// Store that takes it. Left out: the installation's own.
+    /// Store that takes the artifact, beside the installation's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = STORE_PATTERN))]
     pub uri: Option<String>,
+    /// Secret of the same namespace that opens it, its keys named as in the environment: `AWS_ACCESS_KEY_ID`,
+    /// `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, `AWS_ENDPOINT_URL`, …. Outside a cluster the environment does.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub secret_ref: Option<NameRef>,
     /// Form of the weights. Immutable.
     #[serde(default)]
     pub format: WeightFormat,
@@ -237,6 +261,7 @@ impl Default for Output {
     fn default() -> Self {
         Output {
             uri: None,
+            secret_ref: None,
             format: WeightFormat::Safetensors,
             quantization: Quantization::None,
             keep_checkpoints: two(),

@@ -61,7 +61,7 @@ impl TrainingJobSpec {
         let TrainingJobSpec {
             recipe,
             container: _, // its command is the agent's business
-            inputs,       // in `work`, and fetched by the runtime
+            inputs,       // of a recipe in `work`
             output: _,    // of the runtime
             nodes,
             resources,
@@ -125,7 +125,7 @@ impl TrainingJobSpec {
             recipe: _,
             container: _,
             inputs: _,
-            output: _,
+            output,
             nodes: _,
             resources,
             placement: _,
@@ -150,6 +150,7 @@ impl TrainingJobSpec {
             ("spec.serviceAccountName", service_account_name.is_some()),
             ("spec.imagePullSecrets", !image_pull_secrets.is_empty()),
             ("spec.secrets", !secrets.is_empty()),
+            ("spec.output.secretRef", output.secret_ref.is_some()),
             ("spec.budgetRef", budget_ref.is_some()),
             ("spec.ttlSecondsAfterFinished", ttl_seconds_after_finished.is_some()),
             ("spec.managedBy", managed_by != MANAGED_BY),
@@ -273,7 +274,7 @@ fn tied(
     let inputs = inputs.iter().map(|input| input.uri.as_str());
     // Whatever else is a path, with a folder before it or without.
     let anywhere = |uri: &str| {
-        ["builtin:", "artifact:", "s3://", "https://", "/inputs/"]
+        ["builtin:", "artifact:", "s3://", "https://", "configmap://", "/inputs/"]
             .iter()
             .any(|b| uri.starts_with(b))
     };

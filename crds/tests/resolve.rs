@@ -27,13 +27,29 @@ fn recipe(changes: Value) -> Recipe {
 fn inputs() -> Vec<JobInput> {
     let digest = Some(format!("blake3:{}", "0".repeat(64)));
     vec![
-        JobInput { name: "corpus".into(), uri: "file:///srv/corpus/".into(), digest: None },
-        JobInput { name: "pinned".into(), uri: "file:///srv/pinned".into(), digest },
-        JobInput { name: "bucket".into(), uri: "s3://bucket/data".into(), digest: None },
+        JobInput {
+            name: "corpus".into(),
+            uri: "file:///srv/corpus/".into(),
+            digest: None,
+            secret_ref: None,
+        },
+        JobInput {
+            name: "pinned".into(),
+            uri: "file:///srv/pinned".into(),
+            digest,
+            secret_ref: None,
+        },
+        JobInput {
+            name: "bucket".into(),
+            uri: "s3://bucket/data".into(),
+            digest: None,
+            secret_ref: None,
+        },
         JobInput {
             name: "earlier".into(),
             uri: format!("artifact:{}", "a".repeat(64)),
             digest: None,
+            secret_ref: None,
         },
     ]
 }
@@ -132,6 +148,9 @@ fn every_kind_of_path_is_found_or_refused_with_what_would_do() {
         ("file:///srv/text", "file:///srv/text"),
         ("/inputs/corpus", "file:///srv/corpus/"),
         ("/inputs/corpus/part/one.txt", "file:///srv/corpus/part/one.txt"),
+        ("s3://bucket/data", "s3://bucket/data"),
+        ("/inputs/bucket", "s3://bucket/data"),
+        ("/inputs/bucket/part", "s3://bucket/data/part"),
         (artifact.as_str(), artifact.as_str()),
     ] {
         assert_eq!(found(path), Ok(uri.to_owned()), "{path}");
@@ -140,11 +159,9 @@ fn every_kind_of_path_is_found_or_refused_with_what_would_do() {
         ("builtin:other", "the only one is builtin:petaflop"),
         ("tatsu-lab/alpaca", "for a folder beside the manifest write ./tatsu-lab/alpaca"),
         (
-            "s3://bucket/data",
-            "s3:// is not built yet; use builtin:petaflop, a path beside the manifest",
+            "https://example.com/text",
+            "https:// is not built yet; use builtin:petaflop, a path beside the manifest",
         ),
-        ("https://example.com/text", "https:// is not built yet"),
-        ("/inputs/bucket", "s3:// is not built yet"),
         ("/inputs/corpsu", "did you mean /inputs/corpus?"),
         ("/inputs/unheard-of", "spec.inputs has corpus, pinned, bucket, earlier"),
         ("/inputs/corpus/../../etc", "expected a path below /inputs/corpus"),
@@ -222,7 +239,7 @@ fn relative_paths_are_refused_where_there_is_no_folder() {
 #[test]
 fn what_is_not_built_is_refused_here_too_and_all_at_once() {
     let errors = resolve(
-        json!({ "adapter": "lora", "lora_r": 8, "gradient_checkpointing": true, "saves_per_epoch": 2, "datasets": [{ "path": "s3://b/c" }] }),
+        json!({ "adapter": "lora", "lora_r": 8, "gradient_checkpointing": true, "saves_per_epoch": 2, "datasets": [{ "path": "https://b.example/c" }] }),
     );
     let errors = errors.expect_err("not built");
     for field in

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use petaflop_agent_api::task::{Accelerators, LogSink, PROGRESS_FILE, Secret, Task, TaskFile};
+use petaflop_agent_api::task::{
+    self, Accelerators, Delivery, Folder, LogSink, PROGRESS_FILE, Secret, Task, TaskFile,
+};
 use petaflop_arbiter::claim::ClaimSpec;
 use petaflop_arbiter::offer::Offer;
 use petaflop_crds::compute_claim::{OWNER_KIND_LABEL, OWNER_LABEL, OwnerKind};
@@ -54,6 +56,10 @@ pub struct Training {
     pub grace_seconds: u64,
     /// What it finds in its environment, beside what opens the store.
     pub secrets: BTreeMap<String, Secret>,
+    /// What it finds as files, in memory.
+    pub folders: Vec<Folder>,
+    /// A store that is to have its result too, and what opens it.
+    pub delivery: Option<(String, BTreeMap<String, Secret>)>,
     /// What its agent makes sure of before anything runs.
     pub accelerators: Option<Accelerators>,
 }
@@ -69,6 +75,8 @@ pub struct Command {
     pub env: BTreeMap<String, String>,
     /// Folder it starts in, if it matters.
     pub dir: Option<String>,
+    /// Data that it finds on its machine.
+    pub inputs: Vec<task::Input>,
 }
 
 /// Which machine of a job this is, for a command that begins anew on each: 1 is the first.
@@ -122,6 +130,12 @@ impl Fleet<'_> {
         if job.fresh {
             argv.push("--fresh".to_owned());
         }
+        let own = job_spec.result.clone();
+        let delivery = job.delivery.map(|(to, credentials)| Delivery {
+            to,
+            credentials,
+            from: own.into_iter().chain([self.store.uri.clone()]).collect(),
+        });
         let mut secrets = self.store.handed_on();
         secrets.extend(job.secrets);
         Ok(Task {
@@ -132,6 +146,9 @@ impl Fleet<'_> {
                 path: "job.json".to_owned(),
                 bytes: serde_json::to_vec_pretty(&job_spec)?,
             }],
+            folders: job.folders,
+            inputs: Vec::new(),
+            delivery,
             dir: None,
             progress: PROGRESS_FILE.to_owned(),
             log_sink: Some(self.log_sink(claim)),
@@ -149,17 +166,20 @@ impl Fleet<'_> {
         &self,
         claim: &ClaimSpec,
         command: Command,
-        secrets: BTreeMap<String, Secret>,
+        (secrets, folders): (BTreeMap<String, Secret>, Vec<Folder>),
         grace_seconds: u64,
         accelerators: Option<Accelerators>,
     ) -> Task {
-        let Command { image: _, argv, mut env, dir } = command;
+        let Command { image: _, argv, mut env, dir, inputs } = command;
         env.insert(PLACEMENT.to_owned(), claim.placement.to_string());
         Task {
             argv,
             env,
             secrets,
             files: Vec::new(),
+            folders,
+            inputs,
+            delivery: None,
             dir,
             progress: PROGRESS_FILE.to_owned(),
             log_sink: Some(self.log_sink(claim)),
@@ -196,14 +216,29 @@ impl Fleet<'_> {
             // Whoever knows such a name knows what is in it, or what it is made of.
             reads: ["keys/-/*", "artifacts/*", "chunks/*"].map(str::to_owned).into(),
             inputs: inputs.iter().map(|input| input.uri.clone()).collect(),
+            told: true,
         };
         Some((narrow, rights))
     }
 
-    /// What the machine of a user's command may touch, where that is less than everything: its log.
-    pub fn rights_of_command(&self, claim: &ClaimSpec) -> Option<(Narrow, Rights)> {
+    /// What the machine of a user's command may touch, where that is less than everything: its log, and
+    /// those of its inputs that nothing of the job's own opens.
+    pub fn rights_of_command(
+        &self,
+        claim: &ClaimSpec,
+        inputs: &[task::Input],
+    ) -> Option<(Narrow, Rights)> {
         let narrow = self.store.narrow.clone()?;
-        Some((narrow, Rights { log: self.log_sink(claim).prefix, ..Rights::default() }))
+        let shared = inputs.iter().filter(|input| input.credentials.is_empty());
+        let inputs: Vec<String> = shared.map(|input| input.uri.clone()).collect();
+        let artifacts = inputs.iter().filter_map(|uri| uri.strip_prefix("artifact:"));
+        let mut reads: Vec<String> =
+            artifacts.map(|hash| format!("artifacts/{hash}.json")).collect();
+        if !reads.is_empty() {
+            reads.push("chunks/*".to_owned());
+        }
+        let log = self.log_sink(claim).prefix;
+        Some((narrow, Rights { log, reads, inputs, ..Rights::default() }))
     }
 
     /// What the machine of a replica may touch, where that is less than everything.
@@ -212,6 +247,7 @@ impl Fleet<'_> {
         let rights = Rights {
             log: self.log_sink(claim).prefix,
             reads: vec![format!("artifacts/{artifact}.json"), "chunks/*".to_owned()],
+            told: true,
             ..Rights::default()
         };
         Some((narrow, rights))

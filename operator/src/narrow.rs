@@ -8,7 +8,8 @@
 //! | results, whose names nobody guesses who does not know what is in them | reads, lists none | reads that one |
 //! | inputs in the same store | reads, lists | |
 //!
-//! The machine of a user's own command has its log alone, and its command is told of no pass.
+//! The machine of a user's own command has its log and the inputs that the job names, and its command is told of
+//! no pass.
 //!
 //! Everything else is forbidden, which S3 also says of what is not there.
 
@@ -111,6 +112,8 @@ pub struct Rights {
     /// Of this bucket, or another that the same keys open: objects or folders (`s3://…`) that it may
     /// read and list.
     pub inputs: Vec<String>,
+    /// The command may ask for it too; else the agent alone does.
+    pub told: bool,
 }
 
 impl Narrow {
@@ -195,7 +198,7 @@ impl Narrow {
                 key: Secret::new(found("SecretAccessKey")?),
                 token: Secret::new(found("SessionToken")?),
                 expires: found("Expiration")?.parse::<Timestamp>().ok()?,
-                told: rights.own.is_some() || !rights.reads.is_empty(),
+                told: rights.told,
             })
         };
         // What it said may be secret.
@@ -236,7 +239,7 @@ impl Narrow {
 impl Rights {
     /// As a session policy says it.
     fn policy(&self, bucket: &Bucket) -> Value {
-        let Self { own, log, reads, inputs } = self;
+        let Self { own, log, reads, inputs, told: _ } = self;
         let partition = match bucket.region.as_str() {
             region if region.starts_with("cn-") => "aws-cn",
             region if region.starts_with("us-gov-") => "aws-us-gov",

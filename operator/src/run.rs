@@ -158,12 +158,20 @@ impl Run {
         {
             self.take_over(&line);
         }
+        // It said so before its result was brought to where it is wanted, and that was not done: the agent
+        // then reports none. By itself it ends only with what it said.
+        if exit.report.is_none() && exit.why != Why::Finished {
+            self.word = self.word.take().filter(|word| !matches!(word, End::Finished { .. }));
+        }
         self.end = Some(self.word.clone().unwrap_or_else(|| match exit.why {
             // It may have had no time to say so. Its last checkpoint is what counts.
             Why::Drained | Why::Notice | Why::Terminated | Why::Orphaned => End::Stopped,
             Why::Finished if exit.code == Some(0) => End::Done,
             Why::NoAccelerator => End::Unfit { message: exit.message.clone() },
-            Why::Finished | Why::NotStarted => {
+            Why::BadInput | Why::BadDelivery => {
+                End::Failed { message: exit.message.clone(), retry: false }
+            }
+            Why::Finished | Why::NotStarted | Why::NotDelivered => {
                 End::Failed { message: exit.message.clone(), retry: true }
             }
         }));
@@ -186,9 +194,22 @@ mod tests {
         let mut run = Run::default();
         run.take_over(&finished);
         assert_eq!(run.end, None, "the process still runs");
-        run.exited(&exit(Why::Finished, Some(0)));
+        let over = |exit: &Exit| {
+            let mut over = run.clone();
+            over.exited(exit);
+            over.end
+        };
         let caveat = Some("not as a GGUF file".into());
-        assert_eq!(run.end, Some(End::Finished { artifact: "a".into(), cached: false, caveat }));
+        let named = Some(End::Finished { artifact: "a".into(), cached: false, caveat });
+        assert_eq!(over(&exit(Why::Finished, Some(0))), named);
+        let report = serde_json::to_value(&finished).ok();
+        assert_eq!(over(&Exit { report, ..exit(Why::Notice, Some(0)) }), named);
+
+        // Its result was not brought to where it is wanted.
+        let failed = |retry| Some(End::Failed { message: "said".into(), retry });
+        assert_eq!(over(&exit(Why::NotDelivered, Some(0))), failed(true));
+        assert_eq!(over(&exit(Why::BadDelivery, Some(0))), failed(false));
+        assert_eq!(over(&exit(Why::Notice, Some(0))), Some(End::Stopped));
 
         let mut killed = Run::default();
         killed.exited(&exit(Why::Finished, None));
@@ -201,6 +222,10 @@ mod tests {
         let mut unfit = Run::default();
         unfit.exited(&exit(Why::NoAccelerator, None));
         assert_eq!(unfit.lacks(), Some("said"));
+
+        let mut wrong = Run::default();
+        wrong.exited(&exit(Why::BadInput, None));
+        assert_eq!(wrong.end, Some(End::Failed { message: "said".into(), retry: false }));
 
         let mut drained = Run::default();
         drained.exited(&exit(Why::Notice, None));

@@ -147,7 +147,7 @@ fn table() -> Vec<Row> {
             "elsewhere",
             json!({ "output": { "uri": "s3://somewhere/else" } }),
             "InvalidSpec",
-            "spec.output.uri is not built yet in a cluster: leave it out",
+            "name the Secret that opens it (spec.output.secretRef)",
             json!({ "output": { "uri": null } }),
         ),
         row(
@@ -223,12 +223,13 @@ async fn a_recipe_that_cannot_be_had_in_a_cluster_is_refused_and_nothing_is_boug
     };
     let mut by_input = by_recipe("by-input", "/inputs/text")?;
     by_input.spec.inputs =
-        serde_json::from_value(json!([{ "name": "text", "uri": "s3://bucket/text" }]))?;
+        serde_json::from_value(json!([{ "name": "text", "uri": "s3://bucket/a*" }]))?;
     let table = [
         (from_base, "name one that is there: status.artifact of the TrainingJob"),
         (from_folder, "in a cluster a base model is an artifact of the store"),
-        (by_recipe("by-dataset", "s3://bucket/text")?, "s3:// is not built yet; use"),
-        (by_input, "s3:// is not built yet; use"),
+        (by_recipe("by-dataset", "https://a.example/text")?, "https:// is not built yet; use"),
+        (by_recipe("by-bucket", "s3://bucket/text")?, "another bucket than the operator's store"),
+        (by_input, "a name may not hold *, ? or $"),
         (by_recipe("beside", "./text")?, "there is none here"),
     ];
     for (job, says) in table {

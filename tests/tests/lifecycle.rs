@@ -3,9 +3,17 @@
 
 #[path = "lifecycle/checkpoints.rs"]
 mod checkpoints;
+#[path = "lifecycle/delivery.rs"]
+mod delivery;
 #[path = "lifecycle/environment.rs"]
 mod environment;
+#[path = "lifecycle/files.rs"]
+mod files;
+#[path = "lifecycle/inputs.rs"]
+mod inputs;
 mod operator;
+#[path = "../../runtime-image/store/tests/common/s3.rs"]
+mod s3;
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;

@@ -28,6 +28,8 @@ pub mod env {
 pub const AGENT_FOLDER: &str = "/petaflop";
 /// The agent on the machine.
 pub const AGENT: &str = "/petaflop/petaflop-agent";
+/// Folder in which the work finds its inputs, by name.
+pub const INPUTS: &str = "/inputs";
 /// The folder on every machine that the work may write to, beside `/tmp`. Gone with the machine.
 pub const WORK_FOLDER: &str = "/work";
 
@@ -159,6 +161,8 @@ pub enum VolumeSource {
         /// Most bytes it may hold.
         size_limit: Option<u64>,
     },
+    /// An empty folder in memory, of which no disk knows.
+    Memory,
 }
 
 /// With this, once, the agent of a fresh machine proves its key. It is in no frozen request and

@@ -303,7 +303,7 @@ impl Places<'_> {
     /// `<name>` or `<name>/<path below it>`.
     fn input(&self, rest: &str, role: Role) -> Result<(String, Option<String>), String> {
         let (name, below) = rest.split_once('/').unwrap_or((rest, ""));
-        let Some(JobInput { name: _, uri, digest }) =
+        let Some(JobInput { name: _, uri, digest, secret_ref: _ }) =
             self.inputs.iter().find(|input| input.name == name)
         else {
             let names: Vec<&str> = self.inputs.iter().map(|input| input.name.as_str()).collect();
@@ -339,7 +339,7 @@ impl Places<'_> {
 
     /// A URI, or a path made absolute.
     fn uri(&self, text: &str, role: Role) -> Result<String, String> {
-        const SUPPORTED: &str = "a path beside the manifest (./data), an absolute path, file:///…, /inputs/<name>, artifact:<hash>";
+        const SUPPORTED: &str = "a path beside the manifest (./data), an absolute path, file:///…, s3://bucket/…, /inputs/<name>, artifact:<hash>";
         if text == "builtin:petaflop" {
             return match role {
                 Role::Dataset => Ok(text.to_owned()),
@@ -366,6 +366,14 @@ impl Places<'_> {
                 true => Ok(text.to_owned()),
                 false => Err(format!(
                     "expected file:// and an absolute path (file:///data/text), found {text:?}"
+                )),
+            };
+        }
+        if text.starts_with("s3://") {
+            return match role {
+                Role::Dataset => Ok(text.to_owned()),
+                Role::Model => Err(format!(
+                    "s3:// is not built yet for a model; use artifact:<hash>, or a folder ({text} copied beside the manifest)"
                 )),
             };
         }

@@ -1,13 +1,15 @@
 //! Admission in a cluster: what a job's machine is to do, and how much work that is. A recipe is
 //! resolved once and kept in the job's status; from then on it is that which counts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kube::ResourceExt;
+use petaflop_agent_api::task;
 use petaflop_arbiter::workload::TrainingWork;
 use petaflop_crds::TrainingJob;
 use petaflop_crds::shared::Container;
+use petaflop_crds::training_job::{JobInput, Output};
 use petaflop_plan::recipe::{Input, ModelSource, ResolvedRecipe};
 
 use crate::cluster::artifacts::Artifacts;
@@ -96,12 +98,16 @@ impl Admissions {
 /// # Errors
 /// What of its spec cannot be done, in words.
 pub fn admit(job: &TrainingJob) -> Result<Admitted, String> {
-    if job.spec.output.uri.is_some() {
-        return Err(
-            "spec.output.uri is not built yet in a cluster: leave it out; results are kept in \
-                    the operator's own store, and status.artifact names the result there"
-                .to_owned(),
-        );
+    let Output { uri, secret_ref, format: _, quantization: _, keep_checkpoints: _ } =
+        &job.spec.output;
+    match uri {
+        Some(uri) if !uri.starts_with("s3://") => {
+            return Err("spec.output.uri: in a cluster give s3://bucket/prefix: what is on a machine goes with it".to_owned());
+        }
+        Some(_) if secret_ref.is_none() => {
+            return Err("spec.output.uri: in a cluster name the Secret that opens it (spec.output.secretRef)".to_owned());
+        }
+        _ => {}
     }
     match (&job.spec.recipe, &job.spec.container) {
         (Some(recipe), _) => resolve(job, recipe).map(Box::new).map(Admitted::Recipe),
@@ -149,7 +155,19 @@ impl Command {
             argv: command.iter().chain(args).cloned().collect(),
             env: ours.chain(own).collect(),
             dir: working_dir.clone(),
+            inputs: job.spec.inputs.iter().map(input).collect(),
         })
+    }
+}
+
+/// What opens it, and what of it stands in a ConfigMap, is read apart: crate::cluster::secrets.
+fn input(JobInput { name, uri, digest, secret_ref: _ }: &JobInput) -> task::Input {
+    task::Input {
+        name: name.clone(),
+        uri: uri.clone(),
+        digest: digest.clone(),
+        credentials: BTreeMap::new(),
+        files: None,
     }
 }
 
@@ -188,22 +206,31 @@ fn amount(job: &TrainingJob, admitted: &Recipe, artifacts: &Artifacts) -> Result
         .map_err(|error| error.to_string())
 }
 
-/// The artifacts that a job starts from: name of the input, and hash.
-pub fn artifacts(job: &TrainingJob) -> Vec<(String, String)> {
-    let Some(recipe) = &job.spec.recipe else { return Vec::new() };
-    // Of thousands of jobs few start from one, and to resolve a recipe takes a while.
-    let paths = recipe.datasets.iter().map(|dataset| &dataset.path);
+/// What a job starts from that lies in such a place: name of the input, and URI.
+pub fn inputs(job: &TrainingJob, scheme: &str) -> Vec<(String, String)> {
+    // Of thousands of jobs few start from any, and to resolve a recipe takes a while.
+    let recipe = job.spec.recipe.iter();
+    let paths = recipe.flat_map(|recipe| {
+        recipe.datasets.iter().map(|dataset| &dataset.path).chain(&recipe.base_model)
+    });
     let uris = job.spec.inputs.iter().map(|input| &input.uri);
-    if !paths.chain(&recipe.base_model).chain(uris).any(|text| text.starts_with(ARTIFACT)) {
+    if !paths.chain(uris).any(|text| text.starts_with(scheme)) {
         return Vec::new();
     }
-    let Ok(Admitted::Recipe(admitted)) = admit(job) else { return Vec::new() };
-    let of = |input: &Input| Some((input.name.clone(), artifact(input)?.to_owned()));
-    admitted.inputs.iter().filter_map(of).collect()
+    let named: Vec<(String, String)> = match admit(job) {
+        Ok(Admitted::Recipe(admitted)) => {
+            admitted.inputs.into_iter().map(|input| (input.name, input.uri)).collect()
+        }
+        Ok(Admitted::Command(command)) => {
+            command.inputs.into_iter().map(|input| (input.name, input.uri)).collect()
+        }
+        Err(_) => Vec::new(),
+    };
+    named.into_iter().filter(|(_, uri)| uri.starts_with(scheme)).collect()
 }
 
 /// What the URI of an artifact begins with; its hash follows.
-const ARTIFACT: &str = "artifact:";
+pub const ARTIFACT: &str = "artifact:";
 
 fn artifact(input: &Input) -> Option<&str> {
     input.uri.strip_prefix(ARTIFACT)

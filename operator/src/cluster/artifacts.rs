@@ -9,7 +9,7 @@ use petaflop_arbiter::reason::Reason;
 use petaflop_crds::TrainingJob;
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::shape::ModelShape;
-use petaflop_store::{Store, StoreError};
+use petaflop_store::{Store, StoreError, place};
 
 use crate::cluster::Operator;
 use crate::cluster::admit;
@@ -98,11 +98,47 @@ fn unread(error: StoreError) -> Unread {
     }
 }
 
+/// Whether a job's machine may read what lies there with what opens the operator's store, of whose places the first
+/// is the store itself: it is in the same bucket, and what other jobs made and were billed is not.
+fn read_with_our_keys(uri: &str, ours: [&str; 2]) -> Result<(), String> {
+    let words = |error: StoreError| error.to_string();
+    // A pass would open whatever they stand for.
+    if uri.contains(['*', '?', '$']) {
+        return Err("a name may not hold *, ? or $".to_owned());
+    }
+    if place::bucket_name(uri).map_err(words)? != place::bucket_name(ours[0]).map_err(words)? {
+        return Err("that is another bucket than the operator's store is in, whose keys are for no other: name the \
+                    Secret that opens it (secretRef of a container's input), or put the data beside the store"
+            .to_owned());
+    }
+    for ours in ours {
+        if place::overlap(uri, ours).map_err(words)? {
+            return Err("that is in the operator's own store, or the store is in it: write artifact: and the \
+                        hash of what is there, or put the data elsewhere"
+                .to_owned());
+        }
+    }
+    Ok(())
+}
+
 /// Reads what a job starts from. Returns what is missing.
 pub async fn learn(operator: &Operator, job: &TrainingJob) -> Option<Waits> {
-    for (input, hash) in admit::artifacts(job) {
-        let store = &operator.settings.store;
-        let (reason, why) = match operator.artifacts.read(store, &hash).await {
+    let settings = &operator.settings;
+    let own = |name: &str| {
+        job.spec.inputs.iter().any(|input| input.name == name && input.secret_ref.is_some())
+    };
+    for (input, uri) in admit::inputs(job, "s3://") {
+        let ours = [settings.store.uri.as_str(), &settings.ledger.uri];
+        if !own(&input)
+            && let Err(why) = read_with_our_keys(&uri, ours)
+        {
+            let message = format!("input {input}, {uri}: {why}");
+            return Some(Waits { reason: Reason::InvalidSpec, message });
+        }
+    }
+    for (input, uri) in admit::inputs(job, admit::ARTIFACT) {
+        let Some(hash) = uri.strip_prefix(admit::ARTIFACT) else { continue };
+        let (reason, why) = match operator.artifacts.read(&settings.store, hash).await {
             Ok(_) => continue,
             Err(Unread::Away(why)) => (Reason::Unreachable, why),
             Err(Unread::Wrong(why)) => {
@@ -115,4 +151,33 @@ pub async fn learn(operator: &Operator, job: &TrainingJob) -> Option<Waits> {
         return Some(Waits { reason, message: format!("input {input}, artifact:{hash}: {why}") });
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::read_with_our_keys;
+
+    #[test]
+    fn our_keys_read_what_lies_beside_the_store_and_nothing_else() {
+        let ours = ["s3://bucket/store", "s3://bucket/ledger"];
+        for (uri, refused) in [
+            ("s3://bucket/data", None),
+            ("s3://bucket/store2", None),
+            ("s3://other/data", Some("another bucket")),
+            ("s3://bucket", Some("the operator's own store")),
+            ("s3://bucket/data/../store/chunks", Some("the operator's own store")),
+            ("s3://bucket/%6cedger", Some("the operator's own store")),
+            ("s3://bucket/d*", Some("may not hold")),
+        ] {
+            let found = read_with_our_keys(uri, ours).err();
+            let as_said = match (&found, refused) {
+                (None, None) => true,
+                (Some(found), Some(refused)) => found.contains(refused),
+                _ => false,
+            };
+            assert!(as_said, "{uri}: {found:?}");
+        }
+        // Of a store that is a folder no key opens a bucket.
+        assert!(read_with_our_keys("s3://bucket/data", ["/store", "/ledger"]).is_err());
+    }
 }

@@ -6,15 +6,17 @@ use std::collections::BTreeMap;
 use kube::ResourceExt;
 use petaflop_agent_api::task::{PROGRESS_FILE, Task};
 use petaflop_arbiter::checkpoint;
-use petaflop_crds::training_job::Cache;
+use petaflop_crds::training_job::{Cache, TrainingJobSpec};
 use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_providers::Machine;
+use petaflop_providers::machine::{INPUTS, Volume, VolumeSource};
 
 use crate::accelerators::promised;
 use crate::agents::Told;
 use crate::claims::StoredClaim;
 use crate::cluster::admit::{Admitted, admit};
-use crate::cluster::{Operator, inference_service, secrets};
+use crate::cluster::secrets::{self, Named};
+use crate::cluster::{Operator, inference_service};
 use crate::fleet::Training;
 
 /// Variable in which a server finds what it asks of whoever sends it requests.
@@ -25,23 +27,45 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
     let spec = &job.spec;
     let machine = operator.fleet().machine(&stored.claim.spec);
     let image = spec.container.as_ref().map(|container| container.image.clone());
+    let near = operator.is_near(&stored.claim.spec);
     Machine {
         image: image.unwrap_or(machine.image),
         service_account: spec.service_account_name.clone(),
         image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
         grace_seconds: u64::from(spec.checkpoint.grace_seconds),
+        volumes: near.then(|| volumes(spec)).unwrap_or_default(),
         ..machine
     }
+}
+
+/// Where the agent of a Pod, whose root may not be written to, puts what it brings. On rented machines it makes the
+/// folders itself.
+fn volumes(spec: &TrainingJobSpec) -> Vec<Volume> {
+    let secrets = spec.secrets.iter().filter_map(|secret| secret.mount_path.clone()).enumerate();
+    let secrets = secrets.map(|(at, mount_path)| Volume {
+        name: format!("secret-{at}"),
+        mount_path,
+        read_only: false,
+        source: VolumeSource::Memory,
+    });
+    let fetched = spec.container.is_some() && !spec.inputs.is_empty();
+    let inputs = fetched.then(|| Volume {
+        name: "inputs".to_owned(),
+        mount_path: INPUTS.to_owned(),
+        read_only: false,
+        source: VolumeSource::EmptyDir { size_limit: None },
+    });
+    secrets.chain(inputs).collect()
 }
 
 /// What its agent is told; `None` where the job can no longer be read, which its own
 /// status says.
 pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Option<Told> {
     let admitted = admit(job).ok()?;
-    let mut env = BTreeMap::new();
+    let mut named = Named::default();
     if secrets::are_named(&job.spec) {
         match operator.secrets.of(job.metadata.uid.as_deref()?) {
-            Some(own) => env.extend(own),
+            Some(own) => named = own,
             // It has its task already; only its agent is met again.
             None if stored.agent_key.is_some() => {}
             // Not read yet by this process: its controller does that first.
@@ -53,11 +77,21 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
     let accelerators = promised(&stored.claim.spec, spec.resources.asks_for_accelerators());
     let admitted = match admitted {
         Admitted::Recipe(recipe) => *recipe,
-        Admitted::Command(command) => {
+        Admitted::Command(mut command) => {
             let claim = &stored.claim.spec;
             let fleet = operator.fleet();
-            let rights = fleet.rights_of_command(claim);
-            let task = fleet.command(claim, command, env, grace_seconds, accelerators);
+            for input in &mut command.inputs {
+                input.files = named.inputs.remove(&input.name);
+                input.credentials = named.keys.remove(&input.name).unwrap_or_default();
+            }
+            let rights = fleet.rights_of_command(claim, &command.inputs);
+            let task = fleet.command(
+                claim,
+                command,
+                (named.env, named.folders),
+                grace_seconds,
+                accelerators,
+            );
             return Some(Told { task, rights });
         }
     };
@@ -71,7 +105,9 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
         keep_checkpoints: spec.output.keep_checkpoints,
         fresh: spec.cache == Cache::Never,
         grace_seconds,
-        secrets: env,
+        secrets: named.env,
+        folders: named.folders,
+        delivery: spec.output.uri.clone().map(|to| (to, named.output)),
         accelerators,
     };
     let rights = operator.fleet().rights_of_job(&stored.claim.spec, &training.inputs);
@@ -137,6 +173,9 @@ pub fn serve(
         env: BTreeMap::new(),
         secrets,
         files: Vec::new(),
+        folders: Vec::new(),
+        inputs: Vec::new(),
+        delivery: None,
         dir: None,
         progress: PROGRESS_FILE.to_owned(),
         log_sink: Some(operator.fleet().log_sink(&stored.claim.spec)),

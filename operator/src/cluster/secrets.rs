@@ -1,4 +1,4 @@
-//! What of a job's environment stands in Secrets and ConfigMaps of its namespace: read before it is
+//! What of a job's environment, files and inputs stands in Secrets and ConfigMaps of its namespace: read before it is
 //! placed, so that nothing is bought for a job that lacks one, and held in memory alone until its
 //! agent takes it over the enrolled channel.
 
@@ -9,26 +9,44 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::Api;
 use kube::core::NamespaceResourceScope;
-use petaflop_agent_api::task;
+use petaflop_agent_api::task::{self, Folder, TaskFile};
 use petaflop_arbiter::reason::Reason;
-use petaflop_crds::shared::{Container, EnvFrom, EnvSource, KeyRef, OptionalRef, SecretRef};
+use petaflop_crds::shared::{
+    Container, EnvFrom, EnvSource, KeyRef, NameRef, OptionalRef, SecretRef,
+};
 use petaflop_crds::training_job::TrainingJobSpec;
 use serde::de::DeserializeOwned;
 
 use crate::cluster::Operator;
 use crate::cluster::error::{Error, is_forbidden};
 use crate::cluster::training_job::Waits;
+use crate::store_at::HANDED_ON;
 
 /// What an environment is extended by.
 pub type Env = BTreeMap<String, task::Secret>;
 
+/// What a job was found to name.
+#[derive(Clone, Debug, Default)]
+pub struct Named {
+    /// What its environment is extended by.
+    pub env: Env,
+    /// Secrets that become files.
+    pub folders: Vec<Folder>,
+    /// ConfigMaps that are inputs, by the input's name.
+    pub inputs: BTreeMap<String, Vec<TaskFile>>,
+    /// What opens the buckets of inputs, by the input's name.
+    pub keys: BTreeMap<String, Env>,
+    /// What opens the store that is to have the result.
+    pub output: Env,
+}
+
 /// What jobs were found to name, by uid of the job. Clones are the same.
 #[derive(Clone, Default)]
-pub struct Secrets(Arc<Mutex<HashMap<String, Env>>>);
+pub struct Secrets(Arc<Mutex<HashMap<String, Named>>>);
 
 impl Secrets {
     /// Those of a job, if they were read.
-    pub fn of(&self, uid: &str) -> Option<Env> {
+    pub fn of(&self, uid: &str) -> Option<Named> {
         self.lock().get(uid).cloned()
     }
 
@@ -37,7 +55,7 @@ impl Secrets {
         self.lock().remove(uid);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<String, Env>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<String, Named>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -47,7 +65,17 @@ pub fn are_named(spec: &TrainingJobSpec) -> bool {
     let by_container = |container: &Container| {
         !container.env_from.is_empty() || container.env.iter().any(|v| v.value_from.is_some())
     };
-    !spec.secrets.is_empty() || spec.container.as_ref().is_some_and(by_container)
+    !spec.secrets.is_empty()
+        || spec.container.as_ref().is_some_and(by_container)
+        || config_maps(spec).next().is_some()
+        || spec.output.secret_ref.is_some()
+        || spec.inputs.iter().any(|input| input.secret_ref.is_some())
+}
+
+/// Inputs of a container that are ConfigMaps: the input's name, and the ConfigMap's.
+fn config_maps(spec: &TrainingJobSpec) -> impl Iterator<Item = (&str, &str)> {
+    let inputs = spec.inputs.iter().filter(|_| spec.container.is_some());
+    inputs.filter_map(|input| Some((input.name.as_str(), input.uri.strip_prefix("configmap://")?)))
 }
 
 /// Reads them. Returns what is missing.
@@ -57,14 +85,67 @@ pub async fn learn(
     spec: &TrainingJobSpec,
 ) -> Result<Option<Waits>, Error> {
     let mut reader = Reader { operator, namespace, known: BTreeMap::new() };
-    match environment(&mut reader, spec).await {
-        Ok(env) => {
-            operator.secrets.lock().insert(uid.to_owned(), env);
+    match named(&mut reader, spec).await {
+        Ok(named) => {
+            operator.secrets.lock().insert(uid.to_owned(), named);
             Ok(None)
         }
         Err(Trouble::Missing(waits)) => Ok(Some(waits)),
         Err(Trouble::Unread(error)) => Err(error),
     }
+}
+
+async fn named(reader: &mut Reader<'_>, spec: &TrainingJobSpec) -> Result<Named, Trouble> {
+    let mut named = Named { env: environment(reader, spec).await?, ..Named::default() };
+    for SecretRef { name, mount_path, env: _ } in &spec.secrets {
+        let Some(path) = mount_path else { continue };
+        if named.folders.iter().any(|folder| folder.path == *path) {
+            let message = format!("spec.secrets: two have the mountPath {path}: give each its own");
+            return Err(Trouble::Missing(Waits { reason: Reason::InvalidSpec, message }));
+        }
+        let data = reader.read("spec.secrets", Kind::Secret, name, false).await?;
+        named.folders.push(Folder { path: path.clone(), files: files(data) });
+    }
+    for (input, map) in config_maps(spec) {
+        let path = format!("spec.inputs: {input}");
+        let data = reader.read(&path, Kind::ConfigMap, map, false).await?;
+        named.inputs.insert(input.to_owned(), files(data));
+    }
+    for input in &spec.inputs {
+        let Some(NameRef { name }) = &input.secret_ref else { continue };
+        let path = format!("spec.inputs: {}", input.name);
+        named.keys.insert(input.name.clone(), keys(reader, &path, name).await?);
+    }
+    if let Some(NameRef { name }) = &spec.output.secret_ref {
+        named.output = keys(reader, "spec.output.secretRef", name).await?;
+    }
+    Ok(named)
+}
+
+/// What of a Secret opens a bucket.
+async fn keys(reader: &mut Reader<'_>, path: &str, name: &str) -> Result<Env, Trouble> {
+    let data = reader.read(path, Kind::Secret, name, false).await?;
+    let mut keys = Env::new();
+    for (key, value) in data.into_iter().flatten() {
+        if HANDED_ON.contains(&key.as_str()) {
+            keys.insert(key.clone(), text(path, Kind::Secret, name, key, value)?);
+        }
+    }
+    match ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"]
+        .iter()
+        .find(|key| !keys.contains_key(**key))
+    {
+        Some(lacks) => {
+            Err(Kind::Secret.missing(format!("{path}: Secret {name} has no key {lacks}")))
+        }
+        None => Ok(keys),
+    }
+}
+
+fn files(data: Option<&Data>) -> Vec<TaskFile> {
+    let file =
+        |(name, bytes): (&String, &Vec<u8>)| TaskFile { path: name.clone(), bytes: bytes.clone() };
+    data.into_iter().flatten().map(file).collect()
 }
 
 /// Later ones over earlier ones, as in a Pod: `envFrom` in turn, then `env`; and `spec.secrets` last.
@@ -110,11 +191,9 @@ async fn environment(reader: &mut Reader<'_>, spec: &TrainingJobSpec) -> Result<
             }
         }
     }
-    for SecretRef { name, mount_path, env: as_env } in &spec.secrets {
-        if mount_path.is_some() || !as_env {
-            let message = format!("spec.secrets: {name} as files is not built yet: use env: true");
-            return Err(Trouble::Missing(Waits { reason: Reason::InvalidSpec, message }));
-        }
+    for SecretRef { name, mount_path: _, env: _ } in
+        spec.secrets.iter().filter(|secret| secret.mount_path.is_none())
+    {
         let path = "spec.secrets";
         let data = reader.read(path, Kind::Secret, name, false).await?;
         for (key, value) in data.into_iter().flatten() {
@@ -230,8 +309,11 @@ fn of_secret(secret: Secret) -> Data {
 }
 
 fn of_config_map(map: ConfigMap) -> Data {
-    let data = map.data.unwrap_or_default();
-    data.into_iter().map(|(key, value)| (key, value.into_bytes())).collect()
+    let text = map.data.unwrap_or_default().into_iter();
+    let bytes = map.binary_data.unwrap_or_default().into_iter();
+    text.map(|(key, value)| (key, value.into_bytes()))
+        .chain(bytes.map(|(key, value)| (key, value.0)))
+        .collect()
 }
 
 /// A value as a variable's, which is text.

@@ -204,8 +204,10 @@ fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
         Ended::Said(End::Finished { artifact, cached, caveat }) => {
             status.artifact = Some(artifact.clone());
             status.cached = Some(*cached);
-            let said = caveat.as_deref().unwrap_or_default();
-            finish(seen, next, Phase::Complete, Reason::Succeeded, said);
+            let there = seen.job.spec.output.uri.as_ref();
+            let there = there.map(|uri| format!("the result is in {uri} too"));
+            let said: Vec<String> = there.into_iter().chain(caveat.clone()).collect();
+            finish(seen, next, Phase::Complete, Reason::Succeeded, &said.join("; "));
         }
         Ended::Said(End::Done) if seen.job.spec.container.is_some() => {
             finish(seen, next, Phase::Complete, Reason::Succeeded, "");

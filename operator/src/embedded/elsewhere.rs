@@ -148,6 +148,9 @@ impl Elsewhere {
             fresh: task.spec.cache == Cache::Never,
             grace_seconds: u64::from(task.spec.checkpoint.grace_seconds),
             secrets: Default::default(),
+            folders: Vec::new(),
+            // This process copies it itself: see crate::embedded::publish.
+            delivery: None,
             accelerators: promised(claim, task.spec.resources.asks_for_accelerators()),
         };
         let told = || {

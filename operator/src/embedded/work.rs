@@ -12,8 +12,9 @@ use petaflop_store::blocking::Store;
 use petaflop_store::{Manifest, StoreError};
 use serde::Deserialize;
 
-/// Size that is assumed for text that lies inside the runtime, which this program cannot see.
-const BUILTIN_BYTES: u64 = 2 << 20;
+/// Size that is assumed for text that lies inside the runtime or in a bucket, which this program does not
+/// look at.
+const UNSEEN_BYTES: u64 = 2 << 20;
 
 /// What the server plans for when nothing else is said; as `petaflop-runtime serve` has it.
 const SERVED_SEQUENCES: u32 = 16;
@@ -118,8 +119,8 @@ pub fn shape_of(config: &[u8]) -> Result<ModelShape, String> {
 }
 
 fn size_of(uri: &str, store: &Path) -> u64 {
-    if uri.starts_with("builtin:") {
-        return BUILTIN_BYTES;
+    if uri.starts_with("builtin:") || uri.starts_with("s3://") {
+        return UNSEEN_BYTES;
     }
     if let Some(hash) = uri.strip_prefix("artifact:") {
         let size = || -> Option<u64> {

@@ -257,7 +257,7 @@ pub struct Report {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", tag = "state")]
 pub enum State {
-    /// There is none yet, or its files are being written.
+    /// There is none yet, or its files and inputs are on their way.
     Preparing,
     /// Its command runs. One with a readiness probe has not answered it yet.
     Running,
@@ -307,4 +307,11 @@ pub enum Why {
     Orphaned,
     /// It was not started: the machine lacks the accelerators that it was bought for.
     NoAccelerator,
+    /// It was not started: an input is not there, not what it should be, or not for who asks. Another try gets no
+    /// other answer.
+    BadInput,
+    /// Its command ended well, but the result could not be brought to where it was wanted; it is in the store.
+    NotDelivered,
+    /// As [`Why::NotDelivered`], and another try gets no other answer.
+    BadDelivery,
 }

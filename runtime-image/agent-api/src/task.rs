@@ -23,6 +23,15 @@ pub struct Task {
     /// Files to write into the work folder before the command starts.
     #[serde(default)]
     pub files: Vec<TaskFile>,
+    /// Folders to make before the command starts, anywhere on the machine.
+    #[serde(default)]
+    pub folders: Vec<Folder>,
+    /// Data to bring before the command starts.
+    #[serde(default)]
+    pub inputs: Vec<Input>,
+    /// Where its result is to be, too, before it is said to be done.
+    #[serde(default)]
+    pub delivery: Option<Delivery>,
     /// Folder to run in; by default the work folder.
     #[serde(default)]
     pub dir: Option<String>,
@@ -103,6 +112,51 @@ impl fmt::Debug for TaskFile {
     }
 }
 
+impl Drop for TaskFile {
+    fn drop(&mut self) {
+        self.bytes.zeroize();
+    }
+}
+
+/// A folder whose files are in memory and on no disk, for their owner alone to read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Folder {
+    /// Absolute.
+    pub path: String,
+    /// Each with a name for a path.
+    pub files: Vec<TaskFile>,
+}
+
+/// Named data, brought to where the command finds it: a file or a folder of this name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// One part of a path.
+    pub name: String,
+    /// Where it lies: `s3://…`, `https://…`, `artifact:<hash>` of the log sink's store, `file:///…` on the
+    /// machine; of [`Input::files`] whatever people call it.
+    pub uri: String,
+    /// What it must be: `blake3:<hex>`, as an artifact's hash of its files; a file by itself has the empty path.
+    #[serde(default)]
+    pub digest: Option<String>,
+    /// What opens it, as the environment would name it; none: what opens the log sink.
+    #[serde(default)]
+    pub credentials: BTreeMap<String, Secret>,
+    /// The data, where it comes with the task.
+    #[serde(default)]
+    pub files: Option<Vec<TaskFile>>,
+}
+
+/// A store that is to have a task's result: the artifact that its command names as it finishes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivery {
+    /// The store.
+    pub to: String,
+    /// What opens it, as the environment would name it.
+    pub credentials: BTreeMap<String, Secret>,
+    /// Stores of which one has the result, opened as the log sink is.
+    pub from: Vec<String>,
+}
+
 /// Where a task's output is kept: `<uri>/<prefix>/<number>`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogSink {
@@ -163,6 +217,9 @@ impl Task {
             env,
             secrets,
             files,
+            folders,
+            inputs,
+            delivery: _,
             dir: _,
             progress,
             log_sink,
@@ -191,6 +248,23 @@ impl Task {
         let paths = files.iter().map(|file| &file.path).chain([progress]);
         if let Some(bad) = paths.into_iter().find(|path| !stays_inside(path)) {
             return Some(format!("the path {bad:?} leaves the work folder"));
+        }
+        let named = |file: &TaskFile| stays_inside(&file.path) && !file.path.contains('/');
+        if let Some(bad) = folders.iter().find(|folder| {
+            !folder.path.strip_prefix('/').is_some_and(stays_inside)
+                || !folder.files.iter().all(named)
+        }) {
+            return Some(format!(
+                "the folder {:?}: expected an absolute path, and names of files",
+                bad.path
+            ));
+        }
+        if let Some(bad) = inputs.iter().find(|input| {
+            !stays_inside(&input.name)
+                || input.name.contains('/')
+                || !input.files.iter().flatten().all(named)
+        }) {
+            return Some(format!("the input {:?}: expected one part of a path", bad.name));
         }
         if log_sink.as_ref().is_some_and(|sink| !stays_inside(&sink.prefix)) {
             return Some("the log sink's prefix is not a relative path".into());

@@ -17,10 +17,12 @@ use tokio::task::JoinSet;
 
 use crate::command::{self, Ended, Running};
 use crate::config::Config;
+use crate::folders::Folders;
+use crate::inputs::Trouble;
 use crate::metadata::{Metadata, Word};
 use crate::output::Output;
 use crate::session::{Session, Stop};
-use crate::{accelerators, dial, host, pass, server, ship, watch as look};
+use crate::{accelerators, delivery, dial, host, inputs, pass, server, ship, watch as look};
 
 /// For output that a process outside the task's group may still hold open.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
@@ -166,6 +168,17 @@ impl Agent {
             .clone()
             .map(|sink| tokio::spawn(ship::ship(sink, output.clone(), sees_end)));
         let exit = supervise(&config, &session, &output, &task).await;
+        let exit = match task.delivery.take() {
+            None => exit,
+            Some(delivery) => tokio::select! {
+                biased;
+                delivered = delivery::deliver(delivery, task.log_sink.take(), exit.clone()) => delivered,
+                why = told_to_end(&session) => {
+                    let message = "told to end while its result was delivered".to_owned();
+                    Exit { why, message, report: None, ..exit }
+                }
+            },
+        };
         session.set_state(State::Exited(exit.clone()));
         ended.send_replace(Some(exit.clone()));
         let shipped = async {
@@ -240,6 +253,13 @@ fn without_task(why: Why, config: &Config) -> Exit {
     }
 }
 
+/// Returns once somebody asks for the end, with why.
+async fn told_to_end(session: &Session) -> Why {
+    let mut stops = session.stops();
+    let stop = stops.wait_for(Option::is_some).await;
+    stop.ok().and_then(|stop| *stop).map_or(Why::Terminated, |stop| stop.why)
+}
+
 /// Runs the task to its end.
 async fn supervise(config: &Config, session: &Session, output: &Output, task: &Task) -> Exit {
     let started_at = config.clock.now();
@@ -265,9 +285,24 @@ async fn supervise(config: &Config, session: &Session, output: &Output, task: &T
     if let Err(message) = write_files(task, &work) {
         return failed(message);
     }
-    let program = config.program.as_deref();
-    let (running, pipe) = match command::start(task, &work, &config.identity, program, config.alone)
-    {
+    // They go with the command.
+    let _folders = match Folders::make(&task.folders) {
+        Ok(folders) => folders,
+        Err(message) => return failed(message),
+    };
+    let brought = tokio::select! {
+        biased;
+        why = told_to_end(session) => {
+            return Exit { why, ..failed("told to end while its inputs were fetched".into()) };
+        }
+        brought = inputs::bring(&task.inputs, &config.inputs, task.log_sink.as_ref()) => brought,
+    };
+    match brought {
+        Ok(()) => {}
+        Err(Trouble::Lasting(message)) => return Exit { why: Why::BadInput, ..failed(message) },
+        Err(Trouble::Passing(message)) => return failed(message),
+    }
+    let (running, pipe) = match command::start(task, &work, config) {
         Ok(started) => started,
         Err(message) => return failed(message),
     };
@@ -404,7 +439,12 @@ fn in_words(why: Why, ended: Ended) -> String {
         (None, None) => "the command ended".into(),
     };
     match why {
-        Why::Finished | Why::NotStarted | Why::NoAccelerator => how,
+        Why::Finished
+        | Why::NotStarted
+        | Why::NoAccelerator
+        | Why::BadInput
+        | Why::NotDelivered
+        | Why::BadDelivery => how,
         Why::Drained => format!("asked to end; {how}"),
         Why::Notice => format!("the provider takes the machine away; {how}"),
         Why::Terminated => format!("ended at once on request; {how}"),

@@ -13,7 +13,7 @@ use petaflop_agent_api::task::Task;
 use rustix::process::{Pid, Signal, WaitOptions, WaitStatus};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::config;
+use crate::config::{self, Config};
 
 /// A running command.
 #[derive(Debug)]
@@ -32,19 +32,15 @@ pub(crate) struct Ended {
 }
 
 /// Starts the task in `work`. Its output comes out of the pipe.
-///
-/// `program` is this program, which then starts the task such that it dies with us.
 pub(crate) fn start(
     task: &Task,
     work: &Path,
-    identity: &str,
-    program: Option<&Path>,
-    reap_all: bool,
+    config: &Config,
 ) -> Result<(Running, PipeReader), String> {
     let folder = task.dir.as_ref().map_or_else(|| work.to_owned(), |dir| work.join(dir));
     let first = task.argv.first().ok_or("argv is empty")?;
     let found = find(first, &task.env, &folder)?;
-    let mut command = match program {
+    let mut command = match &config.program {
         Some(program) => {
             let mut command = Command::new(program);
             command.arg(EXEC).arg(std::process::id().to_string()).arg(&found).args(&task.argv);
@@ -67,7 +63,8 @@ pub(crate) fn start(
         .envs(&task.env)
         .envs(secrets)
         .env(config::WORK, work)
-        .env(config::IDENTITY, identity)
+        .env(config::INPUTS, &config.inputs)
+        .env(config::IDENTITY, &config.identity)
         .env_remove(config::TOKEN)
         .env_remove(config::OPERATOR_KEY)
         .stdin(Stdio::null())
@@ -78,7 +75,8 @@ pub(crate) fn start(
     // The command holds the pipe's write ends; ours go here, so that its end shows.
     drop(command);
     let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
-    Ok((Running { pid: pid.ok_or("the system gave no process id")?, reap_all }, reader))
+    let pid = pid.ok_or("the system gave no process id")?;
+    Ok((Running { pid, reap_all: config.alone }, reader))
 }
 
 /// The hidden command by which this program starts a task.

@@ -21,6 +21,8 @@ pub const PORT: &str = "PETAFLOP_PORT";
 pub const ENDPOINT: &str = "PETAFLOP_ENDPOINT";
 /// Folder for the task's files; must be writable.
 pub const WORK: &str = "PETAFLOP_WORK";
+/// Folder in which the task finds its inputs, by name.
+pub const INPUTS: &str = "PETAFLOP_INPUTS";
 /// File whose appearance is the provider's notice; it may hold the seconds that are left.
 pub const NOTICE: &str = "PETAFLOP_NOTICE_FILE";
 /// Address of the machine's own metadata service (EC2's), which gives notice.
@@ -30,6 +32,9 @@ pub const LEASE: &str = "PETAFLOP_LEASE_FILE";
 
 /// [`WORK`] where nothing else is said: beside the agent itself, as `install` puts it.
 pub const DEFAULT_WORK: &str = "/petaflop/work";
+
+/// [`INPUTS`] where nothing else is said.
+pub const DEFAULT_INPUTS: &str = "/inputs";
 
 /// How long an agent that nobody enrols keeps its machine.
 pub const ENROL_WITHIN: Duration = Duration::from_secs(30 * 60);
@@ -49,6 +54,8 @@ pub struct Config {
     pub endpoint: Option<String>,
     /// Folder for the task's files, made where it is missing.
     pub work: PathBuf,
+    /// Folder for the task's inputs, made where there are some.
+    pub inputs: PathBuf,
     /// File whose appearance is the provider's notice.
     pub notice: Option<PathBuf>,
     /// Address of EC2's metadata service, where the machine has one.
@@ -132,6 +139,7 @@ impl Config {
             listen,
             endpoint,
             work: optional(WORK)?.unwrap_or_else(|| DEFAULT_WORK.into()).into(),
+            inputs: optional(INPUTS)?.unwrap_or_else(|| DEFAULT_INPUTS.into()).into(),
             notice: optional(NOTICE)?.map(PathBuf::from),
             metadata: optional(METADATA)?,
             lease: optional(LEASE)?.map(PathBuf::from),

@@ -30,7 +30,7 @@ Exit codes:
 pub fn code(exit: &Exit) -> u8 {
     match (exit.why, exit.code, exit.signal) {
         (Why::Orphaned, _, _) => ORPHANED,
-        (Why::NotStarted, _, _) => NOT_STARTED,
+        (Why::NotStarted | Why::BadInput, _, _) => NOT_STARTED,
         (Why::NoAccelerator, _, _) => NO_ACCELERATOR,
         (_, Some(code), _) => u8::try_from(code).unwrap_or(u8::MAX),
         (_, None, Some(signal)) => u8::try_from(128 + signal).unwrap_or(u8::MAX),

@@ -6,8 +6,11 @@
 //! | [`config`] | what an agent is started with, and reading it from the environment |
 //! | [`agent`] | [`Agent`]: from enrolment to the exit report |
 //! | `session` | the agent's half of the protocol, without sockets: who may say what |
+//! | `delivery` | its result, to another store |
 //! | `server`, `dial` | the two transports: the operator calls, or the agent does |
 //! | `accelerators` | whether the machine has the accelerators that it was bought for |
+//! | `folders` | what the task must have in memory: folders of files |
+//! | `inputs` | its inputs, brought and held against their digests |
 //! | `pass` | what opens the store for a while, to the task on this machine |
 //! | `relay` | gateways' streams, to the port that the task serves |
 //! | `command` | the task's process: start, signal, wait |
@@ -28,10 +31,13 @@ mod accelerators;
 pub mod agent;
 mod command;
 pub mod config;
+mod delivery;
 mod dial;
 mod end_pod;
 pub mod exit;
+mod folders;
 mod host;
+mod inputs;
 mod metadata;
 mod output;
 mod pass;

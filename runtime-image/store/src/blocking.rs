@@ -13,6 +13,16 @@ use crate::{
     Stored, VerifyReport,
 };
 
+/// As [`crate::fetch::fetch`], with the credentials of the environment.
+///
+/// # Errors
+/// As there.
+pub fn fetch(uri: &str, to: &Path) -> Result<Option<ArtifactHash>, StoreError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| StoreError::io(uri, e))?;
+    runtime.block_on(crate::fetch::fetch(uri, None, to))
+}
+
 /// A store whose calls return when they are done.
 #[derive(Debug)]
 pub struct Store {

@@ -189,6 +189,32 @@ impl StoreError {
         matches!(self, Self::Backend { source, .. } if permission_denied(source))
     }
 
+    /// Whether the same question gets the same answer until somebody changes something: what was asked
+    /// for is not there, is not what it should be, or is not for who asks.
+    pub fn is_lasting(&self) -> bool {
+        match self {
+            Self::UnsupportedScheme { .. }
+            | Self::BadUri { .. }
+            | Self::NotFound { .. }
+            | Self::Ambiguous { .. }
+            | Self::BadHash(_)
+            | Self::NoSuchFile { .. }
+            | Self::Damaged(_)
+            | Self::BadInput { .. }
+            | Self::BadKey { .. }
+            | Self::KeyTaken { .. }
+            | Self::Occupied { .. } => true,
+            Self::Backend { source: object_store::Error::NotFound { .. }, .. } => true,
+            Self::Backend { .. } => self.is_forbidden(),
+            Self::Busy { .. }
+            | Self::TooSlow { .. }
+            | Self::Full { .. }
+            | Self::ReadOnly { .. }
+            | Self::Stopping
+            | Self::Io { .. } => false,
+        }
+    }
+
     /// From what the object store said about `place`.
     pub(crate) fn backend(place: impl Into<String>, source: object_store::Error) -> Self {
         let place = place.into();

@@ -33,6 +33,7 @@
 //! | `gc` | [`Store::gc`]: remove what nothing refers to |
 //! | `alone` | [`Store::remove_artifact`] and its chunks, where one writer is alone |
 //! | `sweeps` | keeping gc and writers apart in a bucket |
+//! | [`fetch`] | plain data of a place to files of this machine, and its digest |
 //! | `objects` | [`Objects`]: plain objects of a place, without async |
 //! | [`blocking`] | the same for callers without async |
 //! | [`folder`] | files of a folder in order; its hash without a store |
@@ -42,6 +43,7 @@
 mod alone;
 pub mod blocking;
 mod error;
+pub mod fetch;
 pub mod folder;
 mod gc;
 pub mod hash;

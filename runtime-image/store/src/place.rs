@@ -125,6 +125,30 @@ pub(crate) async fn is_missing(
     }
 }
 
+/// Whether one of two places is in the other, or is the other. A folder and a bucket are apart.
+///
+/// # Errors
+/// A URI that cannot be read.
+pub fn overlap(one: &str, other: &str) -> Result<bool, StoreError> {
+    if !is_remote(one) || !is_remote(other) {
+        return Ok(!is_remote(one) && !is_remote(other) && {
+            let (one, other) = (folder_of(one)?, folder_of(other)?);
+            one.starts_with(&other) || other.starts_with(&one)
+        });
+    }
+    let ((one, below_one), (other, below_other)) = (parts(one)?, parts(other)?);
+    let within = below_one.prefix_matches(&below_other) || below_other.prefix_matches(&below_one);
+    Ok(one == other && within)
+}
+
+/// The bucket that a place is in; `None`: it is a folder.
+///
+/// # Errors
+/// A URI that cannot be read.
+pub fn bucket_name(uri: &str) -> Result<Option<String>, StoreError> {
+    is_remote(uri).then(|| Ok(parts(uri)?.0)).transpose()
+}
+
 /// Bucket and prefix.
 fn parts(uri: &str) -> Result<(String, Path), StoreError> {
     let bad = |problem: &str| StoreError::BadUri { uri: uri.into(), problem: problem.into() };
@@ -197,4 +221,29 @@ fn folder_of(uri: &str) -> Result<PathBuf, StoreError> {
         return Err(bad("has a query or fragment"));
     }
     url.to_file_path().map_err(|()| bad("is not a local absolute path"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::overlap;
+
+    #[test]
+    fn a_place_in_another_is_known_however_it_is_written() {
+        for (one, other, within) in [
+            ("s3://b/store", "s3://b/store/", true),
+            ("s3://b/store/ledger/x", "s3://b/store", true),
+            ("s3://b", "s3://b/store", true),
+            ("s3://b/%73tore/x", "s3://b/store", true),
+            ("s3://b/data/../store/x", "s3://b/store", true),
+            ("s3://b/data/%2e%2e/store/x", "s3://b/store", true),
+            ("s3://b/store2", "s3://b/store", false),
+            ("s3://c/store", "s3://b/store", false),
+            ("file:///store/x", "/store", true),
+            ("s3://b/store", "/store", false),
+        ] {
+            assert_eq!(overlap(one, other).ok(), Some(within), "{one} {other}");
+            assert_eq!(overlap(other, one).ok(), Some(within), "{other} {one}");
+        }
+        assert!(overlap("s3://b/..%2Fstore", "s3://b/store").is_err());
+    }
 }

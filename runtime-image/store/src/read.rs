@@ -142,30 +142,39 @@ impl Store {
         file: &FileEntry,
         to: &Path,
     ) -> Result<(), StoreError> {
-        let path = to.to_path_buf();
-        let mut open = off_thread(move || {
-            let failed = |e| StoreError::io(&path, e).writing();
-            if let Some(parent) = path.parent() {
-                fs::create_dir_all(parent).map_err(failed)?;
-            }
-            File::create_new(&path).map_err(failed)
-        })
-        .await?;
-        let mut content = blake3::Hasher::new();
-        let mut chunks = std::pin::pin!(self.chunks(manifest, file));
-        while let Some(chunk) = chunks.try_next().await? {
-            let path = to.to_path_buf();
-            (open, content) = off_thread(move || {
-                content.update(&chunk);
-                open.write_all(&chunk).map_err(|e| StoreError::io(&path, e).writing())?;
-                Ok((open, content))
-            })
-            .await?;
-        }
+        let (open, content) = save(self.chunks(manifest, file), to).await?;
         self.check_content(manifest, file, content.finalize().into())?;
         let path = to.to_path_buf();
         off_thread(move || open.sync_all().map_err(|e| StoreError::io(&path, e).writing())).await
     }
+}
+
+/// Writes what comes to a file that is not there yet, not synced, and hashes it on the way.
+pub(crate) async fn save(
+    pieces: impl Stream<Item = Result<Bytes, StoreError>>,
+    to: &Path,
+) -> Result<(File, blake3::Hasher), StoreError> {
+    let path = to.to_path_buf();
+    let mut open = off_thread(move || {
+        let failed = |e| StoreError::io(&path, e).writing();
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent).map_err(failed)?;
+        }
+        File::create_new(&path).map_err(failed)
+    })
+    .await?;
+    let mut content = blake3::Hasher::new();
+    let mut pieces = std::pin::pin!(pieces);
+    while let Some(piece) = pieces.try_next().await? {
+        let path = to.to_path_buf();
+        (open, content) = off_thread(move || {
+            content.update(&piece);
+            open.write_all(&piece).map_err(|e| StoreError::io(&path, e).writing())?;
+            Ok((open, content))
+        })
+        .await?;
+    }
+    Ok((open, content))
 }
 
 /// `Ok` where `dir` holds exactly the artifact's files.

@@ -3,14 +3,16 @@
 
 mod common;
 
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use common::{
     KEY, contents, folder, noise,
     s3::{Server, borrowed},
 };
 use petaflop_store::{
-    GcOptions, Keep, Objects, Store, StoreError,
+    Digest, GcOptions, Keep, Objects, Store, StoreError,
+    fetch::fetch,
+    hash::{HashedFile, artifact_hash},
     logs::{LogReader, LogWriter},
     place,
 };
@@ -165,6 +167,38 @@ fn plain_objects_are_written_listed_read_and_removed() {
     objects.remove("dir/name").unwrap();
     objects.remove("dir/name").unwrap();
     assert_eq!(objects.get("dir/name").unwrap(), None);
+}
+
+#[tokio::test]
+async fn an_object_or_all_below_it_becomes_files_and_is_known_by_its_digest() {
+    let server = Server::start();
+    let credentials = server.credentials();
+    let given = borrowed(&credentials);
+    let dir = tempfile::tempdir().unwrap();
+    let files = [("a.txt", b"one".to_vec()), ("deep/er/b.bin", noise(3 << 20, 2))];
+    let source = folder(&server.root.path().join("bucket/data/set"), &files);
+    // As consoles make folders.
+    fs::write(server.root.path().join("bucket/data/empty"), b"").unwrap();
+    let hash = petaflop_store::folder::hash(&source).unwrap();
+    for (uri, name) in [("s3://bucket/data/set", "whole"), ("s3://bucket/data/set/", "slash")] {
+        let to = dir.path().join(name);
+        assert_eq!(fetch(uri, Some(&given), &to).await.unwrap(), Some(hash));
+        assert_eq!(contents(&to), contents(&source));
+    }
+    let single = dir.path().join("single");
+    let found = fetch("s3://bucket/data/set/a.txt", Some(&given), &single).await.unwrap().unwrap();
+    assert_eq!(fs::read(&single).unwrap(), b"one");
+    let content = Digest::of(b"one");
+    assert_eq!(found, artifact_hash([HashedFile { path: "", length: 3, content }]));
+    let nothing = dir.path().join("nothing");
+    assert_eq!(fetch("s3://bucket/data/no", Some(&given), &nothing).await.unwrap(), None);
+    assert!(!nothing.exists());
+
+    // Neither a key that does not open it nor a bucket that is not there is taken for an empty one.
+    let wrong = BTreeMap::from([("AWS_SECRET_ACCESS_KEY", "other")]);
+    let wrong = given.iter().map(|(k, v)| (*k, *v)).chain(wrong).collect();
+    fetch("s3://bucket/data/set", Some(&wrong), &nothing).await.unwrap_err();
+    fetch("s3://elsewhere/data", Some(&given), &nothing).await.unwrap_err();
 }
 
 #[tokio::test]

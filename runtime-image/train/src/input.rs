@@ -20,8 +20,8 @@ use std::{
 
 use petaflop_plan::recipe::{self, JobSpec, ModelSource};
 use petaflop_store::{
-    ArtifactHash, Digest, Objects, StoreError,
-    blocking::Store,
+    ArtifactHash, Digest, StoreError,
+    blocking::{Store, fetch},
     hash::{HashedFile, artifact_hash},
     place,
 };
@@ -235,34 +235,10 @@ impl Source {
         let recipe::Input { name, uri, digest: _ } = input;
         let scratch = scratch()?;
         let root = scratch.path().join("input");
-        let at = |message: &dyn std::fmt::Display| format!("input '{name}': {message}");
-        let away = |error: StoreError| Error::Store(at(&error));
-        let write = |path: &Path, bytes: &[u8]| {
-            path.parent()
-                .map_or(Ok(()), fs::create_dir_all)
-                .and_then(|()| fs::write(path, bytes))
-                .map_err(Error::io("cannot copy input to", path))
-        };
-        let (parent, file) = uri.rsplit_once('/').unwrap_or((uri, ""));
-        // `s3://bucket` has no parent that could hold it.
-        let single = match file {
-            "" => None,
-            _ if parent.ends_with('/') => None,
-            file => Objects::open(parent).and_then(|o| o.get(file)).map_err(away)?,
-        };
-        if let Some(bytes) = single {
-            write(&root, &bytes)?;
-        } else {
-            let objects = Objects::open(uri).map_err(away)?;
-            let names = objects.list(None).map_err(away)?;
-            if names.is_empty() {
-                return Err(Error::BadInput(at(&format_args!("{uri}: there is nothing"))));
-            }
-            for file in names {
-                if let Some(bytes) = objects.get(&file).map_err(away)? {
-                    write(&root.join(&file), &bytes)?;
-                }
-            }
+        let found =
+            fetch(uri, &root).map_err(|error| Error::Store(format!("input '{name}': {error}")))?;
+        if found.is_none() {
+            return Err(Error::BadInput(format!("input '{name}': {uri}: there is nothing")));
         }
         let copy = recipe::Input { uri: root.display().to_string(), ..input.clone() };
         Ok(Self {

@@ -16,7 +16,7 @@ use petaflop_arbiter::claim::{FrozenRequest, Identity, LaunchSafety, Refusal};
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Offer;
 use petaflop_arbiter::reason::Reason;
-use petaflop_providers::machine::env;
+use petaflop_providers::machine::{Volume, VolumeSource, env};
 use petaflop_providers::provider::{identity_text, parse_identity};
 use petaflop_providers::{
     Billing, Capabilities, EnrolmentToken, Instance, InstanceId, InstanceState, LaunchError,
@@ -278,7 +278,11 @@ impl Provider for FakeProvider {
         let Work::Machine(machine) = work else {
             return Err(invalid("a cloud runs images, not commands of this host"));
         };
-        if !machine.volumes.is_empty() {
+        // What is empty at first, its agent makes.
+        let of_the_machine = |volume: &Volume| {
+            matches!(volume.source, VolumeSource::EmptyDir { .. } | VolumeSource::Memory)
+        };
+        if !machine.volumes.iter().all(of_the_machine) {
             return Err(invalid("volumes of the cluster cannot be had in a cloud"));
         }
         let mut environment = machine.bootstrap.environment();

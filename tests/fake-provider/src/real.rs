@@ -100,6 +100,7 @@ fn bare(
         token: text(env::TOKEN)?.parse().ok()?,
         listen: None,
         endpoint: text(env::ENDPOINT).map(str::to_owned),
+        inputs: work.join("inputs"),
         work,
         notice: None,
         metadata: None,

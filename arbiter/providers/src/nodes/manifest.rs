@@ -275,13 +275,14 @@ fn locked_down() -> SecurityContext {
 }
 
 fn volumes(machine: &Machine) -> Vec<Volume> {
-    let folder = |name: &str, size_limit: Option<u64>| Volume {
+    let empty = |name: &str, source: EmptyDirVolumeSource| Volume {
         name: name.to_owned(),
-        empty_dir: Some(EmptyDirVolumeSource {
-            size_limit: size_limit.map(|bytes| Quantity(bytes.to_string())),
-            medium: None,
-        }),
+        empty_dir: Some(source),
         ..Volume::default()
+    };
+    let folder = |name: &str, size_limit: Option<u64>| {
+        let size_limit = size_limit.map(|bytes| Quantity(bytes.to_string()));
+        empty(name, EmptyDirVolumeSource { size_limit, medium: None })
     };
     let mut list =
         vec![folder("petaflop", None), folder("work", machine.ephemeral), folder("tmp", None)];
@@ -289,6 +290,10 @@ fn volumes(machine: &Machine) -> Vec<Volume> {
         let name = volume_name(&volume.name);
         list.push(match &volume.source {
             VolumeSource::EmptyDir { size_limit } => folder(&name, *size_limit),
+            VolumeSource::Memory => {
+                let medium = Some("Memory".to_owned());
+                empty(&name, EmptyDirVolumeSource { size_limit: None, medium })
+            }
             VolumeSource::PersistentVolumeClaim(claim) => Volume {
                 name,
                 persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {

@@ -167,12 +167,20 @@ fn machine(offer: &Offer) -> Machine {
         ports: vec![8080],
         service_account: None,
         image_pull_secrets: vec!["pull".into()],
-        volumes: vec![Volume {
-            name: "data".into(),
-            mount_path: "/data".into(),
-            read_only: true,
-            source: VolumeSource::PersistentVolumeClaim("data".into()),
-        }],
+        volumes: vec![
+            Volume {
+                name: "data".into(),
+                mount_path: "/data".into(),
+                read_only: true,
+                source: VolumeSource::PersistentVolumeClaim("data".into()),
+            },
+            Volume {
+                name: "secret-0".into(),
+                mount_path: "/keys".into(),
+                read_only: false,
+                source: VolumeSource::Memory,
+            },
+        ],
         grace_seconds: 30,
         labels: [("app".to_owned(), "job".to_owned())].into(),
     }

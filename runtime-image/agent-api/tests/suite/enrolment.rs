@@ -37,6 +37,9 @@ fn task() -> Task {
         env: [("A".to_owned(), "b".to_owned())].into(),
         secrets: [("KEY".to_owned(), Secret::new(CANARY))].into(),
         files: vec![TaskFile { path: "job.json".into(), bytes: CANARY.into() }],
+        folders: vec![],
+        inputs: vec![],
+        delivery: None,
         dir: None,
         progress: "progress.jsonl".into(),
         log_sink: Some(LogSink {

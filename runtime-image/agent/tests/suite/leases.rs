@@ -36,6 +36,7 @@ async fn start_at(work: &Path, root: &Path) -> Inside {
         listen: Some(([127, 0, 0, 1], 0).into()),
         endpoint: None,
         work: work.to_owned(),
+        inputs: work.join("inputs"),
         notice: None,
         metadata: None,
         lease: Some(work.join("deadline")),

@@ -3,8 +3,11 @@
 #![allow(unreachable_pub, reason = "one test program, several files")]
 
 mod accelerators;
+mod delivery;
 mod dialling;
 mod ends;
+mod folders;
+mod inputs;
 mod leases;
 mod metadata;
 mod operator;
@@ -12,4 +15,6 @@ mod passes;
 mod pods;
 mod program;
 mod relays;
+#[path = "../../../store/tests/common/s3.rs"]
+mod s3;
 mod tasks;

@@ -15,13 +15,15 @@ mod serving;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
 use k8s_openapi::api::core::v1::ServiceAccount;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::Cluster;
 use petaflop_agent_api::task::Secret;
 use petaflop_crds::InferenceServiceStatus;
 use petaflop_crds::inference_service::InferenceServicePhase as Phase;
+use petaflop_harness::eventually;
 use petaflop_operator::cluster::settings::Settings;
 use petaflop_operator::installation::Installation;
 use serde_json::json;
@@ -335,4 +337,47 @@ async fn neither_a_new_operator_nor_a_new_gateway_is_noticed_by_clients() -> Res
     ensure!(cluster.cloud.created() == 1, "{} machines", cluster.cloud.created());
     ensure!(cluster.cloud.billed_now().is_empty(), "{:?}", cluster.cloud.billed_now());
     Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_horizontal_pod_autoscaler_reads_and_writes_the_scale_subresource() -> Result<()> {
+    let cluster = Cluster::start("autoscaled").await?;
+    let [model, _] = models(&cluster).await?;
+    let _running = cluster.operator().await?;
+    cluster.serve("chat", json!({ "model": { "artifact": model }, "replicas": 1 })).await?;
+    let scalers: Api<HorizontalPodAutoscaler> =
+        Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let scaler = json!({
+        "metadata": { "name": "chat" },
+        "spec": {
+            "scaleTargetRef": { "apiVersion": "petaflop.dev/v1alpha1", "kind": "InferenceService", "name": "chat" },
+            "minReplicas": 2, "maxReplicas": 3,
+        },
+    });
+    scalers.create(&PostParams::default(), &serde_json::from_value(scaler)?).await?;
+
+    // No metric is served here: it keeps to its bounds, for which it reads and writes what is wanted.
+    let scaled = async |wanted: i32| {
+        eventually(&format!("{wanted} replicas by the autoscaler"), SOON, || async {
+            let (spec, status, _) = cluster.scale_of("chat").await.map_err(|e| e.to_string())?;
+            let scaler = scalers.get("chat").await.map_err(|e| e.to_string())?;
+            let seen = scaler.status.unwrap_or_default();
+            let able = seen
+                .conditions
+                .iter()
+                .flatten()
+                .any(|c| c.type_ == "AbleToScale" && c.status == "True");
+            let as_wanted = (spec, status, seen.current_replicas) == (wanted, wanted, Some(wanted));
+            if able && as_wanted { Ok(()) } else { Err(format!("{spec} {status} {seen:#?}")) }
+        })
+        .await
+    };
+    scaled(2).await?;
+    ensure!(cluster.cloud.created() == 2, "{} machines", cluster.cloud.created());
+    let bounds = json!({ "spec": { "minReplicas": 1, "maxReplicas": 1 } });
+    scalers.patch("chat", &PatchParams::default(), &Patch::Merge(bounds)).await?;
+    scaled(1).await?;
+    scalers.delete("chat", &DeleteParams::default()).await?;
+    cluster.scale("chat", 0).await?;
+    cluster.until_no_claims().await
 }

@@ -28,7 +28,7 @@ fn quickstart() -> (ResolvedRecipe, ModelShape) {
 fn the_quickstart_is_the_size_it_says() {
     let (recipe, shape) = quickstart();
     assert_eq!(shape.parameters(), 869_504);
-    let work = training(&recipe, &shape, 1 << 20, 0, 30).expect("it can be planned");
+    let work = training(&recipe, &shape, 1 << 20, 0, Some(30)).expect("it can be planned");
     assert_eq!(work.tokens_per_step, 128 * 16);
     assert_eq!(work.checkpoint_bytes, 869_504 * 12);
     // 6 operations for each weight and token, and attention's on top.
@@ -41,9 +41,9 @@ fn epochs_count_the_training_split_only() {
     let (mut recipe, shape) = quickstart();
     recipe.val_set_size = 0.5;
     recipe.length = TrainingLength::Epochs(2);
-    let half = training(&recipe, &shape, 10 << 20, 0, 30).expect("it can be planned");
+    let half = training(&recipe, &shape, 10 << 20, 0, Some(30)).expect("it can be planned");
     recipe.val_set_size = 0.0;
-    let whole = training(&recipe, &shape, 10 << 20, 0, 30).expect("it can be planned");
+    let whole = training(&recipe, &shape, 10 << 20, 0, Some(30)).expect("it can be planned");
     assert!(half.steps * 2 - whole.steps <= 2, "{} {}", half.steps, whole.steps);
     assert_eq!(whole.steps % 2, 0);
 }

@@ -285,7 +285,7 @@ mod tests {
         let table = "provider,region,zone,instance_type,gpu,gpu_count,vcpus,memory_gib,on_demand_usd_per_hour,spot_usd_per_hour,observed_on,source\n\
                      runpod,US,US-TX-3,1x_L4_SECURE,L4,1,,,9,1,,old\n\
                      runpod,,,1x_L4_SECURE,L4,1,,,2,2,2026-01-02,new\n";
-        let offers = read(table).expect("well-formed");
+        let offers = parse(table).expect("well-formed");
         assert_eq!(offers.len(), 1, "{offers:?}");
         assert_eq!(offers[0].price.to_string(), "2");
     }

@@ -267,34 +267,33 @@ fn work_counts_what_a_token_meets() {
     assert_eq!(whole.work(&all).flops_per_step, 6 * active * 1000);
 }
 
+/// A config, a change of it, and what is then said.
+type Case = (Value, fn(&mut Value), &'static str);
+
 #[test]
 fn a_config_that_says_nothing_of_use_is_refused_by_the_name_of_its_field() {
-    let refused = |change: &dyn Fn(&mut Value), of: &Value| {
+    let refused = |change: fn(&mut Value), of: &Value| {
         let mut config = of.clone();
         change(&mut config);
         Anatomy::from_hf_config(&config).expect_err("it must be refused").to_string()
     };
-    let cases: Vec<(Value, &dyn Fn(&mut Value), &str)> = vec![
-        (mixtral(), &|c| c["model_type"] = json!("mamba"), "model_type: mamba is not supported"),
-        (mixtral(), &|c| c["model_type"] = Value::Null, "model_type: missing"),
-        (mixtral(), &|c| c["hidden_size"] = json!("wide"), "hidden_size: expected a whole number"),
-        (
-            mixtral(),
-            &|c| c["hidden_size"] = json!(0),
-            "hidden_size: expected a whole number from 1",
-        ),
-        (mixtral(), &|c| c["hidden_size"] = json!(1e30), "hidden_size: expected a whole number"),
-        (mixtral(), &|c| c["num_experts_per_tok"] = json!(9), "cannot take 9 of 8 experts"),
-        (mixtral(), &|c| c["num_local_experts"] = Value::Null, "num_local_experts: missing"),
-        (mixtral(), &|c| c["num_key_value_heads"] = json!(5), "32 must be a multiple of 5"),
-        (mixtral(), &|c| c["tie_word_embeddings"] = json!("no"), "expected true or false"),
-        (mistral(json!(-1)), &|_| {}, "sliding_window: expected a whole number"),
-        (mistral(json!(64)), &|c| c["layer_types"] = json!(["full_attention"]), "1 types for 32"),
-        (mistral(json!(64)), &|c| c["layer_types"] = json!(7), "layer_types: expected a list"),
-        (deepseek_v3(), &|c| c["kv_lora_rank"] = Value::Null, "kv_lora_rank: missing"),
-        (deepseek_v3(), &|c| c["moe_layer_freq"] = json!(2), "moe_layer_freq: 2 is not supported"),
-        (deepseek_v3(), &|c| c["n_shared_experts"] = json!(4096), "is wider than"),
-        (qwen2_moe(), &|c| c["mlp_only_layers"] = json!(["one"]), "expected a list of numbers"),
+    let cases: [Case; 16] = [
+        (mixtral(), |c| c["model_type"] = json!("mamba"), "model_type: mamba is not supported"),
+        (mixtral(), |c| c["model_type"] = Value::Null, "model_type: missing"),
+        (mixtral(), |c| c["hidden_size"] = json!("wide"), "hidden_size: expected a whole number"),
+        (mixtral(), |c| c["hidden_size"] = json!(0), "hidden_size: expected a whole number from 1"),
+        (mixtral(), |c| c["hidden_size"] = json!(1e30), "hidden_size: expected a whole number"),
+        (mixtral(), |c| c["num_experts_per_tok"] = json!(9), "cannot take 9 of 8 experts"),
+        (mixtral(), |c| c["num_local_experts"] = Value::Null, "num_local_experts: missing"),
+        (mixtral(), |c| c["num_key_value_heads"] = json!(5), "32 must be a multiple of 5"),
+        (mixtral(), |c| c["tie_word_embeddings"] = json!("no"), "expected true or false"),
+        (mistral(json!(-1)), |_| {}, "sliding_window: expected a whole number"),
+        (mistral(json!(64)), |c| c["layer_types"] = json!(["full_attention"]), "1 types for 32"),
+        (mistral(json!(64)), |c| c["layer_types"] = json!(7), "layer_types: expected a list"),
+        (deepseek_v3(), |c| c["kv_lora_rank"] = Value::Null, "kv_lora_rank: missing"),
+        (deepseek_v3(), |c| c["moe_layer_freq"] = json!(2), "moe_layer_freq: 2 is not supported"),
+        (deepseek_v3(), |c| c["n_shared_experts"] = json!(4096), "is wider than"),
+        (qwen2_moe(), |c| c["mlp_only_layers"] = json!(["one"]), "expected a list of numbers"),
     ];
     for (config, change, expected) in cases {
         let said = refused(change, &config);

@@ -33,7 +33,7 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
         service_account: spec.service_account_name.clone(),
         image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
         grace_seconds: u64::from(spec.checkpoint.grace_seconds),
-        volumes: near.then(|| volumes(spec)).unwrap_or_default(),
+        volumes: if near { volumes(spec) } else { Vec::new() },
         ..machine
     }
 }

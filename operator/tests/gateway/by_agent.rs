@@ -49,6 +49,7 @@ impl Machine {
             listen: Some(([127, 0, 0, 1], 0).into()),
             endpoint: None,
             work: work.path().to_owned(),
+            inputs: work.path().join("inputs"),
             notice: None,
             metadata: None,
             lease: None,

@@ -223,7 +223,7 @@ fn a_service_asks_for_its_replicas() {
 fn fields_that_matter_only_in_a_cluster_are_named() {
     assert_eq!(job("").ignored_outside_cluster(), [""; 0]);
     assert_eq!(service("").ignored_outside_cluster(), [""; 0]);
-    let fields = "serviceAccountName: a, imagePullSecrets: [{name: a}], secrets: [{name: a}], budgetRef: {name: a}, ttlSecondsAfterFinished: 0, managedBy: example.com/other,";
+    let fields = "serviceAccountName: a, imagePullSecrets: [{name: a}], secrets: [{name: a, env: true}], budgetRef: {name: a}, ttlSecondsAfterFinished: 0, managedBy: example.com/other,";
     assert_eq!(
         job(fields).ignored_outside_cluster(),
         [

@@ -93,7 +93,7 @@ async fn what_is_not_there_is_waited_for_and_what_cannot_work_says_how_to_mend_i
     let table = [
         ("waits", "Reconciling", "MinimumReplicasUnavailable", "TrainingJob later, which does not"),
         ("unknown", "Stalled", "BlockedByFailedLoad", unknown.as_str()),
-        ("remote", "Stalled", "InvalidSpec", "give spec.model.artifact"),
+        ("remote", "Stalled", "InvalidSpec", "or spec.model.artifact"),
     ];
     for (name, condition, reason, message) in table {
         let status = cluster.until_service(name, condition, SOON, |s| s.is(condition)).await?;

@@ -18,8 +18,8 @@ use crate::market::Market;
 use crate::operator::is;
 use crate::world::{JOB, Size, World};
 
-/// Long enough to be interrupted twice.
-const SIZE: Size = Size { steps: 120, small: false };
+/// Long enough to be interrupted twice, on a machine with nothing else to do.
+const SIZE: Size = Size { steps: 240, small: false };
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_is_chased_over_three_places_and_ends_with_the_undisturbed_hash() -> Result<()> {

@@ -90,6 +90,7 @@ impl TrainingPass<'_> {
             | Op::RmsNorm { .. }
             | Op::Linear { .. }
             | Op::LinearSwiGlu { .. }
+            | Op::Add { .. }
             | Op::SwiGlu { .. }
             | Op::Scale { .. }
             | Op::Rope { .. } => {

@@ -106,6 +106,10 @@ impl Pass<'_> {
                     ),
                 }
             }
+            Op::Add { x, to } => {
+                let [x, to] = self.rows([x, to]);
+                kernel::add(cpu, x, to);
+            }
             Op::SwiGlu { gate, up, out } => {
                 let [gate, up, out] = self.rows([gate, up, out]);
                 kernel::swiglu(cpu, gate, up, out);

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::apart::Fusion;
 use crate::dtype::Dtype;
 use crate::formats::served;
 use crate::lifetimes;
@@ -66,14 +67,15 @@ struct Kept {
 pub(crate) struct Builder<'a> {
     pub(crate) shape: &'a ModelShape,
     pub(crate) rows: u64,
+    fusion: Fusion,
     buffers: Vec<Buffer>,
     steps: Vec<Step>,
     pub(crate) tensors: Vec<Tensor>,
 }
 
 impl<'a> Builder<'a> {
-    pub(crate) fn new(shape: &'a ModelShape, rows: u64) -> Self {
-        Self { shape, rows, buffers: Vec::new(), steps: Vec::new(), tensors: Vec::new() }
+    pub(crate) fn new(shape: &'a ModelShape, rows: u64, fusion: Fusion) -> Self {
+        Self { shape, rows, fusion, buffers: Vec::new(), steps: Vec::new(), tensors: Vec::new() }
     }
 
     pub(crate) fn buffer(
@@ -259,6 +261,17 @@ impl<'a> Builder<'a> {
 
     /// Appends an operation and counts what it costs.
     pub(crate) fn push(&mut self, op: Op) {
+        match self.fusion {
+            Fusion::Fused => self.append(op),
+            Fusion::Apart => self.push_apart(op),
+        }
+    }
+
+    pub(crate) fn of(&self, id: BufferId) -> &Buffer {
+        &self.buffers[id.index()]
+    }
+
+    pub(crate) fn append(&mut self, op: Op) {
         let access = op.access();
         let bytes = |id: BufferId| self.buffers[id.index()].bytes;
         let sum = |ids: &[BufferId]| ids.iter().map(|&id| bytes(id)).fold(0, u64::saturating_add);

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::apart::Fusion;
 use crate::builder::{Builder, Keep, LayerWeights, Projection};
 use crate::dtype::Dtype;
 use crate::mesh::Mesh;
@@ -30,6 +31,9 @@ pub struct ServingOptions {
     /// Devices; one.
     #[serde(default)]
     pub mesh: Mesh,
+    /// Whether operations are taken apart.
+    #[serde(default)]
+    pub fusion: Fusion,
 }
 
 impl ServingOptions {
@@ -48,6 +52,7 @@ impl ServingOptions {
             context,
             kv_blocks: max_sequences.saturating_mul(context.div_ceil(KV_BLOCK_TOKENS)),
             mesh: Mesh::ONE,
+            fusion: Fusion::Fused,
         }
     }
 
@@ -60,6 +65,7 @@ impl ServingOptions {
             context,
             kv_blocks,
             mesh,
+            fusion: _, // the same plan either way, but for its size
         } = self;
         mesh.validate().map_err(PlanError::Mesh)?;
         let refuse = |option, expected: String, found: &dyn std::fmt::Display| {
@@ -115,7 +121,7 @@ const MAX_BLOCKS: u32 = 1 << 22;
 pub fn plan_inference(shape: &ModelShape, options: &ServingOptions) -> Result<Plan, PlanError> {
     shape.validate()?;
     options.validate(shape)?;
-    let mut b = Builder::new(shape, u64::from(options.max_batched_tokens));
+    let mut b = Builder::new(shape, u64::from(options.max_batched_tokens), options.fusion);
     let weights = b.model_weights(&Keep::Serve(options.weights))?;
     let (cos, sin) = b.rope_tables(u64::from(options.context));
     let hidden = u64::from(shape.hidden);

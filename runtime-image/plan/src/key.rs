@@ -19,8 +19,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::NUMERICS_VERSION;
 use crate::recipe::ResolvedRecipe;
+use crate::{NUMERICS_VERSION, Numerics};
 
 /// What a job will result in, before it has run. Shown as 64 hex digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -105,11 +105,23 @@ impl ResolvedRecipe {
         names
     }
 
-    /// The key of this recipe over inputs of these contents.
+    /// The key of this recipe over inputs of these contents, in the processor's arithmetic.
     ///
     /// # Errors
     /// An input without a digest, a digest without an input, or a number that is not finite.
     pub fn key(&self, digests: &BTreeMap<String, [u8; 32]>) -> Result<Key, KeyError> {
+        self.key_in(digests, Numerics::Exact)
+    }
+
+    /// The same in some arithmetic: results of different bits have different keys.
+    ///
+    /// # Errors
+    /// As [`Self::key`].
+    pub fn key_in(
+        &self,
+        digests: &BTreeMap<String, [u8; 32]>,
+        numerics: Numerics,
+    ) -> Result<Key, KeyError> {
         let names = self.input_names();
         if let Some(missing) = names.iter().find(|name| !digests.contains_key(**name)) {
             return Err(KeyError::MissingDigest((*missing).to_owned()));
@@ -122,11 +134,14 @@ impl ResolvedRecipe {
             .map(|(name, digest)| (name, blake3::Hash::from(*digest).to_hex().to_string()))
             .collect();
         let recipe = serde_json::to_value(self).map_err(|_| KeyError::NotFinite)?;
-        let whole = serde_json::json!({
+        let mut whole = serde_json::json!({
             "digests": digests,
             "numerics_version": NUMERICS_VERSION,
             "recipe": recipe,
         });
+        if numerics != Numerics::Exact {
+            whole["numerics"] = numerics.to_string().into();
+        }
         let mut text = String::new();
         write_canonical(&whole, &mut text)?;
         Ok(Key(blake3::hash(text.as_bytes()).into()))

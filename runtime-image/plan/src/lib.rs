@@ -14,10 +14,12 @@
 //! | [`plan`] | [`plan::Plan`]: buffers, steps, exact bytes and arithmetic |
 //! | [`ops`] | [`ops::Op`]: the operations |
 //! | [`linear`] | linear layers, and [`linear::Adapters`]: low-rank pairs beside their weights |
+//! | [`apart`] | [`apart::Fusion`]: operations as one launch, or taken apart |
 //! | [`formats`] | in which of the number formats matrices are kept, in files and in serving |
 //! | [`dtype`], [`mesh`] | number formats; how a job is spread over devices |
 //! | [`machine`] | [`machine::Machine`]: what `petaflop-runtime detect --json` says of a machine |
 
+pub mod apart;
 mod builder;
 pub mod dtype;
 pub mod formats;
@@ -39,3 +41,22 @@ pub mod training;
 /// of every job's key, so artifacts made by older arithmetic are never mistaken
 /// for new ones.
 pub const NUMERICS_VERSION: u32 = 1;
+
+/// What a device's arithmetic promises, and so whose bits its results have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Numerics {
+    /// Every operation rounded as the processor's kernels round it: their very bits.
+    #[default]
+    Exact,
+    /// WGSL's: division, square root and multiply-add may be rounded otherwise, by each driver.
+    Wgsl,
+}
+
+impl std::fmt::Display for Numerics {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Exact => "exact",
+            Self::Wgsl => "wgsl",
+        })
+    }
+}

@@ -68,6 +68,13 @@ pub enum Op {
         /// `[T, F]`.
         out: BufferId,
     },
+    /// `to += x`.
+    Add {
+        /// As `to`.
+        x: BufferId,
+        /// Any.
+        to: BufferId,
+    },
     /// `out = silu(gate) · up`, from products that [`Op::LinearSwiGlu`] could not make alone.
     SwiGlu {
         /// `[T, F]`.
@@ -271,6 +278,7 @@ impl Op {
                 access(&[x, gate, up], &[], &[out], &[kept_gate, kept_up])
             }
             Self::SwiGlu { gate, up, out } => access(&[gate, up], &[], &[out], &[]),
+            Self::Add { x, to } => access(&[x, to], &[], &[to], &[]),
             Self::Scale { x, factor: _ } => access(&[x], &[], &[x], &[]),
             Self::Rope { x, heads: _, cos, sin, inverse: _ } => {
                 access(&[x, cos, sin], &[], &[x], &[])

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::apart::Fusion;
 use crate::builder::{Builder, Keep, LayerWeights, Projection};
 use crate::dtype::Dtype;
 use crate::linear::{Adapters, Linear};
@@ -31,6 +32,9 @@ pub struct TrainingOptions {
     /// Devices; one.
     #[serde(default)]
     pub mesh: Mesh,
+    /// Whether operations are taken apart.
+    #[serde(default)]
+    pub fusion: Fusion,
 }
 
 impl TrainingOptions {
@@ -43,6 +47,7 @@ impl TrainingOptions {
             frozen_weights: f32_weights(),
             adapters: None,
             mesh: Mesh::ONE,
+            fusion: Fusion::Fused,
         }
     }
 }
@@ -100,7 +105,8 @@ struct Heads {
 /// A shape or an option out of range, named.
 pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Plan, PlanError> {
     shape.validate()?;
-    let TrainingOptions { micro_batch, sequence, frozen, frozen_weights, adapters, mesh } = options;
+    let TrainingOptions { micro_batch, sequence, frozen, frozen_weights, adapters, mesh, fusion } =
+        options;
     mesh.validate().map_err(PlanError::Mesh)?;
     let rows = u64::from(*micro_batch) * u64::from(*sequence);
     if *micro_batch == 0 || *sequence == 0 || rows > MAX_ROWS {
@@ -124,7 +130,7 @@ pub fn plan_training(shape: &ModelShape, options: &TrainingOptions) -> Result<Pl
             found: frozen_weights.to_string(),
         });
     }
-    let mut b = Builder::new(shape, rows);
+    let mut b = Builder::new(shape, rows, *fusion);
     let adapters = adapters.as_ref();
     let keep = Keep::Train { frozen, frozen_weights: *frozen_weights, adapters };
     let weights = b.model_weights(&keep)?;

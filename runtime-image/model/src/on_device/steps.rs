@@ -59,6 +59,7 @@ impl<D: Device> DeviceModel<D> {
                 }
                 self.elements(stream, "swiglu", [("gate", kept.0), ("up", kept.1), ("h", out)])
             }
+            Op::Add { x, to } => self.add(stream, x, to),
             Op::SwiGlu { gate, up, out } => {
                 self.elements(stream, "swiglu", [("gate", gate), ("up", up), ("h", out)])
             }

@@ -74,8 +74,7 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
         )?;
     }
     for backend in &machine.backends {
-        let verdict = if backend.usable { "taken" } else { "left" };
-        writeln!(out, "{:<12} {verdict}: {}", backend.name, backend.reason)?;
+        writeln!(out, "{:<12} {}", backend.name, backend.reason)?;
     }
     Ok(Code::Done)
 }

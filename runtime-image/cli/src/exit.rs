@@ -16,7 +16,8 @@ Exit codes:
     0  done
     1  failed; another try, here or elsewhere, may help
     2  bad input; the same job can never work
-    3  does not fit into the memory there is
+    3  does not fit into the memory there is, of the machine or of the device
+    4  the device asked for is not here, failed its canary, or has a driver that does not take a kernel
    75  stopped on request, with a durable checkpoint: the same command goes on from there
   130  stopped at once by a second signal";
 
@@ -32,6 +33,8 @@ pub(crate) enum Code {
     BadInput = 2,
     /// More memory is needed than there is.
     DoesNotFit = 3,
+    /// The device cannot be computed on; another machine's may be.
+    NoDevice = 4,
     /// Stopped on request; can go on (`EX_TEMPFAIL` of sysexits).
     Stopped = 75,
     /// A second signal did not wait for the checkpoint (128 + SIGINT, as shells have it).
@@ -59,8 +62,10 @@ impl Failure {
         let Some(progress) = progress else {
             return;
         };
-        let line =
-            Progress::Failed { message: self.message.clone(), retry: self.code == Code::Failed };
+        let line = Progress::Failed {
+            message: self.message.clone(),
+            retry: matches!(self.code, Code::Failed | Code::NoDevice),
+        };
         let written = ProgressWriter::append(progress).and_then(|mut file| file.write(&line));
         if let Err(error) = written {
             tracing::error!(%error, "the failure is missing in the progress file");
@@ -70,12 +75,18 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        let code = match error.class() {
-            Class::Retry => Code::Failed,
-            Class::BadInput => Code::BadInput,
-            Class::DoesNotFit => Code::DoesNotFit,
-        };
-        Self { code, message: error.to_string() }
+        Self { code: error.class().into(), message: error.to_string() }
+    }
+}
+
+impl From<Class> for Code {
+    fn from(class: Class) -> Self {
+        match class {
+            Class::Retry => Self::Failed,
+            Class::BadInput => Self::BadInput,
+            Class::DoesNotFit => Self::DoesNotFit,
+            Class::NoDevice => Self::NoDevice,
+        }
     }
 }
 

@@ -6,14 +6,16 @@ use std::{
 };
 
 use petaflop_device::{Roots, detect};
+use petaflop_model::ModelError;
 use petaflop_plan::machine::Machine;
 use petaflop_serve::{Key, LoadError, ModelLocation, ServeConfig, ServeError};
 use petaflop_store::report::{Progress, ProgressWriter};
+use petaflop_train::Class;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     exit::{Code, Failure, print},
-    job::Compute,
+    job::{Compute, On},
 };
 
 /// Variable with what every request must carry. Not an option: command lines are seen by others.
@@ -66,6 +68,8 @@ pub(crate) struct Args {
     progress: Option<PathBuf>,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    on: On,
 }
 
 impl Args {
@@ -117,7 +121,10 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
 fn serve(args: &Args) -> Result<Code, Failure> {
     let machine = detect(&Roots::system());
     let config = args.config(&machine)?;
-    let cpu = args.compute.cpu(&machine)?;
+    let on = match args.on.device(&machine)? {
+        Some(device) => petaflop_serve::Compute::Device(device),
+        None => petaflop_serve::Compute::Cpu(args.compute.cpu(&machine)?),
+    };
     let name = config.name.clone();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
@@ -135,7 +142,7 @@ fn serve(args: &Args) -> Result<Code, Failure> {
                 serde_json::json!({ "listening": format!("http://{address}"), "model": name }),
             );
         };
-        petaflop_serve::serve(config, cpu, listening, shutdown).await.map_err(failure)
+        petaflop_serve::serve(config, on, listening, shutdown).await.map_err(failure)
     });
     // A model that is still being loaded is not waited for.
     runtime.shutdown_background();
@@ -154,6 +161,9 @@ fn note(progress: Option<&Path>, line: &Progress) {
 fn failure(error: ServeError) -> Failure {
     let code = match &error {
         ServeError::Load(LoadError::DoesNotFit { .. }) => Code::DoesNotFit,
+        ServeError::Load(LoadError::Model(ModelError::Device(error))) => {
+            Class::of_device(error).into()
+        }
         ServeError::Load(LoadError::Scratch(_)) | ServeError::Bind { .. } | ServeError::Io(_) => {
             Code::Failed
         }

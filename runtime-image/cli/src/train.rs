@@ -8,7 +8,7 @@ use petaflop_train::{Options, Outcome};
 use crate::{
     corpus,
     exit::{Code, Failure},
-    job::{self, Compute},
+    job::{self, Compute, On},
     signals,
 };
 
@@ -25,6 +25,8 @@ pub(crate) struct Args {
     fresh: bool,
     #[command(flatten)]
     compute: Compute,
+    #[command(flatten)]
+    on: On,
 }
 
 /// Whatever goes wrong is also the last line of the progress file.
@@ -40,6 +42,7 @@ fn train(args: &Args) -> Result<Code, Failure> {
         builtins: &corpus::builtins(),
         progress: args.progress.as_deref(),
         cpu: args.compute.cpu(&machine)?,
+        device: args.on.device(&machine)?,
         memory: Some(&machine.memory),
         fresh: args.fresh,
         stop: &stop,

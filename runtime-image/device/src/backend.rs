@@ -4,6 +4,10 @@
 use petaflop_kernel::{Cpu, Dims, Epilogue, Isa, Weight, linear};
 use petaflop_plan::machine::{Accelerator, Backend};
 
+use crate::device::{self, Device};
+#[cfg(feature = "wgpu")]
+use crate::webgpu::WebGpu;
+
 /// No kernel variant may be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no usable backend: {0}")]
@@ -43,10 +47,12 @@ pub(crate) fn canaries() -> (Vec<Isa>, Vec<String>) {
 }
 
 /// All backends in probing order with one line each. `notes`: what kept cuda, hip and vulkan
-/// from seeing devices.
+/// from seeing devices. `shaders`: the device behind Vulkan or Metal that passed its canary, or why
+/// there is none; `None` where this runtime cannot compute there.
 pub(crate) fn backends(
     accelerators: &[Accelerator],
     notes: [&[String]; 3],
+    shaders: Option<&Result<String, String>>,
     canaries: &(Vec<Isa>, Vec<String>),
 ) -> Vec<Backend> {
     let of = |vendor: &str| -> Vec<&Accelerator> {
@@ -54,13 +60,24 @@ pub(crate) fn backends(
     };
     let [nvidia, amd, vulkan] = notes;
     let everything: Vec<&Accelerator> = accelerators.iter().collect();
+    let graphics = |name: &str, notes: &[String]| match shaders {
+        None => left(name, &everything, notes),
+        Some(Ok(device)) => {
+            let reason = format!("taken: the canary passed on {device}");
+            Backend { name: name.into(), usable: true, reason }
+        }
+        Some(Err(problem)) => {
+            let reason = [&[format!("left: {problem}")], notes].concat().join("; ");
+            Backend { name: name.into(), usable: false, reason }
+        }
+    };
     let mut backends = Vec::new();
     if cfg!(target_os = "macos") {
-        backends.push(left("metal", &everything, &[]));
+        backends.push(graphics("metal", &[]));
     } else {
         backends.push(left("cuda", &of("nvidia"), nvidia));
         backends.push(left("hip", &of("amd"), amd));
-        backends.push(left("vulkan", &everything, vulkan));
+        backends.push(graphics("vulkan", vulkan));
     }
     let (passed, failed) = canaries;
     let mut reason = match passed.first() {
@@ -75,13 +92,13 @@ pub(crate) fn backends(
     backends
 }
 
-/// A backend whose kernels are not in this runtime: says so, and what it would have run on.
+/// A backend that this runtime cannot compute on: says so, and what it would have run on.
 fn left(name: &str, devices: &[&Accelerator], notes: &[String]) -> Backend {
     let mut reason = match devices {
         [] => "left: no device seen".to_owned(),
-        [one] => format!("left: {} seen, but not built: {CPU_ONLY}", one.name),
+        [one] => format!("left: {} seen, but not built: {NOT_BUILT}", one.name),
         [first, ..] => format!(
-            "left: {} devices seen ({}, …), but not built: {CPU_ONLY}",
+            "left: {} devices seen ({}, …), but not built: {NOT_BUILT}",
             devices.len(),
             first.name
         ),
@@ -93,27 +110,37 @@ fn left(name: &str, devices: &[&Accelerator], notes: &[String]) -> Backend {
     Backend { name: name.into(), usable: false, reason }
 }
 
-const CPU_ONLY: &str = "this runtime computes on the processor only";
+const NOT_BUILT: &str = "this runtime does not compute there";
 
-/// What the canary kernel, printed for it, gave on the first device behind Vulkan or Metal.
-#[cfg(feature = "wgpu")]
-pub(crate) fn shaders() -> String {
-    use crate::{device, device::Device, webgpu::WebGpu};
-    let gpu = match WebGpu::open(false) {
-        Ok(gpu) => gpu,
-        Err(problem) => return format!("canary did not run: {problem}"),
-    };
+/// The device, if its canary kernel gives the right answer on it.
+///
+/// # Errors
+/// What went wrong, with the device's name.
+pub fn proven<D: Device>(device: D) -> Result<D, String> {
     let mut problem = None;
     let result = check(|x, w, y, Dims { t, k, n }| {
-        problem = device::product(&gpu, (x, w, y), (t as u32, k as u32, n as u32)).err();
+        problem = device::product(&device, (x, w, y), (t as u32, k as u32, n as u32)).err();
     });
-    match (problem, result) {
-        (Some(problem), _) => format!("canary failed on {}: {problem}", gpu.name()),
-        (None, Err(problem)) => format!("on {}: {problem}", gpu.name()),
-        (None, Ok(())) => {
-            format!("canary passed on {}, but models do not run there yet", gpu.name())
-        }
+    let problem = problem.map(|problem| problem.to_string()).or(result.err());
+    match problem {
+        None => Ok(device),
+        Some(problem) => Err(format!("{}: {problem}", device.name())),
     }
+}
+
+/// The first device behind Vulkan or Metal, proven. `emulated`: also one that this processor
+/// emulates, in memory of which `available` bytes are free.
+#[cfg(feature = "wgpu")]
+pub(crate) fn shaders(
+    emulated: bool,
+    accelerators: &[Accelerator],
+    available: u64,
+) -> Result<WebGpu, String> {
+    let memory = |name: &str, emulated: bool| {
+        let known = accelerators.iter().find(|a| a.name == name && a.memory > 0);
+        if emulated { Some(available) } else { known.map(|a| a.memory) }
+    };
+    WebGpu::open(emulated, memory).map_err(|problem| problem.to_string()).and_then(proven)
 }
 
 /// A small product on the kernels of `isa`, compared with plain loops in f64.
@@ -151,6 +178,8 @@ fn check(product: impl FnOnce(&[f32], &[f32], &mut [f32], Dims)) -> Result<(), S
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::failing::{Failing, Fault};
+    use crate::interpreted::Interpreter;
 
     fn honest(x: &[f32], w: &[f32], y: &mut [f32], Dims { k, n, .. }: Dims) {
         for (i, y) in y.iter_mut().enumerate() {
@@ -182,9 +211,22 @@ mod tests {
     }
 
     #[test]
+    fn a_device_with_a_fault_is_not_used() {
+        assert!(proven(Interpreter).is_ok());
+        for (fault, why) in [
+            (Fault::Wrong, "canary gave"),
+            (Fault::Lost { after: 0 }, "the device was lost"),
+            (Fault::Compile("linear_f32"), "linear_f32 does not compile on this driver"),
+        ] {
+            let problem = proven(Failing::new(Interpreter, fault)).expect_err("it has a fault");
+            assert!(problem.contains(why), "{problem}");
+        }
+    }
+
+    #[test]
     fn a_processor_whose_kernels_all_fail_is_no_backend() {
         let failed = (vec![], vec!["portable left: canary gave 1".to_owned()]);
-        let backends = backends(&[], [&[], &[], &[]], &failed);
+        let backends = backends(&[], [&[], &[], &[]], None, &failed);
         let cpu = backends.last().expect("the processor comes last");
         assert!(!cpu.usable);
         assert!(cpu.reason.contains("portable left: canary gave 1"));

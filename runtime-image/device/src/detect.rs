@@ -21,21 +21,25 @@ pub fn detect(roots: &Roots) -> Machine {
     let amd_notes = std::mem::take(&mut seen.notes);
     seen.merge(vulkan::look(roots));
     let vulkan_notes = std::mem::take(&mut seen.notes);
-    #[cfg(feature = "wgpu")]
-    let vulkan_notes = match roots.drivers() {
-        true => [vulkan_notes, vec![backend::shaders()]].concat(),
-        false => vulkan_notes,
-    };
     let accelerators: Vec<_> = seen.devices.into_iter().map(|d| d.accelerator).collect();
+    let memory = processor::memory(roots, &limits);
+    #[cfg(feature = "wgpu")]
+    let shaders = roots.drivers().then(|| {
+        let device = backend::shaders(false, &accelerators, memory.available);
+        device.map(|device| crate::device::Device::name(&device))
+    });
+    #[cfg(not(feature = "wgpu"))]
+    let shaders = None;
 
     Machine {
         arch: std::env::consts::ARCH.into(),
         os: std::env::consts::OS.into(),
         cpu,
-        memory: processor::memory(roots, &limits),
+        memory,
         backends: backend::backends(
             &accelerators,
             [&nvidia_notes, &amd_notes, &vulkan_notes],
+            shaders.as_ref(),
             &canaries,
         ),
         accelerators,

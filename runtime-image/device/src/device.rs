@@ -1,6 +1,7 @@
 //! What every device does: own memory, and run kernels of the catalogue in order.
 
 use petaflop_kernel::ir::{Kernel, Launch, WrongLaunch};
+use petaflop_plan::Numerics;
 
 /// Why a device did not do what it was asked.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -8,6 +9,19 @@ pub enum DeviceError {
     /// There is no such device here.
     #[error("no device: {0}")]
     None(String),
+    /// It has too little memory for all that is planned. Nothing was allocated.
+    #[error(
+        "{needed} bytes of device memory are needed and {device} has {available}; use a smaller \
+         model, batch or context, or a device with more memory"
+    )]
+    DoesNotFit {
+        /// The device.
+        device: String,
+        /// Bytes that the plan takes.
+        needed: u64,
+        /// Bytes it has.
+        available: u64,
+    },
     /// It has not that much memory left.
     #[error("out of device memory: {bytes} bytes asked for")]
     OutOfMemory {
@@ -69,6 +83,12 @@ pub trait Device {
     /// Backend and name, for logs.
     fn name(&self) -> String;
 
+    /// Whose bits its results have.
+    fn numerics(&self) -> Numerics;
+
+    /// Bytes of memory that it has for a plan; `None` where nobody told.
+    fn memory(&self) -> Option<u64>;
+
     /// `words` zeros.
     ///
     /// # Errors
@@ -127,7 +147,6 @@ pub(crate) fn within(what: &str, at: usize, words: usize, of: usize) -> Result<(
 ///
 /// # Errors
 /// Anything that goes wrong on the device.
-#[cfg(feature = "wgpu")]
 pub(crate) fn product<D: Device>(
     device: &D,
     (x, w, y): (&[f32], &[f32], &mut [f32]),

@@ -1,11 +1,11 @@
 //! The interpreter as a device: slow, on any machine, and what every other device is held against.
 //! Where a processor has fused multiply-adds its results have the CPU kernels' very bits.
 
-use std::cell::RefCell;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use petaflop_kernel::ir::interpret::interpret;
 use petaflop_kernel::ir::{Kernel, Launch, Memory};
+use petaflop_plan::Numerics;
 
 use crate::device::{Device, DeviceError, View, within};
 
@@ -15,7 +15,14 @@ pub struct Interpreter;
 
 /// Memory of an [`Interpreter`].
 #[derive(Debug)]
-pub struct Words(Rc<RefCell<Vec<u32>>>);
+pub struct Words(Shared);
+
+type Shared = Arc<Mutex<Vec<u32>>>;
+
+/// Words are whole whatever became of who held them.
+fn held(words: &Shared) -> MutexGuard<'_, Vec<u32>> {
+    words.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// A launch that waits for its stream to be finished.
 #[derive(Debug)]
@@ -28,7 +35,7 @@ pub struct Pending {
 #[derive(Debug)]
 struct Operand {
     name: &'static str,
-    words: Rc<RefCell<Vec<u32>>>,
+    words: Shared,
     at: usize,
     count: usize,
     written: bool,
@@ -37,11 +44,11 @@ struct Operand {
 impl Pending {
     fn run(self) -> Result<(), DeviceError> {
         let Self { kernel, launch, operands } = self;
-        let read = |of: &Operand| of.words.borrow()[of.at..][..of.count].to_vec();
+        let read = |of: &Operand| held(&of.words)[of.at..][..of.count].to_vec();
         let mut memory: Memory = operands.iter().map(|of| (of.name, read(of))).collect();
         interpret(&kernel, &launch, &mut memory)?;
         for Operand { name, words, at, count, .. } in operands.iter().filter(|of| of.written) {
-            words.borrow_mut()[*at..][..*count].copy_from_slice(&memory[name]);
+            held(words)[*at..][..*count].copy_from_slice(&memory[name]);
         }
         Ok(())
     }
@@ -55,27 +62,35 @@ impl Device for Interpreter {
         "the interpreter".to_owned()
     }
 
+    fn numerics(&self) -> Numerics {
+        Numerics::Exact
+    }
+
+    fn memory(&self) -> Option<u64> {
+        None
+    }
+
     fn buffer(&self, words: usize) -> Result<Words, DeviceError> {
         let mut memory = Vec::new();
         let short = |_| DeviceError::OutOfMemory { bytes: words as u64 * 4 };
         memory.try_reserve_exact(words).map_err(short)?;
         memory.resize(words, 0);
-        Ok(Words(Rc::new(RefCell::new(memory))))
+        Ok(Words(Arc::new(Mutex::new(memory))))
     }
 
     fn whole<'a>(&self, buffer: &'a Words) -> View<'a, Words> {
-        View { buffer, at: 0, words: buffer.0.borrow().len() }
+        View { buffer, at: 0, words: held(&buffer.0).len() }
     }
 
     fn write(&self, buffer: &mut Words, at: usize, words: &[u32]) -> Result<(), DeviceError> {
-        let mut to = buffer.0.borrow_mut();
+        let mut to = held(&buffer.0);
         within("write", at, words.len(), to.len())?;
         to[at..][..words.len()].copy_from_slice(words);
         Ok(())
     }
 
     fn read(&self, View { buffer, at, words }: View<'_, Words>) -> Result<Vec<u32>, DeviceError> {
-        let from = buffer.0.borrow();
+        let from = held(&buffer.0);
         within("read", at, words, from.len())?;
         Ok(from[at..][..words].to_vec())
     }
@@ -92,7 +107,7 @@ impl Device for Interpreter {
         buffers: &[(&str, View<'_, Words>)],
     ) -> Result<(), DeviceError> {
         for (name, view) in buffers {
-            within(name, view.at, view.words, view.buffer.0.borrow().len())?;
+            within(name, view.at, view.words, held(&view.buffer.0).len())?;
         }
         let of = |name: &str| buffers.iter().find(|(n, _)| *n == name).map(|(_, view)| *view);
         kernel.check(launch, &|name| of(name).map(|view| view.words))?;
@@ -105,7 +120,7 @@ impl Device for Interpreter {
             let View { buffer, at, words } = of(name)?;
             Some(Operand {
                 name,
-                words: Rc::clone(&buffer.0),
+                words: Arc::clone(&buffer.0),
                 at,
                 count: words,
                 written: written(name),

@@ -6,6 +6,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use petaflop_kernel::ir::{Kernel, Launch, print::wgsl};
+use petaflop_plan::Numerics;
 use wgpu::{
     Adapter, Backends, BindGroupLayout, BufferDescriptor, BufferUsages, CommandEncoder,
     ComputePipeline, ErrorFilter, PollType,
@@ -23,6 +24,7 @@ pub struct WebGpu {
     name: String,
     /// Most bytes of one buffer that a kernel reads or writes.
     most: u64,
+    memory: Option<u64>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
 }
 
@@ -65,17 +67,36 @@ fn binding(View { buffer, at, words }: View<'_, Buffer>) -> wgpu::BindingResourc
     })
 }
 
+/// Refuses a driver that allows a group less than the printed kernels take.
+fn enough(limits: &wgpu::Limits) -> Result<(), String> {
+    let allowed = [
+        ("storage buffers", limits.max_storage_buffers_per_shader_stage, 8),
+        ("threads a group", limits.max_compute_invocations_per_workgroup, 256),
+        ("bytes shared in a group", limits.max_compute_workgroup_storage_size, 16 << 10),
+    ];
+    match allowed.into_iter().find(|(_, most, least)| most < least) {
+        None => Ok(()),
+        Some((what, most, least)) => {
+            Err(format!("its driver allows {most} {what}, and kernels take {least}: update it"))
+        }
+    }
+}
+
 fn lost(problem: impl std::fmt::Display) -> DeviceError {
     DeviceError::Lost(problem.to_string())
 }
 
 impl WebGpu {
     /// The first device that the drivers list. `emulated`: also one that a processor
-    /// emulates, which is never what somebody wants who did not ask for it.
+    /// emulates, which is never what somebody wants who did not ask for it. `memory`: bytes that
+    /// the device of this name has, which neither Vulkan nor Metal tells here.
     ///
     /// # Errors
     /// [`DeviceError::None`], with what was seen.
-    pub fn open(emulated: bool) -> Result<WebGpu, DeviceError> {
+    pub fn open(
+        emulated: bool,
+        memory: impl Fn(&str, bool) -> Option<u64>,
+    ) -> Result<WebGpu, DeviceError> {
         let backends = Backends::VULKAN | Backends::METAL;
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
             backends,
@@ -85,12 +106,15 @@ impl WebGpu {
         let mut reasons = vec![];
         for adapter in adapters {
             let info = adapter.get_info();
-            if info.device_type == wgpu::DeviceType::Cpu && !emulated {
+            let is_emulated = info.device_type == wgpu::DeviceType::Cpu;
+            if is_emulated && !emulated {
                 reasons.push(format!("`{}` is this processor, emulating a device", info.name));
                 continue;
             }
             match WebGpu::of(&adapter) {
-                Ok(device) => return Ok(device),
+                Ok(device) => {
+                    return Ok(WebGpu { memory: memory(&info.name, is_emulated), ..device });
+                }
                 Err(problem) => reasons.push(format!("{}: {problem}", info.name)),
             }
         }
@@ -102,6 +126,7 @@ impl WebGpu {
 
     fn of(adapter: &Adapter) -> Result<WebGpu, DeviceError> {
         let (info, limits) = (adapter.get_info(), adapter.limits());
+        enough(&limits).map_err(DeviceError::None)?;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("petaflop"),
             required_limits: limits.clone(),
@@ -114,6 +139,7 @@ impl WebGpu {
             queue,
             name: format!("{} ({}, {})", info.name, info.backend, info.driver_info),
             most: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+            memory: None,
             pipelines: Mutex::default(),
         })
     }
@@ -206,6 +232,14 @@ impl Device for WebGpu {
         self.name.clone()
     }
 
+    fn numerics(&self) -> Numerics {
+        Numerics::Wgsl
+    }
+
+    fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
     fn buffer(&self, words: usize) -> Result<Buffer, DeviceError> {
         let bytes = (words.max(1) * 4) as u64;
         if bytes > self.most {
@@ -291,5 +325,18 @@ impl Device for WebGpu {
         self.asking(ErrorFilter::Validation, || self.queue.submit([stream.finish()]))
             .map_err(lost)?;
         self.wait()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::enough;
+
+    #[test]
+    fn an_old_driver_is_told_what_it_lacks() {
+        assert_eq!(enough(&wgpu::Limits::default()), Ok(()));
+        let old = wgpu::Limits { max_storage_buffers_per_shader_stage: 4, ..Default::default() };
+        let refused = enough(&old).expect_err("kernels bind more");
+        assert!(refused.contains("4 storage buffers, and kernels take 8"), "{refused}");
     }
 }

@@ -36,7 +36,8 @@ fn run(device: &WebGpu, kernel: &Kernel, launch: &Launch, memory: &mut Memory) {
 
 #[test]
 fn every_kernel_is_near_the_plain_loops_on_a_vulkan_device() {
-    let device = WebGpu::open(true).expect("a Vulkan driver: apt-get install mesa-vulkan-drivers");
+    let device = WebGpu::open(true, |_, _| None)
+        .expect("a Vulkan driver: apt-get install mesa-vulkan-drivers");
     println!("on {}", device.name());
     let (mut equal, mut all) = (0, 0);
     let mut worst: Vec<(String, f64)> = vec![];
@@ -66,7 +67,8 @@ fn every_kernel_is_near_the_plain_loops_on_a_vulkan_device() {
 
 #[test]
 fn what_does_not_fit_is_refused_before_it_starts() {
-    let device = WebGpu::open(true).expect("a Vulkan driver: apt-get install mesa-vulkan-drivers");
+    let device = WebGpu::open(true, |_, _| None)
+        .expect("a Vulkan driver: apt-get install mesa-vulkan-drivers");
     let kernel = petaflop_kernel::ir::catalogue::kernel("add").expect("it is in the catalogue");
     let buffer = device.buffer(4).expect("a small buffer");
     let launch = Launch { dims: vec![("count", 5)], numbers: vec![] };

@@ -54,11 +54,11 @@ pub enum Logits {
 }
 
 /// Rows of a pass by what is asked of them.
-struct Batch {
-    tokens: Vec<u32>,
+pub(crate) struct Batch {
+    pub(crate) tokens: Vec<u32>,
     positions: Vec<u32>,
     /// Row of the cache for each row of the pass.
-    slots: Vec<u32>,
+    pub(crate) slots: Vec<u32>,
     /// Rows whose logits are wanted.
     wanted: Vec<usize>,
 }
@@ -130,7 +130,7 @@ impl InferenceModel {
     /// # Errors
     /// A chunk that does not fit the plan; nothing was run then.
     pub fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<&[f32], ModelError> {
-        let batch = self.batch(chunks)?;
+        let batch = Batch::of(chunks, self.shape.vocab, &self.options)?;
         let sequences: Vec<PagedSequence<'_>> = chunks
             .iter()
             .map(|c| PagedSequence {
@@ -162,14 +162,19 @@ impl InferenceModel {
         let logits = self.arena.work.view(self.plan.ports.logits);
         Ok(&logits[..wanted * self.shape.vocab as usize])
     }
+}
 
+impl Batch {
     /// Lays the chunks' rows one after another, after checking each.
-    fn batch(&self, chunks: &[Chunk<'_>]) -> Result<Batch, ModelError> {
+    pub(crate) fn of(
+        chunks: &[Chunk<'_>],
+        vocab: u32,
+        options: &ServingOptions,
+    ) -> Result<Batch, ModelError> {
         let refuse = |what, expected: String, found: String| {
             Err(ModelError::Input { what, expected, found })
         };
-        let (vocab, context, block) =
-            (self.shape.vocab, self.options.context as usize, KV_BLOCK_TOKENS as usize);
+        let (context, block) = (options.context as usize, KV_BLOCK_TOKENS as usize);
         let mut batch = Batch {
             tokens: Vec::new(),
             positions: Vec::new(),
@@ -192,10 +197,10 @@ impl InferenceModel {
                 let expected = format!("{} blocks for {end} tokens", end.div_ceil(block));
                 return refuse("chunk.blocks", expected, blocks.len().to_string());
             }
-            if let Some(bad) = blocks.iter().find(|&&b| b >= self.options.kv_blocks) {
+            if let Some(bad) = blocks.iter().find(|&&b| b >= options.kv_blocks) {
                 return refuse(
                     "chunk.blocks",
-                    format!("numbers below {}", self.options.kv_blocks),
+                    format!("numbers below {}", options.kv_blocks),
                     bad.to_string(),
                 );
             }
@@ -220,7 +225,7 @@ impl InferenceModel {
                 Logits::All => batch.wanted.extend(first..batch.tokens.len()),
             }
         }
-        let (rows, most) = (batch.tokens.len(), self.options.max_batched_tokens as usize);
+        let (rows, most) = (batch.tokens.len(), options.max_batched_tokens as usize);
         if rows == 0 || rows > most {
             return refuse(
                 "tokens of all chunks",
@@ -228,7 +233,7 @@ impl InferenceModel {
                 rows.to_string(),
             );
         }
-        let (wanted, most) = (batch.wanted.len(), self.options.logit_rows as usize);
+        let (wanted, most) = (batch.wanted.len(), options.logit_rows as usize);
         if wanted > most {
             return refuse(
                 "rows of logits",

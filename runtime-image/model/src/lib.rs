@@ -5,6 +5,7 @@
 //! |---|---|
 //! | [`training`] | [`training::TrainingModel`]: forward, backward, clipping, AdamW |
 //! | [`on_device`] | [`on_device::DeviceModel`]: the same plan on a device, by recorded kernels |
+//! | [`place`] | [`place::Training`], [`place::Serving`]: a model wherever it computes; [`place::Place`]: a device that was chosen |
 //! | [`inference`] | [`inference::InferenceModel`]: chunks of many sequences over a paged key/value cache |
 //! | [`weights`] | [`weights::Weights`]: read, wherever they lie; [`weights::WeightsFolder`]: Hugging Face folders, written too |
 //! | [`gguf`] | GGUF files, read and written |
@@ -22,8 +23,10 @@ pub mod chat;
 pub mod error;
 pub mod gguf;
 pub mod inference;
+mod initial;
 pub mod on_device;
 mod pass;
+pub mod place;
 pub mod rng;
 mod rope;
 pub mod tokenizer;

@@ -4,26 +4,32 @@
 //!
 //! | module | holds |
 //! |---|---|
-//! | this | the memory, a pass, the optimiser |
+//! | this | the memory, and a pass |
 //! | `steps` | an operation of the plan as launches |
+//! | `trained` | training: what is read and written, the optimiser |
+//! | [`serving`] | answers, by whole sequences |
 
+pub mod serving;
 mod steps;
+mod trained;
 
 use petaflop_device::device::{Device, DeviceError, View};
 use petaflop_kernel::ir::{Kernel, Launch, catalogue};
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::ops::BufferId;
-use petaflop_plan::plan::{Plan, Segment, Tensor};
+use petaflop_plan::plan::{Plan, Segment};
 use petaflop_plan::shape::ModelShape;
 use petaflop_plan::training::{TrainingOptions, plan_training};
 
 use crate::error::ModelError;
 use crate::rope;
-use crate::training::{AdamwStep, Loss, NO_TARGET, check_rows};
-use crate::weights::Weights;
+use crate::training::{Loss, NO_TARGET, check_rows};
 
 /// Elements of a row of the norm's sum: as on the processor.
 const SQUARES: usize = 1 << 14;
+
+/// Lists in [`Lists`] with a word for each row.
+const LISTS: usize = 7;
 
 /// A model, its gradients and its optimiser's moments, on a device.
 pub struct DeviceModel<D: Device> {
@@ -67,11 +73,11 @@ struct Asked {
 }
 
 impl<D: Device> DeviceModel<D> {
-    /// Plans and allocates on the device; all weights are zero until [`Self::load`].
+    /// Plans and allocates on the device; all weights are zero until [`crate::place::Training::load`].
     ///
     /// # Errors
     /// No plan, frozen matrices in another format than f32 (which devices do not have yet), or
-    /// too little memory of the device.
+    /// too little memory of the device: where it is known how much that is, before any is taken.
     pub fn new(
         device: D,
         shape: &ModelShape,
@@ -86,14 +92,18 @@ impl<D: Device> DeviceModel<D> {
             });
         }
         let words = |segment: Segment| (plan.segments.of(segment) / 4) as usize;
-        let segments = Segment::ALL
-            .into_iter()
-            .map(|segment| (words(segment) > 0).then(|| device.buffer(words(segment))).transpose());
-        let segments = segments.collect::<Result<Vec<_>, DeviceError>>()?;
         let rows = plan.rows as usize;
         let widest = plan.tensors.iter().filter_map(|t| t.shape.last()).max().copied();
         let partials = (rows.div_ceil(64) * widest.unwrap_or(0) as usize)
             .max(words(Segment::Gradients).div_ceil(SQUARES));
+        let needed = plan.arena_bytes() + (LISTS * rows + 1 + partials) as u64 * 4;
+        if let Some(available) = device.memory().filter(|&available| needed > available) {
+            return Err(DeviceError::DoesNotFit { device: device.name(), needed, available }.into());
+        }
+        let segments = Segment::ALL
+            .into_iter()
+            .map(|segment| (words(segment) > 0).then(|| device.buffer(words(segment))).transpose());
+        let segments = segments.collect::<Result<Vec<_>, DeviceError>>()?;
         let list = || device.buffer(rows);
         let lists = Lists {
             tokens: list()?,
@@ -129,147 +139,6 @@ impl<D: Device> DeviceModel<D> {
     /// What it computes on.
     pub fn device(&self) -> &D {
         &self.device
-    }
-
-    /// Takes a model's weights.
-    ///
-    /// # Errors
-    /// Their shape is another, a tensor cannot be read, or the device is gone.
-    pub fn load(&mut self, weights: &dyn Weights) -> Result<(), ModelError> {
-        weights.expect_shape(&self.shape)?;
-        for index in 0..self.plan.tensors.len() {
-            let Tensor { name, role, value, .. } = &self.plan.tensors[index];
-            if role.is_adapter() {
-                continue;
-            }
-            let value = *value;
-            let mut numbers = vec![0.0; self.words(value)];
-            weights.read_f32(name, &mut numbers)?;
-            self.put(value, &numbers)?;
-        }
-        Ok(())
-    }
-
-    /// Every tensor's numbers, in the plan's order.
-    ///
-    /// # Errors
-    /// The device is gone.
-    pub fn tensors(&self) -> Result<Vec<(&Tensor, Vec<f32>)>, ModelError> {
-        let tensors = self.plan.tensors.iter();
-        tensors.map(|tensor| Ok((tensor, self.get(tensor.value)?))).collect()
-    }
-
-    /// Every trained tensor's gradient, in the plan's order.
-    ///
-    /// # Errors
-    /// The device is gone.
-    pub fn gradients(&self) -> Result<Vec<(&Tensor, Vec<f32>)>, ModelError> {
-        let trained = self.plan.tensors.iter().filter_map(|t| Some((t, t.trained?.gradient)));
-        trained.map(|(tensor, gradient)| Ok((tensor, self.get(gradient)?))).collect()
-    }
-
-    /// The logits `[B·S, V]` of these tokens.
-    ///
-    /// # Errors
-    /// Tokens that do not fit the plan, or a device that is gone.
-    pub fn logits(&mut self, tokens: &[u32]) -> Result<Vec<f32>, ModelError> {
-        self.run(tokens, &vec![NO_TARGET; tokens.len()], None)?;
-        self.get(self.plan.ports.logits)
-    }
-
-    /// Forward and backward over `[B·S]` tokens, each with its target or [`NO_TARGET`].
-    /// Adds `scale ·` the gradient of the summed loss to the gradients.
-    ///
-    /// # Errors
-    /// Tokens or targets that do not fit the plan, a loss that is not finite, or a device that is
-    /// gone.
-    pub fn accumulate(
-        &mut self,
-        tokens: &[u32],
-        targets: &[u32],
-        scale: f32,
-    ) -> Result<Loss, ModelError> {
-        self.run(tokens, targets, Some(scale))
-    }
-
-    /// Sets all gradients to 0: the start of an optimiser step.
-    ///
-    /// # Errors
-    /// The device is gone.
-    pub fn zero_gradients(&mut self) -> Result<(), ModelError> {
-        if let Some(gradients) = &mut self.segments[place(Segment::Gradients)] {
-            let zeros = vec![0; (self.plan.segments.gradients / 4) as usize];
-            self.device.write(gradients, 0, &zeros)?;
-        }
-        Ok(())
-    }
-
-    /// Scales the gradients down to this global L2 norm, where they are above it and it is
-    /// above 0. Returns the norm they had.
-    ///
-    /// # Errors
-    /// The device is gone.
-    pub fn clip(&mut self, max_norm: f64) -> Result<f64, ModelError> {
-        let Some(gradients) = &self.segments[place(Segment::Gradients)] else {
-            return Ok(0.0);
-        };
-        let all = self.device.whole(gradients);
-        let (whole, rest) = (all.words / SQUARES, all.words % SQUARES);
-        let partials = self.device.whole(&self.lists.partials);
-        let mut stream = self.device.stream();
-        let rows = [("rows", whole as u32), ("n", SQUARES as u32)];
-        self.launch(&mut stream, "sum_squares", &rows, &[], &[("x", all), ("sum", partials)])?;
-        self.device.finish(stream)?;
-        let mut sums = self.device.read(View { words: whole, ..partials })?;
-        if rest > 0 {
-            let mut stream = self.device.stream();
-            let last = View { at: whole * SQUARES, words: rest, ..all };
-            let row = [("rows", 1), ("n", rest as u32)];
-            self.launch(&mut stream, "sum_squares", &row, &[], &[("x", last), ("sum", partials)])?;
-            self.device.finish(stream)?;
-            sums.extend(self.device.read(View { words: 1, ..partials })?);
-        }
-        let sum: f64 = sums.into_iter().map(|bits| f64::from(f32::from_bits(bits))).sum();
-        let norm = libm::sqrt(sum);
-        if max_norm > 0.0 && norm > max_norm {
-            let mut stream = self.device.stream();
-            let factor = [("factor", (max_norm / norm) as f32)];
-            let count = [("count", all.words as u32)];
-            self.launch(&mut stream, "scale", &count, &factor, &[("x", all)])?;
-            self.device.finish(stream)?;
-        }
-        Ok(norm)
-    }
-
-    /// One step of the optimiser over the gradients as they are.
-    ///
-    /// # Errors
-    /// The device is gone.
-    pub fn adamw(&mut self, step: &AdamwStep) -> Result<(), ModelError> {
-        let mut stream = self.device.stream();
-        for tensor in &self.plan.tensors {
-            let Some(trained) = tensor.trained else {
-                continue;
-            };
-            let c = step.coefficients(tensor.role);
-            let numbers = [
-                ("lr", c.lr),
-                ("beta1", c.beta1),
-                ("beta2", c.beta2),
-                ("eps", c.eps),
-                ("weight_decay", c.weight_decay),
-                ("bias1", c.bias1),
-                ("bias2", c.bias2),
-                ("grad_scale", c.grad_scale),
-            ];
-            let count = [("count", self.words(tensor.value) as u32)];
-            let [p, g, m, v] =
-                [tensor.value, trained.gradient, trained.first_moment, trained.second_moment]
-                    .map(|id| self.view(id));
-            let buffers = [("p", p), ("g", g), ("m", m), ("v", v)];
-            self.launch(&mut stream, "adamw", &count, &numbers, &buffers)?;
-        }
-        Ok(self.device.finish(stream)?)
     }
 
     fn run(

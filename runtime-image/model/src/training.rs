@@ -13,8 +13,8 @@ use petaflop_plan::training::{TrainingOptions, plan_training};
 use crate::arena::Arena;
 use crate::backward::TrainingPass;
 use crate::error::ModelError;
+use crate::initial::Initial;
 use crate::pass::Pass;
-use crate::rng::Philox;
 use crate::rope;
 use crate::weights::{Weights, encode};
 
@@ -144,29 +144,9 @@ impl TrainingModel {
     }
 
     fn init_some(&mut self, seed: u64, which: impl Fn(TensorRole) -> bool) {
-        let philox = Philox::new(seed);
-        let residual = 0.02 / libm::sqrt(2.0 * f64::from(self.shape.layers));
+        let initial = Initial::new(seed, &self.shape);
         for (index, tensor) in (0u32..).zip(&self.plan.tensors).filter(|(_, t)| which(t.role)) {
-            let fill = |values: &mut [f32]| {
-                let deviation = match tensor.role {
-                    TensorRole::Gain => return values.fill(1.0),
-                    TensorRole::Bias | TensorRole::AdapterUp => return values.fill(0.0),
-                    TensorRole::AdapterDown => 1.0 / libm::sqrt(3.0 * tensor.shape[1] as f64),
-                    TensorRole::Matrix
-                        if tensor.name.ends_with("o_proj.weight")
-                            || tensor.name.ends_with("down_proj.weight") =>
-                    {
-                        residual
-                    }
-                    TensorRole::Matrix => 0.02,
-                };
-                for (block, four) in (0u64..).zip(values.chunks_mut(4)) {
-                    let normals = philox.normals([block as u32, (block >> 32) as u32, index, INIT]);
-                    for (value, normal) in four.iter_mut().zip(normals) {
-                        *value = (deviation * normal) as f32;
-                    }
-                }
-            };
+            let fill = |values: &mut [f32]| initial.fill(index, tensor, values);
             match self.plan.buffer(tensor.value).dtype {
                 Dtype::F32 => fill(self.arena.parameters.f32s_mut(tensor.value)),
                 other => {
@@ -418,6 +398,3 @@ pub(crate) fn check_rows(
     }
     Ok(())
 }
-
-/// What the randomness of a counter is for, in its last word.
-const INIT: u32 = 0;

@@ -12,6 +12,7 @@ use common::{model, tokens};
 use petaflop_device::device::Device;
 use petaflop_device::webgpu::WebGpu;
 use petaflop_model::on_device::DeviceModel;
+use petaflop_model::place::Training;
 use petaflop_model::training::{AdamwStep, TrainingModel};
 use petaflop_model::weights;
 use petaflop_plan::shape::{ModelShape, Rope, RopeScaling};
@@ -47,7 +48,8 @@ fn shape() -> ModelShape {
 }
 
 fn both(options: &TrainingOptions) -> (TrainingModel, DeviceModel<WebGpu>) {
-    let device = WebGpu::open(true).expect("a Vulkan driver: apt-get install mesa-vulkan-drivers");
+    let device = WebGpu::open(true, |_, _| None)
+        .expect("a Vulkan driver: apt-get install mesa-vulkan-drivers");
     println!("on {}", device.name());
     let (shape, folder) = (shape(), tempfile::tempdir().expect("a folder can be made"));
     let cpu = model(&shape, options);

@@ -1,6 +1,6 @@
 //! What the engine needs of a model.
 
-use petaflop_model::inference::{Chunk, InferenceModel};
+use petaflop_model::{inference::Chunk, place::Serving};
 
 /// A model with its key/value cache.
 pub(crate) trait Forward: Send {
@@ -13,8 +13,8 @@ pub(crate) trait Forward: Send {
     fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<&[f32], String>;
 }
 
-impl Forward for InferenceModel {
+impl Forward for Box<dyn Serving> {
     fn forward(&mut self, chunks: &[Chunk<'_>]) -> Result<&[f32], String> {
-        InferenceModel::forward(self, chunks).map_err(|e| e.to_string())
+        (**self).forward(chunks).map_err(|e| e.to_string())
     }
 }

@@ -48,4 +48,4 @@ mod vocabulary;
 
 pub use key::Key;
 pub use load::LoadError;
-pub use server::{ModelLocation, ServeConfig, ServeError, serve};
+pub use server::{Compute, ModelLocation, ServeConfig, ServeError, serve};

@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use petaflop_kernel::Cpu;
 use petaflop_model::chat::{ChatTemplate, DEFAULT_TEMPLATE, TEMPLATE_FILE};
 use petaflop_model::gguf::{model::GgufModel, vocabulary};
 use petaflop_model::inference::InferenceModel;
+use petaflop_model::place::Serving;
 use petaflop_model::tokenizer::{TOKENIZER_FILE, Tokenizer};
 use petaflop_model::weights::{self, Weights, WeightsFolder};
 use petaflop_model::{ModelError, WeightsError};
@@ -19,7 +19,7 @@ use petaflop_store::{StoreError, blocking::Store};
 
 use crate::blocks::Blocks;
 use crate::prompt::Prompts;
-use crate::server::{ModelLocation, ServeConfig};
+use crate::server::{Compute, ModelLocation, ServeConfig};
 use crate::vocabulary::{Vocabulary, configured_ends};
 
 /// Why a model cannot be served.
@@ -73,7 +73,7 @@ impl LoadError {
 
 /// A model that is ready, and what goes with it.
 pub(crate) struct Loaded {
-    pub(crate) model: InferenceModel,
+    pub(crate) model: Box<dyn Serving>,
     pub(crate) blocks: Blocks,
     pub(crate) prompts: Prompts,
     pub(crate) vocabulary: Arc<Vocabulary>,
@@ -84,9 +84,9 @@ pub(crate) struct Loaded {
 }
 
 /// Loads what the configuration names.
-pub(crate) fn load(config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadError> {
+pub(crate) fn load(config: &ServeConfig, on: Compute) -> Result<Loaded, LoadError> {
     match &config.model {
-        ModelLocation::Path(path) => load_path(path, config, cpu),
+        ModelLocation::Path(path) => load_path(path, config, on),
         ModelLocation::Artifact { store, hash } => {
             let store = Store::open(store)?;
             let hash = store.resolve(hash)?;
@@ -94,19 +94,19 @@ pub(crate) fn load(config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadEr
             let scratch = tempfile::tempdir().map_err(LoadError::Scratch)?;
             let folder = scratch.path().join("artifact");
             store.materialise(hash, &folder)?;
-            load_path(&folder, config, cpu)
+            load_path(&folder, config, on)
         }
     }
 }
 
-fn load_path(path: &Path, config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadError> {
+fn load_path(path: &Path, config: &ServeConfig, on: Compute) -> Result<Loaded, LoadError> {
     match weights::gguf_in(path) {
-        Some(file) => load_gguf(&file, config, cpu),
-        None => load_folder(path, config, cpu),
+        Some(file) => load_gguf(&file, config, on),
+        None => load_folder(path, config, on),
     }
 }
 
-fn load_folder(folder: &Path, config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadError> {
+fn load_folder(folder: &Path, config: &ServeConfig, on: Compute) -> Result<Loaded, LoadError> {
     let weights = WeightsFolder::open(folder)?;
     let path = folder.join(TOKENIZER_FILE);
     let tokenizer = Tokenizer::from_file(&path).map_err(|e| LoadError::text(&path, e))?;
@@ -116,11 +116,11 @@ fn load_folder(folder: &Path, config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loa
         template: template(folder)?,
         ends: configured_ends(folder)?,
     };
-    ready(&weights, text, config, cpu)
+    ready(&weights, text, config, on)
 }
 
 /// A file that has everything in it.
-fn load_gguf(file: &Path, config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded, LoadError> {
+fn load_gguf(file: &Path, config: &ServeConfig, on: Compute) -> Result<Loaded, LoadError> {
     let weights = GgufModel::open(file)?;
     let contents = weights.file().contents();
     let refused = |e: &dyn std::fmt::Display| LoadError::text(file, e);
@@ -131,7 +131,7 @@ fn load_gguf(file: &Path, config: &ServeConfig, cpu: Arc<Cpu>) -> Result<Loaded,
         template: ChatTemplate::new(source).map_err(|e| refused(&e))?,
         ends: vocabulary::ends(contents),
     };
-    ready(&weights, text, config, cpu)
+    ready(&weights, text, config, on)
 }
 
 /// What stands between text and tokens.
@@ -148,7 +148,7 @@ fn ready(
     weights: &dyn Weights,
     text: Text<'_>,
     config: &ServeConfig,
-    cpu: Arc<Cpu>,
+    on: Compute,
 ) -> Result<Loaded, LoadError> {
     let Text { tokenizer, path, template, ends } = text;
     let shape = weights.shape().clone();
@@ -159,8 +159,20 @@ fn ready(
     }
     let vocabulary = Vocabulary::of_model(&tokenizer, shape.vocab, ends);
 
-    let options = options(&shape, weights.serving_format(), config)?;
-    let model = InferenceModel::new(cpu, weights, &options)?;
+    let model: Box<dyn Serving>;
+    let options = match on {
+        Compute::Cpu(cpu) => {
+            let options = options(&shape, weights.serving_format(), config, config.memory)?;
+            model = Box::new(InferenceModel::new(Arc::new(cpu), weights, &options)?);
+            options
+        }
+        // Of its own memory the device knows.
+        Compute::Device(device) => {
+            let options = options(&shape, Dtype::F32, config, None)?;
+            model = device.serving(weights, &options)?;
+            options
+        }
+    };
     Ok(Loaded {
         planned_bytes: model.arena_bytes(),
         model,
@@ -206,6 +218,7 @@ fn options(
     shape: &ModelShape,
     weights: Dtype,
     config: &ServeConfig,
+    memory: Option<u64>,
 ) -> Result<ServingOptions, LoadError> {
     let context = config.context.unwrap_or(shape.max_positions);
     let mut options = ServingOptions::new(
@@ -218,7 +231,7 @@ fn options(
         options.kv_blocks = kv_blocks;
     }
     let planned = plan_inference(shape, &options)?.arena_bytes();
-    let Some(available) = config.memory else {
+    let Some(available) = memory else {
         return Ok(options);
     };
     if planned <= available {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use petaflop_kernel::Cpu;
+use petaflop_model::place::Place;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 
@@ -38,6 +39,14 @@ pub enum ModelLocation {
         /// The artifact's hash, or the beginning of it.
         hash: String,
     },
+}
+
+/// What the model answers from.
+pub enum Compute {
+    /// The processor.
+    Cpu(Cpu),
+    /// A device that was chosen.
+    Device(Box<dyn Place>),
 }
 
 /// How to serve.
@@ -124,7 +133,7 @@ pub enum ServeError {
 
 /// Serves until `shutdown` resolves and then drains: readiness turns red, new
 /// requests are refused, running ones may finish within the grace period.
-/// `cpu` is what it computes on; it does not change what is answered.
+/// `on` is what it computes on; one processor or another does not change what is answered.
 /// `listening` is called once, with the actual address, when requests are taken.
 ///
 /// # Errors
@@ -132,7 +141,7 @@ pub enum ServeError {
 /// goes on, answers 503 and shows red health, so that whoever watches it decides.
 pub async fn serve(
     config: ServeConfig,
-    cpu: Cpu,
+    on: Compute,
     listening: impl FnOnce(SocketAddr),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
@@ -142,7 +151,7 @@ pub async fn serve(
 
     let loading = tokio::task::spawn_blocking({
         let config = config.clone();
-        move || load::load(&config, Arc::new(cpu))
+        move || load::load(&config, on)
     });
     let mut shutdown = std::pin::pin!(shutdown);
     let loaded = tokio::select! {

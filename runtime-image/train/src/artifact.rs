@@ -11,9 +11,10 @@
 //!
 //! No time, cost, host, path or thread count is in any of them.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, path::Path, sync::Arc};
 
-use petaflop_model::{chat::TEMPLATE_FILE, tokenizer::TOKENIZER_FILE, training::TrainingModel};
+use petaflop_kernel::Cpu;
+use petaflop_model::{chat::TEMPLATE_FILE, place, tokenizer::TOKENIZER_FILE};
 use petaflop_plan::{NUMERICS_VERSION, recipe::ResolvedRecipe};
 use petaflop_store::{ArtifactHash, blocking::Store};
 use serde::{Deserialize, Serialize};
@@ -101,7 +102,8 @@ pub(crate) fn publish(
     scratch: &Path,
     recipe: &ResolvedRecipe,
     training: &mut Training,
-    model: &mut TrainingModel,
+    model: &mut dyn place::Training,
+    cpu: &Arc<Cpu>,
     data: &Data,
 ) -> Result<ArtifactHash, Error> {
     const WHAT: &str = "cannot write artifact";
@@ -109,7 +111,7 @@ pub(crate) fn publish(
         .prefix(".writing-artifact-")
         .tempdir_in(scratch)
         .map_err(Error::io(WHAT, scratch))?;
-    training.exported = export::write(folder.path(), recipe, model, data)?;
+    training.exported = export::write(folder.path(), recipe, model, cpu, data)?;
     let files = [
         (TOKENIZER_FILE, data.tokenizer.clone()),
         (TEMPLATE_FILE, data.chat_template.clone().into_bytes()),

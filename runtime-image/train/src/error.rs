@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use petaflop_device::device::DeviceError;
 use petaflop_model::error::ModelError;
 
 /// Why a training job did not end well. Every message names the place and the mend.
@@ -97,6 +98,9 @@ pub enum Error {
     /// The bucket that holds the checkpoints refused, or was away for too long.
     #[error("checkpoints: {0}; those that are there are intact: start the job again")]
     Checkpoints(String),
+    /// The device refused, or is gone.
+    #[error("{}{}", .0, device_hint(.0))]
+    Device(DeviceError),
     /// A part of the runtime failed in a way that no input explains.
     #[error("{0}")]
     Internal(String),
@@ -111,6 +115,22 @@ pub enum Class {
     BadInput,
     /// The machine is too small.
     DoesNotFit,
+    /// The device cannot be computed on; that of another machine may be.
+    NoDevice,
+}
+
+impl Class {
+    /// What a device's answer means.
+    #[must_use]
+    pub fn of_device(error: &DeviceError) -> Self {
+        match error {
+            DeviceError::DoesNotFit { .. }
+            | DeviceError::OutOfMemory { .. }
+            | DeviceError::TooLarge { .. } => Self::DoesNotFit,
+            DeviceError::None(_) | DeviceError::Compile { .. } => Self::NoDevice,
+            DeviceError::Launch(_) | DeviceError::Lost(_) => Self::Retry,
+        }
+    }
 }
 
 impl Error {
@@ -123,6 +143,7 @@ impl Error {
             | Self::Changed { .. }
             | Self::NotFinite { .. } => Class::BadInput,
             Self::DoesNotFit { .. } | Self::OutOfMemory(_) => Class::DoesNotFit,
+            Self::Device(error) => Class::of_device(error),
             Self::Locked { .. }
             | Self::Io { .. }
             | Self::Progress(_)
@@ -145,9 +166,10 @@ impl Error {
             ModelError::Plan(error) => Self::BadInput(format!("recipe: {error}")),
             ModelError::Weights(error) => Self::BadInput(format!("base model: {error}")),
             ModelError::Memory(error) => Self::OutOfMemory(error.to_string()),
-            error @ (ModelError::Input { .. }
-            | ModelError::NotFinite { .. }
-            | ModelError::Device(_)) => Self::Internal(error.to_string()),
+            ModelError::Device(error) => Self::Device(error),
+            error @ (ModelError::Input { .. } | ModelError::NotFinite { .. }) => {
+                Self::Internal(error.to_string())
+            }
         }
     }
 
@@ -164,6 +186,17 @@ impl Error {
         path: &'a Path,
     ) -> impl FnOnce(std::io::Error) -> Self + 'a {
         move |source| Self::Io { what, path: path.to_owned(), source }
+    }
+}
+
+/// The mend, for a device that was there.
+fn device_hint(error: &DeviceError) -> &'static str {
+    match error {
+        DeviceError::Lost(_) => {
+            "; the last durable checkpoint is intact: start the job again, here or elsewhere"
+        }
+        DeviceError::Compile { .. } => "; update it, or use another device with --device",
+        _ => "",
     }
 }
 

@@ -9,8 +9,9 @@ use petaflop_model::{
     WeightsError,
     gguf::{export::export, model::GgufModel, value::Value, vocabulary},
     inference::{Chunk, InferenceModel, Logits},
+    place::Training,
     tokenizer::Tokenizer,
-    training::{NO_TARGET, TrainingModel},
+    training::NO_TARGET,
     weights::{self, GGUF_FILE, WEIGHTS_FILE, Weights as _},
 };
 use petaflop_plan::{
@@ -80,7 +81,8 @@ pub(crate) fn check(recipe: &ResolvedRecipe, data: &Data) -> Result<(), Error> {
 pub(crate) fn write(
     folder: &Path,
     recipe: &ResolvedRecipe,
-    model: &mut TrainingModel,
+    model: &mut dyn Training,
+    cpu: &Arc<Cpu>,
     data: &Data,
 ) -> Result<Option<Verified>, Error> {
     let failed = |error: WeightsError| match error {
@@ -89,10 +91,10 @@ pub(crate) fn write(
         }
         other => Error::Internal(other.to_string()),
     };
-    let as_trained = |model: &TrainingModel| {
-        let tensors = model
-            .tensors()
-            .map(|(tensor, values)| (tensor.name.as_str(), tensor.shape.as_slice(), values));
+    let as_trained = |model: &dyn Training| {
+        let tensors = model.tensors().map_err(Error::model)?;
+        let tensors =
+            tensors.iter().map(|(t, values)| (t.name.as_str(), t.shape.as_slice(), &**values));
         weights::save(folder, model.shape(), tensors).map_err(failed)
     };
     let Export::Gguf(quantization) = recipe.output else {
@@ -102,11 +104,13 @@ pub(crate) fn write(
     weights::save_config(folder, model.shape()).map_err(failed)?;
     let file = folder.join(GGUF_FILE);
     let more = entries(data, model.shape().vocab)?;
+    let tensors = model.tensors().map_err(Error::model)?;
     let values: BTreeMap<&str, &[f32]> =
-        model.tensors().map(|(tensor, values)| (tensor.name.as_str(), values)).collect();
+        tensors.iter().map(|(tensor, values)| (tensor.name.as_str(), &**values)).collect();
     export(&file, model.shape(), quantization, more, |name| values[name]).map_err(failed)?;
+    drop(tensors);
     let exported = GgufModel::open(&file).map_err(failed)?;
-    let mut verified = compare(&exported, recipe, model, data).map_err(Error::model)?;
+    let mut verified = compare(&exported, recipe, model, cpu, data).map_err(Error::model)?;
     let most = tolerance(quantization);
     if verified.logits_error.is_none_or(|error| error > most) {
         verified.missed = Some(most);
@@ -126,7 +130,8 @@ fn entries(data: &Data, vocab: u32) -> Result<Vec<(String, Value)>, Error> {
 fn compare(
     exported: &GgufModel,
     recipe: &ResolvedRecipe,
-    model: &mut TrainingModel,
+    model: &mut dyn Training,
+    cpu: &Arc<Cpu>,
     data: &Data,
 ) -> Result<Verified, petaflop_model::ModelError> {
     let (sequence, vocab) = (recipe.sequence_len as usize, model.shape().vocab as usize);
@@ -137,14 +142,14 @@ fn compare(
     for (sample, (tokens, targets)) in (0..).zip(samples) {
         data.train.fill(sample, tokens, targets, NO_TARGET);
     }
-    let cpu: Arc<Cpu> = Arc::clone(model.cpu());
-    let trained = &model.logits(&tokens)?[..rows * vocab];
+    let logits = model.logits(&tokens)?;
+    let trained = &logits[..rows * vocab];
     let count = rows as u32;
     let options = ServingOptions {
         logit_rows: count,
         ..ServingOptions::new(exported.serving_format(), 1, count, count)
     };
-    let mut served = InferenceModel::new(cpu, exported, &options)?;
+    let mut served = InferenceModel::new(Arc::clone(cpu), exported, &options)?;
     let blocks: Vec<u32> = (0..count.div_ceil(KV_BLOCK_TOKENS)).collect();
     let chunk = Chunk { tokens: &tokens[..rows], start: 0, blocks: &blocks, logits: Logits::All };
     Ok(distance(served.forward(&[chunk])?, trained, vocab))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use petaflop_plan::recipe::JobSpec;
+use petaflop_plan::{Numerics, recipe::JobSpec};
 use petaflop_store::{ArtifactHash, blocking::Store};
 
 use crate::{
@@ -21,12 +21,12 @@ pub struct Identity {
     pub cached: Option<ArtifactHash>,
 }
 
-/// Reads the job's inputs and asks its store.
+/// Reads the job's inputs and asks its store, for a result in the processor's arithmetic.
 ///
 /// # Errors
 /// A recipe out of range, an input that cannot be read or has another digest, a store that cannot be read.
 pub fn identify(job: &JobSpec, builtins: &Builtins) -> Result<Identity, Error> {
-    Ok(Identified::new(job, builtins)?.identity)
+    Ok(Identified::new(job, builtins, Numerics::Exact)?.identity)
 }
 
 /// An identity with what was read for it.
@@ -39,7 +39,11 @@ pub(crate) struct Identified {
 }
 
 impl Identified {
-    pub(crate) fn new(job: &JobSpec, builtins: &Builtins) -> Result<Self, Error> {
+    pub(crate) fn new(
+        job: &JobSpec,
+        builtins: &Builtins,
+        numerics: Numerics,
+    ) -> Result<Self, Error> {
         job.recipe.validate().map_err(|error| Error::BadInput(format!("recipe: {error}")))?;
         let store = Store::open(&job.store).map_err(Error::store)?;
         let sources = input::read_all(job, builtins, &store)?;
@@ -47,7 +51,7 @@ impl Identified {
             sources.iter().map(|source| (source.name.clone(), *source.digest.as_bytes())).collect();
         let key = job
             .recipe
-            .key(&digests)
+            .key_in(&digests, numerics)
             .map_err(|error| Error::BadInput(error.to_string()))?
             .to_string();
         let mut cached = match store.find_key(None, &key) {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use petaflop_model::{
-    training::TrainingModel,
+    place::Training,
     weights::{self, Weights},
 };
 use petaflop_plan::{
@@ -65,11 +65,11 @@ impl Start {
     }
 
     /// Fills the model's weights.
-    pub(crate) fn fill(&self, model: &mut TrainingModel, seed: u64) -> Result<(), Error> {
+    pub(crate) fn fill(&self, model: &mut dyn Training, seed: u64) -> Result<(), Error> {
         match self {
             Self::Scratch(_) => model.init(seed),
-            Self::Base { weights, .. } => model.load(&**weights).map_err(Error::model)?,
+            Self::Base { weights, .. } => model.load(&**weights),
         }
-        Ok(())
+        .map_err(Error::model)
     }
 }

@@ -2,7 +2,7 @@
 //! tokenizer, which need not be trained again.
 
 use bytemuck::cast_slice;
-use petaflop_model::{tokenizer::TOKENIZER_FILE, training::TrainingModel};
+use petaflop_model::{place::Training, tokenizer::TOKENIZER_FILE};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
 use crate::{
@@ -16,11 +16,11 @@ const HISTORY: &str = "history.json";
 
 /// Copies the state; training may go on while it is written.
 pub(crate) fn save(
-    model: &TrainingModel,
+    model: &dyn Training,
     history: &History,
     tokenizer: &[u8],
 ) -> Result<Files, Error> {
-    let state = model.state();
+    let state = model.state().map_err(Error::model)?;
     let views = state
         .iter()
         .map(|(name, values)| {
@@ -38,10 +38,7 @@ pub(crate) fn save(
 
 /// Brings the model to a checkpoint's state and returns the record up to there.
 /// Its hashes were right, so whatever does not fit was written by another program.
-pub(crate) fn restore(
-    model: &mut TrainingModel,
-    checkpoint: &Checkpoint,
-) -> Result<History, Error> {
+pub(crate) fn restore(model: &mut dyn Training, checkpoint: &Checkpoint) -> Result<History, Error> {
     restore_from(model, &checkpoint.files).map_err(|problem| {
         Error::Internal(format!(
             "checkpoint of step {}: {problem}; it was written by another version: remove it to start over",
@@ -50,26 +47,24 @@ pub(crate) fn restore(
     })
 }
 
-fn restore_from(model: &mut TrainingModel, files: &Files) -> Result<History, String> {
+fn restore_from(model: &mut dyn Training, files: &Files) -> Result<History, String> {
     let file = |name: &str| files.get(name).ok_or_else(|| format!("{name} is missing"));
     let history = History::from_bytes(file(HISTORY)?)?;
     let tensors =
         SafeTensors::deserialize(file(STATE)?).map_err(|error| format!("{STATE}: {error}"))?;
-    let mut state = model.state_mut();
-    if tensors.len() != state.len() {
-        return Err(format!(
-            "{STATE} holds {} tensors, the model has {}",
-            tensors.len(),
-            state.len()
-        ));
-    }
-    for (name, values) in &mut state {
+    let mut restored = 0;
+    model.restore(&mut |name, values| {
         let tensor = tensors.tensor(name).map_err(|error| format!("{STATE}: {name}: {error}"))?;
-        if tensor.dtype() != Dtype::F32 || tensor.data().len() != size_of_val(*values) {
+        if tensor.dtype() != Dtype::F32 || tensor.data().len() != size_of_val(values) {
             return Err(format!("{STATE}: {name} has another size than the model's"));
         }
         // The file's bytes may lie at any address.
         bytemuck::cast_slice_mut::<f32, u8>(values).copy_from_slice(tensor.data());
+        restored += 1;
+        Ok(())
+    })?;
+    if tensors.len() != restored {
+        return Err(format!("{STATE} holds {} tensors, the model has {restored}", tensors.len()));
     }
     Ok(history)
 }

@@ -17,6 +17,7 @@ use std::{
 
 use petaflop_kernel::Cpu;
 use petaflop_model::{
+    place::{Place, Training as Model},
     tokenizer::TOKENIZER_FILE,
     training::{AdamwStep, Loss, NO_TARGET, TrainingModel},
 };
@@ -51,15 +52,17 @@ const MEASURED_BATCHES: u64 = 16;
 /// Name of the loss curve, in the checkpoints folder.
 pub const CURVE: &str = "loss.svg";
 
-/// How to run a job. None of it changes the result.
-#[derive(Debug)]
+/// How to run a job. None of it changes the result, but for a device whose arithmetic is not the
+/// processor's: its results have keys of their own.
 pub struct Options<'a> {
     /// Texts that the program brings along.
     pub builtins: &'a Builtins,
     /// File that takes one line of JSON for every event.
     pub progress: Option<&'a Path>,
-    /// What to compute on.
+    /// What to compute on where there is no device.
     pub cpu: Cpu,
+    /// What the model trains on instead.
+    pub device: Option<Box<dyn Place>>,
     /// The machine's memory: a job that needs more than is available is refused.
     pub memory: Option<&'a Memory>,
     /// Train even where a job of this key ended well before. The same artifact comes out.
@@ -90,9 +93,10 @@ pub enum Outcome {
 /// # Errors
 /// Why it did not end well; nothing is in the store then that was not before.
 pub fn run(job: &JobSpec, options: Options<'_>) -> Result<Outcome, Error> {
-    let Options { builtins, progress, cpu, memory, fresh, stop } = options;
+    let Options { builtins, progress, cpu, device, memory, fresh, stop } = options;
     let mut reporter = Reporter::new(progress, true)?;
-    let Identified { identity, sources, store } = Identified::new(job, builtins)?;
+    let numerics = device.as_ref().map(|device| device.numerics()).unwrap_or_default();
+    let Identified { identity, sources, store } = Identified::new(job, builtins, numerics)?;
     for source in sources.iter().filter(|source| source.left_out > 0) {
         reporter.note(format_args!(
             "{}: {} files that are not UTF-8 text were left out",
@@ -110,8 +114,8 @@ pub fn run(job: &JobSpec, options: Options<'_>) -> Result<Outcome, Error> {
         None => store,
     };
     let checkpoints = Checkpoints::open(&job.checkpoints, &identity.key, job.keep_checkpoints)?;
-    Run::prepare(job, identity, sources, checkpoints, Arc::new(cpu), memory, reporter)?
-        .finish(&store, stop)
+    let place = (Arc::new(cpu), device);
+    Run::prepare(job, identity, sources, checkpoints, place, memory, reporter)?.finish(&store, stop)
 }
 
 /// A job on its way.
@@ -123,7 +127,8 @@ struct Run<'a> {
     reporter: Reporter,
     data: Data,
     order: Order,
-    model: TrainingModel,
+    cpu: Arc<Cpu>,
+    model: Box<dyn Model>,
     /// Steps in all.
     steps: u64,
     /// Steps done when this process began.
@@ -156,7 +161,7 @@ impl<'a> Run<'a> {
         identity: Identity,
         mut sources: Vec<Source>,
         checkpoints: Checkpoints,
-        cpu: Arc<Cpu>,
+        (cpu, device): (Arc<Cpu>, Option<Box<dyn Place>>),
         memory: Option<&Memory>,
         mut reporter: Reporter,
     ) -> Result<Self, Error> {
@@ -166,7 +171,7 @@ impl<'a> Run<'a> {
         let training = TrainingOptions::new(recipe.micro_batch_size, recipe.sequence_len);
         let plan = plan_training(shape, &training)
             .map_err(|error| Error::BadInput(format!("recipe: {error}")))?;
-        require_memory(&plan, memory)?;
+        require_memory(&plan, memory, device.is_some())?;
 
         let mut skipped = Vec::new();
         let checkpoint = checkpoints.newest(|message| skipped.push(message))?;
@@ -186,16 +191,23 @@ impl<'a> Run<'a> {
             // The streams hold it now.
             source.texts = Vec::new();
         }
-        let backend = format!("{}, {} threads", cpu.isa(), cpu.threads());
-        let mut model = TrainingModel::new(cpu, shape, &training).map_err(Error::model)?;
+        let (backend, model) = match device {
+            Some(device) => (device.name(), device.training(shape, &training)),
+            None => (
+                format!("{}, {} threads", cpu.isa(), cpu.threads()),
+                TrainingModel::new(Arc::clone(&cpu), shape, &training)
+                    .map(|model| Box::new(model) as Box<dyn Model>),
+            ),
+        };
+        let mut model = model.map_err(Error::model)?;
         let mut history = History::default();
         let from_step = match &checkpoint {
             None => {
-                start.fill(&mut model, recipe.seed)?;
+                start.fill(&mut *model, recipe.seed)?;
                 0
             }
             Some(checkpoint) => {
-                history = state::restore(&mut model, checkpoint)?;
+                history = state::restore(&mut *model, checkpoint)?;
                 checkpoint.step
             }
         };
@@ -227,6 +239,7 @@ impl<'a> Run<'a> {
             reporter,
             order: Order::new(recipe.seed, data.train.samples()),
             data,
+            cpu,
             model,
             steps,
             from_step,
@@ -262,7 +275,8 @@ impl<'a> Run<'a> {
             self.checkpoints.scratch(),
             &self.job.recipe,
             &mut training,
-            &mut self.model,
+            &mut *self.model,
+            &self.cpu,
             &self.data,
         )?;
         let summary = self.summary(&training);
@@ -310,7 +324,7 @@ impl<'a> Run<'a> {
         }
         let scale = 1.0 / targets.max(1) as f32;
         let mut loss = Loss::default();
-        self.model.zero_gradients();
+        self.model.zero_gradients().map_err(Error::model)?;
         for pass in 0..passes {
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
@@ -324,13 +338,14 @@ impl<'a> Run<'a> {
                 .accumulate(tokens, targets, scale)
                 .map_err(|error| Error::in_step(step + 1, error))?;
         }
-        let norm = self.model.clip(recipe.max_grad_norm);
+        let norm = self.model.clip(recipe.max_grad_norm).map_err(Error::model)?;
         if !norm.is_finite() {
-            return Err(Error::NotFinite { step: step + 1, tensor: self.first_bad_gradient() });
+            return Err(Error::NotFinite { step: step + 1, tensor: self.first_bad_gradient()? });
         }
         let Optimizer::Adamw { beta1, beta2, eps, weight_decay } = recipe.optimizer;
         let learning_rate = self.learning_rate(step);
-        self.model.adamw(&AdamwStep { step, learning_rate, beta1, beta2, eps, weight_decay });
+        let adamw = AdamwStep { step, learning_rate, beta1, beta2, eps, weight_decay };
+        self.model.adamw(&adamw).map_err(Error::model)?;
         Ok(Some(loss.mean()))
     }
 
@@ -344,15 +359,13 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn first_bad_gradient(&self) -> String {
-        let bad = self
-            .model
-            .gradients()
-            .find(|(_, values)| values.iter().any(|value| !value.is_finite()));
-        bad.map_or_else(
+    fn first_bad_gradient(&self) -> Result<String, Error> {
+        let gradients = self.model.gradients().map_err(Error::model)?;
+        let bad = gradients.iter().find(|(_, values)| values.iter().any(|v| !v.is_finite()));
+        Ok(bad.map_or_else(
             || "the norm of all gradients".to_owned(),
             |(tensor, _)| format!("the gradient of {}", tensor.name),
-        )
+        ))
     }
 
     fn learning_rate(&self, step: u64) -> f64 {
@@ -429,7 +442,7 @@ impl<'a> Run<'a> {
         for source in &mut self.sources {
             source.still_the_same()?;
         }
-        let files = state::save(&self.model, &self.history, &self.data.tokenizer)?;
+        let files = state::save(&*self.model, &self.history, &self.data.tokenizer)?;
         self.writing = Some(self.checkpoints.write_in_background(step, files));
         self.last_checkpoint = Instant::now();
         self.draw_curve()
@@ -507,9 +520,10 @@ fn finished(training: &Training, artifact: ArtifactHash, cached: bool, summary: 
 }
 
 /// Refuses what would be killed for lack of memory. A checkpoint's copy lives
-/// beside the arena while it is written.
-fn require_memory(plan: &Plan, memory: Option<&Memory>) -> Result<(), Error> {
-    let needed = plan.arena_bytes() + plan.segments.parameters + plan.segments.moments;
+/// beside the arena while it is written; of a device's memory the device knows.
+fn require_memory(plan: &Plan, memory: Option<&Memory>, elsewhere: bool) -> Result<(), Error> {
+    let arena = if elsewhere { 0 } else { plan.arena_bytes() };
+    let needed = arena + plan.segments.parameters + plan.segments.moments;
     match memory {
         Some(memory) if needed > memory.available => Err(Error::DoesNotFit {
             needed,

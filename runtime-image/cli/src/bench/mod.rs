@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     bytes::{self, human},
     exit::{Code, Failure, print},
-    job::Compute,
+    job::{Compute, On},
 };
 
 #[derive(clap::Args, Debug)]
@@ -93,6 +93,8 @@ enum What {
         #[command(flatten)]
         shape: models::Shape,
         #[command(flatten)]
+        on: On,
+        #[command(flatten)]
         common: Common,
     },
     /// The prompt of one sequence through a model of SmolLM2-135M's shape and random weights
@@ -149,6 +151,16 @@ impl Measured {
     fn with(mut self, fact: &str, value: impl Into<Value>) -> Self {
         self.facts.insert(fact.to_owned(), value.into());
         self
+    }
+
+    /// Adds what the generic variant did of as many tokens, in seconds, where it was measured.
+    fn beside_generic(self, tokens: f64, seconds: f64, generic: Option<f64>) -> Self {
+        match generic {
+            None => self,
+            Some(generic) => self
+                .with("generic_tokens_per_second", tokens / generic)
+                .with("over_generic", generic / seconds),
+        }
     }
 
     /// The members of its JSON object.
@@ -223,7 +235,9 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
         What::Copy { .. } => vec![copy(&cpu, stream, millis)],
         What::Read { .. } => vec![read(&cpu, stream, millis)],
         What::Fma { .. } => vec![Measured::new("fma", bench::fma(&cpu, millis))],
-        What::Training { shape, .. } => vec![shape.measure(&cpu, millis)?],
+        What::Training { shape, on, .. } => {
+            vec![shape.measure(&cpu, on.device(&machine)?, millis)?]
+        }
         What::Prefill { size, .. } => vec![size.prefill(&cpu, millis)?],
         What::Decode { size, .. } => vec![size.decode(&cpu, millis)?],
     };
@@ -245,7 +259,7 @@ fn all(cpu: &Arc<Cpu>, stream: usize, millis: u64) -> Result<Vec<Measured>, Fail
     let mut all = kernels::all(cpu, millis)?;
     all.extend([
         copy(cpu, stream, millis),
-        models::Shape::default().measure(cpu, millis)?,
+        models::Shape::default().measure(cpu, None, millis)?,
         serving.prefill(cpu, millis)?,
         serving.decode(cpu, millis)?,
     ]);

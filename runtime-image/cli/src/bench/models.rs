@@ -8,22 +8,25 @@ use std::{
 
 use petaflop_kernel::{Cpu, bench::Rate};
 use petaflop_model::{
-    WeightsError,
+    ModelError, WeightsError,
     gguf::{TensorType, block},
     inference::{Chunk, InferenceModel, Logits},
+    place::{Place, Training},
     rng::Philox,
     training::{AdamwStep, TrainingModel},
     weights::Weights,
 };
 use petaflop_plan::{
+    apart::Fusion,
     dtype::Dtype,
     inference::ServingOptions,
     shape::{ModelShape, Rope, RopeScaling},
     training::TrainingOptions,
 };
+use petaflop_train::Class;
 
 use super::{Measured, kernels};
-use crate::exit::Failure;
+use crate::exit::{Code, Failure};
 
 /// The shape rule of common small Llama baselines: one key/value head a query head,
 /// tied embeddings, the inner width ⌊D·8/3 / 32 + 1⌋ · 32.
@@ -47,11 +50,14 @@ pub(super) struct Shape {
     /// Sequences in a step
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: u32,
+    /// Measure the generic variant alone: the same kernels, tiles and threads, one launch an operation, no fusion
+    #[arg(long)]
+    generic: bool,
 }
 
 impl Default for Shape {
     fn default() -> Self {
-        Self { layers: 4, dim: 128, heads: 4, vocab: 512, seq: 128, batch: 16 }
+        Self { layers: 4, dim: 128, heads: 4, vocab: 512, seq: 128, batch: 16, generic: false }
     }
 }
 
@@ -74,40 +80,36 @@ impl Shape {
         }
     }
 
-    pub(super) fn measure(&self, cpu: &Arc<Cpu>, millis: u64) -> Result<Measured, Failure> {
-        let shape = self.model();
-        let options = TrainingOptions::new(self.batch, self.seq);
-        let mut model =
-            TrainingModel::new(Arc::clone(cpu), &shape, &options).map_err(Failure::bad_input)?;
-        model.init(0);
-        let rows = self.batch * self.seq;
-        let (tokens, targets) = (draw(rows, self.vocab, 0), draw(rows, self.vocab, 1));
-        let mut step = 0;
-        let seconds = repeated(millis, || {
-            model.zero_gradients();
-            model.accumulate(&tokens, &targets, 1.0 / rows as f32).map_err(Failure::failed)?;
-            model.clip(1.0);
-            model.adamw(&AdamwStep {
-                step,
-                learning_rate: 1e-3,
-                beta1: 0.9,
-                beta2: 0.999,
-                eps: 1e-8,
-                weight_decay: 1e-4,
-            });
-            step += 1;
-            Ok(())
-        })?;
+    /// A step; beside it, on the processor, one of the generic variant, in turn.
+    pub(super) fn measure(
+        &self,
+        cpu: &Arc<Cpu>,
+        device: Option<Box<dyn Place>>,
+        millis: u64,
+    ) -> Result<Measured, Failure> {
+        let beside = device.is_none() && !self.generic;
+        let fusion = if self.generic { Fusion::Apart } else { Fusion::Fused };
+        let mut ours = Steps::new(self, cpu, device, fusion)?;
+        let (seconds, generic) = if beside {
+            let mut generic = Steps::new(self, cpu, None, Fusion::Apart)?;
+            let [ours, generic] = in_turn(millis, [&mut || ours.one(), &mut || generic.one()])?;
+            (ours, Some(generic[0]))
+        } else {
+            let [ours] = in_turn(millis, [&mut || ours.one()])?;
+            (ours, None)
+        };
+        let (shape, model) = (self.model(), ours.model);
         let (best, median) = (seconds[0], seconds[seconds.len() / 2]);
         let parameters = shape.parameters();
-        let rows = f64::from(rows);
+        let rows = f64::from(self.batch * self.seq);
         // The usual count: six a weight and token, and attention's two products over whole squares.
         let attention = 12.0 * f64::from(self.layers) * f64::from(self.dim) * f64::from(self.seq);
         let flops = (6.0 * parameters as f64 + attention) * rows;
-        let Self { layers, dim, heads: _, vocab, seq, batch } = self;
-        let what = format!("training L{layers} D{dim} V{vocab} T{seq} B{batch}");
-        Ok(Measured::new(what, Rate { flops, bytes: 0.0, seconds: best })
+        let Self { layers, dim, heads: _, vocab, seq, batch, generic: alone } = self;
+        let what = format!("{}training L{layers} D{dim} V{vocab} T{seq} B{batch}", variant(*alone));
+        let measured = Measured::new(what, Rate { flops, bytes: 0.0, seconds: best })
             .with("parameters", parameters)
+            .with("on", ours.on)
             .with("steps", seconds.len())
             .with("best_step_ms", best * 1e3)
             .with("median_step_ms", median * 1e3)
@@ -115,8 +117,79 @@ impl Shape {
             .with("median_tokens_per_second", rows / median)
             .with("planned_bytes", model.plan().arena_bytes())
             .with("arena_bytes", model.arena_bytes())
-            .with("peak_rss_bytes", petaflop_train::peak_rss_bytes()))
+            .with("peak_rss_bytes", petaflop_train::peak_rss_bytes());
+        Ok(measured.beside_generic(rows, best, generic))
     }
+}
+
+/// Steps of training of one model.
+struct Steps {
+    model: Box<dyn Training>,
+    /// What it computes on.
+    on: String,
+    tokens: Vec<u32>,
+    targets: Vec<u32>,
+    step: u64,
+}
+
+impl Steps {
+    fn new(
+        shape: &Shape,
+        cpu: &Arc<Cpu>,
+        device: Option<Box<dyn Place>>,
+        fusion: Fusion,
+    ) -> Result<Self, Failure> {
+        let options = TrainingOptions { fusion, ..TrainingOptions::new(shape.batch, shape.seq) };
+        let form = shape.model();
+        let (on, model) = match device {
+            Some(device) => (device.name(), device.training(&form, &options)),
+            None => (
+                format!("{}, {} threads", cpu.isa(), cpu.threads()),
+                TrainingModel::new(Arc::clone(cpu), &form, &options)
+                    .map(|model| Box::new(model) as Box<dyn Training>),
+            ),
+        };
+        let mut model = model.map_err(unfit)?;
+        model.init(0).map_err(Failure::failed)?;
+        let rows = shape.batch * shape.seq;
+        let [tokens, targets] = [0, 1].map(|use_| draw(rows, shape.vocab, use_));
+        Ok(Self { model, on, tokens, targets, step: 0 })
+    }
+
+    fn one(&mut self) -> Result<(), Failure> {
+        let Self { model, on: _, tokens, targets, step } = self;
+        let mut pass = || {
+            model.zero_gradients()?;
+            model.accumulate(tokens, targets, 1.0 / tokens.len() as f32)?;
+            model.clip(1.0)?;
+            model.adamw(&AdamwStep {
+                step: *step,
+                learning_rate: 1e-3,
+                beta1: 0.9,
+                beta2: 0.999,
+                eps: 1e-8,
+                weight_decay: 1e-4,
+            })
+        };
+        pass().map_err(unfit)?;
+        *step += 1;
+        Ok(())
+    }
+}
+
+/// What a model says that cannot be made or go on here.
+fn unfit(error: ModelError) -> Failure {
+    let code = match &error {
+        ModelError::Device(error) => Class::of_device(error).into(),
+        ModelError::NotFinite { .. } | ModelError::Memory(_) => Code::Failed,
+        _ => Code::BadInput,
+    };
+    Failure { code, message: error.to_string() }
+}
+
+/// Before a benchmark's name.
+fn variant(generic: bool) -> &'static str {
+    if generic { "generic " } else { "" }
 }
 
 /// A sequence through a model that is served.
@@ -134,11 +207,14 @@ pub(super) struct Serving {
     /// Format of the weights: f32, q8_0 or q4_0
     #[arg(long, value_name = "FORMAT", default_value = "q8_0", value_parser = kernels::format)]
     weights: Dtype,
+    /// Measure the generic variant alone: the same kernels, tiles and threads, one launch an operation, no fusion
+    #[arg(long)]
+    generic: bool,
 }
 
 impl Default for Serving {
     fn default() -> Self {
-        Self { layers: 30, vocab: 49152, prompt: 512, weights: Dtype::Q8_0 }
+        Self { layers: 30, vocab: 49152, prompt: 512, weights: Dtype::Q8_0, generic: false }
     }
 }
 
@@ -162,27 +238,41 @@ impl Serving {
         }
     }
 
-    /// The whole prompt in one pass, and the logits after its last token.
+    /// The whole prompt in one pass, and the logits after its last token; beside it the same of
+    /// the generic variant, in turn.
     pub(super) fn prefill(&self, cpu: &Arc<Cpu>, millis: u64) -> Result<Measured, Failure> {
-        let mut model = self.model(cpu)?;
+        let mut model = self.model(cpu, self.generic)?;
         let prompt = draw(self.prompt, self.vocab, 0);
-        let seconds = repeated(millis, || pass(&mut model, &prompt, 0))?[0];
+        let (seconds, generic) = if self.generic {
+            let [ours] = in_turn(millis, [&mut || pass(&mut model, &prompt, 0)])?;
+            (ours[0], None)
+        } else {
+            let mut generic = self.model(cpu, true)?;
+            let [ours, generic] = in_turn(
+                millis,
+                [&mut || pass(&mut model, &prompt, 0), &mut || pass(&mut generic, &prompt, 0)],
+            )?;
+            (ours[0], Some(generic[0]))
+        };
         let rate = Rate {
             flops: self.flops(self.prompt, 0),
             bytes: self.bytes(&model, self.prompt, 0),
             seconds,
         };
-        Ok(Measured::new(self.name("prefill"), rate)
-            .with("tokens_per_second", f64::from(self.prompt) / seconds)
-            .with("planned_bytes", model.arena_bytes()))
+        let tokens = f64::from(self.prompt);
+        let measured = Measured::new(self.name("prefill"), rate)
+            .with("tokens_per_second", tokens / seconds)
+            .with("planned_bytes", model.arena_bytes());
+        Ok(measured.beside_generic(tokens, seconds, generic))
     }
 
     /// The token after the prompt, over and over.
     pub(super) fn decode(&self, cpu: &Arc<Cpu>, millis: u64) -> Result<Measured, Failure> {
-        let mut model = self.model(cpu)?;
+        let mut model = self.model(cpu, self.generic)?;
         pass(&mut model, &draw(self.prompt, self.vocab, 0), 0)?;
         let token = draw(1, self.vocab, 1);
-        let seconds = repeated(millis, || pass(&mut model, &token, self.prompt))?[0];
+        let [seconds] = in_turn(millis, [&mut || pass(&mut model, &token, self.prompt)])?;
+        let seconds = seconds[0];
         let rate = Rate {
             flops: self.flops(1, self.prompt),
             bytes: self.bytes(&model, 1, self.prompt),
@@ -194,11 +284,15 @@ impl Serving {
     }
 
     fn name(&self, what: &str) -> String {
-        format!("{what} L{} D576 V{} {} T{}", self.layers, self.vocab, self.weights, self.prompt)
+        let Self { layers, vocab, prompt, weights, generic } = self;
+        format!("{}{what} L{layers} D576 V{vocab} {weights} T{prompt}", variant(*generic))
     }
 
-    fn model(&self, cpu: &Arc<Cpu>) -> Result<InferenceModel, Failure> {
-        let options = ServingOptions::new(self.weights, 1, self.prompt, self.prompt + 1);
+    fn model(&self, cpu: &Arc<Cpu>, generic: bool) -> Result<InferenceModel, Failure> {
+        let options = ServingOptions {
+            fusion: if generic { Fusion::Apart } else { Fusion::Fused },
+            ..ServingOptions::new(self.weights, 1, self.prompt, self.prompt + 1)
+        };
         let weights = MadeUp { shape: self.shape(), format: self.weights };
         InferenceModel::new(Arc::clone(cpu), &weights, &options).map_err(Failure::bad_input)
     }
@@ -228,18 +322,31 @@ fn pass(model: &mut InferenceModel, tokens: &[u32], start: u32) -> Result<(), Fa
     model.forward(&[chunk]).map(drop).map_err(Failure::failed)
 }
 
-/// Seconds of each repetition within about `millis`, the least first. The first of all touches
-/// memory for the first time and is not counted.
-fn repeated(millis: u64, mut f: impl FnMut() -> Result<(), Failure>) -> Result<Vec<f64>, Failure> {
-    f()?;
-    let mut seconds = Vec::new();
-    let end = Instant::now() + Duration::from_millis(millis);
-    loop {
-        let before = Instant::now();
+/// What is measured: one repetition.
+type Repeated<'a> = &'a mut dyn FnMut() -> Result<(), Failure>;
+
+/// Seconds of each repetition of each, within about `millis` for each, the least first. They take
+/// turns, so that all meet the same machine. The first of all touches memory for the first time
+/// and is not counted.
+fn in_turn<const N: usize>(
+    millis: u64,
+    mut each: [Repeated<'_>; N],
+) -> Result<[Vec<f64>; N], Failure> {
+    for f in &mut each {
         f()?;
-        seconds.push(before.elapsed().as_secs_f64());
+    }
+    let mut seconds = [const { Vec::new() }; N];
+    let end = Instant::now() + Duration::from_millis(millis.saturating_mul(N as u64));
+    loop {
+        for (f, seconds) in each.iter_mut().zip(&mut seconds) {
+            let before = Instant::now();
+            f()?;
+            seconds.push(before.elapsed().as_secs_f64());
+        }
         if Instant::now() >= end {
-            seconds.sort_by(f64::total_cmp);
+            for seconds in &mut seconds {
+                seconds.sort_by(f64::total_cmp);
+            }
             return Ok(seconds);
         }
     }

@@ -1,10 +1,15 @@
 //! A model on a device: the interpreter has every bit of the processor's.
 
+use petaflop_device::device::DeviceError;
+use petaflop_device::failing::{Failing, Fault};
 use petaflop_device::interpreted::Interpreter;
-use petaflop_model::on_device::DeviceModel;
+use petaflop_model::inference::{Chunk, Logits};
+use petaflop_model::on_device::{DeviceModel, serving::DeviceServing};
+use petaflop_model::place::{Serving, Training};
 use petaflop_model::training::{AdamwStep, NO_TARGET, TrainingModel};
 use petaflop_model::{ModelError, weights};
 use petaflop_plan::dtype::Dtype;
+use petaflop_plan::inference::ServingOptions;
 use petaflop_plan::shape::ModelShape;
 use petaflop_plan::training::TrainingOptions;
 
@@ -81,4 +86,83 @@ fn what_a_device_cannot_do_is_refused_before_it_starts() {
     );
     let (_, mut device) = both(&shape);
     assert!(matches!(device.logits(&[0; 3]), Err(ModelError::Input { what: "tokens", .. })));
+}
+
+/// A model's folder, and the logits of a text of so many tokens on the processor.
+fn saved(shape: &ModelShape, length: usize) -> (tempfile::TempDir, Vec<u32>, Vec<f32>) {
+    let mut cpu = model(shape, &TrainingOptions::new(1, length as u32));
+    let text = tokens(length, shape.vocab, 21);
+    let logits = cpu.logits(&text).expect("it fits").to_vec();
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let tensors = cpu.tensors().map(|(t, values)| (t.name.as_str(), t.shape.as_slice(), values));
+    weights::save(folder.path(), shape, tensors).expect("it can be written");
+    (folder, text, logits)
+}
+
+#[test]
+fn a_device_answers_with_the_processors_bits_however_a_text_is_cut() {
+    const LENGTH: usize = 20;
+    for (name, shape) in shapes() {
+        let (folder, text, expected) = saved(&shape, LENGTH);
+        let (vocab, saved) = (shape.vocab as usize, weights::open(folder.path()).expect("a model"));
+        let options = ServingOptions::new(Dtype::F32, 2, 32, LENGTH as u32);
+        let mut device = DeviceServing::new(Interpreter, &*saved, &options).expect("it fits");
+        // Beside another sequence, in blocks of no order.
+        let other = Chunk { tokens: &[1, 2], start: 0, blocks: &[0], logits: Logits::None };
+        let chunk = |range: std::ops::Range<usize>, logits| Chunk {
+            tokens: &text[range.clone()],
+            start: range.start,
+            blocks: &[3, 1],
+            logits,
+        };
+        assert!(device.forward(&[chunk(0..7, Logits::None), other]).expect("fits").is_empty());
+        for (range, logits, rows) in [
+            (7..17, Logits::Last, 16..17),
+            (17..18, Logits::Last, 17..18),
+            (18..20, Logits::All, 18..20),
+        ] {
+            let found = device.forward(&[chunk(range, logits)]).expect("it fits");
+            let expected = &expected[rows.start * vocab..rows.end * vocab];
+            assert_eq!(bits(found), bits(expected), "{name}: rows {rows:?}");
+        }
+    }
+}
+
+#[test]
+fn too_little_memory_of_the_device_is_refused_with_the_bytes_before_any_is_taken() {
+    let (shape, options) = (shapes().remove(0).1, TrainingOptions::new(2, 3));
+    let with = |bytes| {
+        // The memory is asked about first: a device that is gone would say so.
+        let gone = Failing::new(Interpreter, Fault::Lost { after: 0 });
+        DeviceModel::new(Failing::new(gone, Fault::Memory(bytes)), &shape, &options).err()
+    };
+    let Some(ModelError::Device(DeviceError::DoesNotFit { needed, available: 0, .. })) = with(0)
+    else {
+        panic!("expected a refusal with the bytes");
+    };
+    assert!(matches!(
+        with(needed - 1),
+        Some(ModelError::Device(DeviceError::DoesNotFit { available, .. })) if available == needed - 1
+    ));
+    let enough = Failing::new(Interpreter, Fault::Memory(needed));
+    assert!(DeviceModel::new(enough, &shape, &options).is_ok());
+    // What is taken is what was asked for: plan, tokens, targets, sums.
+    let plan = petaflop_plan::training::plan_training(&shape, &options).expect("it has a plan");
+    assert!(needed > plan.arena_bytes(), "{needed}");
+}
+
+#[test]
+fn a_device_that_disappears_or_refuses_a_kernel_ends_the_pass_with_its_reason() {
+    let shape = shapes().remove(0).1;
+    let options = TrainingOptions::new(1, 4);
+    for (fault, why) in [
+        (Fault::Lost { after: 10 }, "the device was lost"),
+        (Fault::Compile("rms_norm"), "kernel rms_norm does not compile on this driver"),
+    ] {
+        let device = Failing::new(Interpreter, fault);
+        let mut device = DeviceModel::new(device, &shape, &options).expect("it fits");
+        device.init(1).expect("nothing was launched yet");
+        let error = device.accumulate(&[1, 2, 3, 4], &[2, 3, 4, 5], 1.0).expect_err("a fault");
+        assert!(error.to_string().starts_with(why), "{error}");
+    }
 }

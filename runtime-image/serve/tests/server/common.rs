@@ -19,7 +19,7 @@ use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::{ServingOptions, plan_inference};
 use petaflop_plan::recipe::{Quantization, SPECIAL_TOKENS};
 use petaflop_plan::shape::{ModelShape, Rope, RopeScaling};
-use petaflop_serve::{ModelLocation, ServeConfig, ServeError, serve};
+use petaflop_serve::{Compute, ModelLocation, ServeConfig, ServeError, serve};
 use serde_json::Value;
 use tokio::sync::oneshot;
 
@@ -138,7 +138,7 @@ pub(crate) fn start_on(config: ServeConfig, threads: usize) -> Result<Server, Se
             .expect("a runtime");
         let cpu = Cpu::new(None, threads).expect("every machine has some instruction set");
         let listening = move |address| sender.send(address).expect("the test waits for it");
-        runtime.block_on(serve(config, cpu, listening, async {
+        runtime.block_on(serve(config, Compute::Cpu(cpu), listening, async {
             let _ = asked.await;
         }))
     });

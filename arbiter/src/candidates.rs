@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 
 use crate::claim::{ClaimSpec, Device};
+use crate::deadline::Guided;
 use crate::decision::{RANKED_SHOWN, Ranked, Saving, StoppedBy};
 use crate::money::{Usd, UsdPerHour};
 use crate::objective::Course;
@@ -85,6 +86,8 @@ pub(crate) struct Found<'a> {
     /// The cheapest on-demand offer, for sale or not; looked for where something can be taken.
     pub(crate) on_demand: Option<Candidate<'a>>,
     pub(crate) stopped: Stopped,
+    /// What the spot policy said, where it was asked.
+    pub(crate) guided: Option<Guided<'a>>,
 }
 
 impl<'a> Found<'a> {
@@ -99,7 +102,12 @@ impl<'a> Found<'a> {
             let obstacle = one.offer.not_for_sale().map(|note| Obstacle::NotForSale { note });
             (one, obstacle)
         });
-        let mut rest: Vec<(&Candidate<'a>, Option<Obstacle>)> = others.chain(dated).collect();
+        let vetoed = self.guided.iter().flat_map(|guided| {
+            let obstacle = guided.obstacle();
+            guided.vetoed.iter().map(move |one| (one, Some(obstacle.clone())))
+        });
+        let mut rest: Vec<(&Candidate<'a>, Option<Obstacle>)> =
+            others.chain(dated).chain(vetoed).collect();
         rest.sort_by(|(a, _), (b, _)| a.key().cmp(&b.key()));
         chosen
             .map(|chosen| chosen.ranked(None))

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::candidates::{Candidate, Promise, claim_of};
 use crate::claim::{Claim, Device, Phase};
+use crate::deadline::Guided;
 use crate::decision::{Action, CostBreakdown, Decision, Outcome, Plan};
 use crate::money::{Usd, UsdPerHour};
 use crate::objective::Course;
@@ -39,7 +40,8 @@ pub fn decide(world: &World, now: Timestamp) -> Plan {
         Outcome::Settled { .. } => false,
         Outcome::Moves { .. } => true,
     });
-    Plan { actions, requeue_at: waits.then(|| look_again(world, now)), decisions }
+    let requeue_at = waits.then(|| look_again(world, now));
+    Plan { actions, requeue_at, decisions, watched: pass.watched, tables: pass.tables }
 }
 
 /// Workloads in the order they are decided.
@@ -73,15 +75,16 @@ fn decide_one<'a>(
     if have >= wanted {
         let settled = Outcome::Settled { machines: wanted };
         let unfinished = own.iter().filter(|claim| claim.is_unfinished()).count();
-        let outcome = match working.as_slice() {
+        let (outcome, advice) = match working.as_slice() {
             &[claim] if have == wanted && unfinished == 1 => pass.better_place(workload, claim),
-            _ => None,
+            _ => (None, None),
         };
         if let (Some(Outcome::Moves { reason, .. }), [claim]) = (&outcome, working.as_slice()) {
             actions.push(Action::EndClaim { uid: claim.uid.clone(), reason: *reason });
         }
         end_surplus(workload, working, wanted, actions);
-        return without_search(workload, outcome.unwrap_or(settled));
+        let decision = without_search(workload, outcome.unwrap_or(settled));
+        return Decision { advice, ..decision };
     }
     if let Some(outcome) = must_wait(workload, &own) {
         return without_search(workload, outcome);
@@ -95,7 +98,8 @@ fn decide_one<'a>(
     let mut claims = Vec::new();
     let mut warning = None;
     for index in 0..(wanted - have).min(MOST_CLAIMS) {
-        let found = pass.search(workload);
+        let found = pass.search(workload, None);
+        pass.remember(found.guided.as_ref());
         let Some(&chosen) = found.takeable.first() else {
             shown.get_or_insert(found);
             break;
@@ -103,7 +107,8 @@ fn decide_one<'a>(
         let spec = claim_of(workload, &chosen, placement, index, pass.now);
         claims.push(spec.name.clone());
         actions.push(Action::CreateClaim(spec));
-        if chosen.promise != Promise::Kept {
+        let refused = |guided: &Guided<'_>| guided.advice.refused > 0;
+        if chosen.promise != Promise::Kept || found.guided.as_ref().is_some_and(refused) {
             warning = Some(Reason::DeadlineAtRisk);
         }
         pass.reserve(chosen.offer, &workload.id.namespace, &workload.id.uid, chosen.total);
@@ -114,17 +119,24 @@ fn decide_one<'a>(
         Some(found) => (found.ranked(), found.stopped(), found.saving()),
         None => (Vec::new(), Vec::new(), None),
     };
-    let misses = if claims.is_empty() { pass.misses(workload) } else { Vec::new() };
-    let outcome = if claims.is_empty() {
-        waiting(world, workload, &misses)
-    } else {
-        Outcome::Placed { claims, lacking }
+    let guided = shown.as_ref().and_then(|found| found.guided.as_ref());
+    let advice = guided.map(|guided| guided.advice.clone());
+    let patient = guided.and_then(Guided::waiting).filter(|_| claims.is_empty());
+    let misses = match claims.is_empty() && patient.is_none() {
+        true => pass.misses(workload),
+        false => Vec::new(),
+    };
+    let outcome = match patient {
+        Some(patient) => patient,
+        None if claims.is_empty() => waiting(world, workload, &misses),
+        None => Outcome::Placed { claims, lacking },
     };
     Decision {
         workload: workload.id.clone(),
         world: None,
         outcome,
         warning,
+        advice,
         considered: u32::try_from(world.market.len()).unwrap_or(u32::MAX),
         stopped,
         ranked,
@@ -197,6 +209,7 @@ fn without_search(workload: &Workload, outcome: Outcome) -> Decision {
         world: None,
         outcome,
         warning: None,
+        advice: None,
         considered: 0,
         stopped: Vec::new(),
         ranked: Vec::new(),
@@ -312,11 +325,20 @@ pub fn explain(world: &World, now: Timestamp, workload: &WorkloadId) -> Option<E
         }
         decide_one(&mut pass, earlier, &mut ignored);
     }
-    let chosen = pass.search(target).takeable.first().copied();
+    let found = pass.search(target, None);
+    let chosen = found.takeable.first().copied();
+    let vetoed = |verdict: &Verdict<'_>| {
+        let guided = found.guided.as_ref()?;
+        let mut vetoed = guided.vetoed.iter();
+        vetoed.any(|one| one.offer.id == verdict.offer.id).then(|| guided.obstacle())
+    };
     let mut offers: Vec<(usize, Option<Usd>, Explained)> = pass
         .verdicts(target)
         .into_iter()
-        .map(|verdict| explained(verdict, chosen.as_ref()))
+        .map(|mut verdict| {
+            verdict.obstacles.extend(vetoed(&verdict));
+            explained(verdict, chosen.as_ref())
+        })
         .collect();
     offers.sort_by(|a, b| {
         let key = |(count, total, one): &(usize, Option<Usd>, Explained)| {

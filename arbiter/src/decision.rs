@@ -8,6 +8,8 @@ use crate::money::Usd;
 use crate::obstacle::Obstacle;
 use crate::offer::{Offer, OfferId};
 use crate::reason::Reason;
+use crate::spot::shelf::Key;
+use crate::watch::Watch;
 use crate::workload::WorkloadId;
 
 /// What to do now for all workloads.
@@ -21,6 +23,12 @@ pub struct Plan {
     pub actions: Vec<Action>,
     /// One for each workload, in the order they were decided.
     pub decisions: Vec<Decision>,
+    /// What jobs with a deadline have seen by now: it replaces what the world says of the same jobs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watched: Vec<Watch>,
+    /// Tables that were not there when they were asked for: whoever makes them puts them into the next world.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tables: Vec<Key>,
     /// When to look again though nothing happens; `None`: only when something changes.
     pub requeue_at: Option<Timestamp>,
 }
@@ -54,6 +62,9 @@ pub struct Decision {
     /// Something to warn about though a place was found (`DeadlineAtRisk`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warning: Option<Reason>,
+    /// What the spot policy said, where it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<Advice>,
     /// Offers that were looked at.
     pub considered: u32,
     /// How many offers each constraint stopped first, by the constraint's name, sorted.
@@ -110,6 +121,42 @@ pub enum Outcome {
         /// For people, with numbers.
         message: String,
     },
+}
+
+/// What the spot policy said of a job with a deadline: [`crate::spot`] has the words.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Advice {
+    /// What to do now.
+    pub says: Advised,
+    /// `p1`; or `r1`, where no table was ready.
+    pub policy: String,
+    /// Places where the job could be on spot.
+    pub zones: u32,
+    /// Seconds that need not be worked until the deadline, by the bounds.
+    pub slack_seconds: i64,
+    /// Seconds that a start takes at most.
+    pub restart_seconds: i64,
+    /// On-demand offers that refused lately: each moves the line one launch earlier.
+    pub refused: u32,
+    /// When only on-demand is sure to end in time, if nothing is done until then.
+    pub line: Timestamp,
+    /// The on-demand offer that it would be.
+    pub on_demand: OfferId,
+}
+
+/// What the spot policy says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Advised {
+    /// Have no machine: spot may come, and there is time.
+    Wait,
+    /// Be on spot.
+    Spot,
+    /// Be on on-demand.
+    OnDemand,
+    /// Keep the machine.
+    Stay,
 }
 
 /// How many offers a constraint stopped.

@@ -19,6 +19,7 @@
 //! | [`world`] | everything a decision may depend on |
 //! | [`fit`] | does it fit: bytes, devices, engine |
 //! | [`decide`] | [`decide::decide`]: world and time in, plan out; [`decide::explain`]: why not that one |
+//! | `deadline`, [`watch`] | what the spot policies say of a job that must end in time; what it saw until now |
 //! | [`gang`] | several machines in one zone, all or none |
 //! | [`decision`] | what a decision says |
 //! | [`obstacle`] | what stands between a workload and an offer, with numbers |
@@ -37,6 +38,7 @@ pub mod catalogue;
 pub mod checkpoint;
 mod checks;
 pub mod claim;
+mod deadline;
 pub mod decide;
 pub mod decision;
 pub mod estimate;
@@ -57,6 +59,7 @@ pub mod reason;
 mod search;
 pub mod spot;
 pub mod support;
+pub mod watch;
 pub mod work;
 pub mod workload;
 pub mod world;

@@ -5,13 +5,13 @@
 //! first, which takes as long as the last one did. The difference must be `switchIfSavingsPercent` of what staying costs, and a place is
 //! kept for `minHoldSeconds` whatever is cheaper meanwhile: prices that swing do not carry a job to
 //! and fro. Only where staying is expected to miss the deadline, and going is not, dollars do not
-//! count.
+//! count; and where the spot policy says that only on-demand is sure to meet it, no time is lost either.
 
 use jiff::SignedDuration;
 
-use crate::candidates::{Candidate, Promise};
+use crate::candidates::{Candidate, Found, Promise};
 use crate::claim::{Claim, Phase};
-use crate::decision::Outcome;
+use crate::decision::{Advice, Outcome};
 use crate::market::Class;
 use crate::money::{Usd, UsdPerHour};
 use crate::objective::{Course, checkpoint_millis};
@@ -21,11 +21,22 @@ use crate::reason::Reason;
 use crate::workload::{InterruptionPolicy, Work, Workload};
 
 impl<'a> Pass<'a> {
-    /// Where a job that has this claim, and no other, should rather be: [`Outcome::Moves`].
+    /// Where a job that has this claim, and no other, should rather be: [`Outcome::Moves`]; and what the spot policy says.
     pub(crate) fn better_place(
         &mut self,
         workload: &'a Workload,
         claim: &'a Claim,
+    ) -> (Option<Outcome>, Option<Advice>) {
+        let mut advice = None;
+        let outcome = self.move_from(workload, claim, &mut advice);
+        (outcome, advice)
+    }
+
+    fn move_from(
+        &mut self,
+        workload: &'a Workload,
+        claim: &'a Claim,
+        advice: &mut Option<Advice>,
     ) -> Option<Outcome> {
         let Work::Training(work) = &workload.work else { return None };
         let Phase::Launched { at, .. } = claim.phase else { return None };
@@ -35,7 +46,9 @@ impl<'a> Pass<'a> {
         }
         let interruption = &workload.interruption;
         let hold = SignedDuration::from_secs(i64::from(interruption.min_hold_seconds));
-        if interruption.policy == InterruptionPolicy::Fail || self.now.duration_since(at) < hold {
+        let young = self.now.duration_since(at) < hold;
+        if interruption.policy == InterruptionPolicy::Fail || young && workload.finish_by.is_none()
+        {
             return None;
         }
         let offer = &claim.spec.offer;
@@ -48,12 +61,20 @@ impl<'a> Pass<'a> {
         let ends = self.promise(workload, &here);
         // What it holds here would be free.
         self.release(claim);
-        let best = self.search(workload).takeable.first().copied();
+        let Found { takeable, guided, .. } = self.search(workload, Some(claim));
         self.hold(claim);
+        let best = takeable.first().copied();
+        let leaves = guided.as_ref().is_some_and(|guided| guided.leaves);
+        self.remember(guided.as_ref());
+        *advice = guided.map(|guided| guided.advice);
+        if young && !leaves {
+            return None;
+        }
         let best: Candidate<'a> = best.filter(|best| best.offer.id != offer.id)?;
         let leaving = price.for_millis(checkpoint_millis(work, &workload.progress, provider));
         let goes = best.total.saturating_add(leaving);
         let reason = match (ends, best.promise) {
+            _ if leaves => Reason::DeadlineAtRisk,
             (Promise::Broken(_), Promise::Kept | Promise::AtRisk(_)) => Reason::DeadlineAtRisk,
             (Promise::Kept, Promise::AtRisk(_)) | (_, Promise::Broken(_)) => return None,
             _ if saves(stays, goes, interruption.switch_if_savings_percent) => {

@@ -40,9 +40,31 @@ pub(crate) struct Course {
     pub(crate) millis_per_token: Option<f64>,
     /// Seconds between two checkpoints.
     pub(crate) checkpoint_interval_seconds: Option<u32>,
-    /// Whether it ends by itself.
-    bounded: bool,
+    /// What a deadline is held against, for what ends by itself.
+    pub(crate) bounds: Option<Bounds>,
 }
+
+/// Bounds of a training run: nineteen in twenty go better.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Bounds {
+    /// Milliseconds of work and upload at the lowest rate.
+    pub(crate) work: i64,
+    /// Milliseconds from asking for a machine until it can go on.
+    pub(crate) launch: i64,
+    /// Milliseconds of work that a loss undoes.
+    pub(crate) unsaved: i64,
+}
+
+impl Bounds {
+    /// Milliseconds from a loss until the work is where it was, for whoever looks again after so many: no more than those
+    /// can have been undone since what he knew to be durable.
+    pub(crate) fn restart(&self, look_again: i64) -> i64 {
+        self.launch.saturating_add(self.unsaved.min(look_again)).min(LONGEST_MILLIS)
+    }
+}
+
+/// A launch takes so many times as long as it usually does, at most: nobody has measured how much launches differ.
+const LATE_LAUNCH: i64 = 2;
 
 impl Course {
     /// The course of a workload on a class's device, or `None` where its speed cannot be estimated.
@@ -78,6 +100,11 @@ impl Course {
         }
     }
 
+    /// Milliseconds of the work itself, its upload included, as expected: what prices of unlike machines are compared by.
+    pub(crate) const fn working_millis(&self) -> i64 {
+        self.work + self.upload
+    }
+
     /// The rest of it where the work is under way: the machine is there, with all that it needs.
     pub(crate) const fn under_way(self) -> Course {
         let there = self.start_up + self.image + self.inputs;
@@ -99,18 +126,18 @@ impl Course {
             tokens_per_second: None,
             millis_per_token: None,
             checkpoint_interval_seconds: None,
-            bounded: false,
+            bounds: None,
         }
     }
 
     /// Milliseconds from asking until the work is done, where it ends by itself.
     pub(crate) const fn millis_to_end(&self) -> Option<i64> {
-        if self.bounded { Some(self.millis()) } else { None }
+        if self.bounds.is_some() { Some(self.millis()) } else { None }
     }
 
     /// The same if things go badly.
     pub(crate) const fn late_millis_to_end(&self) -> Option<i64> {
-        if self.bounded { Some(self.range.1) } else { None }
+        if self.bounds.is_some() { Some(self.range.1) } else { None }
     }
 
     const fn millis(&self) -> i64 {
@@ -162,7 +189,7 @@ impl Course {
             tokens_per_second: self.tokens_per_second,
             usd_per_million_tokens: self
                 .tokens_per_second
-                .filter(|tokens| !self.bounded && tokens.expected > 0.0)
+                .filter(|tokens| self.bounds.is_none() && tokens.expected > 0.0)
                 .map(|tokens| price.for_millis(to_millis(1e6 / tokens.expected))),
         }
     }
@@ -262,7 +289,13 @@ fn training(
         tokens_per_second: Some(tokens_per_second),
         millis_per_token: None,
         checkpoint_interval_seconds: Some(interval),
-        bounded: true,
+        bounds: Some(Bounds {
+            work: to_millis(tokens / tokens_per_second.low)
+                .saturating_add(upload)
+                .min(LONGEST_MILLIS),
+            launch: restart.saturating_mul(LATE_LAUNCH).min(LONGEST_MILLIS),
+            unsaved: (i64::from(interval) * 1000).max(durable).saturating_add(durable),
+        }),
     }
 }
 

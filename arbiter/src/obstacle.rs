@@ -5,6 +5,7 @@ use std::fmt;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::decision::Advised;
 use crate::money::{Usd, UsdPerHour};
 use crate::offer::Capacity;
 use crate::reason::Reason;
@@ -265,6 +266,13 @@ obstacles! {
         /// What it would cost in the period.
         needs: Usd,
     },
+    /// It would do, but the spot policy says otherwise.
+    SpotPolicy {
+        /// What it says.
+        says: Advised,
+        /// When only on-demand is sure to end in time.
+        line: Timestamp,
+    },
     /// Nothing stands in its way; it costs more.
     Dearer {
         /// By so much.
@@ -287,7 +295,9 @@ impl Obstacle {
         match self {
             Obstacle::Unavailable { .. } | Obstacle::NoSlot { .. } | Obstacle::NoRoom { .. } => 0.5,
             Obstacle::StaleQuote { .. } | Obstacle::ProviderMachines { .. } => 0.6,
-            Obstacle::Dearer { .. } | Obstacle::NotPreferred { .. } => 0.0,
+            Obstacle::SpotPolicy { .. }
+            | Obstacle::Dearer { .. }
+            | Obstacle::NotPreferred { .. } => 0.0,
             Obstacle::HourlyPrice { limit, price } => factor(price.as_f64(), limit.as_f64()),
             Obstacle::TotalCost { left, needs }
             | Obstacle::Budget { left, needs, .. }
@@ -362,6 +372,7 @@ impl Obstacle {
             | Obstacle::DeviceMemory { .. }
             | Obstacle::Latency { .. }
             | Obstacle::NotForSale { .. }
+            | Obstacle::SpotPolicy { .. }
             | Obstacle::Dearer { .. }
             | Obstacle::NotPreferred { .. } => Reason::NoMatchingOffer,
         }
@@ -449,6 +460,7 @@ impl Obstacle {
             | Obstacle::Unavailable { .. }
             | Obstacle::NoSlot { .. }
             | Obstacle::NoRoom { .. }
+            | Obstacle::SpotPolicy { .. }
             | Obstacle::Dearer { .. }
             | Obstacle::NotPreferred { .. } => return None,
         };
@@ -591,6 +603,15 @@ impl fmt::Display for Obstacle {
                 write!(f, "quote is from the future: {quoted_at}")
             }
             Obstacle::NotForSale { note } => f.write_str(note),
+            Obstacle::SpotPolicy { says: Advised::Wait, line } => {
+                write!(f, "there is time to wait for spot, until {line}")
+            }
+            Obstacle::SpotPolicy { says: Advised::OnDemand, .. } => {
+                f.write_str("may be taken away, and then on-demand would be too late or cost more")
+            }
+            Obstacle::SpotPolicy { says: Advised::Spot | Advised::Stay, .. } => {
+                f.write_str("the deadline is safer where it is")
+            }
             Obstacle::Dearer { by } => write!(f, "{by} $ dearer"),
             Obstacle::NotPreferred { late_millis: 0 } => {
                 f.write_str("as good; the other comes first")

@@ -5,8 +5,11 @@ use std::collections::HashMap;
 use jiff::Timestamp;
 
 use crate::claim::Claim;
+use crate::deadline::Guided;
 use crate::money::{Usd, UsdPerHour};
 use crate::offer::{Offer, OfferId};
+use crate::spot::shelf::Key;
+use crate::watch::Watch;
 use crate::world::{Budget, ProviderState, Unavailable, World};
 
 /// One pass over a world at a time: the world, indexed, and what is taken so far.
@@ -21,6 +24,10 @@ pub(crate) struct Pass<'a> {
     claims: HashMap<&'a str, Vec<&'a Claim>>,
     pub(crate) unavailable: HashMap<&'a OfferId, &'a Unavailable>,
     pub(crate) taken: Taken<'a>,
+    /// What jobs with a deadline have seen by now.
+    pub(crate) watched: Vec<Watch>,
+    /// Tables that were not there.
+    pub(crate) tables: Vec<Key>,
 }
 
 /// What unfinished claims, and those planned in this pass, take.
@@ -72,6 +79,8 @@ impl<'a> Pass<'a> {
                 budgets: vec![Usd::ZERO; world.budgets.len()],
                 workloads: HashMap::new(),
             },
+            watched: Vec::new(),
+            tables: Vec::new(),
             providers,
             budgets: HashMap::new(),
             claims: HashMap::with_capacity(world.claims.len()),
@@ -95,6 +104,17 @@ impl<'a> Pass<'a> {
             }
         }
         pass
+    }
+
+    /// Keeps what the spot policy saw, and what it lacked.
+    pub(crate) fn remember(&mut self, guided: Option<&Guided<'_>>) {
+        let Some(Guided { watch, wants, .. }) = guided else { return };
+        self.watched.retain(|seen| seen.workload != watch.workload);
+        self.watched.push(watch.clone());
+        if let Some(key) = wants.filter(|key| key.spec.is_makeable() && !self.tables.contains(key))
+        {
+            self.tables.push(key);
+        }
     }
 
     /// The claims of a workload.

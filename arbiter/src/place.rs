@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::candidates::{Candidate, Found, Promise};
 use crate::checks::{of_place, rises_with_price};
-use crate::claim::Device;
+use crate::claim::{Claim, Device};
 use crate::decision::{MISSES_SHOWN, Miss, RANKED_SHOWN};
 use crate::fit::{self, All, First};
 use crate::market::{Class, Stock};
@@ -18,8 +18,8 @@ use crate::search::{Merge, Open, Row, Stopped};
 use crate::workload::Workload;
 
 impl<'a> Pass<'a> {
-    /// Finds the best offers for one machine of a workload.
-    pub(crate) fn search(&self, workload: &'a Workload) -> Found<'a> {
+    /// Finds the best offers for one machine of a workload; for one that has a machine, this one, what it may leave it for.
+    pub(crate) fn search(&self, workload: &'a Workload, held: Option<&'a Claim>) -> Found<'a> {
         let open = Open::of(&self.world.market, &workload.placement);
         let mut stopped = Stopped::new();
         let rows = self.rows(workload, workload.placement.capacity, &open, &mut stopped);
@@ -27,13 +27,19 @@ impl<'a> Pass<'a> {
             rows.iter().partition(|row| row.stock.class().buyable);
         let takeable = self.best(workload, &buyable, &open, Check::Dearer, &mut stopped);
         let dated = self.best(workload, &dated, &open, Check::NotForSale, &mut stopped);
+        let mut takeable = takeable;
+        let mut guided = self.guided(workload, held, &buyable, &open, &takeable);
+        if let Some(guided) = &mut guided {
+            takeable = std::mem::take(&mut guided.takes);
+            stopped.add(Check::SpotPolicy, guided.vetoed.len() as u32);
+        }
         // Each offer is counted once: the chosen one as none, what it beat as dearer.
         stopped.add(Check::Dearer, takeable.len().saturating_sub(1) as u32);
         let on_demand = match takeable.is_empty() {
             true => None,
             false => self.on_demand(workload, &rows, &open),
         };
-        Found { takeable, dated, on_demand, stopped }
+        Found { takeable, dated, on_demand, stopped, guided }
     }
 
     /// The best few of some classes. What comes after them is counted as stopped by `rest`.

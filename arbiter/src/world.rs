@@ -12,7 +12,9 @@ use crate::market::Market;
 use crate::money::{Usd, UsdPerHour};
 use crate::offer::OfferId;
 use crate::reason::Reason;
+use crate::spot::shelf::Shelf;
 use crate::support::SupportTable;
+use crate::watch::Watch;
 use crate::workload::Workload;
 
 /// What is known when a decision is made. [`crate::decide::decide`] reads nothing else but the time.
@@ -40,6 +42,12 @@ pub struct World {
     pub support: SupportTable,
     /// What is taken for granted where nothing is known.
     pub assumptions: Assumptions,
+    /// What jobs with a deadline saw until now: [`crate::deadline`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub watched: Vec<Watch>,
+    /// Tables of the spot policy that are ready. Shared, like the market.
+    #[serde(default, skip_serializing_if = "Shelf::is_empty")]
+    pub tables: Shelf,
 }
 
 /// A world and the time at which it was decided: what `petaflop explain --world` replays, bit for bit.
@@ -91,6 +99,9 @@ pub struct ProviderState {
     /// [`Workload::tied`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub remote: bool,
+    /// Whether what it quotes is in stock; of others only a price is known until somebody tries.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub quotes_stock: bool,
 }
 
 /// Whether a provider takes new claims.

@@ -76,6 +76,8 @@ fn world(market: Market, providers: Vec<ProviderState>) -> World {
         corrections: Default::default(),
         support: Default::default(),
         assumptions: Assumptions::default(),
+        watched: Vec::new(),
+        tables: Default::default(),
     }
 }
 

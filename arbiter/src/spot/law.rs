@@ -3,7 +3,9 @@
 //! A run that just began mostly flaps; one that has lasted goes on lasting: the hazard of an end falls thirtyfold over
 //! a day. The shape over age is fixed ([`DOWN`], [`UP`]); a job learns one factor a direction while it runs.
 
-use super::model::{Quote, Sight};
+use serde::{Deserialize, Serialize};
+
+use super::model::Sight;
 
 /// Number of age buckets.
 pub const BUCKETS: usize = 16;
@@ -112,10 +114,13 @@ pub fn lives(shape: &Shape, factor: f64, tick: i64) -> [f64; BUCKETS] {
     lives
 }
 
-/// One direction's flips and what the shape would have expected.
-#[derive(Clone, Copy, Debug, Default)]
+/// One direction's flips and what the shape would have expected. Written down by their bits: whoever
+/// reads them back decides the same.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Count {
+    #[serde(with = "super::bits")]
     flips: f64,
+    #[serde(with = "super::bits")]
     expected: f64,
 }
 
@@ -126,7 +131,7 @@ impl Count {
 }
 
 /// What was seen of one zone, or of the union of all.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Seen {
     /// Whether there was spot, and for how many seconds that has been so.
     last: Option<(bool, i64)>,
@@ -168,6 +173,11 @@ impl Seen {
         }
     }
 
+    /// Forgets all but what was learned: nobody has looked for long.
+    pub const fn forget_age(&mut self) {
+        self.last = None;
+    }
+
     /// Whether there was spot when somebody last looked.
     pub fn was_there(&self) -> Option<bool> {
         self.last.map(|(there, _)| there)
@@ -185,11 +195,10 @@ impl Seen {
 }
 
 /// Whether there is spot anywhere, as far as anybody knows.
-pub fn anywhere(zones: &[Quote]) -> Option<bool> {
-    let known = |sight: Sight| zones.iter().any(|quote| quote.spot == sight);
-    match (known(Sight::There), known(Sight::Gone)) {
-        (true, _) => Some(true),
-        (false, true) => Some(false),
-        (false, false) => None,
-    }
+pub fn anywhere(sights: impl Iterator<Item = Sight>) -> Option<bool> {
+    sights.fold(None, |known, sight| match (known, sight) {
+        (Some(true), _) | (_, Sight::There) => Some(true),
+        (_, Sight::Gone) => Some(false),
+        (known, Sight::Unknown) => known,
+    })
 }

@@ -9,18 +9,22 @@
 //! | [`model`] | terms of a job, what a policy sees, what it may choose |
 //! | [`safety`] | the exact set of choices that keep the deadline, and why |
 //! | [`policies`] | on-demand, greedy, Uniform Progress, the α rules, R1, P1 |
-//! | [`law`], [`table`] | how long runs of spot last; what is cheapest under such a law |
+//! | [`law`], [`learned`] | how long runs of spot last, and what a job learned of it |
+//! | [`table`], [`shelf`] | what is cheapest under such a law; tables that are ready |
 //! | [`optimum`] | what a clairvoyant would have paid, exactly |
 //! | [`trace`] | recorded availability and prices, read without repairs |
 //! | [`replay`] | one run of one policy over recorded markets |
 //! | [`queue`] | several jobs in one market, with budgets, that take machines from one another |
 
+mod bits;
 pub mod law;
+pub mod learned;
 pub mod model;
 pub mod optimum;
 pub mod policies;
 pub mod queue;
 pub mod replay;
 pub mod safety;
+pub mod shelf;
 pub mod table;
 pub mod trace;

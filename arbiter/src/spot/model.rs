@@ -2,6 +2,8 @@
 //!
 //! All times are whole seconds; money is summed in [`Paid`], which is exact.
 
+use serde::{Deserialize, Serialize};
+
 use crate::money::{Usd, UsdPerHour};
 
 /// Seconds in an hour.
@@ -122,7 +124,8 @@ pub struct Machine {
 }
 
 /// What is known of spot in a zone in this tick.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum Sight {
     /// There is some.
     There,

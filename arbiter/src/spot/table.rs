@@ -3,7 +3,9 @@
 //! A table depends on the law, the tick, the restart and the ratio of prices, and not on the job: ticks left and slack say
 //! all of it. It is made off the decision path, and a decision is one look-up. Numbers are in ticks of on-demand.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+
+use serde::{Deserialize, Serialize};
 
 use super::law::{self, BUCKETS, Shape};
 use super::model::Terms;
@@ -18,6 +20,9 @@ const OTHERS: [f64; 5] = [0.0, 0.4, 0.7, 0.88, 0.97];
 /// The age bucket of the zone that is left to go to.
 const OTHERS_AGE: usize = 7;
 
+/// Seconds of a minute.
+const MINUTE: u64 = 60;
+
 /// How many ticks left apart decisions are kept.
 const KEPT: usize = 4;
 
@@ -30,7 +35,8 @@ const LANES: usize = 2 * BUCKETS;
 type Lanes = [f32; LANES];
 
 /// A law of the grid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LawIndex {
     down: u8,
     up: u8,
@@ -53,6 +59,12 @@ impl LawIndex {
             + usize::from(self.others)
     }
 
+    /// Whether it is one of the grid: what was written down may be anything.
+    pub fn is_of_the_grid(self) -> bool {
+        let within = |index: u8, grid: &[f64]| usize::from(index) < grid.len();
+        within(self.down, &FACTORS) && within(self.up, &FACTORS) && within(self.others, &OTHERS)
+    }
+
     /// The factor of being gone.
     pub fn down(self) -> f64 {
         FACTORS[usize::from(self.down)]
@@ -70,7 +82,8 @@ fn closest(grid: &[f64], distance: impl Fn(&f64) -> f64) -> u8 {
 }
 
 /// What tables depend on beside the law.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
     tick: i64,
     restart: i64,
@@ -96,6 +109,33 @@ impl Spec {
             ticks: (terms.ticks().max(0) as usize).next_multiple_of(KEPT) as i64,
             slack: (terms.ticks() * terms.tick - terms.work).max(0),
         }
+    }
+
+    /// For whoever has so much time and slack left, and for others that are about as far: ticks, slack and restart are rounded up,
+    /// so that one table serves a job for long, and several jobs. `ratio` is spot's price by on-demand's.
+    pub fn shared(terms: &Terms, ratio: f64) -> Spec {
+        let (tick, ticks) = (terms.tick, terms.ticks().max(1));
+        let up = |count: i64| (count.max(32) as u64).next_power_of_two() as i64;
+        let slack = (ticks * tick - terms.work).max(0);
+        Spec {
+            tick,
+            restart: (terms.shortest_restart().max(0) as u64).next_multiple_of(MINUTE) as i64,
+            ratio: (libm::round(ratio * 64.0) as i64).clamp(0, 256),
+            ticks: up(ticks),
+            slack: up(slack / tick + 1) * tick,
+        }
+    }
+
+    /// Whether a table of it can be made, and takes no more memory than it is worth: what was written down may be anything.
+    pub fn is_makeable(&self) -> bool {
+        let Spec { tick, restart, ratio, ticks, slack } = *self;
+        let within = |value: i64, most: i64| (0..=most).contains(&value);
+        within(tick - 1, 86_400)
+            && within(restart, 16 * tick)
+            && within(ratio, 256)
+            && within(ticks - 1, 2_048)
+            && ticks % KEPT as i64 == 0
+            && within(slack, 2_048 * tick)
     }
 
     /// Of two jobs that differ in nothing but how long they are, what serves both.
@@ -139,9 +179,11 @@ pub enum Advice {
 pub struct Tables {
     spec: Spec,
     shape: Shape,
-    laws: Vec<OnceLock<Table>>,
+    laws: Vec<OnceLock<Arc<Table>>>,
     /// Whether a decision may wait for a table.
     waits: bool,
+    /// The law of which a table was asked for and was not there.
+    missed: OnceLock<LawIndex>,
 }
 
 impl Tables {
@@ -153,7 +195,23 @@ impl Tables {
     /// Tables that are not there until [`Tables::make`] was called.
     pub fn made_beforehand(spec: Spec, shape: Shape) -> Tables {
         let count = FACTORS.len() * FACTORS.len() * OTHERS.len();
-        Tables { spec, shape, laws: (0..count).map(|_| OnceLock::new()).collect(), waits: false }
+        let laws = (0..count).map(|_| OnceLock::new()).collect();
+        Tables { spec, shape, laws, waits: false, missed: OnceLock::new() }
+    }
+
+    /// Takes in a table that was made elsewhere.
+    pub fn put(&mut self, law: LawIndex, table: Arc<Table>) {
+        self.laws[law.place()] = OnceLock::from(table);
+    }
+
+    /// What was asked for and not there, the first of it.
+    pub fn missed(&self) -> Option<LawIndex> {
+        self.missed.get().copied()
+    }
+
+    /// What the tables depend on beside the law.
+    pub const fn spec(&self) -> Spec {
+        self.spec
     }
 
     /// The shape of the law.
@@ -163,14 +221,21 @@ impl Tables {
 
     /// Makes a law's table, unless it is there.
     pub fn make(&self, law: LawIndex) -> &Table {
-        self.laws[law.place()].get_or_init(|| Table::made(&self.spec, &self.shape, law))
+        let made = || Arc::new(Table::made(&self.spec, &self.shape, law));
+        self.laws[law.place()].get_or_init(made)
     }
 
     /// A law's table, if it is there or may be made now.
     pub fn table(&self, law: LawIndex) -> Option<&Table> {
         match self.waits {
             true => Some(self.make(law)),
-            false => self.laws[law.place()].get(),
+            false => {
+                let table = self.laws[law.place()].get();
+                if table.is_none() {
+                    let _ = self.missed.set(law);
+                }
+                table.map(|table| &**table)
+            }
         }
     }
 }
@@ -275,8 +340,8 @@ impl Chances {
 }
 
 impl Table {
-    /// Backward induction.
-    fn made(spec: &Spec, shape: &Shape, law: LawIndex) -> Table {
+    /// Backward induction. The same for the same arguments, on every machine.
+    pub(super) fn made(spec: &Spec, shape: &Shape, law: LawIndex) -> Table {
         let (per_tick, restart) = spec.units();
         let slack = (spec.slack * per_tick as i64 / spec.tick) as usize;
         let width = slack + 1;
@@ -402,6 +467,11 @@ impl Table {
             std::mem::swap(&mut this, &mut next);
         }
         table
+    }
+
+    /// Bytes that it takes.
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.idle) + size_of_val(&*self.on_demand)
     }
 
     fn row(&self, left: i64) -> usize {

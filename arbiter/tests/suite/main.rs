@@ -4,6 +4,7 @@ mod bill;
 mod catalogue;
 mod checkpoints;
 mod constraints;
+mod deadlines;
 mod decisions;
 mod documented;
 mod estimates;

@@ -107,6 +107,7 @@ impl ComputeProvider {
             fetch_bytes_per_second: facts.fetch_bytes_per_second,
             egress_usd_per_gb: facts.egress_usd_per_gb,
             remote: runpod.is_some() || aws.is_some(),
+            quotes_stock: runpod.is_some(),
         };
         errors.or(provider)
     }

@@ -392,6 +392,8 @@ fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
         corrections: Corrections::default(),
         support: SupportTable::default(),
         assumptions: Assumptions::default(),
+        watched: Vec::new(),
+        tables: Default::default(),
     };
     Looked { world, said, generations, revisions, settled }
 }

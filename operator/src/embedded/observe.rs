@@ -107,6 +107,7 @@ fn provider_states(providers: &Providers) -> Vec<ProviderState> {
         egress_usd_per_gb: Usd::from_micros(egress),
         // Dated prices are compared with, wherever they are.
         remote: providers.rents(name),
+        quotes_stock: name == "runpod",
     };
     vec![
         state("aws", 90, Some(100_000_000), 90_000),
@@ -202,6 +203,8 @@ pub fn world(
         corrections: corrections(home)?,
         support: SupportTable::default(),
         assumptions: Assumptions::default(),
+        watched: Vec::new(),
+        tables: Default::default(),
     })
 }
 

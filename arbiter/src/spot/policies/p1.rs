@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use crate::spot::law::{self, BUCKETS, Seen, Shape};
+use crate::spot::learned::Learned;
 use crate::spot::model::{Choice, Kind, Paid, Policy, Quote, Sight, Terms, View, ZoneIndex};
 use crate::spot::table::{Advice, LawIndex, Tables};
 
@@ -17,9 +18,6 @@ use super::r1::R1;
 /// need not have waited.
 const UP_BIAS: f64 = 1.3;
 
-/// Flips counted for free for the chance that another zone has spot.
-const PRIOR: f64 = 2.0;
-
 /// Of several zones, with spot in no more than so many R1 decides: who flaps there is lost together, of which the tables' one
 /// chance of another zone knows nothing; where more have spot, a loss costs a restart.
 const FEW: usize = 3;
@@ -29,27 +27,23 @@ const FEW: usize = 3;
 pub struct P1 {
     tables: Arc<Tables>,
     tick: i64,
-    zones: Vec<Seen>,
-    union: Seen,
-    /// Losses of a zone, and those in which another had spot: where another had it before, and where none had.
-    losses: [(f64, f64); 2],
-    before: Vec<Sight>,
-    /// Decides where there is no table yet.
-    simple: R1,
+    learned: Learned,
 }
 
 impl P1 {
     /// Before anything was seen.
     pub fn new(terms: &Terms, tables: Arc<Tables>) -> P1 {
-        P1 {
-            tables,
-            tick: terms.tick,
-            zones: vec![Seen::default(); terms.zones.len()],
-            union: Seen::default(),
-            losses: [(0.0, 0.0); 2],
-            before: Vec::new(),
-            simple: R1::new(terms),
-        }
+        P1::knowing(terms, tables, Learned::of(terms.zones.len()))
+    }
+
+    /// With what was learned before, of the same zones in the same order.
+    pub fn knowing(terms: &Terms, tables: Arc<Tables>, learned: Learned) -> P1 {
+        P1 { tables, tick: terms.tick, learned }
+    }
+
+    /// Decides where no table does.
+    fn simple(&self) -> R1 {
+        R1::knowing(&self.learned, self.tick)
     }
 
     fn shape(&self) -> &Shape {
@@ -68,7 +62,7 @@ impl P1 {
     /// What a tick of useful work costs here: the price, and a share of the restart, the slack it takes and the move, by
     /// how long a run is expected to last.
     fn cost_of_work(&self, view: &View<'_>, zone: ZoneIndex) -> f64 {
-        let (seen, quote, terms) = (&self.zones[zone], &view.zones[zone], view.terms);
+        let (seen, quote, terms) = (&self.learned.zones[zone], &view.zones[zone], view.terms);
         let age = seen.age(true, self.tick);
         let lives = law::lives(self.shape(), seen.down(), self.tick);
         let life = lives[law::bucket(age)].min((view.work_left / self.tick + 1) as f64);
@@ -78,18 +72,6 @@ impl P1 {
         let moved = Paid::once(once).usd().as_f64() / hours;
         let (price, slack) = (quote.spot_price.as_f64(), quote.on_demand_price.as_f64());
         price + (restart * (price + slack) + moved) / life
-    }
-
-    /// The chance that another zone has spot when this one loses it, as things stand.
-    fn others(&self, view: &View<'_>, zone: ZoneIndex) -> f64 {
-        if view.zones.len() < 2 {
-            return 0.0;
-        }
-        let another = (0..view.zones.len())
-            .any(|other| other != zone && view.zones[other].spot == Sight::There);
-        let (all, had) = self.losses[usize::from(!another)];
-        let expected = if another { 0.9 } else { 0.2 };
-        (had + PRIOR * expected) / (all + PRIOR)
     }
 }
 
@@ -101,23 +83,25 @@ impl Policy for P1 {
         let target = self.best(view, Sight::There).or_else(|| self.best(view, Sight::Unknown));
         let there = view.zones.iter().filter(|quote| quote.spot == Sight::There).count();
         if view.zones.len() > 1 && there <= FEW && plenty(view, 10) {
-            return self.simple.with(view, target);
+            return self.simple().with(view, target);
         }
         let on_demand = view.on_demand();
         let (there, bucket, down, others) = match target {
             Some(zone) => {
-                let seen = &self.zones[zone];
-                (true, law::bucket(seen.age(true, self.tick)), seen.down(), self.others(view, zone))
+                let seen = &self.learned.zones[zone];
+                let others = self.learned.others(view.zones, zone);
+                (true, law::bucket(seen.age(true, self.tick)), seen.down(), others)
             }
             None => {
-                let down = self.zones.iter().map(Seen::down).fold(f64::INFINITY, f64::min);
+                let zones = self.learned.zones.iter();
+                let down = zones.map(Seen::down).fold(f64::INFINITY, f64::min);
                 let others = if view.zones.len() < 2 { 0.0 } else { 0.5 };
-                (false, law::bucket(self.union.age(false, self.tick)), down, others)
+                (false, law::bucket(self.learned.union.age(false, self.tick)), down, others)
             }
         };
         debug_assert!(bucket < BUCKETS);
-        let law = LawIndex::nearest(down, self.union.up() * UP_BIAS, others);
-        let Some(table) = self.tables.table(law) else { return self.simple.choose(view) };
+        let law = LawIndex::nearest(down, self.learned.union.up() * UP_BIAS, others);
+        let Some(table) = self.tables.table(law) else { return self.simple().choose(view) };
         let (left, slack) = (view.time_left() / self.tick, view.slack());
         let advice = match view.on(Kind::OnDemand) {
             Some(machine) => table.on_demand(left, slack, machine.pending, there, bucket),
@@ -131,30 +115,6 @@ impl Policy for P1 {
     }
 
     fn observe(&mut self, zones: &[Quote]) {
-        let shape = *self.tables.shape();
-        for (zone, was) in self.before.iter().enumerate() {
-            if *was == Sight::There && zones[zone].spot == Sight::Gone {
-                let others = |sights: &mut dyn Iterator<Item = Sight>| {
-                    sights.enumerate().any(|(other, sight)| other != zone && sight == Sight::There)
-                };
-                let before = others(&mut self.before.iter().copied());
-                let after = others(&mut zones.iter().map(|quote| quote.spot));
-                let (all, had) = &mut self.losses[usize::from(!before)];
-                *all += 1.0;
-                *had += f64::from(after);
-            }
-        }
-        for (seen, quote) in self.zones.iter_mut().zip(zones) {
-            let there = match quote.spot {
-                Sight::There => Some(true),
-                Sight::Gone => Some(false),
-                Sight::Unknown => None,
-            };
-            seen.observe(&shape, there, self.tick);
-        }
-        self.union.observe(&shape, law::anywhere(zones), self.tick);
-        self.before.clear();
-        self.before.extend(zones.iter().map(|quote| quote.spot));
-        self.simple.observe(zones);
+        self.learned.observe(self.tables.shape(), self.tick, zones.iter().map(|quote| quote.spot));
     }
 }

@@ -4,6 +4,8 @@
 //! in minutes ≥ 0.57 · work left · (d ÷ s)^1.4, work in minutes, and s ≥ 2 d.
 
 use super::baselines::{spot, spot_or_wait};
+use crate::spot::law::Seen;
+use crate::spot::learned::Learned;
 use crate::spot::model::{Choice, Kind, Policy, Quote, Sight, Terms, View, ZoneIndex};
 
 /// Ages of the runs of spot, by zone.
@@ -17,6 +19,13 @@ impl R1 {
     /// Before anything was seen.
     pub fn new(terms: &Terms) -> R1 {
         R1 { ages: vec![0; terms.zones.len()] }
+    }
+
+    /// With the ages of what was seen before, in whole ticks.
+    pub fn knowing(learned: &Learned, tick: i64) -> R1 {
+        let age =
+            |seen: &Seen| if seen.was_there() == Some(true) { seen.age(true, 0) / tick } else { 0 };
+        R1 { ages: learned.zones.iter().map(age).collect() }
     }
 
     /// Whether the run in a zone is old enough to leave on-demand for.

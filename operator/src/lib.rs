@@ -18,6 +18,7 @@
 //! | [`costs`] | what was spent |
 //! | [`timeline`] | a job's places and prices, as a picture |
 //! | [`status`] | what a running job says of itself |
+//! | [`spot`] | what the spot policies keep between two decisions |
 //! | [`models`] | published shapes, by name |
 //! | [`restart`] | when what failed is started again |
 //! | [`uid`] | names that nothing else has |
@@ -49,6 +50,7 @@ pub mod restart;
 pub mod run;
 #[cfg(feature = "sandbox")]
 pub mod sandbox;
+pub mod spot;
 pub mod status;
 pub mod store_at;
 pub mod timeline;

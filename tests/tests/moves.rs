@@ -1,4 +1,5 @@
-//! A job leaves the machine it has for a cheaper one and loses nothing by it.
+//! A job leaves the machine it has for a cheaper one and loses nothing by it; one that has time waits for spot rather than pay
+//! for on-demand, and what was decided can be decided again.
 
 mod operator;
 
@@ -9,8 +10,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use kube::ResourceExt;
 use operator::{Cluster, tiny};
-use petaflop_arbiter::offer::{Offer, OfferId};
+use petaflop_arbiter::decide::decide;
+use petaflop_arbiter::decision::{Advised, Decision, Outcome};
+use petaflop_arbiter::offer::{Capacity, Offer, OfferId};
+use petaflop_arbiter::world::Recorded;
+use petaflop_fake_provider::Kind;
 use petaflop_fake_provider::cloud::small_offer;
+use petaflop_fake_provider::fault::Fault;
 use petaflop_harness::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -97,5 +103,80 @@ async fn a_job_moves_to_a_cheaper_place_and_ends_with_the_same_hash() -> Result<
     let rows = cluster.rows().await?;
     let paid = |kind: &str| rows.iter().any(|row| row.instance_type == kind);
     ensure!(paid("small") && paid("other"), "{rows:#?}");
+    Ok(())
+}
+
+/// The decisions about a job that were recorded, each decided again from its world, with its hash.
+fn replayed(worlds: &Path, job: &str) -> Result<Vec<Decision>> {
+    let mut replayed = Vec::new();
+    for entry in fs::read_dir(worlds)? {
+        let path = entry?.path();
+        if path.extension().is_none_or(|extension| extension != "json") {
+            continue;
+        }
+        let seen: Recorded = serde_json::from_slice(&fs::read(&path)?)?;
+        let hash = seen.hash();
+        ensure!(path.file_stem().is_some_and(|stem| *stem == *hash), "{}", path.display());
+        let decisions = decide(&seen.world, seen.now).decisions.into_iter();
+        let own = decisions.filter(|decision| decision.workload.name == job);
+        replayed.extend(own.map(|own| Decision { world: Some(hash.clone()), ..own }));
+    }
+    Ok(replayed)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_with_a_deadline_waits_for_spot_while_there_is_time() -> Result<()> {
+    let cluster = Cluster::start("waits-for-spot").await?;
+    let on_demand = small_offer(&cluster.provider, "0.40".parse()?);
+    let spot = |zone: &str| -> Result<Offer> {
+        Ok(Offer {
+            id: OfferId(format!("{}/{zone}/spot", cluster.provider)),
+            zone: zone.to_owned(),
+            capacity: Capacity::Spot,
+            price: "0.10".parse()?,
+            ..on_demand.clone()
+        })
+    };
+    cluster.cloud.sell(spot("r-1")?);
+    // Its only place for spot has none.
+    cluster.cloud.misbehave_after(Kind::Create, 0, Fault::NoCapacity);
+    let worlds = tempfile::tempdir()?;
+    let folder = worlds.path().to_owned();
+    let running = cluster.operator_with(|settings| settings.record_worlds = Some(folder)).await?;
+    let mut job = tiny("tiny")?;
+    job.spec.deadline = serde_json::from_value(serde_json::json!({ "within": "12h" }))?;
+    cluster.create(&job).await?;
+    let uid = cluster.job("tiny").await?.uid().context("a uid")?;
+    let said = || running.operator.placement.said(&uid).and_then(|said| said.decision.clone());
+    eventually("it waits for spot", SOON, || async {
+        match said() {
+            Some(decision)
+                if decision.advice.as_ref().is_some_and(|it| it.says == Advised::Wait) =>
+            {
+                Ok(())
+            }
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await?;
+    let waits = said().context("a decision")?;
+    ensure!(matches!(waits.outcome, Outcome::Waiting { .. }), "{waits:?}");
+    let replays = replayed(worlds.path(), "tiny")?;
+    ensure!(replays.contains(&waits), "{waits:?} is none of {replays:?}");
+
+    // Another place has some. On-demand is never touched.
+    cluster.cloud.sell(spot("r-2")?);
+    let job = cluster
+        .until("tiny", "Complete", Duration::from_secs(240), |job| {
+            job.status.as_ref().is_some_and(|s| operator::is(&s.conditions, "Complete"))
+        })
+        .await?;
+    let zone = job.status.and_then(|status| status.placement?.zone);
+    ensure!(zone.as_deref() == Some("r-2"), "{zone:?}");
+    cluster.until_no_claims().await?;
+    ensure!(cluster.cloud.created() == 1, "{} machines", cluster.cloud.created());
+    let placed = |decision: &Decision| matches!(decision.outcome, Outcome::Placed { .. });
+    let replays = replayed(worlds.path(), "tiny")?;
+    ensure!(replays.iter().filter(|decision| placed(decision)).count() == 2, "{replays:?}");
     Ok(())
 }

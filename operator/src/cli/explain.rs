@@ -8,6 +8,7 @@ use petaflop_arbiter::decide::{Explained, Explanation, explain};
 use petaflop_arbiter::decision::CostBreakdown;
 use petaflop_arbiter::ledger::Row;
 use petaflop_arbiter::obstacle::Obstacle;
+use petaflop_arbiter::workload::WorkloadId;
 use petaflop_arbiter::world::Recorded;
 use petaflop_crds::manifest;
 
@@ -17,15 +18,15 @@ use crate::embedded::home::{Home, HomeError};
 use crate::timeline;
 
 #[derive(clap::Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["name", "file", "world"])))]
+#[command(group(clap::ArgGroup::new("what").required(true).multiple(true).args(["name", "file", "world"])))]
 pub(crate) struct Args {
-    /// In a cluster: a job or service of it, `trainingjob/name` or `inferenceservice/name`
+    /// In a cluster, or of a recorded world: a job or service of it, `trainingjob/name` or `inferenceservice/name`
     pub(super) name: Option<String>,
     /// Its namespace
     #[arg(short, long, requires = "name")]
     pub(super) namespace: Option<String>,
     /// The manifest; `-` is standard input
-    #[arg(short, long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE", conflicts_with_all = ["name", "world"])]
     file: Option<PathBuf>,
     /// A recorded world (`plan --save-world`, or world.json of a job), instead of the one that is now
     #[arg(long, value_name = "FILE")]
@@ -55,10 +56,8 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
             let seen: Recorded = serde_json::from_slice(&text).map_err(|e| {
                 Failure::bad_input(format!("{}: not a recorded world: {e}", path.display()))
             })?;
-            let first = seen.world.workloads.first();
-            let workload = first.map(|w| w.id.clone()).ok_or_else(|| {
-                Failure::bad_input(format!("{}: the world holds no workload", path.display()))
-            })?;
+            let workload = workload_of(args, &seen)
+                .map_err(|said| Failure::bad_input(format!("{}: {said}", path.display())))?;
             (seen, workload, true)
         }
         (None, Some(file)) => {
@@ -82,6 +81,21 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
         explanation.decision.world = Some(seen.hash());
     }
     show_explanation(args, &explanation)
+}
+
+/// The workload of a recorded world that is asked about: the one that is named, else the first.
+fn workload_of(args: &Args, seen: &Recorded) -> Result<WorkloadId, String> {
+    let wanted = args.name.as_deref().map(|name| name.rsplit('/').next().unwrap_or(name));
+    let is_it = |id: &&WorkloadId| {
+        wanted.is_none_or(|wanted| id.name == wanted)
+            && args.namespace.as_ref().is_none_or(|namespace| id.namespace == *namespace)
+    };
+    let mut all = seen.world.workloads.iter().map(|workload| &workload.id);
+    match all.find(is_it) {
+        Some(id) => Ok(id.clone()),
+        None if seen.world.workloads.is_empty() => Err("the world holds no workload".to_owned()),
+        None => Err("the world does not hold this workload".to_owned()),
+    }
 }
 
 /// Draws what the ledger of this home says of the job.

@@ -95,6 +95,9 @@ pub(crate) struct Args {
         default_value = "petaflop-secret-reader"
     )]
     secret_reader: String,
+    /// Folder for what was known when something was decided, the newest hundred: `petaflop explain --world` replays them
+    #[arg(long, value_name = "FOLDER")]
+    record_worlds: Option<std::path::PathBuf>,
 }
 
 /// What an installation works for.
@@ -161,6 +164,7 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         gateway_image,
         service_account,
         secret_reader,
+        record_worlds,
     } = args;
     let (store, ledger) = credentials(environment);
     Settings {
@@ -185,6 +189,7 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         gateway_image,
         service_account,
         secret_reader,
+        record_worlds,
         leader_elect,
     }
 }

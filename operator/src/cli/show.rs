@@ -2,7 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use jiff::Timestamp;
-use petaflop_arbiter::decision::{Decision, Miss, Outcome, Ranked};
+use petaflop_arbiter::decision::{Advice, Advised, Decision, Miss, Outcome, Ranked};
 use petaflop_arbiter::offer::{Offer, Sale};
 
 /// A table in this house's style: headings, no lines.
@@ -148,6 +148,9 @@ pub(crate) fn decision(decision: &Decision) -> String {
     if let Some(warning) = decision.warning {
         text.push_str(&format!("\nwarning: {warning}"));
     }
+    if let Some(advice) = &decision.advice {
+        text.push_str(&format!("\nspot policy: {}", advised(advice)));
+    }
     if let Some(saving) = &decision.saving {
         let note = saving.note.as_deref().map(|n| format!(" ({n})")).unwrap_or_default();
         text.push_str(&format!(
@@ -156,6 +159,28 @@ pub(crate) fn decision(decision: &Decision) -> String {
         ));
     }
     text
+}
+
+/// What the spot policy said, with the numbers that it stood on.
+fn advised(advice: &Advice) -> String {
+    let Advice { says, policy, zones, slack_seconds, restart_seconds, refused, line, on_demand } =
+        advice;
+    let says = match says {
+        Advised::Wait => "wait",
+        Advised::Spot => "spot",
+        Advised::OnDemand => "on-demand",
+        Advised::Stay => "stay",
+    };
+    let refusals = match refused {
+        0 => String::new(),
+        1 => ", an on-demand offer refused lately".to_owned(),
+        many => format!(", {many} on-demand offers refused lately"),
+    };
+    format!(
+        "{says} ({policy}; {zones} places for spot, {} to spare, a start takes up to {}{refusals}); without progress, {on_demand} from {line}",
+        span(slack_seconds.saturating_mul(1_000)),
+        span(restart_seconds.saturating_mul(1_000)),
+    )
 }
 
 fn ranked(places: &[Ranked]) -> String {

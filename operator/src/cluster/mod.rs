@@ -11,6 +11,7 @@
 //! | [`admit`], [`artifacts`] | a job's recipe, resolved once, and how much work it is; what it starts from |
 //! | [`secrets`] | the Secrets and ConfigMaps that a job names |
 //! | [`placement`], [`moves`] | **the serial placement pass**; jobs that leave for a better place |
+//! | [`record`] | worlds in which something was decided, for replays |
 //! | [`lane`] | who stands back while claims are written |
 //! | [`training_job`], [`jobs`] | TrainingJob: what follows from what is seen; doing it |
 //! | [`inference_service`], [`services`] | InferenceService: what follows from what is seen; doing it |
@@ -67,6 +68,7 @@ pub mod placement;
 pub mod probe;
 pub mod providers;
 pub mod queue;
+pub mod record;
 pub mod schema;
 pub mod secrets;
 pub mod served;

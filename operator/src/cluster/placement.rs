@@ -30,7 +30,9 @@ use crate::cluster::inference_service::{self, revision::Revision};
 use crate::cluster::lane::Lane;
 use crate::cluster::moves::{self, Moves, may_move};
 use crate::cluster::providers::Registry;
+use crate::cluster::record;
 use crate::cluster::training_job::{self, Waits};
+use crate::spot::Spot;
 
 /// What was asked for within this time of the first is decided together.
 const TOGETHER: Duration = Duration::from_millis(20);
@@ -60,6 +62,7 @@ struct Inner {
     passed: Mutex<Option<Timestamp>>,
     lane: Lane,
     moves: Moves,
+    spot: Spot,
 }
 
 /// What a pass said of a workload.
@@ -148,6 +151,11 @@ impl Placement {
         &self.inner.moves
     }
 
+    /// What the spot policies keep.
+    fn spot(&self) -> &Spot {
+        &self.inner.spot
+    }
+
     /// When the last pass was made, if there was one.
     pub fn passed(&self) -> Option<Timestamp> {
         *self.inner.passed.lock().unwrap_or_else(PoisonError::into_inner)
@@ -175,8 +183,15 @@ pub async fn pass(operator: &Operator) -> Result<Option<Duration>, Error> {
         operator.placement.moves().forget_but(&world.claims);
     }
     let began = operator.clock.boottime();
-    let plan = decide(&world, now);
+    let seen = Recorded { now, world };
+    let mut plan = decide(&seen.world, now);
     let took = operator.clock.boottime().saturating_sub(began);
+    operator.placement.spot().take_in(&plan);
+    operator
+        .placement
+        .spot()
+        .forget_but(|uid| generations.contains_key(uid) || settled.contains(uid));
+    record::keep(operator, seen, &mut plan).await;
     operator.metrics.decided(&plan.decisions, took);
     let mut writes = Vec::new();
     for action in plan.actions {
@@ -381,6 +396,7 @@ fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
         }
     }
     let budgets = operator.budgets(&claims, now);
+    let watched = operator.placement.spot().watched(&workloads);
     let world = World {
         installation: operator.installation.uid.clone(),
         market,
@@ -392,8 +408,8 @@ fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
         corrections: Corrections::default(),
         support: SupportTable::default(),
         assumptions: Assumptions::default(),
-        watched: Vec::new(),
-        tables: Default::default(),
+        watched,
+        tables: operator.placement.spot().tables(),
     };
     Looked { world, said, generations, revisions, settled }
 }

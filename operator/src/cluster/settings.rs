@@ -1,6 +1,7 @@
 //! What the operator is started with. The chart's values become these flags.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use petaflop_providers::runpod::AgentDownload;
@@ -45,6 +46,8 @@ pub struct Settings {
     pub service_account: String,
     /// The ClusterRole that would let it, for the same messages.
     pub secret_reader: String,
+    /// Folder for the worlds in which something was decided.
+    pub record_worlds: Option<PathBuf>,
     /// Whether several replicas elect a leader; else there may be one only.
     pub leader_elect: bool,
 }

@@ -19,6 +19,7 @@ use petaflop_arbiter::decision::Decision;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::Capacity;
 use petaflop_arbiter::reason::Reason;
+use petaflop_arbiter::watch::Watch;
 use petaflop_arbiter::workload::{OwnerKind, Progress, ServingWork, TrainingWork, Workload};
 use petaflop_arbiter::world::Recorded;
 use petaflop_crds::workload::Observed;
@@ -453,6 +454,19 @@ impl Folder {
     pub fn write_decision(&self, seen: &Recorded, decision: &Decision) -> Result<(), HomeError> {
         home::write_json(&self.root.join("world.json"), seen)?;
         home::write_json(&self.root.join("decision.json"), decision)
+    }
+
+    /// What the job, which has a deadline, saw of places where it could be on spot.
+    pub fn watched(&self) -> Result<Option<Watch>, HomeError> {
+        home::read_json(&self.root.join("watched.json"))
+    }
+
+    /// Keeps what a decision saw, of this job.
+    pub fn write_watched(&self, uid: &str, watched: &[Watch]) -> Result<(), HomeError> {
+        match watched.iter().find(|watch| watch.workload == uid) {
+            Some(watch) => home::write_json(&self.root.join("watched.json"), watch),
+            None => Ok(()),
+        }
     }
 
     /// The last decision.

@@ -20,6 +20,7 @@ use crate::embedded::config::Config;
 use crate::embedded::home::{self, Home, HomeError};
 use crate::embedded::job::Folder;
 use crate::embedded::live;
+use crate::spot::Spot;
 
 /// The providers of an installation outside a cluster.
 pub struct Providers {
@@ -29,6 +30,8 @@ pub struct Providers {
     pub rented: Vec<Arc<dyn Provider>>,
     /// Dated prices.
     pub snapshot: snapshot::Snapshot,
+    /// Tables of the spot policy.
+    pub spot: Spot,
     max_hourly: Option<UsdPerHour>,
 }
 
@@ -53,6 +56,7 @@ impl Providers {
             host: Host::new(host).map_err(HomeError::unusable(&folder))?,
             rented,
             snapshot: snapshot::Snapshot,
+            spot: Spot::default(),
             max_hourly: config.rented.as_ref().and_then(|rented| rented.max_hourly),
         })
     }
@@ -172,13 +176,17 @@ pub fn world(
     now: Timestamp,
 ) -> Result<World, HomeError> {
     let mut workloads = vec![asked];
+    let mut watched = Vec::new();
     for folder in Folder::all(home)? {
-        if !folder.is_operated() {
-            continue;
-        }
         let Some(admission) = folder.admission()? else {
             continue;
         };
+        if folder.is_operated() || admission.uid == workloads[0].id.uid {
+            watched.extend(folder.watched()?);
+        }
+        if !folder.is_operated() {
+            continue;
+        }
         let status = folder.status()?;
         let same = |known: &Workload| known.id == id_of(&folder, &admission.uid);
         if status.phase.is_over() || workloads.iter().any(same) {
@@ -203,8 +211,8 @@ pub fn world(
         corrections: corrections(home)?,
         support: SupportTable::default(),
         assumptions: Assumptions::default(),
-        watched: Vec::new(),
-        tables: Default::default(),
+        watched,
+        tables: sellers.spot.tables(),
     })
 }
 

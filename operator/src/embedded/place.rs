@@ -79,12 +79,15 @@ pub async fn look(
 pub async fn better_place(
     home: &Home,
     providers: &Providers,
+    folder: &Folder,
     admission: &Admission,
     status: &Status,
 ) -> Result<Option<Outcome>, PlaceError> {
     let workload = workload_of(admission, status)?;
     let world = look(home, providers, workload, Timestamp::now()).await?;
     let plan = decide(&world, Timestamp::now());
+    folder.write_watched(&admission.uid, &plan.watched)?;
+    providers.spot.take_in(&plan);
     let mut own = plan.decisions.into_iter().filter(|d| d.workload.uid == admission.uid);
     Ok(own.next().map(|own| own.outcome).filter(|it| matches!(it, Outcome::Moves { .. })))
 }
@@ -111,6 +114,8 @@ pub async fn place(
         .ok_or_else(|| PlaceError::Spec("the decision leaves this workload out".to_owned()))?;
     let decision = Decision { world: Some(seen.hash()), ..decision };
     folder.write_decision(&seen, &decision)?;
+    folder.write_watched(&admission.uid, &plan.watched)?;
+    providers.spot.take_in(&plan);
     let mut claims = Vec::new();
     for action in plan.actions {
         // Others' claims are their own operators' to write and to end.

@@ -186,6 +186,7 @@ impl Cluster {
             gateway_image: "localhost/petaflop:test".into(),
             service_account: "petaflop".into(),
             secret_reader: "petaflop-secret-reader".into(),
+            record_worlds: None,
             leader_elect: false,
         };
         change(&mut settings);

@@ -49,6 +49,7 @@ async fn operator(world: &World, clock: &Clock) -> Result<Running> {
         gateway_image: "localhost/petaflop:1".into(),
         service_account: "petaflop".into(),
         secret_reader: "petaflop-secret-reader".into(),
+        record_worlds: None,
         leader_elect: false,
     };
     let make = Make::new(client.clone(), clock.clone(), &uid, &settings.watch_namespaces);

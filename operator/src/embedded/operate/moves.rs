@@ -27,7 +27,8 @@ impl Operator<'_> {
             return;
         }
         self.looked_around = now;
-        let found = better_place(self.home, &self.providers, &self.admission, &self.status).await;
+        let Operator { home, providers, folder, admission, status, .. } = self;
+        let found = better_place(home, providers, folder, admission, status).await;
         match found {
             Ok(Some(Outcome::Moves { claim, to, reason, stays, goes })) if claim == spec.name => {
                 let from = &spec.offer.id;

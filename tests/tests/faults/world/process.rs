@@ -76,6 +76,7 @@ impl World<'_> {
             gateway_image: "petaflop".into(),
             service_account: "petaflop".into(),
             secret_reader: "petaflop-secret-reader".into(),
+            record_worlds: None,
             leader_elect,
         };
         let make = Make {

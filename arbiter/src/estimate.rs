@@ -46,6 +46,9 @@ const SPREAD_VCPUS: f64 = 0.7;
 /// Past runs weigh against the estimate as if the estimate itself were this many runs.
 const PRIOR_RUNS: f64 = 2.0;
 
+/// A job's own run on a device says as much about its next one there as this many runs of others.
+const OWN_RUNS: u32 = 8;
+
 /// Runs differ by this much (standard deviation of ln) however many were seen.
 const SPREAD_FLOOR: f64 = 0.05;
 
@@ -172,17 +175,42 @@ impl Corrections {
         entry.runs = entry.runs.saturating_add(1);
     }
 
-    /// The rates after what was learned: the mean of ln ratio with the estimate counted as
+    /// What one run taught, as its own job takes it: nothing where [`Corrections::record`] learns nothing.
+    pub fn of_own_run(key: &str, measured: f64, estimated: f64) -> Option<Correction> {
+        let mut one = Corrections::default();
+        one.record(key, measured, estimated);
+        let Correction { key, sum_ln_ratio, runs: _ } = one.entries.pop()?;
+        let sum_ln_ratio = sum_ln_ratio * f64::from(OWN_RUNS);
+        Some(Correction { key, sum_ln_ratio, runs: OWN_RUNS })
+    }
+
+    /// Takes over what others learned.
+    pub fn take_in(&mut self, others: &[Correction]) {
+        for other in others {
+            match self.entries.binary_search_by(|entry| entry.key.cmp(&other.key)) {
+                Ok(at) => {
+                    let entry = &mut self.entries[at];
+                    entry.sum_ln_ratio += other.sum_ln_ratio;
+                    entry.runs = entry.runs.saturating_add(other.runs);
+                }
+                Err(at) => self.entries.insert(at, other.clone()),
+            }
+        }
+    }
+
+    /// The rates after what was learned, by others and by the job itself: the mean of ln ratio with the estimate counted as
     /// two runs of ratio 1, and the spread of that mean.
-    pub fn apply(&self, key: &str, rates: Rates) -> Rates {
-        let Ok(at) = self.entries.binary_search_by(|entry| entry.key.as_str().cmp(key)) else {
-            return rates;
-        };
-        let Correction { key: _, sum_ln_ratio, runs } = &self.entries[at];
-        if !sum_ln_ratio.is_finite() {
+    pub fn apply(&self, key: &str, own: Option<&Correction>, rates: Rates) -> Rates {
+        let at = self.entries.binary_search_by(|entry| entry.key.as_str().cmp(key));
+        let known = at.ok().map(|at| &self.entries[at]);
+        let all = known.into_iter().chain(own.filter(|own| own.key == key));
+        let (sum_ln_ratio, runs) = all.fold((0.0, 0.0), |(sum, runs), entry| {
+            (sum + entry.sum_ln_ratio, runs + f64::from(entry.runs))
+        });
+        if !sum_ln_ratio.is_finite() || runs == 0.0 {
             return rates;
         }
-        let weight = f64::from(*runs) + PRIOR_RUNS;
+        let weight = runs + PRIOR_RUNS;
         let factor = libm::exp(sum_ln_ratio / weight);
         Rates {
             flops: rates.flops * factor,

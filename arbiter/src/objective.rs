@@ -9,7 +9,7 @@
 use crate::checkpoint;
 use crate::claim::Device;
 use crate::decision::{CostBreakdown, CostTerm, Range, Term};
-use crate::estimate::{Rates, correction_key, rates};
+use crate::estimate::{Correction, Rates, correction_key, rates};
 use crate::market::Class;
 use crate::money::{MILLIS_PER_HOUR, Usd, UsdPerHour};
 use crate::offer::Capacity;
@@ -77,7 +77,8 @@ impl Course {
     ) -> Option<Course> {
         match &workload.work {
             Work::Training(work) => {
-                let known = learned(world, class, device, Operation::Train, work.precision)?;
+                let own = workload.measured.as_ref();
+                let known = learned(world, own, class, device, Operation::Train, work.precision)?;
                 Some(training(
                     work,
                     &workload.progress,
@@ -88,7 +89,7 @@ impl Course {
                 ))
             }
             Work::Serving(work) => {
-                let known = learned(world, class, device, Operation::Serve, work.precision)?;
+                let known = learned(world, None, class, device, Operation::Serve, work.precision)?;
                 let (tokens, millis) = known.decoding(work);
                 Some(Course {
                     tokens_per_second: Some(tokens),
@@ -195,20 +196,21 @@ impl Course {
     }
 }
 
-/// The rates of a device after what past runs taught.
+/// The rates of a device after what past runs taught, this job's own included.
 fn learned(
     world: &World,
+    own: Option<&Correction>,
     class: &Class,
     device: Device,
     operation: Operation,
     precision: Precision,
 ) -> Option<Rates> {
     let plain = rates(class, device, precision)?;
-    if world.corrections.entries.is_empty() {
+    if world.corrections.entries.is_empty() && own.is_none() {
         return Some(plain);
     }
     let key = correction_key(class, device, operation);
-    Some(world.corrections.apply(&key, plain))
+    Some(world.corrections.apply(&key, own, plain))
 }
 
 /// Losses an hour: what the provider tells, else what is assumed.

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::catalogue::Vendor;
+use crate::estimate::Correction;
 use crate::money::{Usd, UsdPerHour};
 use crate::offer::{Capacity, HostOwner, Offer};
 
@@ -84,6 +85,9 @@ pub struct Workload {
     /// machines are not for it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tied: Vec<String>,
+    /// How fast it was itself where it ran last, beside what was estimated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Correction>,
 }
 
 /// What runs the workload.

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
+use petaflop_arbiter::estimate::Correction;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -365,6 +366,11 @@ pub struct ComputeProviderStatus {
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["claimUid".into()]))]
     pub broken: Vec<BrokenOffers>,
+    /// How fast runs on its machines were, beside what was estimated.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["device".into()]))]
+    pub rates: Vec<LearnedRate>,
     /// Sum of their prices, dollars an hour.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hourly_price: Option<Money>,
@@ -396,6 +402,31 @@ pub struct BrokenOffers {
     pub shares: Vec<String>,
     /// Until when.
     pub until: Moment,
+}
+
+/// What runs on a device taught: rates that are estimated from now on are corrected by it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LearnedRate {
+    /// The device and what it did: `H100-SXM/train`.
+    #[schemars(length(min = 1, max = 128))]
+    pub device: String,
+    /// Runs that were measured.
+    pub runs: u32,
+    /// Sum of ln(measured rate ÷ estimated rate).
+    pub sum_ln_ratio: f64,
+}
+
+impl From<Correction> for LearnedRate {
+    fn from(Correction { key, sum_ln_ratio, runs }: Correction) -> Self {
+        Self { device: key, runs, sum_ln_ratio }
+    }
+}
+
+impl From<LearnedRate> for Correction {
+    fn from(LearnedRate { device, runs, sum_ln_ratio }: LearnedRate) -> Self {
+        Self { key: device, sum_ln_ratio, runs }
+    }
 }
 
 /// The types of providers.

@@ -7,6 +7,7 @@
 
 use jiff::{SignedDuration, Timestamp};
 use petaflop_arbiter::catalogue::{self, Catalogue};
+use petaflop_arbiter::estimate::Correction;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::Capacity;
 use petaflop_arbiter::workload::{
@@ -37,6 +38,8 @@ pub struct Observed {
     pub admitted_at: Timestamp,
     /// What was done and spent before.
     pub progress: Progress,
+    /// How fast it was where it ran last, where that is known.
+    pub measured: Option<Correction>,
 }
 
 impl Observed {
@@ -110,6 +113,7 @@ impl TrainingJobSpec {
             progress: observed.progress,
             suspended: *suspend,
             tied: tied(recipe.as_ref(), inputs, service_account_name, image_pull_secrets),
+            measured: observed.measured.clone(),
         };
         errors.or(workload)
     }
@@ -211,6 +215,7 @@ impl InferenceServiceSpec {
             progress: observed.progress,
             suspended: *suspend,
             tied: tied(None, &[], service_account_name, image_pull_secrets),
+            measured: None,
         };
         errors.or(workload)
     }

@@ -24,6 +24,7 @@ fn observed() -> Observed {
         created_at: at("2026-11-01T00:00:00Z"),
         admitted_at: at("2026-11-02T00:00:00Z"),
         progress: Progress::default(),
+        measured: None,
     }
 }
 

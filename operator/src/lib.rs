@@ -19,6 +19,7 @@
 //! | [`timeline`] | a job's places and prices, as a picture |
 //! | [`status`] | what a running job says of itself |
 //! | [`spot`] | what the spot policies keep between two decisions |
+//! | [`learned`] | what runs teach about rates |
 //! | [`models`] | published shapes, by name |
 //! | [`restart`] | when what failed is started again |
 //! | [`uid`] | names that nothing else has |
@@ -42,6 +43,7 @@ pub mod fleet;
 pub mod gateway;
 pub mod http;
 pub mod installation;
+pub mod learned;
 pub mod ledger;
 pub mod models;
 pub mod narrow;

@@ -1,10 +1,11 @@
-//! What the spot policies keep between two decisions: what each job with a deadline saw, and tables, which are made beside the
-//! decisions that ask for them. Of this process: who starts anew begins with R1, and learns again.
+//! What decisions about a job keep between them: what one with a deadline saw of places for spot, how fast it was; and tables, which
+//! are made beside the decisions that ask for them. Of this process: who starts anew begins with R1, and learns again.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use petaflop_arbiter::decision::Plan;
+use petaflop_arbiter::estimate::Correction;
 use petaflop_arbiter::spot::shelf::{Key, Shelf};
 use petaflop_arbiter::watch::Watch;
 use petaflop_arbiter::workload::Workload;
@@ -20,6 +21,8 @@ pub struct Spot(Arc<Mutex<Inner>>);
 struct Inner {
     /// By uid of the workload.
     watched: BTreeMap<String, Watch>,
+    /// How fast jobs were where they ran last, by uid.
+    measured: BTreeMap<String, Correction>,
     shelf: Shelf,
     wanted: Vec<Key>,
     /// Somebody makes them.
@@ -32,6 +35,18 @@ impl Spot {
         let inner = self.inner();
         let seen = workloads.iter().filter_map(|workload| inner.watched.get(&workload.id.uid));
         seen.cloned().collect()
+    }
+
+    /// How fast a job is, or was when that was known last.
+    pub fn measured(&self, uid: &str, now: Option<Correction>) -> Option<Correction> {
+        let mut inner = self.inner();
+        match now {
+            Some(now) => {
+                inner.measured.insert(uid.to_owned(), now.clone());
+                Some(now)
+            }
+            None => inner.measured.get(uid).cloned(),
+        }
     }
 
     /// The tables that are ready, for a world.
@@ -59,7 +74,9 @@ impl Spot {
 
     /// Forgets jobs that are over.
     pub fn forget_but(&self, is_there: impl Fn(&str) -> bool) {
-        self.inner().watched.retain(|uid, _| is_there(uid));
+        let mut inner = self.inner();
+        inner.watched.retain(|uid, _| is_there(uid));
+        inner.measured.retain(|uid, _| is_there(uid));
     }
 
     fn make(&self) {

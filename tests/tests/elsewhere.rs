@@ -127,10 +127,9 @@ async fn a_job_runs_on_a_pod_and_its_result_comes_home() -> Result<()> {
     let artifact = away["jobs"][0]["artifact"].as_str().unwrap_or_default();
     let kept = world.home().join(format!("store/artifacts/{artifact}.json"));
     ensure!(kept.exists(), "{} is not there", kept.display());
-    // It has a deadline: the spot policy was asked, and says the same again.
+    // What was decided is decided again from what was known.
     let folder = world.home().join("jobs/default/tiny");
     let decided: Value = serde_json::from_slice(&fs::read(folder.join("decision.json"))?)?;
-    ensure!(decided["advice"]["says"].is_string(), "{decided}");
     let recorded = folder.join("world.json").display().to_string();
     let explain = ["explain", "--world", recorded.as_str(), "--json"];
     let explained = result(&world.petaflop(&world.home(), &explain)?.output().await?)?;

@@ -155,6 +155,7 @@ pub(crate) fn workload(name: &str, now: Timestamp, work: Work, engine: Engine) -
         progress: Progress::default(),
         suspended: false,
         tied: Vec::new(),
+        measured: None,
     }
 }
 

@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use petaflop_arbiter::claim::{Claim, Phase};
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Advised, Decision, Outcome, Plan};
-use petaflop_arbiter::estimate::Correction;
+use petaflop_arbiter::estimate::{Correction, Corrections};
 use petaflop_arbiter::market::Market;
 use petaflop_arbiter::offer::{Capacity, Offer};
 use petaflop_arbiter::reason::Reason;
@@ -146,6 +146,24 @@ fn each_refusal_of_on_demand_moves_the_line_one_launch_earlier_and_is_a_risk() {
     assert_eq!((earliest, refusals), (earlier - SignedDuration::from_secs(90), 2));
     assert_eq!(warning, Some(Reason::DeadlineAtRisk));
     assert_eq!(chosen, Some(Capacity::OnDemand), "there is no time for a try on spot any more");
+}
+
+#[test]
+fn a_rate_that_the_job_measured_itself_is_a_closer_bound() {
+    let mut world = known(vec![on_demand(), spot("r1-a", "0.30")], job(360, 36_000));
+    world.corrections = Corrections::default();
+    let line = |world: &World| {
+        let plan = decide(world, now());
+        only(&plan).advice.as_ref().expect("it was asked").line
+    };
+    let guessed = line(&world);
+    world.workloads[0].measured = Corrections::of_own_run("cpu-x86_64/train", 1.0, 1.0);
+    let measured = line(&world);
+    assert!(measured > guessed + SignedDuration::from_mins(30), "{measured} {guessed}");
+    // Half as fast as was thought: on-demand is needed earlier than by what was measured, and W is twice as much at least.
+    world.workloads[0].measured = Corrections::of_own_run("cpu-x86_64/train", 0.5, 1.0);
+    let slow = line(&world);
+    assert!(slow < measured - SignedDuration::from_mins(30), "{slow} {measured}");
 }
 
 #[test]

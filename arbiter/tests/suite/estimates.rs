@@ -82,22 +82,44 @@ fn the_engine_goes_to_accelerators_only_where_the_table_says_so() {
 #[test]
 fn past_runs_correct_the_estimate_and_make_it_surer() {
     let mut learned = Corrections::default();
-    assert_eq!(learned.apply("k/train", RATES), RATES);
+    assert_eq!(learned.apply("k/train", None, RATES), RATES);
     let mut spread = RATES.spread;
     for run in 1..=40 {
         learned.record("k/train", 50.0, 100.0);
-        let rates = learned.apply("k/train", RATES);
+        let rates = learned.apply("k/train", None, RATES);
         assert!(rates.spread <= spread, "run {run}");
         spread = rates.spread;
         if run == 1 {
             assert!(rates.flops > 0.75 * RATES.flops, "one run does not turn everything");
         }
     }
-    let rates = learned.apply("k/train", RATES);
+    let rates = learned.apply("k/train", None, RATES);
     assert!((rates.flops / RATES.flops - 0.5).abs() < 0.03, "{rates:?}");
     assert!((rates.bytes / RATES.bytes - 0.5).abs() < 0.03);
     assert!(rates.spread >= 0.05, "never certain");
-    assert_eq!(learned.apply("k/serve", RATES), RATES, "other work is not touched");
+    assert_eq!(learned.apply("k/serve", None, RATES), RATES, "other work is not touched");
+}
+
+#[test]
+fn a_jobs_own_run_counts_more_than_anothers_and_both_count_together() {
+    let mut others = Corrections::default();
+    others.record("k/train", 50.0, 100.0);
+    let own = Corrections::of_own_run("k/train", 50.0, 100.0).expect("it is measured");
+    let rate = |learned: &Corrections, own| learned.apply("k/train", own, RATES);
+    let nobody = Corrections::default();
+    let (by_others, by_own) = (rate(&others, None), rate(&nobody, Some(&own)));
+    assert!(by_own.flops < by_others.flops && by_own.spread < by_others.spread, "{by_own:?}");
+    let both = rate(&others, Some(&own));
+    assert!(both.flops < by_own.flops && both.spread < by_own.spread, "{both:?}");
+    assert_eq!(nobody.apply("other/train", Some(&own), RATES), RATES, "of another device");
+    assert_eq!(Corrections::of_own_run("k/train", f64::NAN, 1.0), None);
+    // What several learned apart is what one would have learned.
+    let mut apart = Corrections::default();
+    let mut together = others.clone();
+    together.record("a/train", 3.0, 1.0);
+    apart.record("a/train", 3.0, 1.0);
+    apart.take_in(&others.entries);
+    assert_eq!(apart, together);
 }
 
 #[test]
@@ -129,7 +151,7 @@ proptest! {
             let seen = keys.iter().filter(|other| *other == key).count();
             let entry = learned.entries.iter().find(|entry| entry.key == *key).expect("learned");
             prop_assert_eq!(entry.runs as usize, seen);
-            prop_assert!(learned.apply(key, RATES).flops > RATES.flops);
+            prop_assert!(learned.apply(key, None, RATES).flops > RATES.flops);
         }
         prop_assert!(learned.entries.is_sorted_by(|a, b| a.key < b.key));
     }

@@ -122,6 +122,7 @@ fn workload(name: &str, kind: OwnerKind, work: Work) -> Workload {
         progress: Progress::default(),
         suspended: false,
         tied: Vec::new(),
+        measured: None,
     }
 }
 

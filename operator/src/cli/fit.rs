@@ -263,6 +263,7 @@ fn without_wishes(work: Work) -> Workload {
         progress: Default::default(),
         suspended: false,
         tied: Vec::new(),
+        measured: None,
     }
 }
 

@@ -110,6 +110,7 @@ async fn write(
         petaflop_arbiter::money::UsdPerHour::from_micros(hourly).ok().map(Money::from);
     let now = operator.clock.now();
     status.broken = operator.providers.broken(&name, now);
+    status.rates = operator.providers.rates(&name);
     let mut conditions = Conditions::of(&mut status.conditions, generation, now);
     let age = Age::of(&known.offers, now);
     match &known.trouble {

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
+use petaflop_crds::training_job::TrainingJobPhase;
 use petaflop_crds::{TrainingJob, TrainingJobStatus};
 use petaflop_store::StoreError;
 
 use crate::claims::StoredClaim;
-use crate::cluster::admit::Admitted;
+use crate::cluster::admit::{Admitted, Amount};
 use crate::cluster::budgets::Counted;
 use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::lane::{self, Who};
@@ -17,6 +18,7 @@ use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::{self, Next, Seen};
 use crate::cluster::{Operator, admit, artifacts, events, finalizer, secrets};
+use crate::learned::Lesson;
 use crate::proof::{Refused, Told};
 use crate::run::{End, Run, left_behind};
 
@@ -149,8 +151,13 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     if !deleting && job.status.as_ref() != Some(&status) {
         let before = job.status.as_ref().map_or(0, |status| status.interruptions);
         let lost = status.interruptions.saturating_sub(before);
+        let done = job.status.as_ref().and_then(|status| status.phase) != status.phase
+            && status.phase == Some(TrainingJobPhase::Complete);
         write(operator, &api, job.clone(), status).await?;
         operator.metrics.interrupted(lost);
+        if let (true, Some(stored), Some(run)) = (done, newest, &run) {
+            learn(operator, &job, stored, run);
+        }
     }
     // The word first: it is short, and people wait for it.
     if held {
@@ -178,6 +185,17 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         }
     }
     Ok(next.again.map_or(Again::OnChange, Again::After))
+}
+
+/// A run that ended well teaches how fast such machines are.
+fn learn(operator: &Operator, job: &TrainingJob, stored: &StoredClaim, run: &Run) {
+    let spec = &stored.claim.spec;
+    let amount = operator.admissions.amount(job, &operator.artifacts);
+    if let (Ok(Amount::Training(work)), Some(rate)) = (amount, run.progress.tokens_per_second)
+        && let Some(lesson) = Lesson::of(spec, &work, rate)
+    {
+        operator.providers.learn(&spec.offer.provider, &lesson);
+    }
 }
 
 /// Forgets a job that is gone, by its uid: one that never had a machine goes without a word from us.

@@ -10,10 +10,10 @@ use kube::ResourceExt;
 use petaflop_arbiter::claim::Claim;
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Decision, Outcome};
-use petaflop_arbiter::estimate::Corrections;
+use petaflop_arbiter::estimate::Correction;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::support::SupportTable;
-use petaflop_arbiter::workload::{Progress, Workload, WorkloadId};
+use petaflop_arbiter::workload::{Progress, TrainingWork, Workload, WorkloadId};
 use petaflop_arbiter::world::{Assumptions, Recorded, World};
 use petaflop_crds::inference_service::InferenceServiceSpec;
 use petaflop_crds::spend_budget::Period;
@@ -32,6 +32,7 @@ use crate::cluster::moves::{self, Moves, may_move};
 use crate::cluster::providers::Registry;
 use crate::cluster::record;
 use crate::cluster::training_job::{self, Waits};
+use crate::learned::Lesson;
 use crate::spot::Spot;
 
 /// What was asked for within this time of the first is decided together.
@@ -405,7 +406,7 @@ fn world(operator: &Operator, now: Timestamp, of: Of) -> Looked {
         workloads,
         claims: claims.into_iter().map(|stored| spent_by_now(operator, stored, now)).collect(),
         budgets,
-        corrections: Corrections::default(),
+        corrections: operator.providers.corrections(),
         support: SupportTable::default(),
         assumptions: Assumptions::default(),
         watched,
@@ -450,6 +451,7 @@ fn workload(
             interruptions: status.interruptions,
             placements: placement.and_then(|p| p.number.max(p.settled)).unwrap_or(0),
         },
+        measured: measured(operator, job, work.as_ref(), &claims),
         uid,
     };
     let mut workload = job.spec.workload(&observed, work).map_err(|errors| {
@@ -468,6 +470,22 @@ fn workload(
     let works = claims.iter().any(|stored| stored.claim.is_working());
     workload.suspended |= !works && !operator.waiting.contains(&observed.uid);
     Ok(Some(workload))
+}
+
+/// How fast a job was where it ran last: as its machine says now, or said when it had one.
+fn measured(
+    operator: &Operator,
+    job: &TrainingJob,
+    work: Option<&TrainingWork>,
+    claims: &[StoredClaim],
+) -> Option<Correction> {
+    let newest = claims.iter().max_by_key(|stored| stored.claim.spec.placement);
+    let now = newest.and_then(|stored| {
+        let spec = &stored.claim.spec;
+        let run = operator.agents.run(&(spec.owner.namespace.clone(), spec.name.clone()))?;
+        Lesson::of(spec, work?, run.progress.tokens_per_second?)?.of_the_job()
+    });
+    operator.placement.spot().measured(&job.uid().unwrap_or_default(), now)
 }
 
 /// The store, in words, where it is a folder: machines elsewhere do not reach it.
@@ -505,6 +523,7 @@ fn service_workload(
             interruptions: 0,
             placements: status.and_then(|s| s.placement.as_ref()?.number).unwrap_or(0),
         },
+        measured: None,
         uid,
     };
     // What runs goes on, also when its budget was taken away.

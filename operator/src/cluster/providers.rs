@@ -7,19 +7,24 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use jiff::{SignedDuration, Timestamp};
+use petaflop_arbiter::estimate::{Correction, Corrections};
 use petaflop_arbiter::market::Market;
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::{Offer, OfferId};
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::world::Unavailable;
 use petaflop_crds::ComputeProvider;
-use petaflop_crds::compute_provider::{BrokenOffers, ProviderFacts};
+use petaflop_crds::compute_provider::{BrokenOffers, LearnedRate, ProviderFacts};
 use petaflop_providers::{Provider, ProviderError};
 
 use crate::accelerators::Broken;
 use crate::claims::StoredClaim;
 use crate::cluster::Handle;
 use crate::cluster::metrics::Metrics;
+use crate::learned::Lesson;
+
+/// Kinds of machines of one provider whose rates are remembered: its status has room for no more.
+const MOST_RATES: usize = 64;
 
 /// Makes providers from their objects. Tests make fakes.
 pub trait MakeProvider: Send + Sync {
@@ -77,6 +82,8 @@ struct Inner {
     figures: BTreeMap<String, Timestamp>,
     unavailable: Vec<Unavailable>,
     broken: Broken,
+    /// What runs on machines of each taught.
+    learned: BTreeMap<String, Corrections>,
     /// By claim's uid, until when it is not bought for.
     rests: BTreeMap<String, Timestamp>,
 }
@@ -110,6 +117,11 @@ impl Registry {
         // Of before a restart, where this is the first that is seen of it.
         if let Some(status) = &known.object.status {
             inner.broken.remember(name, &status.broken);
+            let learned = inner.learned.entry(name.to_owned()).or_default();
+            if learned.entries.is_empty() {
+                let rates = status.rates.iter().cloned().map(Correction::from);
+                learned.take_in(&rates.collect::<Vec<_>>());
+            }
         }
         inner.known.insert(name.to_owned(), known);
         Arc::make_mut(&mut inner.market).replace(name, &[]);
@@ -240,6 +252,32 @@ impl Registry {
         let offers = inner.known.values().flat_map(|known| known.offers.iter());
         let broken = inner.broken.among(offers.filter(|_| !inner.broken.is_empty()), now);
         inner.unavailable.iter().cloned().chain(broken).collect()
+    }
+
+    /// A run on a claim's machine has ended well: its rate counts from now on.
+    pub fn learn(&self, provider: &str, lesson: &Lesson) {
+        let mut inner = self.lock();
+        let learned = inner.learned.entry(provider.to_owned()).or_default();
+        // A provider's own status has room for so many kinds of machines.
+        let before = learned.clone();
+        lesson.teach(learned);
+        if learned.entries.len() > MOST_RATES {
+            *learned = before;
+        }
+    }
+
+    /// What runs on machines of a provider taught, for its status.
+    pub fn rates(&self, name: &str) -> Vec<LearnedRate> {
+        let inner = self.lock();
+        let learned = inner.learned.get(name).into_iter().flat_map(|learned| &learned.entries);
+        learned.cloned().map(LearnedRate::from).collect()
+    }
+
+    /// What runs taught, wherever they were.
+    pub fn corrections(&self) -> Corrections {
+        let mut all = Corrections::default();
+        self.lock().learned.values().for_each(|learned| all.take_in(&learned.entries));
+        all
     }
 
     /// What decisions need to know of a provider beside its object.

@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use petaflop_arbiter::decision::Decision;
+use petaflop_arbiter::estimate::Correction;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::Capacity;
 use petaflop_arbiter::reason::Reason;
@@ -140,6 +141,7 @@ impl Admission {
                 interruptions: status.interruptions,
                 placements: status.placements,
             },
+            measured: status.measured.clone(),
         };
         let mut workload = match &self.task {
             Task::Training(task) => {
@@ -293,6 +295,9 @@ pub struct Status {
     pub bits_per_byte: Option<f64>,
     /// Tokens a second.
     pub tokens_per_second: Option<f64>,
+    /// The same beside what was estimated for the machine that it was measured on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Correction>,
     /// Kernel variant and threads.
     pub backend: Option<String>,
     /// Bytes of the arena: planned, and allocated.
@@ -338,6 +343,7 @@ impl Status {
             loss: None,
             bits_per_byte: None,
             tokens_per_second: None,
+            measured: None,
             ..self
         }
     }

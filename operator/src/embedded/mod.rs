@@ -13,7 +13,7 @@
 //! | [`command`], [`health`] | what an instance is told to do; whether it answers |
 //! | [`live`], [`elsewhere`] | providers elsewhere; machines that are rented there |
 //! | [`brought`] | what commands there print, brought here |
-//! | [`learn`], [`publish`] | what past runs taught; results copied to where they were asked for |
+//! | [`publish`] | results copied to where they were asked for |
 //! | [`sweep`] | claims nobody works for, instances no claim wants |
 
 pub mod admit;
@@ -25,7 +25,6 @@ pub mod elsewhere;
 pub mod health;
 pub mod home;
 pub mod job;
-pub mod learn;
 pub mod live;
 pub mod observe;
 pub mod operate;

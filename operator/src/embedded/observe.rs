@@ -20,6 +20,7 @@ use crate::embedded::config::Config;
 use crate::embedded::home::{self, Home, HomeError};
 use crate::embedded::job::Folder;
 use crate::embedded::live;
+use crate::learned::Lesson;
 use crate::spot::Spot;
 
 /// The providers of an installation outside a cluster.
@@ -161,9 +162,12 @@ pub fn corrections(home: &Home) -> Result<Corrections, HomeError> {
     Ok(home::read_json(&home.root().join("corrections.json"))?.unwrap_or_default())
 }
 
-/// Writes what past runs taught.
-pub fn write_corrections(home: &Home, corrections: &Corrections) -> Result<(), HomeError> {
-    home::write_json(&home.root().join("corrections.json"), corrections)
+/// Takes one run into account for later estimates.
+pub fn learn(home: &Home, lesson: &Lesson) -> Result<(), HomeError> {
+    let _lock = home::lock(&home.root().join("corrections.lock"))?;
+    let mut corrections = corrections(home)?;
+    lesson.teach(&mut corrections);
+    home::write_json(&home.root().join("corrections.json"), &corrections)
 }
 
 /// The world as it is now, with one workload that is asked for and all others that are

@@ -29,7 +29,8 @@ use crate::embedded::job::{Admission, End, Folder, Phase, Status, Task};
 use crate::embedded::observe::{self, Providers};
 use crate::embedded::place::{PlaceError, place};
 use crate::embedded::runtime::{self, RuntimeError};
-use crate::embedded::{command, health, learn, publish};
+use crate::embedded::{command, health, publish};
+use crate::learned::Lesson;
 use crate::ledger::Ledger;
 use crate::restart::not_before;
 
@@ -425,7 +426,9 @@ impl Operator<'_> {
         let said = self.status.summary.as_ref();
         let rate = said.and_then(|said| said.get("tokens_per_second")?.as_f64());
         if let (Task::Training(task), Some(rate), true) = (&self.admission.task, rate, finished) {
-            learn::from_run(self.home, spec, &task.work, rate)?;
+            if let Some(lesson) = Lesson::of(spec, &task.work, rate) {
+                observe::learn(self.home, &lesson)?;
+            }
         }
         self.status.cost = self.cost().await?;
         // The cost is in the status before the claim goes: crashed here, the sum is made again.

@@ -7,8 +7,9 @@ use petaflop_arbiter::decision::Outcome;
 
 use super::Operator;
 use crate::claims::StoredClaim;
-use crate::embedded::job::{Leaving, Phase};
+use crate::embedded::job::{Leaving, Phase, Task};
 use crate::embedded::place::better_place;
+use crate::learned::Lesson;
 
 /// How often a better place is looked for: all providers are asked what they offer.
 const EVERY: SignedDuration = SignedDuration::from_secs(60);
@@ -27,6 +28,12 @@ impl Operator<'_> {
             return;
         }
         self.looked_around = now;
+        if let (Task::Training(task), Some(rate)) =
+            (&self.admission.task, self.status.tokens_per_second)
+            && let Some(lesson) = Lesson::of(spec, &task.work, rate)
+        {
+            self.status.measured = lesson.of_the_job();
+        }
         let Operator { home, providers, folder, admission, status, .. } = self;
         let found = better_place(home, providers, folder, admission, status).await;
         match found {

@@ -80,7 +80,7 @@ chase: toolchain musl cluster ## N jobs that are chased over clouds on this mach
 kernels: toolchain python cuda-compilers clang vulkan ## every printed kernel through NVIDIA's, AMD's and Metal's compilers, and on Vulkan
 	@$(CARGO) run $(PROFILE) --quiet -p petaflop-kernel --example print_kernels -- "$(PETAFLOP_CACHE)/kernels"
 	@"$(CUDA_HOME)/bin/python" runtime-image/kernel/compile.py "$(PETAFLOP_CACHE)/kernels" --gpus arbiter/data/gpus.csv --cuda "$(CUDA_HOME)" --clang $(CLANG)
-	@$(CARGO) test $(PROFILE) -p petaflop-device -p petaflop-model --features petaflop-model/wgpu --test shaders --test wgpu --test vulkan -- --nocapture
+	@$(CARGO) test $(PROFILE) --no-fail-fast -p petaflop-device -p petaflop-model -p petaflop-runtime --features petaflop-runtime/wgpu --test shaders --test wgpu --test vulkan --test devices -- --nocapture
 
 # llama.cpp is compiled from source, once, for minutes; so `make test` leaves it out.
 LLAMA_CPP := llama-cpp-python==0.3.36

@@ -100,6 +100,12 @@ impl Serving for InferenceModel {
 /// Tensors with their numbers, in the plan's order.
 pub type Tensors<'a> = Vec<(&'a Tensor, Cow<'a, [f32]>)>;
 
+/// What a checkpoint holds, by name.
+pub type State<'a> = Vec<(String, Cow<'a, [f32]>)>;
+
+/// Writes what is known by a name, or says why it cannot.
+pub type Restore<'a> = &'a mut dyn FnMut(&str, &mut [f32]) -> Result<(), String>;
+
 /// A model, its gradients and its optimiser's moments. Each function is as the one of
 /// [`TrainingModel`]; on a device each may also find that the device is gone.
 #[expect(clippy::missing_errors_doc, reason = "said once, above")]
@@ -136,12 +142,9 @@ pub trait Training {
     /// The gradient of every trained tensor.
     fn gradients(&self) -> Result<Tensors<'_>, ModelError>;
     /// What a checkpoint holds, by name.
-    fn state(&self) -> Result<Vec<(String, Cow<'_, [f32]>)>, ModelError>;
+    fn state(&self) -> Result<State<'_>, ModelError>;
     /// Brings [`Self::state`] back: `numbers` writes what is known by a name.
-    fn restore(
-        &mut self,
-        numbers: &mut dyn FnMut(&str, &mut [f32]) -> Result<(), String>,
-    ) -> Result<(), String>;
+    fn restore(&mut self, numbers: Restore<'_>) -> Result<(), String>;
 }
 
 impl Training for TrainingModel {
@@ -205,15 +208,12 @@ impl Training for TrainingModel {
         Ok(TrainingModel::gradients(self).map(|(t, values)| (t, Cow::Borrowed(values))).collect())
     }
 
-    fn state(&self) -> Result<Vec<(String, Cow<'_, [f32]>)>, ModelError> {
+    fn state(&self) -> Result<State<'_>, ModelError> {
         let state = TrainingModel::state(self).into_iter();
         Ok(state.map(|(name, values)| (name, Cow::Borrowed(values))).collect())
     }
 
-    fn restore(
-        &mut self,
-        numbers: &mut dyn FnMut(&str, &mut [f32]) -> Result<(), String>,
-    ) -> Result<(), String> {
+    fn restore(&mut self, numbers: Restore<'_>) -> Result<(), String> {
         self.state_mut().into_iter().try_for_each(|(name, values)| numbers(&name, values))
     }
 }

@@ -12,6 +12,8 @@ use petaflop_kernel::val::{Body, Row, Val};
 
 /// Sizes of a launch, by name.
 pub(crate) type Dims<'a> = &'a [(&'static str, u32)];
+/// Equal launches: the kernel, its sizes, and how many.
+type Launches = (Kernel, Vec<(&'static str, u32)>, u64);
 
 /// Bytes that a launch loads and stores.
 pub(crate) fn bytes(kernel: &Kernel, dims: Dims<'_>) -> u64 {
@@ -77,8 +79,7 @@ fn uses(steps: &[Step], loaded: &mut Vec<usize>, stored: &mut Vec<usize>) {
 pub(crate) struct Fused {
     pub(crate) name: &'static str,
     pub(crate) dims: Vec<(&'static str, u32)>,
-    /// Each with its sizes, and how many of it.
-    pub(crate) unfused: Vec<(Kernel, Vec<(&'static str, u32)>, u64)>,
+    pub(crate) unfused: Vec<Launches>,
 }
 
 impl Fused {

@@ -10,7 +10,7 @@ use petaflop_plan::shape::ModelShape;
 use super::{DeviceModel, SQUARES, place};
 use crate::error::ModelError;
 use crate::initial::Initial;
-use crate::place::{Tensors, Training};
+use crate::place::{Restore, State, Tensors, Training};
 use crate::training::{AdamwStep, Loss, NO_TARGET};
 use crate::weights::Weights;
 
@@ -168,14 +168,11 @@ impl<D: Device> Training for DeviceModel<D> {
         trained.map(|(tensor, gradient)| Ok((tensor, self.owned(gradient)?))).collect()
     }
 
-    fn state(&self) -> Result<Vec<(String, Cow<'_, [f32]>)>, ModelError> {
+    fn state(&self) -> Result<State<'_>, ModelError> {
         self.kept().into_iter().map(|(name, id)| Ok((name, self.owned(id)?))).collect()
     }
 
-    fn restore(
-        &mut self,
-        numbers: &mut dyn FnMut(&str, &mut [f32]) -> Result<(), String>,
-    ) -> Result<(), String> {
+    fn restore(&mut self, numbers: Restore<'_>) -> Result<(), String> {
         for (name, id) in self.kept() {
             let mut values = vec![0.0; self.words(id)];
             numbers(&name, &mut values)?;

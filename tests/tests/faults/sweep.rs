@@ -155,7 +155,7 @@ fn lane(queue: &Mutex<VecDeque<Task>>) -> Result<Vec<Done>> {
     let _logged = crate::log_to(&errors);
     block_on(async {
         let plane: &ControlPlane = crate::plane().await?;
-        let mut lane = Lane::new(plane, errors).await?;
+        let mut lane = Lane::new(plane, errors.clone()).await?;
         let mut done = Vec::new();
         loop {
             let task = queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
@@ -169,6 +169,10 @@ fn lane(queue: &Mutex<VecDeque<Task>>) -> Result<Vec<Done>> {
                 }
             }
             let namespace = lane.namespace.name().to_owned();
+            // What did not come to its end may hold on to its objects: the next run has nothing to do with them.
+            if outcome.is_err() {
+                lane = Lane::new(plane, errors.clone()).await?;
+            }
             done.push(Done { task, outcome, namespace });
         }
     })

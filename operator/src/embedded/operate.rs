@@ -425,10 +425,10 @@ impl Operator<'_> {
         }
         let said = self.status.summary.as_ref();
         let rate = said.and_then(|said| said.get("tokens_per_second")?.as_f64());
-        if let (Task::Training(task), Some(rate), true) = (&self.admission.task, rate, finished) {
-            if let Some(lesson) = Lesson::of(spec, &task.work, rate) {
-                observe::learn(self.home, &lesson)?;
-            }
+        if let (Task::Training(task), Some(rate), true) = (&self.admission.task, rate, finished)
+            && let Some(lesson) = Lesson::of(spec, &task.work, rate)
+        {
+            observe::learn(self.home, &lesson)?;
         }
         self.status.cost = self.cost().await?;
         // The cost is in the status before the claim goes: crashed here, the sum is made again.

@@ -14,15 +14,19 @@
 //! bounds do. A choice is for a tick and made anew in each pass. The policy is P1 where a table of its law is ready, R1 before.
 //!
 //! A slower zone counts only while time is plenty with its work: else its W would take the others' time from them. Not asked:
-//! for what may be on spot only, or never again; where what one owns does it in time and costs less; where nothing on-demand will do.
+//! for what may be on spot only, or never again; where what one owns does it in time and costs less; where nothing on-demand will do, or something else is surer
+//! to be in time.
 
 mod question;
+
+use jiff::Timestamp;
 
 use crate::candidates::{Candidate, Promise};
 use crate::claim::Claim;
 use crate::decision::{Advice, Advised, Outcome};
 use crate::fit::First;
 use crate::market::Class;
+use crate::money::Usd;
 use crate::objective::{Bounds, Course};
 use crate::obstacle::{Check, Obstacle};
 use crate::offer::{Capacity, Offer};
@@ -71,6 +75,12 @@ pub(crate) struct Guided<'a> {
 }
 
 impl Guided<'_> {
+    /// Whether the deadline is at risk on what is taken: until the line, on-demand is the way out of any place; where it
+    /// refused, that is less sure.
+    pub(crate) fn at_risk(&self, chosen: &Candidate<'_>, now: Timestamp) -> bool {
+        self.advice.refused > 0 || self.advice.line < now && chosen.promise != Promise::Kept
+    }
+
     /// Why what would do otherwise is not taken.
     pub(crate) const fn obstacle(&self) -> Obstacle {
         Obstacle::SpotPolicy { says: self.advice.says, line: self.advice.line }
@@ -113,17 +123,16 @@ impl<'a> Pass<'a> {
         {
             return None;
         }
-        let owned = |best: &Candidate<'_>| {
-            best.offer.capacity == Capacity::Owned && best.promise == Promise::Kept
-        };
-        if takeable.first().is_some_and(owned) {
-            return None;
-        }
         let of = |capacity: Capacity| {
             let rows = rows.iter().filter(move |row| row.stock.class().capacity == capacity);
             rows.copied().collect::<Vec<&Row<'a>>>()
         };
         let on_demand = self.cheapest_on_demand(workload, &of(Capacity::OnDemand), open)?;
+        // On-demand that keeps the deadline less surely than what would be taken without it is no way out.
+        let surer = |best: &Candidate<'_>| best.promise.tier() < on_demand.candidate.promise.tier();
+        if takeable.first().is_some_and(surer) {
+            return None;
+        }
         // What cannot be in time is made the best of, by whatever ends soonest.
         if let Promise::Broken(_) = on_demand.candidate.promise {
             return None;
@@ -131,7 +140,12 @@ impl<'a> Pass<'a> {
         let memory = self.world.watched.iter().find(|watch| watch.workload == workload.id.uid);
         let left = finish_by.as_millisecond().saturating_sub(self.now_millis).div_euclid(1_000);
         let spots = self.spots(workload, &of(Capacity::Spot), open, held, memory);
-        let spots = in_time(spots, &on_demand, held, left);
+        let owned = |one: &&Candidate<'_>| {
+            one.offer.capacity == Capacity::Owned && one.promise == Promise::Kept
+        };
+        let owned = takeable.iter().find(owned).map_or(Usd::MAX, |one| one.total);
+        let sure = on_demand.candidate.total.min(owned);
+        let spots = in_time(spots, &on_demand, sure, held, left);
         if spots.is_empty() {
             return None;
         }
@@ -238,21 +252,21 @@ fn is_spot(offer: &&Offer) -> bool {
     offer.capacity == Capacity::Spot
 }
 
-/// The places that cost less than on-demand, and whose work leaves time for it.
+/// The places that cost less than what is sure to be had, and whose work leaves time for it.
 fn in_time<'a>(
     spots: Vec<Spot<'a>>,
     on_demand: &OnDemand<'a>,
+    sure: Usd,
     held: Option<&Claim>,
     left: i64,
 ) -> Vec<Spot<'a>> {
-    let total = on_demand.candidate.total;
     let tick = tick(left);
     let least = on_demand.bounds.restart(tick * 1_000) / 1_000 + 2 * tick;
     let plenty = |work: i64| (left - work - least) * 10 > work;
     let mut kept = spots;
     kept.retain(|spot| {
         let is_held = held.is_some_and(|claim| claim.spec.offer.id == spot.offer.id);
-        let cheaper = spot.course.dollars(spot.offer.price) < total;
+        let cheaper = spot.course.dollars(spot.offer.price) < sure;
         let quick = spot.bounds.work <= on_demand.bounds.work;
         is_held || cheaper && (quick || plenty(spot.bounds.work / 1_000))
     });

@@ -107,8 +107,11 @@ fn decide_one<'a>(
         let spec = claim_of(workload, &chosen, placement, index, pass.now);
         claims.push(spec.name.clone());
         actions.push(Action::CreateClaim(spec));
-        let refused = |guided: &Guided<'_>| guided.advice.refused > 0;
-        if chosen.promise != Promise::Kept || found.guided.as_ref().is_some_and(refused) {
+        let at_risk = match &found.guided {
+            Some(guided) => guided.at_risk(&chosen, pass.now),
+            None => chosen.promise != Promise::Kept,
+        };
+        if at_risk {
             warning = Some(Reason::DeadlineAtRisk);
         }
         pass.reserve(chosen.offer, &workload.id.namespace, &workload.id.uid, chosen.total);

@@ -101,8 +101,17 @@ impl Course {
         }
     }
 
-    /// Milliseconds of the work itself, its upload included, as expected: what prices of unlike machines are compared by.
-    pub(crate) const fn working_millis(&self) -> i64 {
+    /// Dollars of the work itself, its checkpoints' way out of the place included, by the hour that another machine takes
+    /// for the same work: what unlike machines are compared by.
+    pub(crate) fn hourly(&self, price: UsdPerHour, on: &Course) -> UsdPerHour {
+        let dollars = price.for_millis(self.working_millis()).saturating_add(self.egress);
+        let hours = i128::from(on.working_millis().max(1));
+        let micros = i128::from(dollars.micros()) * i128::from(MILLIS_PER_HOUR) / hours;
+        let micros = i64::try_from(micros).unwrap_or(i64::MAX);
+        UsdPerHour::from_micros(micros).unwrap_or(price)
+    }
+
+    const fn working_millis(&self) -> i64 {
         self.work + self.upload
     }
 

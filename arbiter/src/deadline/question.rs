@@ -54,7 +54,7 @@ impl<'a> Question<'_, 'a> {
             None => Learned::of(ids.len()),
         };
         let cheapest = quotes.iter().map(|quote| quote.spot_price).min().unwrap_or_default();
-        let on_demand = self.on_demand.candidate.offer.price;
+        let on_demand = quotes.first().map(|quote| quote.on_demand_price).unwrap_or_default();
         let ratio = cheapest.as_f64() / on_demand.as_f64().max(f64::MIN_POSITIVE);
         let spec = Spec::shared(&terms, ratio);
         let tables = Arc::new(shelf.tables(spec));
@@ -100,16 +100,12 @@ impl<'a> Question<'_, 'a> {
     /// Prices of an hour of on-demand's work.
     fn quotes(&self) -> Vec<Quote> {
         let on_demand = &self.on_demand.candidate;
-        let scaled = |price: UsdPerHour, course: &Course| {
-            let dollars = i128::from(price.micros()) * i128::from(course.working_millis());
-            let micros = dollars / i128::from(on_demand.course.working_millis().max(1));
-            let micros = i64::try_from(micros).unwrap_or(i64::MAX);
-            UsdPerHour::from_micros(micros).unwrap_or(price)
-        };
+        let hourly = |price: UsdPerHour, course: &Course| course.hourly(price, &on_demand.course);
+        let on_demand_price = hourly(on_demand.offer.price, &on_demand.course);
         let quote = |spot: &Spot<'_>| Quote {
             spot: spot.sight,
-            spot_price: scaled(spot.offer.price, &spot.course),
-            on_demand_price: on_demand.offer.price,
+            spot_price: hourly(spot.offer.price, &spot.course),
+            on_demand_price,
         };
         self.spots.iter().map(quote).collect()
     }
@@ -177,7 +173,8 @@ impl<'a> Question<'_, 'a> {
                 let (mut takes, vetoed) = split(&sure);
                 let fallback = self.on_demand.candidate;
                 takes.retain(|one| one.offer.id != fallback.offer.id);
-                takes.insert(0, fallback);
+                let at = takes.partition_point(|one| one.key() < fallback.key());
+                takes.insert(at, fallback);
                 ((takes, vetoed), Advised::OnDemand)
             }
         };

@@ -55,8 +55,6 @@ use crate::shared::{
 #[serde(rename_all = "camelCase")]
 // Not built yet. Whoever builds one of these removes its line.
 #[x_kube(
-    validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always'").field_path(".cache").reason(Reason::FieldValueForbidden)
-        .message("cache Always is not built yet for container, which leaves no artifact that could be used again: leave it out"),
     validation = Rule::new("!has(self.recipe) || !has(self.inputs) || self.inputs.all(input, !has(input.secretRef))").field_path(".inputs").reason(Reason::FieldValueForbidden)
         .message("secretRef of an input is not built yet for recipe, whose data is opened with what opens the store: leave it out"),
     validation = Rule::new("self.nodes <= 1").field_path(".nodes").reason(Reason::FieldValueForbidden)
@@ -86,6 +84,12 @@ use crate::shared::{
         .message("a container leaves no artifact that could be copied: let its command write to the bucket"),
     validation = Rule::new("!has(self.container) || !has(self.inputs) || self.inputs.all(input, input.uri != 'builtin:petaflop')").field_path(".inputs").reason(Reason::FieldValueInvalid)
         .message("builtin:petaflop is inside our runtime: a container cannot have it"),
+    validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always' || self.container.image.contains('@sha256:')").field_path(".container.image").reason(Reason::FieldValueInvalid)
+        .message("cache Always needs an image by its digest (name@sha256:…): what a tag names may be something else tomorrow"),
+    validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always' || !has(self.inputs) || self.inputs.all(input, has(input.digest) || input.uri.startsWith('artifact:'))").field_path(".inputs").reason(Reason::FieldValueInvalid)
+        .message("cache Always needs the digest of each input that is not an artifact: what is there may be something else tomorrow"),
+    validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always' || ((!has(self.container.env) || self.container.env.all(v, !has(v.valueFrom) || !has(v.valueFrom.configMapKeyRef))) && (!has(self.container.envFrom) || self.container.envFrom.all(from, !has(from.configMapRef))))").field_path(".container").reason(Reason::FieldValueForbidden)
+        .message("cache Always does not go with ConfigMaps in the environment, which may change: write the values out"),
     validation = Rule::new("has(self.recipe) == has(oldSelf.recipe) && (!has(self.recipe) || self.recipe == oldSelf.recipe)").field_path(".recipe").reason(Reason::FieldValueForbidden)
         .message("recipe is immutable: create a new TrainingJob"),
     validation = Rule::new("has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)").field_path(".container").reason(Reason::FieldValueForbidden)
@@ -177,7 +181,8 @@ pub struct TrainingJobSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 315_360_000))]
     pub ttl_seconds_after_finished: Option<u32>,
-    /// Whether a finished result with the same key may be used instead.
+    /// Whether a finished result with the same key may be used instead. A container's key stands for its image by
+    /// digest, command, environment, inputs by digest, the names of its Secrets, and the job's own name.
     #[serde(default)]
     pub cache: Cache,
     /// Stop, keep what was done, pay for nothing.
@@ -354,7 +359,7 @@ pub enum Cache {
     Auto,
     /// Train anew.
     Never,
-    /// For containers too.
+    /// For containers too: what ran to its end once is not run again.
     Always,
 }
 

@@ -12,6 +12,8 @@ mod files;
 #[path = "lifecycle/inputs.rs"]
 mod inputs;
 mod operator;
+#[path = "lifecycle/repeat.rs"]
+mod repeat;
 #[path = "../../runtime-image/store/tests/common/s3.rs"]
 mod s3;
 

@@ -284,7 +284,7 @@ fn at_risk(conditions: &[Condition]) -> Option<&Condition> {
 }
 
 fn result(artifact: &Option<String>, cached: Option<bool>, cost: &Option<CostStatus>) -> String {
-    let artifact = artifact.as_deref().unwrap_or("nothing");
+    let artifact = artifact.as_deref().unwrap_or("none");
     let total = cost.as_ref().and_then(|cost| cost.total.as_ref());
     let total = total.map_or_else(String::new, |total| format!(", {} $ by now", total.0));
     let from = if cached == Some(true) { ", from the cache" } else { "" };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
+use petaflop_arbiter::reason::Reason;
 use petaflop_crds::training_job::TrainingJobPhase;
 use petaflop_crds::{TrainingJob, TrainingJobStatus};
 use petaflop_store::StoreError;
@@ -15,8 +16,9 @@ use crate::cluster::budgets::Counted;
 use crate::cluster::error::{Error, is_conflict, is_not_found};
 use crate::cluster::lane::{self, Who};
 use crate::cluster::queue::Again;
+use crate::cluster::repeat::Ran;
 use crate::cluster::table::Name;
-use crate::cluster::training_job::{self, Next, Seen};
+use crate::cluster::training_job::{self, Next, Seen, Waits};
 use crate::cluster::{Operator, admit, artifacts, events, finalizer, secrets};
 use crate::learned::Lesson;
 use crate::proof::{Refused, Told};
@@ -68,8 +70,10 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
             operator.providers.leave_class_alone(stored, operator.clock.now());
         }
     }
+    let ran = Ran::of(&job);
     if let Some(run) = &mut run {
         publish(operator, &job, &uid, run).await?;
+        keep(operator, &job, ran.as_ref(), run).await?;
     }
     let said = operator.placement.said(&uid);
     let now = operator.clock.now();
@@ -82,6 +86,12 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         None if wants_machine(&job) => artifacts::learn(operator, &job).await,
         missing => missing,
     };
+    let (repeats, missing) = match (missing, &ran) {
+        (None, Some(ran)) if claims.is_empty() && wants_machine(&job) => {
+            repeats(operator, ran).await
+        }
+        (missing, _) => (false, missing),
+    };
     let last = job.status.as_ref().and_then(|status| status.placement.as_ref()?.claim.as_deref());
     let mut next = training_job::next(&Seen {
         job: &job,
@@ -91,6 +101,8 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
         settled: claims.is_empty() && last.is_some_and(|last| operator.book.is_settled(&uid, last)),
         waits: missing.as_ref().or(said.as_ref().and_then(|said| said.waits.as_ref())),
         at_risk: said.as_ref().is_some_and(|said| said.at_risk),
+        key: ran.as_ref().map(|ran| ran.key.as_str()),
+        repeats,
         stop: stop.as_ref(),
         now,
     });
@@ -239,6 +251,31 @@ async fn publish(
         }
     }
     Ok(())
+}
+
+/// That a container ran to its end is kept before it is said, where it may be used again.
+async fn keep(
+    operator: &Operator,
+    job: &TrainingJob,
+    ran: Option<&Ran>,
+    run: &Run,
+) -> Result<(), Error> {
+    let over = job.status.as_ref().is_some_and(training_job::is_over);
+    match (ran, &run.end) {
+        (Some(ran), Some(End::Done)) if !over => Ok(ran.keep(&operator.settings.store).await?),
+        _ => Ok(()),
+    }
+}
+
+/// Whether it ran to its end before, or why that is not known.
+async fn repeats(operator: &Operator, ran: &Ran) -> (bool, Option<Waits>) {
+    match ran.is_known(&operator.settings.store).await {
+        Ok(known) => (known, None),
+        Err(error) => {
+            let message = format!("the store cannot be read: {error}");
+            (false, Some(Waits { reason: Reason::Unreachable, message }))
+        }
+    }
 }
 
 /// Whether its Secrets are to be read: anew for each machine, and by each process once.

@@ -69,6 +69,7 @@ pub mod probe;
 pub mod providers;
 pub mod queue;
 pub mod record;
+pub mod repeat;
 pub mod schema;
 pub mod secrets;
 pub mod served;

@@ -47,6 +47,10 @@ pub struct Seen<'a> {
     pub waits: Option<&'a Waits>,
     /// Wherever it can be placed, its deadline may be missed.
     pub at_risk: bool,
+    /// Under what key its end is kept, where it says that it may be used again.
+    pub key: Option<&'a str>,
+    /// It ran to its end before under that key.
+    pub repeats: bool,
     /// A budget whose limit is reached asks that what runs be stopped.
     pub stop: Option<&'a Stop>,
     /// Now.
@@ -153,6 +157,13 @@ pub fn next(seen: &Seen) -> Next {
     resumed(seen, &mut next);
     match live.first() {
         Some(claim) => works(seen, claim, &mut next),
+        None if seen.repeats => {
+            next.status.key = seen.key.map(str::to_owned);
+            next.status.cached = Some(true);
+            let why = "the same ran to its end before, and its cache is Always";
+            finish(seen, &mut next, Phase::Complete, Reason::Succeeded, why);
+            over(seen, &mut next);
+        }
         None => waits(seen, &mut next),
     }
     next
@@ -210,6 +221,8 @@ fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
             finish(seen, next, Phase::Complete, Reason::Succeeded, &said.join("; "));
         }
         Ended::Said(End::Done) if seen.job.spec.container.is_some() => {
+            status.key = seen.key.map(str::to_owned);
+            status.cached = seen.key.map(|_| false);
             finish(seen, next, Phase::Complete, Reason::Succeeded, "");
         }
         Ended::Said(End::Done) => {

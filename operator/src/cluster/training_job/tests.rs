@@ -83,6 +83,8 @@ fn look<'a>(job: &'a TrainingJob, claims: &'a [StoredClaim], run: Option<&'a Run
         settled: false,
         waits: None,
         at_risk: false,
+        key: None,
+        repeats: false,
         stop: None,
         now: at(0),
     }
@@ -236,6 +238,21 @@ fn a_command_of_the_users_is_complete_with_its_end_and_a_runtime_only_with_a_res
     (runs.started, runs.up) = (false, true);
     let running = next(&look(&own, &claims, Some(&runs)));
     assert_eq!(condition(&running.status, "Running").0, "True");
+}
+
+#[test]
+fn what_ran_to_its_end_before_has_no_machine_and_what_ran_now_says_under_which_key() {
+    let new = job(serde_json::json!({}));
+    let asks = Seen { key: Some("k"), ..look(&new, &[], None) };
+    assert!(next(&asks).place);
+    let done = next(&Seen { repeats: true, ..asks });
+    assert_eq!(condition(&done.status, "Complete"), ("True".into(), "Succeeded".into()));
+    assert_eq!((done.status.key.as_deref(), done.status.cached), (Some("k"), Some(true)));
+    assert!(!done.place && !done.finalizer);
+    // Suspended, it says so first.
+    let suspended = job(serde_json::json!({ "suspend": true }));
+    let waits = next(&Seen { key: Some("k"), repeats: true, ..look(&suspended, &[], None) });
+    assert_eq!(waits.status.phase, Some(Phase::Suspended));
 }
 
 #[test]

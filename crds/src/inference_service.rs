@@ -11,8 +11,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::{
-    ABSOLUTE_PATTERN, Container, CostStatus, HASH_PATTERN, HOST_PATTERN, NameRef, Placement,
-    PlacementStatus, Resources, SecretRef, Volume, one,
+    Container, CostStatus, HASH_PATTERN, HOST_PATTERN, NameRef, Placement, PlacementStatus,
+    Resources, SecretRef, URL_PATH_PATTERN, Volume, one,
 };
 use crate::training_job::WeightFormat;
 
@@ -52,16 +52,10 @@ use crate::training_job::WeightFormat;
 #[serde(rename_all = "camelCase")]
 // Not built yet. Whoever builds one of these removes its line.
 #[x_kube(
-    validation = Rule::new("!has(self.container)").field_path(".container").reason(Reason::FieldValueForbidden)
-        .message("container is not built yet: use model"),
-    validation = Rule::new("!has(self.probes) || (!has(self.probes.readiness) && !has(self.probes.liveness) && !has(self.probes.startup))").field_path(".probes").reason(Reason::FieldValueForbidden)
-        .message("probes are not built yet: leave them out; our runtime says itself how it is"),
     validation = Rule::new("!has(self.route) || !has(self.route.host)").field_path(".route.host").reason(Reason::FieldValueForbidden)
         .message("route.host is not built yet: put an Ingress or HTTPRoute before the Service of this name"),
     validation = Rule::new("!has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
         .message("volumes are not built yet: leave them out"),
-    validation = Rule::new("!has(self.secrets) || self.secrets.size() == 0").field_path(".secrets").reason(Reason::FieldValueForbidden)
-        .message("secrets are not built yet for services: leave them out"),
     validation = Rule::new("!has(self.placement) || !has(self.placement.interruption) || ((!has(self.placement.interruption.policy) || self.placement.interruption.policy == 'Restart') && (!has(self.placement.interruption.maxInterruptions) || self.placement.interruption.maxInterruptions == 10))").field_path(".placement.interruption").reason(Reason::FieldValueForbidden)
         .message("interruption.policy and maxInterruptions are for TrainingJobs: a service replaces whatever machine is taken away; leave them out"),
 )]
@@ -69,6 +63,16 @@ use crate::training_job::WeightFormat;
 #[x_kube(
     validation = Rule::new("has(self.model) != has(self.container)").reason(Reason::FieldValueRequired)
         .message("exactly one of model (our runtime) and container (any image) must be given"),
+    validation = Rule::new("!has(self.container) || (has(self.container.command) && self.container.command.size() > 0)").field_path(".container.command").reason(Reason::FieldValueRequired)
+        .message("container.command must be given: the agent starts it, and what an image would start by itself is not known before a machine has it"),
+    validation = Rule::new("!has(self.container) || (has(self.resources) && has(self.resources.cpu) && has(self.resources.memory))").field_path(".resources").reason(Reason::FieldValueRequired)
+        .message("resources.cpu and resources.memory must be given with container: what its command needs cannot be computed"),
+    validation = Rule::new("has(self.container) || !has(self.probes) || (!has(self.probes.readiness) && !has(self.probes.liveness) && !has(self.probes.startup))").field_path(".probes").reason(Reason::FieldValueForbidden)
+        .message("probes are for container: leave them out; our runtime says itself how it is"),
+    validation = Rule::new("has(self.container) || !has(self.secrets) || self.secrets.size() == 0").field_path(".secrets").reason(Reason::FieldValueForbidden)
+        .message("secrets are for container: leave them out; our runtime needs none"),
+    validation = Rule::new("!has(self.container) || !has(self.latencyTarget) || (!has(self.latencyTarget.ttftMs) && !has(self.latencyTarget.tpotMs))").field_path(".latencyTarget").reason(Reason::FieldValueForbidden)
+        .message("latencyTarget is for model: how fast a container answers cannot be computed; leave it out"),
     validation = Rule::new("!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas").field_path(".minReplicas")
         .message("minReplicas must not be above maxReplicas"),
     validation = Rule::new("!has(self.minReplicas) || self.replicas == 0 || self.replicas >= self.minReplicas").field_path(".replicas")
@@ -82,7 +86,7 @@ pub struct InferenceServiceSpec {
     /// What answers, on our runtime.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub model: Option<Model>,
-    /// Any image instead, supervised by the agent.
+    /// Any image instead whose command answers HTTP on `port`, supervised by the agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub container: Option<Container>,
     /// Replicas that should answer.
@@ -97,17 +101,19 @@ pub struct InferenceServiceSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub max_replicas: Option<u32>,
-    /// Port that it answers on. Left out: 8080 in a cluster, outside one a free port from 8080 up.
+    /// Port that it answers on. Left out: 8080 in a cluster, outside one a free port from 8080 up. A
+    /// container's command must listen on it, on every address; it finds it in `PORT`, too.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535))]
     pub port: Option<u16>,
-    /// What each machine must have. Left out: computed from the model.
+    /// What each machine must have. Left out: computed from the model. For a container at least `cpu`
+    /// and `memory`.
     #[serde(default)]
     pub resources: Resources,
     /// Where replicas may run, and at what price.
     #[serde(default)]
     pub placement: Placement,
-    /// How a replica's health is asked for. Left out: as our runtime does.
+    /// How a container's health is asked for; our runtime says itself how it is.
     #[serde(default)]
     pub probes: Probes,
     /// How a new model or image replaces the old one.
@@ -136,7 +142,7 @@ pub struct InferenceServiceSpec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub image_pull_secrets: Vec<NameRef>,
-    /// Secrets that it needs, by reference only.
+    /// Secrets that a container needs, by reference only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
@@ -189,17 +195,17 @@ pub struct Model {
     pub revision: Option<String>,
 }
 
-/// How a replica's health is asked for.
+/// How the health of a container's replica is asked for, by the agent beside it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Probes {
-    /// Whether it may be sent requests.
+    /// Whether it may be sent requests. Left out: once it takes connections on the service's port.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub readiness: Option<Probe>,
-    /// Whether it must be started again.
+    /// Whether it must be replaced: after so many failures its command is ended, and counted as failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub liveness: Option<Probe>,
-    /// Whether it has started; the others wait for it.
+    /// Whether it has started; the others wait for it. After so many failures its command is ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub startup: Option<Probe>,
 }
@@ -209,7 +215,7 @@ pub struct Probes {
 #[serde(rename_all = "camelCase")]
 pub struct Probe {
     /// Path that must answer with 200 to 399.
-    #[schemars(length(min = 1, max = 1024), regex(pattern = ABSOLUTE_PATTERN))]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = URL_PATH_PATTERN))]
     pub path: String,
     /// Port. Left out: the service's.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -22,6 +22,7 @@ pub(crate) const ACCELERATOR_PATTERN: &str = "^[A-Za-z0-9][A-Za-z0-9._-]*$";
 pub(crate) const CAPABILITY_PATTERN: &str = "^[0-9]{1,2}[.][0-9]{1,2}$";
 pub(crate) const ENV_PATTERN: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
 pub(crate) const ABSOLUTE_PATTERN: &str = "^/";
+pub(crate) const URL_PATH_PATTERN: &str = "^/[!-~]*$";
 pub(crate) const LABEL_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 pub(crate) const HOST_PATTERN: &str =
     "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";

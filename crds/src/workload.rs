@@ -163,12 +163,12 @@ impl TrainingJobSpec {
 }
 
 impl InferenceServiceSpec {
-    /// The workload that this spec asks for. `work` is what the memory plan says of its model;
-    /// its number of replicas is the spec's.
+    /// The workload that this spec asks for. `work` is what the memory plan says of its model, none of a
+    /// container; its number of replicas is the spec's.
     pub fn workload(
         &self,
         observed: &Observed,
-        work: ServingWork,
+        work: Option<ServingWork>,
     ) -> Result<Workload, Vec<FieldError>> {
         let InferenceServiceSpec {
             model,
@@ -176,10 +176,10 @@ impl InferenceServiceSpec {
             replicas,
             min_replicas: _, // bounds, kept by the CRD's rules
             max_replicas: _,
-            port: _, // of the runtime
+            port: _, // of the server
             resources,
             placement,
-            probes: _,
+            probes: _,  // of the agent
             rollout: _, // of the controller
             idle: _,    // of the controller: it asks for fewer replicas
             latency_target,
@@ -193,19 +193,25 @@ impl InferenceServiceSpec {
             managed_by: _,
         } = self;
         let mut errors = Errors::default();
-        if model.is_none() || container.is_some() {
-            errors.add("spec.container", "container is not built yet: use model");
+        if model.is_some() == container.is_some() {
+            errors.add("spec", "exactly one of model and container must be given");
         }
-        let work = ServingWork {
-            replicas: *replicas,
-            max_millis_per_token: latency_target.tpot_ms.or(work.max_millis_per_token),
-            ..work
+        let (engine, work) = match work {
+            Some(work) => {
+                let max_millis_per_token = latency_target.tpot_ms.or(work.max_millis_per_token);
+                let work = ServingWork { replicas: *replicas, max_millis_per_token, ..work };
+                (Engine::Runtime, Work::Serving(work))
+            }
+            None => {
+                let work = OpaqueWork { replicas: *replicas, fetch_bytes: 0 };
+                (Engine::Container, Work::Opaque(work))
+            }
         };
         let workload = Workload {
             id: observed.id(OwnerKind::InferenceService),
             created_at: observed.created_at,
-            engine: Engine::Runtime,
-            work: Work::Serving(work),
+            engine,
+            work,
             resources: host_resources(resources, &mut errors),
             accelerators: alternatives(resources, &mut errors),
             placement: self::placement(placement, &mut errors),
@@ -238,7 +244,7 @@ impl InferenceServiceSpec {
             port: _,
             resources,
             placement: _,
-            probes: _, // refused by the CRD's rules
+            probes: _, // of containers, which run in a cluster only
             rollout,
             idle,
             latency_target: _,

@@ -209,7 +209,7 @@ fn served(fields: &str) -> Workload {
         max_millis_per_token: None,
         precision: Precision::F32,
     };
-    service(fields).workload(&observed(), work).unwrap_or_else(|errors| panic!("{errors:?}"))
+    service(fields).workload(&observed(), Some(work)).unwrap_or_else(|errors| panic!("{errors:?}"))
 }
 
 #[test]

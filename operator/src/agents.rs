@@ -388,6 +388,8 @@ impl Talk {
         let lines = EVENTS.iter().filter_map(|event| report.progress.get(*event));
         let lines = lines.filter_map(|line| serde_json::from_value::<Progress>(line.clone()).ok());
         session.lines = lines.collect();
+        // It stands in a report as long as it holds.
+        run.serving = None;
         session.lines.iter().for_each(|line| run.take_over(line));
         if let State::Exited(exit) = &report.state {
             run.exited(exit);

@@ -24,7 +24,7 @@ pub struct Run {
     pub heard: bool,
     /// It was told to end, and not by us: its provider takes the machine away.
     pub taken: bool,
-    /// What a server of ours answers with, and where.
+    /// What a server answers with, and where, as long as it does.
     pub serving: Option<Serving>,
     /// Key of the result, once the runtime has said it.
     pub key: Option<String>,
@@ -43,7 +43,7 @@ pub struct Run {
 pub struct Serving {
     /// Its port on the machine.
     pub port: u16,
-    /// Hash of the artifact.
+    /// Hash of the artifact; empty of a server that is not ours.
     pub model: String,
 }
 
@@ -171,7 +171,7 @@ impl Run {
             Why::BadInput | Why::BadDelivery => {
                 End::Failed { message: exit.message.clone(), retry: false }
             }
-            Why::Finished | Why::NotStarted | Why::NotDelivered => {
+            Why::Finished | Why::NotStarted | Why::NotDelivered | Why::Unhealthy => {
                 End::Failed { message: exit.message.clone(), retry: true }
             }
         }));

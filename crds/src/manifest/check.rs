@@ -49,6 +49,7 @@ const PATTERNS: &[(&str, &str)] = &[
         "a name of letters, digits and '_' that does not start with a digit",
     ),
     (crate::shared::ABSOLUTE_PATTERN, "an absolute path"),
+    (crate::shared::URL_PATH_PATTERN, "an absolute path of a URL (/health)"),
     (
         crate::shared::LABEL_PATTERN,
         "lower-case letters, digits and '-', with a letter or digit at both ends",

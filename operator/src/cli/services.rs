@@ -39,7 +39,9 @@ pub(super) fn unservable(
 ) -> Option<String> {
     let name = &service.name;
     let Some(model) = &service.spec.model else {
-        return Some(format!("{name}: spec.container is not built yet: use model"));
+        return Some(format!(
+            "{name}: spec.container runs in a cluster only, so far: kubectl apply it there, or use model"
+        ));
     };
     if let Some(job) = &model.training_job {
         let here = jobs.iter().any(|(j, _)| j.name == *job && j.namespace == service.namespace);

@@ -111,7 +111,16 @@ pub fn admit(job: &TrainingJob) -> Result<Admitted, String> {
     }
     match (&job.spec.recipe, &job.spec.container) {
         (Some(recipe), _) => resolve(job, recipe).map(Box::new).map(Admitted::Recipe),
-        (None, Some(container)) => Command::of(job, container).map(Admitted::Command),
+        (None, Some(container)) => {
+            // It tells a later attempt of the same job from the first by them.
+            let ours = [
+                ("PETAFLOP_NAMESPACE", job.namespace().unwrap_or_default()),
+                ("PETAFLOP_JOB", job.name_any()),
+            ];
+            let command = Command::of(container, ours)?;
+            let inputs = job.spec.inputs.iter().map(input).collect();
+            Ok(Admitted::Command(Command { inputs, ..command }))
+        }
         (None, None) => Err("neither spec.recipe nor spec.container is given".to_owned()),
     }
 }
@@ -135,9 +144,15 @@ fn resolve(job: &TrainingJob, recipe: &petaflop_crds::recipe::Recipe) -> Result<
 }
 
 impl Command {
-    /// Of a job that brings its own image. What it finds of us in its environment tells a later
-    /// attempt of the same job from the first.
-    fn of(job: &TrainingJob, container: &Container) -> Result<Self, String> {
+    /// Of a job or service that brings its own image. `ours` is what it finds of us in its environment,
+    /// where it does not say otherwise.
+    ///
+    /// # Errors
+    /// It names no command.
+    pub fn of<const N: usize>(
+        container: &Container,
+        ours: [(&str, String); N],
+    ) -> Result<Self, String> {
         // What `env_from` and `value_from` name is read apart: crate::cluster::secrets.
         let Container { image, command, args, env, env_from: _, working_dir } = container;
         if command.is_empty() {
@@ -145,17 +160,13 @@ impl Command {
         }
         let outright = env.iter().filter(|variable| variable.value_from.is_none());
         let own = outright.map(|v| (v.name.clone(), v.value.clone().unwrap_or_default()));
-        let ours = [
-            ("PETAFLOP_NAMESPACE", job.namespace().unwrap_or_default()),
-            ("PETAFLOP_JOB", job.name_any()),
-        ];
         let ours = ours.into_iter().map(|(name, value)| (name.to_owned(), value));
         Ok(Self {
             image: image.clone(),
             argv: command.iter().chain(args).cloned().collect(),
             env: ours.chain(own).collect(),
             dir: working_dir.clone(),
-            inputs: job.spec.inputs.iter().map(input).collect(),
+            inputs: Vec::new(),
         })
     }
 }

@@ -27,7 +27,7 @@ use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::reason::Reason;
 use petaflop_arbiter::workload::ServingWork;
 use petaflop_crds::compute_claim::{OWNER_KIND_LABEL, OWNER_LABEL};
-use petaflop_crds::inference_service::InferenceServicePhase as Phase;
+use petaflop_crds::inference_service::{InferenceServicePhase as Phase, InferenceServiceSpec};
 use petaflop_crds::{InferenceService, InferenceServiceStatus, MANAGED_BY};
 
 use crate::claims::StoredClaim;
@@ -98,7 +98,7 @@ impl Replica {
 
     /// Where gateways find it, once it answers: straight, or by its agent, which passes on what they
     /// send it encrypted.
-    fn told(&self, draining: bool) -> Option<gateway::Replica> {
+    fn told(&self, draining: bool, server: &gateway::Server) -> Option<gateway::Replica> {
         let run = self.run.as_ref().filter(|run| run.end.is_none())?;
         let serving = run.serving.as_ref()?;
         // `host:port` of the agent, which is on the same machine.
@@ -114,12 +114,13 @@ impl Replica {
             weight: NonZeroU32::MIN,
             draining,
             key: self.key.clone(),
+            server: server.clone(),
         })
     }
 
     /// Whether it answers.
     fn answers(&self) -> bool {
-        self.told(false).is_some()
+        self.told(false, &gateway::Server::Ours).is_some()
     }
 
     /// Whether it may be answering, though we have not heard from it yet.
@@ -142,13 +143,36 @@ pub enum Model {
     Wrong(Waits),
 }
 
-/// A model that can be served, and how much work that is.
+/// What can be served.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Served {
-    /// Hash of its artifact.
-    pub artifact: String,
-    /// Work of a replica.
-    pub work: ServingWork,
+pub enum Served {
+    /// A model, by our runtime.
+    Artifact {
+        /// Its hash.
+        hash: String,
+        /// Work of a replica.
+        work: ServingWork,
+    },
+    /// Whatever a command of the user's answers, in an image of the user's.
+    Container,
+}
+
+impl Served {
+    /// Hash of the artifact, where it is one.
+    pub fn artifact(&self) -> Option<&str> {
+        match self {
+            Self::Artifact { hash, .. } => Some(hash),
+            Self::Container => None,
+        }
+    }
+
+    /// Work of a replica, where that can be known.
+    pub fn work(&self) -> Option<ServingWork> {
+        match self {
+            Self::Artifact { work, .. } => Some(work.clone()),
+            Self::Container => None,
+        }
+    }
 }
 
 /// What the gateways of a service say.
@@ -211,6 +235,16 @@ pub fn port(service: &InferenceService) -> u16 {
     service.spec.port.unwrap_or(PORT)
 }
 
+/// What answers at a replica.
+fn server(spec: &InferenceServiceSpec) -> gateway::Server {
+    let Some(_) = &spec.container else { return gateway::Server::Ours };
+    // Gateways reach the port that serves, and no other.
+    let readiness = spec.probes.readiness.as_ref();
+    let port = spec.port.unwrap_or(PORT);
+    let asked = readiness.filter(|probe| probe.port.is_none_or(|asked| asked == port));
+    gateway::Server::Any { health: asked.map(|probe| probe.path.clone()) }
+}
+
 /// Selects the replicas that are Pods, for scalers.
 fn selector(service: &InferenceService) -> String {
     format!("{OWNER_KIND_LABEL}=InferenceService,{OWNER_LABEL}={}", service.name_any())
@@ -257,7 +291,7 @@ pub fn next(seen: &Seen) -> Next {
     words::resumed(seen, &mut next);
     next.status.revision = Some(revision.text().to_owned());
     match seen.model {
-        Model::Known(served) => next.status.artifact = Some(served.artifact.clone()),
+        Model::Known(served) => next.status.artifact = served.artifact().map(str::to_owned),
         // What the earlier spec asked for is no answer to this one.
         Model::Waits(_) | Model::Wrong(_) if changed => next.status.artifact = None,
         Model::Waits(_) | Model::Wrong(_) => {}
@@ -277,9 +311,9 @@ fn replicas(
     next: &mut Next,
 ) {
     let spec = &seen.service.spec;
-    let target = match seen.model {
-        Model::Known(served) => Some(served.artifact.as_str()),
-        Model::Waits(_) | Model::Wrong(_) => None,
+    let (is_known, target) = match seen.model {
+        Model::Known(served) => (true, served.artifact()),
+        Model::Waits(_) | Model::Wrong(_) => (false, None),
     };
     let working = |replica: &&Replica| {
         let counted = next.status.counted.iter().any(|name| name == replica.name());
@@ -305,7 +339,7 @@ fn replicas(
     if let Some(at) = waits_for_another_try {
         look_again(&mut next.again, at.duration_since(seen.now));
     }
-    let may_add = target.is_some() && tries.blocked.is_none() && waits_for_another_try.is_none();
+    let may_add = is_known && tries.blocked.is_none() && waits_for_another_try.is_none();
     let add = if may_add { plan.add } else { 0 };
     let kept: Vec<&Live> = live.iter().filter(|one| !plan.go.contains(one.name)).collect();
     let stays: BTreeSet<&str> = kept.iter().map(|one| one.name).collect();
@@ -320,7 +354,8 @@ fn replicas(
         .filter(|name| !is_ready(name) || seen.route.drained.contains(name))
         .collect();
     let asked = seen.replicas.iter().filter(|replica| is_ready(replica.name()));
-    let asked = asked.filter_map(|replica| replica.told(!stays.contains(replica.name())));
+    let server = server(spec);
+    let asked = asked.filter_map(|replica| replica.told(!stays.contains(replica.name()), &server));
     next.told = Some(gateway::Told::new(spec.replicas > 0, asked.collect()));
 
     let count = |which: &dyn Fn(&Live) -> bool| kept.iter().filter(|one| which(one)).count();

@@ -79,7 +79,7 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     let now = operator.clock.now();
     let stop = operator.stop_of(&Counted::job(&job));
     let missing = match wants_secrets(&job, &claims, operator.secrets.of(&uid).is_some()) {
-        true => secrets::learn(operator, (&name.0, &uid), &job.spec).await?,
+        true => secrets::learn(operator, (&name.0, &uid), (&job.spec).into()).await?,
         false => None,
     };
     let missing = match missing {
@@ -280,7 +280,7 @@ async fn repeats(operator: &Operator, ran: &Ran) -> (bool, Option<Waits>) {
 
 /// Whether its Secrets are to be read: anew for each machine, and by each process once.
 fn wants_secrets(job: &TrainingJob, claims: &[StoredClaim], known: bool) -> bool {
-    wants_machine(job) && secrets::are_named(&job.spec) && (claims.is_empty() || !known)
+    wants_machine(job) && secrets::Names::from(&job.spec).any() && (claims.is_empty() || !known)
 }
 
 fn wants_machine(job: &TrainingJob) -> bool {

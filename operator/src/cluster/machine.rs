@@ -4,8 +4,10 @@
 use std::collections::BTreeMap;
 
 use kube::ResourceExt;
-use petaflop_agent_api::task::{PROGRESS_FILE, Task};
+use petaflop_agent_api::task::{self, PROGRESS_FILE, Task};
 use petaflop_arbiter::checkpoint;
+use petaflop_crds::inference_service::{Probe, Probes};
+use petaflop_crds::shared::{Container, SecretRef};
 use petaflop_crds::training_job::{Cache, TrainingJobSpec};
 use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_providers::Machine;
@@ -17,7 +19,7 @@ use crate::claims::StoredClaim;
 use crate::cluster::admit::{Admitted, admit};
 use crate::cluster::secrets::{self, Named};
 use crate::cluster::{Operator, inference_service};
-use crate::fleet::Training;
+use crate::fleet::{Command, Training};
 
 /// Variable in which a server finds what it asks of whoever sends it requests.
 const REPLICA_KEY: &str = "PETAFLOP_REPLICA_KEY";
@@ -41,13 +43,7 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
 /// Where the agent of a Pod, whose root may not be written to, puts what it brings. On rented machines it makes the
 /// folders itself.
 fn volumes(spec: &TrainingJobSpec) -> Vec<Volume> {
-    let secrets = spec.secrets.iter().filter_map(|secret| secret.mount_path.clone()).enumerate();
-    let secrets = secrets.map(|(at, mount_path)| Volume {
-        name: format!("secret-{at}"),
-        mount_path,
-        read_only: false,
-        source: VolumeSource::Memory,
-    });
+    let secrets = in_memory(&spec.secrets);
     let fetched = spec.container.is_some() && !spec.inputs.is_empty();
     let inputs = fetched.then(|| Volume {
         name: "inputs".to_owned(),
@@ -58,20 +54,39 @@ fn volumes(spec: &TrainingJobSpec) -> Vec<Volume> {
     secrets.chain(inputs).collect()
 }
 
+/// One for each Secret that becomes files.
+fn in_memory(secrets: &[SecretRef]) -> impl Iterator<Item = Volume> {
+    let paths = secrets.iter().filter_map(|secret| secret.mount_path.clone()).enumerate();
+    paths.map(|(at, mount_path)| Volume {
+        name: format!("secret-{at}"),
+        mount_path,
+        read_only: false,
+        source: VolumeSource::Memory,
+    })
+}
+
+/// What Secrets and ConfigMaps hold for the owner of a claim. `None`: they were not read yet by this
+/// process, whose controller does that first.
+fn named(
+    operator: &Operator,
+    names: secrets::Names<'_>,
+    uid: &str,
+    stored: &StoredClaim,
+) -> Option<Named> {
+    match operator.secrets.of(uid) {
+        _ if !names.any() => Some(Named::default()),
+        Some(named) => Some(named),
+        // It has its task already; only its agent is met again.
+        None => stored.agent_key.is_some().then(Named::default),
+    }
+}
+
 /// What its agent is told; `None` where the job can no longer be read, which its own
 /// status says.
 pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Option<Told> {
     let admitted = admit(job).ok()?;
-    let mut named = Named::default();
-    if secrets::are_named(&job.spec) {
-        match operator.secrets.of(job.metadata.uid.as_deref()?) {
-            Some(own) => named = own,
-            // It has its task already; only its agent is met again.
-            None if stored.agent_key.is_some() => {}
-            // Not read yet by this process: its controller does that first.
-            None => return None,
-        }
-    }
+    let uid = job.metadata.uid.as_deref()?;
+    let mut named = named(operator, (&job.spec).into(), uid, stored)?;
     let spec = &job.spec;
     let grace_seconds = u64::from(spec.checkpoint.grace_seconds);
     let accelerators = promised(&stored.claim.spec, spec.resources.asks_for_accelerators());
@@ -119,16 +134,82 @@ pub fn task(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Opt
 pub fn replica(operator: &Operator, service: &InferenceService, stored: &StoredClaim) -> Machine {
     let spec = &service.spec;
     let near = operator.is_near(&stored.claim.spec);
+    let machine = operator.fleet().machine(&stored.claim.spec);
+    let (image, port, volumes) = match &spec.container {
+        None => (machine.image, inference_service::PORT, Vec::new()),
+        Some(container) => {
+            let port = inference_service::port(service);
+            (container.image.clone(), port, in_memory(&spec.secrets).collect())
+        }
+    };
     Machine {
-        ports: near.then_some(inference_service::PORT).into_iter().collect(),
+        image,
+        ports: near.then_some(port).into_iter().collect(),
+        volumes: if near { volumes } else { Vec::new() },
         service_account: spec.service_account_name.clone(),
         image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
         grace_seconds: inference_service::GRACE_SECONDS,
-        ..operator.fleet().machine(&stored.claim.spec)
+        ..machine
     }
 }
 
-/// What a replica's agent is told: our server, on this port; 0: any that is free. Where its
+/// What the agent of a container's replica is told: the user's command, and how to ask it how it is.
+fn serve_container(
+    operator: &Operator,
+    service: &InferenceService,
+    container: &Container,
+    stored: &StoredClaim,
+) -> Option<Told> {
+    let (spec, claim) = (&service.spec, &stored.claim.spec);
+    let uid = service.metadata.uid.as_deref()?;
+    let Named { env, folders, .. } = named(operator, spec.into(), uid, stored)?;
+    let port = inference_service::port(service);
+    let ours = [
+        ("PETAFLOP_NAMESPACE", service.namespace().unwrap_or_default()),
+        ("PETAFLOP_SERVICE", service.name_any()),
+        ("PORT", port.to_string()),
+    ];
+    let command = Command::of(container, ours).ok()?;
+    let fleet = operator.fleet();
+    let rights = fleet.rights_of_command(claim, &command.inputs);
+    let grace = inference_service::GRACE_SECONDS;
+    let accelerators = promised(claim, spec.resources.asks_for_accelerators());
+    let task = Task {
+        server: Some(server(&spec.probes, port)),
+        relay: Some(operator.installation.root.replica_key(&stored.claim.uid)),
+        ..fleet.command(claim, command, (env, folders), grace, accelerators)
+    };
+    Some(Told { task, rights })
+}
+
+fn server(probes: &Probes, port: u16) -> task::Server {
+    let Probes { startup, readiness, liveness } = probes;
+    let probe = |probe: &Probe| task::Probe {
+        port: probe.port.unwrap_or(port),
+        path: Some(probe.path.clone()),
+        initial_delay_seconds: probe.initial_delay_seconds,
+        period_seconds: probe.period_seconds,
+        timeout_seconds: probe.timeout_seconds,
+        failure_threshold: probe.failure_threshold,
+    };
+    // It costs next to nothing, and who waits for a machine waits no longer for this.
+    let connects = task::Probe {
+        port,
+        path: None,
+        initial_delay_seconds: 0,
+        period_seconds: 1,
+        timeout_seconds: 1,
+        failure_threshold: 3,
+    };
+    task::Server {
+        port,
+        startup: startup.as_ref().map(probe),
+        readiness: readiness.as_ref().map_or(connects, probe),
+        liveness: liveness.as_ref().map(probe),
+    }
+}
+
+/// What a replica's agent is told: the user's command, or our server, on this port; 0: any that is free. Where its
 /// machine is on the cluster's own network it takes requests from there, elsewhere from its agent alone.
 /// `None` while nobody knows what the service is to serve.
 pub fn serve(
@@ -137,6 +218,9 @@ pub fn serve(
     stored: &StoredClaim,
     port: u16,
 ) -> Option<Told> {
+    if let Some(container) = &service.spec.container {
+        return serve_container(operator, service, container, stored);
+    }
     let (host, port) = match operator.is_near(&stored.claim.spec) {
         true => ("0.0.0.0", port),
         false => ("127.0.0.1", 0),
@@ -145,7 +229,7 @@ pub fn serve(
     let known = operator.memories.wants(&stored.claim.spec.owner.uid);
     // A new leader meets replicas that run before it has looked for the model itself.
     let artifact = known
-        .map(|(_, served)| served.artifact.clone())
+        .and_then(|(_, served)| served.artifact().map(str::to_owned))
         .or_else(|| service.status.as_ref()?.artifact.clone())?;
     let rights = operator.fleet().rights_of_replica(&stored.claim.spec, &artifact);
     let mut secrets = settings.store.handed_on();
@@ -180,7 +264,7 @@ pub fn serve(
         progress: PROGRESS_FILE.to_owned(),
         log_sink: Some(operator.fleet().log_sink(&stored.claim.spec)),
         grace_seconds: inference_service::GRACE_SECONDS,
-        ready: None,
+        server: None,
         relay: Some(key),
         pass: None,
         accelerators: promised(&stored.claim.spec, service.spec.resources.asks_for_accelerators()),

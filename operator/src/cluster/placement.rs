@@ -542,7 +542,7 @@ fn service_workload(
         replicas: wants.count.saturating_add(others),
         ..service.spec.clone()
     };
-    let mut workload = spec.workload(&observed, served.work.clone()).map_err(|errors| {
+    let mut workload = spec.workload(&observed, served.work()).map_err(|errors| {
         let said: Vec<String> =
             errors.iter().map(|error| format!("{}: {}", error.path, error.message)).collect();
         said.join("; ")

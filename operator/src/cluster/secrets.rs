@@ -1,5 +1,5 @@
-//! What of a job's environment, files and inputs stands in Secrets and ConfigMaps of its namespace: read before it is
-//! placed, so that nothing is bought for a job that lacks one, and held in memory alone until its
+//! What of a job's or service's environment, files and inputs stands in Secrets and ConfigMaps of its namespace: read
+//! before it is placed, so that nothing is bought for one that lacks some, and held in memory alone until its
 //! agent takes it over the enrolled channel.
 
 use std::collections::{BTreeMap, HashMap};
@@ -11,10 +11,11 @@ use kube::Api;
 use kube::core::NamespaceResourceScope;
 use petaflop_agent_api::task::{self, Folder, TaskFile};
 use petaflop_arbiter::reason::Reason;
+use petaflop_crds::inference_service::InferenceServiceSpec;
 use petaflop_crds::shared::{
     Container, EnvFrom, EnvSource, KeyRef, NameRef, OptionalRef, SecretRef,
 };
-use petaflop_crds::training_job::TrainingJobSpec;
+use petaflop_crds::training_job::{JobInput, TrainingJobSpec};
 use serde::de::DeserializeOwned;
 
 use crate::cluster::Operator;
@@ -25,7 +26,7 @@ use crate::store_at::HANDED_ON;
 /// What an environment is extended by.
 pub type Env = BTreeMap<String, task::Secret>;
 
-/// What a job was found to name.
+/// What a job or service was found to name.
 #[derive(Clone, Debug, Default)]
 pub struct Named {
     /// What its environment is extended by.
@@ -40,17 +41,17 @@ pub struct Named {
     pub output: Env,
 }
 
-/// What jobs were found to name, by uid of the job. Clones are the same.
+/// What they were found to name, by uid of the job or service. Clones are the same.
 #[derive(Clone, Default)]
 pub struct Secrets(Arc<Mutex<HashMap<String, Named>>>);
 
 impl Secrets {
-    /// Those of a job, if they were read.
+    /// Those of one, if they were read.
     pub fn of(&self, uid: &str) -> Option<Named> {
         self.lock().get(uid).cloned()
     }
 
-    /// A job is over or gone.
+    /// It is over or gone.
     pub fn forget(&self, uid: &str) {
         self.lock().remove(uid);
     }
@@ -60,32 +61,63 @@ impl Secrets {
     }
 }
 
-/// Whether a job names any.
-pub fn are_named(spec: &TrainingJobSpec) -> bool {
-    let by_container = |container: &Container| {
-        !container.env_from.is_empty() || container.env.iter().any(|v| v.value_from.is_some())
-    };
-    !spec.secrets.is_empty()
-        || spec.container.as_ref().is_some_and(by_container)
-        || config_maps(spec).next().is_some()
-        || spec.output.secret_ref.is_some()
-        || spec.inputs.iter().any(|input| input.secret_ref.is_some())
+/// Where a job or service names them.
+#[derive(Clone, Copy, Debug)]
+pub struct Names<'a> {
+    container: Option<&'a Container>,
+    secrets: &'a [SecretRef],
+    inputs: &'a [JobInput],
+    output: Option<&'a NameRef>,
 }
 
-/// Inputs of a container that are ConfigMaps: the input's name, and the ConfigMap's.
-fn config_maps(spec: &TrainingJobSpec) -> impl Iterator<Item = (&str, &str)> {
-    let inputs = spec.inputs.iter().filter(|_| spec.container.is_some());
-    inputs.filter_map(|input| Some((input.name.as_str(), input.uri.strip_prefix("configmap://")?)))
+impl<'a> From<&'a TrainingJobSpec> for Names<'a> {
+    fn from(spec: &'a TrainingJobSpec) -> Self {
+        Self {
+            container: spec.container.as_ref(),
+            secrets: &spec.secrets,
+            inputs: &spec.inputs,
+            output: spec.output.secret_ref.as_ref(),
+        }
+    }
+}
+
+impl<'a> From<&'a InferenceServiceSpec> for Names<'a> {
+    fn from(spec: &'a InferenceServiceSpec) -> Self {
+        let container = spec.container.as_ref();
+        Self { container, secrets: &spec.secrets, inputs: &[], output: None }
+    }
+}
+
+impl<'a> Names<'a> {
+    /// Whether there are any.
+    pub fn any(self) -> bool {
+        let by_container = |container: &Container| {
+            !container.env_from.is_empty() || container.env.iter().any(|v| v.value_from.is_some())
+        };
+        !self.secrets.is_empty()
+            || self.container.is_some_and(by_container)
+            || self.config_maps().next().is_some()
+            || self.output.is_some()
+            || self.inputs.iter().any(|input| input.secret_ref.is_some())
+    }
+
+    /// Inputs of a container that are ConfigMaps: the input's name, and the ConfigMap's.
+    fn config_maps(self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let inputs = self.inputs.iter().filter(move |_| self.container.is_some());
+        inputs.filter_map(|input| {
+            Some((input.name.as_str(), input.uri.strip_prefix("configmap://")?))
+        })
+    }
 }
 
 /// Reads them. Returns what is missing.
 pub async fn learn(
     operator: &Operator,
     (namespace, uid): (&str, &str),
-    spec: &TrainingJobSpec,
+    names: Names<'_>,
 ) -> Result<Option<Waits>, Error> {
     let mut reader = Reader { operator, namespace, known: BTreeMap::new() };
-    match named(&mut reader, spec).await {
+    match named(&mut reader, names).await {
         Ok(named) => {
             operator.secrets.lock().insert(uid.to_owned(), named);
             Ok(None)
@@ -95,9 +127,9 @@ pub async fn learn(
     }
 }
 
-async fn named(reader: &mut Reader<'_>, spec: &TrainingJobSpec) -> Result<Named, Trouble> {
-    let mut named = Named { env: environment(reader, spec).await?, ..Named::default() };
-    for SecretRef { name, mount_path, env: _ } in &spec.secrets {
+async fn named(reader: &mut Reader<'_>, names: Names<'_>) -> Result<Named, Trouble> {
+    let mut named = Named { env: environment(reader, names).await?, ..Named::default() };
+    for SecretRef { name, mount_path, env: _ } in names.secrets {
         let Some(path) = mount_path else { continue };
         if named.folders.iter().any(|folder| folder.path == *path) {
             let message = format!("spec.secrets: two have the mountPath {path}: give each its own");
@@ -106,17 +138,17 @@ async fn named(reader: &mut Reader<'_>, spec: &TrainingJobSpec) -> Result<Named,
         let data = reader.read("spec.secrets", Kind::Secret, name, false).await?;
         named.folders.push(Folder { path: path.clone(), files: files(data) });
     }
-    for (input, map) in config_maps(spec) {
+    for (input, map) in names.config_maps() {
         let path = format!("spec.inputs: {input}");
         let data = reader.read(&path, Kind::ConfigMap, map, false).await?;
         named.inputs.insert(input.to_owned(), files(data));
     }
-    for input in &spec.inputs {
+    for input in names.inputs {
         let Some(NameRef { name }) = &input.secret_ref else { continue };
         let path = format!("spec.inputs: {}", input.name);
         named.keys.insert(input.name.clone(), keys(reader, &path, name).await?);
     }
-    if let Some(NameRef { name }) = &spec.output.secret_ref {
+    if let Some(NameRef { name }) = names.output {
         named.output = keys(reader, "spec.output.secretRef", name).await?;
     }
     Ok(named)
@@ -149,9 +181,9 @@ fn files(data: Option<&Data>) -> Vec<TaskFile> {
 }
 
 /// Later ones over earlier ones, as in a Pod: `envFrom` in turn, then `env`; and `spec.secrets` last.
-async fn environment(reader: &mut Reader<'_>, spec: &TrainingJobSpec) -> Result<Env, Trouble> {
+async fn environment(reader: &mut Reader<'_>, names: Names<'_>) -> Result<Env, Trouble> {
     let mut env = Env::new();
-    if let Some(Container { env_from, env: variables, .. }) = &spec.container {
+    if let Some(Container { env_from, env: variables, .. }) = names.container {
         for (at, EnvFrom { prefix, secret_ref, config_map_ref }) in env_from.iter().enumerate() {
             let path = format!("spec.container.envFrom[{at}]");
             let prefix = prefix.as_deref().unwrap_or_default();
@@ -192,7 +224,7 @@ async fn environment(reader: &mut Reader<'_>, spec: &TrainingJobSpec) -> Result<
         }
     }
     for SecretRef { name, mount_path: _, env: _ } in
-        spec.secrets.iter().filter(|secret| secret.mount_path.is_none())
+        names.secrets.iter().filter(|secret| secret.mount_path.is_none())
     {
         let path = "spec.secrets";
         let data = reader.read(path, Kind::Secret, name, false).await?;

@@ -31,6 +31,9 @@ struct Inner {
 impl Models {
     /// What this service is to serve.
     pub async fn of(&self, operator: &Operator, service: &InferenceService) -> Model {
+        if service.spec.container.is_some() {
+            return Model::Known(Arc::new(Served::Container));
+        }
         match self.artifact(operator, service) {
             Ok(artifact) => match self.look(operator, &artifact).await {
                 Ok(served) => Model::Known(served),
@@ -50,7 +53,7 @@ impl Models {
             Err(Model::Wrong(Waits { reason: Reason::InvalidSpec, message: message.to_owned() }))
         };
         let Some(model) = &service.spec.model else {
-            return invalid("spec.container is not built yet: use model");
+            return invalid("neither spec.model nor spec.container is given");
         };
         let by_uri = model.uri.as_deref().and_then(|uri| uri.strip_prefix("artifact:"));
         let by_uri = by_uri.filter(|hash| hash.parse::<ArtifactHash>().is_ok());
@@ -106,7 +109,7 @@ impl Models {
         let shape = read.shape.as_ref().map_err(|why| blocked(artifact, why))?;
         let work = crate::embedded::work::serving(shape, read.weights)
             .map_err(|message| blocked(artifact, &message))?;
-        let served = Arc::new(Served { artifact: artifact.to_owned(), work });
+        let served = Arc::new(Served::Artifact { hash: artifact.to_owned(), work });
         self.lock().known.insert(artifact.to_owned(), served.clone());
         Ok(served)
     }

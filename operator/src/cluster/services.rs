@@ -25,7 +25,7 @@ use crate::cluster::inference_service::{self, Failure, Model, Replica, Seen, Wan
 use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::training_job::Waits;
-use crate::cluster::{Operator, events, finalizer};
+use crate::cluster::{Operator, events, finalizer, secrets};
 
 /// How long agents that run have to say how they are, before they count as lost.
 const HEARD_WITHIN: Duration = Duration::from_secs(90);
@@ -91,12 +91,18 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         stored,
     };
     let replicas: Vec<Replica> = claims.into_iter().map(replica).collect();
-    let model = operator.models.of(operator, &service).await;
+    let mut model = operator.models.of(operator, &service).await;
     let mut memory = operator.memories.lock().get(&uid).cloned().unwrap_or_default();
     let version = service.resource_version();
     if version.as_ref().is_some_and(|version| memory.overwritten.contains(version)) {
         // The newer one is on its way.
         return Ok(Again::OnChange);
+    }
+    if lacks_secrets(operator, &service, replicas.len())
+        && let Some(waits) =
+            secrets::learn(operator, (&name.0, &uid), (&service.spec).into()).await?
+    {
+        model = Model::Wrong(waits);
     }
     let since = *memory.since.get_or_insert(operator.clock.boottime());
     let said = operator.placement.said(&uid);
@@ -123,6 +129,7 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
             // Gone with its last finalizer.
             None => {
                 operator.memories.lock().remove(&uid);
+                operator.secrets.forget(&uid);
                 return Ok(Again::OnChange);
             }
         }
@@ -186,6 +193,18 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         }
     };
     Ok(again.map_or(Again::OnChange, Again::After))
+}
+
+/// Whether its Secrets are to be read: anew before it gets another machine, and by each process once.
+fn lacks_secrets(operator: &Operator, service: &InferenceService, machines: usize) -> bool {
+    let spec = &service.spec;
+    let uid = service.metadata.uid.as_deref().unwrap_or_default();
+    let seen = service.status.as_ref().and_then(|status| status.observed_generation);
+    let gets_one = machines < spec.replicas as usize || seen != service.metadata.generation;
+    secrets::Names::from(spec).any()
+        && !spec.suspend
+        && service.metadata.deletion_timestamp.is_none()
+        && (gets_one || operator.secrets.of(uid).is_none())
 }
 
 /// The Deployment of its gateways and their Service, as they should be. Returns what keeps them from

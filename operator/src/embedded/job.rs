@@ -152,7 +152,7 @@ impl Admission {
                 workload
             }
             Task::Serving(task) => {
-                let mut workload = task.spec.workload(&observed, task.work.clone())?;
+                let mut workload = task.spec.workload(&observed, Some(task.work.clone()))?;
                 // One address on this machine is one replica.
                 if let petaflop_arbiter::workload::Work::Serving(work) = &mut workload.work {
                     work.replicas = work.replicas.min(1);

@@ -134,6 +134,7 @@ impl Control {
                 weight: replica.weight,
                 state: if replica.draining { State::Draining } else { State::Ready },
                 key: Some(replica.key),
+                server: replica.server,
             })
             .collect();
         tracing::info!(replicas = replicas.len(), hold, "told");
@@ -199,6 +200,7 @@ mod tests {
             draining,
             agent: None,
             key: Secret::default(),
+            server: gateway::Server::Ours,
         };
         Told::new(true, vec![replica])
     }

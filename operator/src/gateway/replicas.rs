@@ -9,6 +9,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full};
 use petaflop_agent_api::clock::Clock;
+use petaflop_agent_api::gateway::Server;
 use petaflop_agent_api::keys::NoisePublic;
 use petaflop_agent_api::task::Secret;
 use prometheus_client::metrics::gauge::Gauge;
@@ -37,6 +38,8 @@ pub struct Replica {
     pub state: State,
     /// What it asks of whoever sends it requests.
     pub key: Option<Secret>,
+    /// What answers there.
+    pub server: Server,
 }
 
 /// Whether a replica may get requests.
@@ -54,7 +57,7 @@ pub enum State {
 #[derive(Debug)]
 pub(super) struct Endpoint {
     pub(super) replica: Replica,
-    /// [`Replica::key`] as a header's value.
+    /// [`Replica::key`] as a header's value, for a server that asks for it.
     key: Option<HeaderValue>,
     pub(super) idle: Idle,
     in_flight: AtomicUsize,
@@ -85,6 +88,7 @@ impl Endpoint {
             && self.replica.agent == replica.agent
             && self.replica.weight == replica.weight
             && self.replica.key == replica.key
+            && self.replica.server == replica.server
     }
 
     /// Puts what only this replica may see into a head that is sent to it.
@@ -205,7 +209,10 @@ impl Replicas {
     fn endpoint(&self, replica: &Replica) -> Arc<Endpoint> {
         Arc::new(Endpoint {
             replica: replica.clone(),
-            key: replica.key.as_ref().and_then(headers::key),
+            key: match &replica.server {
+                Server::Ours => replica.key.as_ref().and_then(headers::key),
+                Server::Any { .. } => None,
+            },
             idle: Idle::default(),
             in_flight: AtomicUsize::new(0),
             gauge: self.metrics.replica(&replica.name),
@@ -275,15 +282,21 @@ impl Replicas {
 
     /// Asks a replica for its health, on a connection of its own.
     async fn healthy(&self, endpoint: &Endpoint) -> bool {
+        let replica = &endpoint.replica;
+        let path = match &replica.server {
+            Server::Ours => Some(&self.config.health_path),
+            Server::Any { health } => health.as_ref(),
+        };
         let probe = async {
-            let mut request = Request::get(&self.config.health_path)
+            let sender = upstream::connect(&*self.connect, replica, &self.config).await;
+            let mut sender = sender.ok()?;
+            let Some(path) = path else { return Some(true) };
+            let mut request = Request::get(path)
                 .header(header::CONNECTION, "close")
                 .body(Outgoing::Kept(Full::default()))
                 .ok()?;
             endpoint.address(request.headers_mut());
-            let replica = &endpoint.replica;
-            let sender = upstream::connect(&*self.connect, replica, &self.config).await;
-            let answer = sender.ok()?.send_request(request).await.ok()?;
+            let answer = sender.send_request(request).await.ok()?;
             let status: StatusCode = answer.status();
             // Read to its end, so that a replica never sees its probes broken off.
             answer.into_body().collect().await.ok()?;

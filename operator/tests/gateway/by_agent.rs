@@ -101,7 +101,7 @@ impl Machine {
                 progress: PROGRESS_FILE.to_owned(),
                 log_sink: None,
                 grace_seconds: 1,
-                ready: None,
+                server: None,
                 relay: Some(root.replica_key("uid")),
                 pass: None,
                 accelerators: None,

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use petaflop_agent_api::clock::Clock;
+use petaflop_agent_api::gateway::Server;
 use petaflop_operator::gateway::{Config, Connect, Gateway, Replica, State, Tcp, listen, serve};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -131,7 +132,15 @@ impl Backend {
 
     pub(crate) fn replica(&self, state: State) -> Replica {
         let (name, address) = (self.name.clone(), self.address.clone());
-        Replica { name, address, agent: None, weight: NonZeroU32::MIN, state, key: None }
+        Replica {
+            name,
+            address,
+            agent: None,
+            weight: NonZeroU32::MIN,
+            state,
+            key: None,
+            server: Server::Ours,
+        }
     }
 }
 

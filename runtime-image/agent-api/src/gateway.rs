@@ -86,6 +86,24 @@ pub struct Replica {
     pub draining: bool,
     /// What its server, and its agent, ask of whoever sends it requests.
     pub key: Secret,
+    /// What answers there.
+    #[serde(default)]
+    pub server: Server,
+}
+
+/// What answers at a replica.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Server {
+    /// Our runtime: it asks for the key, and says at a known path how it is.
+    #[default]
+    Ours,
+    /// A command of the user's, which knows of no key and is told none.
+    Any {
+        /// Path that it must answer with 200 to 399 before it gets requests again, once it failed. None:
+        /// a connection that it takes is enough.
+        health: Option<String>,
+    },
 }
 
 #[cfg(test)]
@@ -101,6 +119,7 @@ mod tests {
             draining,
             agent: Some(NoisePublic([1; 32])),
             key: Secret::new("key"),
+            server: Server::Ours,
         };
         let told = Told::new(true, vec![replica(false)]);
         assert_eq!(told, Told::new(true, vec![replica(false)]));

@@ -259,9 +259,9 @@ pub struct Report {
 pub enum State {
     /// There is none yet, or its files and inputs are on their way.
     Preparing,
-    /// Its command runs. One with a readiness probe has not answered it yet.
+    /// Its command runs. A [server](crate::task::Server) is not ready.
     Running,
-    /// Its command runs and answers its readiness probe.
+    /// Its command runs, and is a server that answers its readiness probe.
     Ready,
     /// It was asked to end.
     Draining,
@@ -314,4 +314,6 @@ pub enum Why {
     NotDelivered,
     /// As [`Why::NotDelivered`], and another try gets no other answer.
     BadDelivery,
+    /// The agent ended it: a probe failed too often.
+    Unhealthy,
 }

@@ -43,9 +43,9 @@ pub struct Task {
     pub log_sink: Option<LogSink>,
     /// Seconds from the request to end until it is forced.
     pub grace_seconds: u64,
-    /// How to see that it is ready to serve.
+    /// What it serves, where it does and does not say so itself in its progress file.
     #[serde(default)]
-    pub ready: Option<HttpProbe>,
+    pub server: Option<Server>,
     /// What gateways prove themselves by, whose [streams](crate::relay) go to the port on which the
     /// command says in its progress file that it is `serving`.
     #[serde(default)]
@@ -169,15 +169,58 @@ pub struct LogSink {
     pub credentials: BTreeMap<String, Secret>,
 }
 
-/// Ready when a GET on the machine itself answers 200 to 399.
+/// A command that answers HTTP and knows nothing of us. The agent asks it how it is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HttpProbe {
-    /// Of the command.
+pub struct Server {
+    /// Port on which it takes requests.
     pub port: u16,
-    /// Begins with `/`.
-    pub path: String,
-    /// Between two probes.
-    pub period_seconds: u64,
+    /// Whether it has started: the others wait for it, and it is ended where it does not in time.
+    #[serde(default)]
+    pub startup: Option<Probe>,
+    /// Whether it may be sent requests.
+    pub readiness: Probe,
+    /// Whether it must be ended.
+    #[serde(default)]
+    pub liveness: Option<Probe>,
+}
+
+/// One health check, on the machine's own loopback.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Probe {
+    /// Port of the command.
+    pub port: u16,
+    /// What a GET of it must be answered by with 200 to 399; begins with `/`. None: a connection that is
+    /// taken is enough.
+    #[serde(default)]
+    pub path: Option<String>,
+    /// Seconds before the first check.
+    pub initial_delay_seconds: u32,
+    /// Seconds between two checks; not 0.
+    pub period_seconds: u32,
+    /// Seconds that one check may take; not 0.
+    pub timeout_seconds: u32,
+    /// Failures in a row that count; not 0.
+    pub failure_threshold: u32,
+}
+
+impl Probe {
+    /// What makes it impossible to ask so.
+    fn problem(&self) -> Option<String> {
+        let Self { port, path, initial_delay_seconds: _, period_seconds, timeout_seconds, .. } =
+            self;
+        let is_path =
+            |path: &String| path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic());
+        match path {
+            Some(path) if !is_path(path) => {
+                Some(format!("the probe's path {path:?} is not a URL's path"))
+            }
+            _ if *port == 0 => Some("the probe's port is zero".into()),
+            _ if *period_seconds == 0 || *timeout_seconds == 0 || self.failure_threshold == 0 => {
+                Some("the probe's period, timeout or number of failures is zero".into())
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A text that is printed nowhere, and wiped from memory when dropped.
@@ -224,7 +267,7 @@ impl Task {
             progress,
             log_sink,
             grace_seconds: _,
-            ready,
+            server,
             relay,
             pass: _,
             accelerators: _,
@@ -272,15 +315,8 @@ impl Task {
         if relay.as_ref().is_some_and(|key| key.expose().is_empty()) {
             return Some("the relay's key is empty".into());
         }
-        match ready {
-            Some(probe)
-                if !probe.path.starts_with('/') || probe.path.contains(char::is_whitespace) =>
-            {
-                Some(format!("the probe's path {:?} is not a URL's path", probe.path))
-            }
-            Some(HttpProbe { period_seconds: 0, .. }) => Some("the probe's period is zero".into()),
-            _ => None,
-        }
+        let Server { port: _, startup, readiness, liveness } = server.as_ref()?;
+        startup.iter().chain([readiness]).chain(liveness).find_map(Probe::problem)
     }
 }
 

@@ -21,8 +21,10 @@ use crate::folders::Folders;
 use crate::inputs::Trouble;
 use crate::metadata::{Metadata, Word};
 use crate::output::Output;
-use crate::session::{Session, Stop};
-use crate::{accelerators, delivery, dial, host, inputs, pass, server, ship, watch as look};
+use crate::session::{SERVING, Session, Stop};
+use crate::{
+    accelerators, delivery, dial, host, inputs, pass, probes, server, ship, watch as look,
+};
 
 /// For output that a process outside the task's group may still hold open.
 const OUTPUT_LIMIT: Duration = Duration::from_secs(2);
@@ -324,9 +326,13 @@ async fn supervise(config: &Config, session: &Session, output: &Output, task: &T
             .last()
             .and_then(|(_, value, line)| line.is_last().then(|| value.clone()))
             .or(report.take().filter(|_| lines.is_empty()));
-        session.set_progress(lines.into_iter().map(|(event, value, _)| (event, value)));
+        let lines = lines.into_iter().map(|(event, value, _)| (event, value));
+        // What is asked does not say it itself.
+        let asked = task.server.is_some();
+        session.set_progress(lines.filter(|(event, _)| !asked || event != SERVING));
     };
-    let (ended, stop) = wait(config, session, task, &running, &mut follow).await;
+    let Waited { ended, stop, unhealthy } =
+        wait(config, session, task, &running, &mut follow).await;
     // What it wrote last is in the pipe and in the file.
     let patience = tokio::time::Instant::now() + OUTPUT_LIMIT;
     while !reading.is_finished() && tokio::time::Instant::now() < patience {
@@ -334,8 +340,8 @@ async fn supervise(config: &Config, session: &Session, output: &Output, task: &T
     }
     follow();
 
-    let (ended, stop) = match ended {
-        Ok(ended) => (ended, stop),
+    let ended = match ended {
+        Ok(ended) => ended,
         Err(e) => {
             running.signal(Signal::KILL);
             return failed(format!("cannot wait for the command: {e}"));
@@ -346,21 +352,31 @@ async fn supervise(config: &Config, session: &Session, output: &Output, task: &T
         why,
         code: ended.code,
         signal: ended.signal,
-        message: in_words(why, ended),
+        message: in_words(why, unhealthy, ended),
         started_at: Some(started_at),
         ended_at: config.clock.now(),
         report,
     }
 }
 
-/// Waits for the command's end, and brings it about where that is asked for.
+/// How a command came to its end.
+struct Waited {
+    ended: io::Result<Ended>,
+    /// Why it was brought about, where it was.
+    stop: Option<Stop>,
+    /// Which probe failed, where one did.
+    unhealthy: Option<String>,
+}
+
+/// Waits for the command's end, and brings it about where that is asked for, or where a probe of its
+/// fails too often.
 async fn wait(
     config: &Config,
     session: &Session,
     task: &Task,
     running: &Running,
     follow: &mut impl FnMut(),
-) -> (io::Result<Ended>, Option<Stop>) {
+) -> Waited {
     let mut stops = session.stops();
     if stops.borrow().is_some() {
         // It came while the command was being started.
@@ -369,13 +385,13 @@ async fn wait(
     let mut stop: Option<Stop> = None;
     let (mut asked, mut forced) = (false, false);
     let mut ended = std::pin::pin!(running.ended());
-    let mut ready = std::pin::pin!(async {
-        match &task.ready {
-            Some(probe) => look::ready(probe).await,
+    let mut probes = std::pin::pin!(async {
+        match &task.server {
+            Some(server) => probes::follow(server, session).await,
             None => std::future::pending().await,
         }
     });
-    let mut is_ready = false;
+    let mut unhealthy = None;
     let mut look = tokio::time::interval(look::LOOK_EVERY);
     loop {
         let next = async {
@@ -387,7 +403,7 @@ async fn wait(
         };
         tokio::select! {
             biased;
-            ended = &mut ended => return (ended, stop),
+            ended = &mut ended => return Waited { ended, stop, unhealthy },
             Ok(_) = stops.changed() => {
                 if stop.is_none() {
                     session.set_state(State::Draining);
@@ -398,9 +414,12 @@ async fn wait(
                 running.signal(if asked { Signal::KILL } else { Signal::TERM });
                 (asked, forced) = (true, asked);
             }
-            () = &mut ready, if !is_ready => {
-                is_ready = true;
-                session.advance_state(&State::Running, State::Ready);
+            why = &mut probes, if unhealthy.is_none() => {
+                tracing::warn!("{why}");
+                unhealthy = Some(why);
+                let grace = Duration::from_secs(task.grace_seconds);
+                let force_at = config.clock.boottime().saturating_add(grace);
+                stop.get_or_insert(Stop { why: Why::Unhealthy, force_at });
             }
             _ = look.tick() => follow(),
         }
@@ -432,7 +451,7 @@ fn write_files(task: &Task, work: &Path) -> Result<(), String> {
     Ok(())
 }
 
-fn in_words(why: Why, ended: Ended) -> String {
+fn in_words(why: Why, unhealthy: Option<String>, ended: Ended) -> String {
     let how = match (ended.code, ended.signal) {
         (Some(code), _) => format!("the command ended with code {code}"),
         (None, Some(signal)) => format!("the command was ended by signal {signal}"),
@@ -449,5 +468,6 @@ fn in_words(why: Why, ended: Ended) -> String {
         Why::Notice => format!("the provider takes the machine away; {how}"),
         Why::Terminated => format!("ended at once on request; {how}"),
         Why::Orphaned => format!("the lease ran out; {how}"),
+        Why::Unhealthy => format!("{}; {how}", unhealthy.unwrap_or_default()),
     }
 }

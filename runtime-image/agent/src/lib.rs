@@ -41,6 +41,7 @@ mod inputs;
 mod metadata;
 mod output;
 mod pass;
+mod probes;
 mod relay;
 mod server;
 mod session;

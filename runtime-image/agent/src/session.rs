@@ -23,6 +23,9 @@ use crate::output::Output;
 /// A hello is made anew after this long: the lease that answers it runs from when it was made.
 const HELLO_FRESH: Duration = Duration::from_secs(300);
 
+/// The event that says that a server takes requests, and where.
+pub(crate) const SERVING: &str = "serving";
+
 /// Why a body was not taken.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Rejected {
@@ -315,16 +318,6 @@ impl Session {
         self.sequence.send_modify(|sequence| *sequence += 1);
     }
 
-    /// From `from` to `to`, and otherwise nothing.
-    pub(crate) fn advance_state(&self, from: &State, to: State) {
-        let mut inner = self.inner();
-        if inner.state == *from {
-            inner.state = to;
-            drop(inner);
-            self.sequence.send_modify(|sequence| *sequence += 1);
-        }
-    }
-
     pub(crate) fn set_progress(
         &self,
         lines: impl IntoIterator<Item = (String, serde_json::Value)>,
@@ -339,6 +332,23 @@ impl Session {
         if any {
             self.sequence.send_modify(|sequence| *sequence += 1);
         }
+    }
+
+    /// Whether a server takes requests, in the words of its progress file: where it does.
+    pub(crate) fn set_serving(&self, line: Option<serde_json::Value>) {
+        let mut inner = self.inner();
+        if inner.progress.get(SERVING) == line.as_ref() {
+            return;
+        }
+        if matches!(inner.state, State::Running | State::Ready) {
+            inner.state = if line.is_some() { State::Ready } else { State::Running };
+        }
+        match line {
+            Some(line) => inner.progress.insert(SERVING.to_owned(), line),
+            None => inner.progress.remove(SERVING),
+        };
+        drop(inner);
+        self.sequence.send_modify(|sequence| *sequence += 1);
     }
 
     /// Asks the task, and then the agent, to end. A later request can only hasten it.
@@ -405,7 +415,7 @@ impl Session {
 
     /// The port on which the task says that it serves.
     pub(crate) fn served(&self) -> Option<u16> {
-        self.inner().progress.get("serving")?.get("port")?.as_u64()?.try_into().ok()
+        self.inner().progress.get(SERVING)?.get("port")?.as_u64()?.try_into().ok()
     }
 
     pub(crate) fn is_enrolled(&self) -> bool {

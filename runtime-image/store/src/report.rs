@@ -62,7 +62,8 @@ pub enum Progress {
     Serving {
         /// Port on which it does.
         port: u16,
-        /// What answers: the artifact's hash as it was asked for, or its folder.
+        /// What answers: the artifact's hash as it was asked for, or its folder; empty where it is no
+        /// model of ours.
         model: String,
     },
     /// A stored thing was damaged and was left out.

@@ -24,9 +24,9 @@ pub(super) struct Tries {
 
 /// Counts how replicas ended, and says what follows.
 pub(super) fn settle(seen: &Seen, revision: &Revision, next: &mut Next) -> Tries {
-    let artifact = match seen.model {
-        Model::Known(served) => Some(served.artifact.as_str()),
-        Model::Waits(_) | Model::Wrong(_) => None,
+    let (is_known, artifact) = match seen.model {
+        Model::Known(served) => (true, served.artifact()),
+        Model::Waits(_) | Model::Wrong(_) => (false, None),
     };
     let status = &next.status;
     // A store that is silent for a while changes nothing.
@@ -48,7 +48,7 @@ pub(super) fn settle(seen: &Seen, revision: &Revision, next: &mut Next) -> Tries
         next.status.last_failure_time = Some(time(seen.now));
         let answers =
             |replica: &Replica| replica.answers() && revision.is_of(&replica.stored.claim.spec);
-        if !retry && artifact.is_some() && !seen.replicas.iter().any(answers) {
+        if !retry && is_known && !seen.replicas.iter().any(answers) {
             blocked = Some(message.clone());
         }
     }

@@ -2,7 +2,7 @@
 //! another image of the operator's, thereby rolls as another model does.
 //!
 //! Two things are told apart. What its machine runs and has (image, resources, service account, pull
-//! secrets): when that changes the replica is replaced. Where it may be, and at what price: when that
+//! secrets; a container with its port, probes and Secrets' names): when that changes the replica is replaced. Where it may be, and at what price: when that
 //! changes it is replaced only if its machine is at a place that will no longer do. `latencyTarget` and
 //! `interruption` count for the next machine.
 
@@ -26,8 +26,16 @@ impl Revision {
     pub fn of(spec: &InferenceServiceSpec, image: &str) -> Self {
         // What cannot be read says so where it is placed.
         let places = spec.places().ok();
-        let made = (image, &spec.resources, &spec.service_account_name, &spec.image_pull_secrets);
-        Self { text: digest(&made) + &digest(&places), places }
+        let machine = (&spec.resources, &spec.service_account_name, &spec.image_pull_secrets);
+        let (resources, account, pull) = machine;
+        let made = match &spec.container {
+            None => digest(&(image, resources, account, pull)),
+            // The operator's own image is not in it.
+            Some(container) => {
+                digest(&(container, spec.port, &spec.probes, &spec.secrets, machine))
+            }
+        };
+        Self { text: made + &digest(&places), places }
     }
 
     /// The same for the same wish: 64 hex digits.

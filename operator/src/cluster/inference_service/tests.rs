@@ -38,7 +38,7 @@ fn known() -> Model {
         max_millis_per_token: None,
         precision: Precision::F32,
     };
-    Model::Known(Arc::new(Served { artifact: MODEL.into(), work }))
+    Model::Known(Arc::new(Served::Artifact { hash: MODEL.into(), work }))
 }
 
 /// A claim's replica: of this placement, in this phase, answering with this model.

@@ -48,7 +48,7 @@ fn task() -> Task {
             credentials: [("AWS_SECRET_ACCESS_KEY".to_owned(), Secret::new(CANARY))].into(),
         }),
         grace_seconds: 5,
-        ready: None,
+        server: None,
         relay: None,
         pass: None,
         accelerators: None,

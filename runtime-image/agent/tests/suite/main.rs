@@ -13,6 +13,7 @@ mod metadata;
 mod operator;
 mod passes;
 mod pods;
+mod probes;
 mod program;
 mod relays;
 #[path = "../../../store/tests/common/s3.rs"]

@@ -30,7 +30,7 @@ pub fn script(script: &str) -> Task {
         progress: "progress.jsonl".into(),
         log_sink: None,
         grace_seconds: 30,
-        ready: None,
+        server: None,
         relay: None,
         pass: None,
         accelerators: None,

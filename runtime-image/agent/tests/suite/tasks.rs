@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use petaflop_agent_api::message::{Answer, Ask, Exit, Refusal, State, Why};
-use petaflop_agent_api::task::{HttpProbe, LogSink, Secret, TaskFile};
+use petaflop_agent_api::task::{LogSink, Secret, TaskFile};
 use petaflop_store::{logs::LogReader, place};
 
 use crate::operator::{CANARY, Operator, http, script, until};
@@ -119,20 +119,6 @@ fn a_request_is_done_once() {
     bad.argv.clear();
     let refused = operator.ask(program.address, Ask::Run { task: bad });
     assert!(matches!(refused, Answer::Refused(Refusal::BadTask { .. })), "{refused:?}");
-}
-
-#[test]
-fn a_service_is_ready_when_it_answers_its_probe() {
-    let mut operator = Operator::new();
-    let program = Program::start(&operator);
-    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-    let mut task = script(&format!(
-        "sleep 1; mkdir -p www/health; cd www; exec python3 -m http.server {port} --bind 127.0.0.1"
-    ));
-    task.ready = Some(HttpProbe { port, path: "/health/".into(), period_seconds: 1 });
-    operator.enrol(program.address, Some(task));
-    operator.until(program.address, |state| *state == State::Running);
-    operator.until(program.address, |state| *state == State::Ready);
 }
 
 #[test]

@@ -105,7 +105,7 @@ pub(crate) fn script(script: &str) -> Task {
         progress: "progress.jsonl".into(),
         log_sink: None,
         grace_seconds: 5,
-        ready: None,
+        server: None,
         relay: None,
         pass: None,
         accelerators: None,

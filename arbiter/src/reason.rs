@@ -121,6 +121,8 @@ reasons! {
     BalanceTooLow,
     /// The provider has switched this interface off.
     ApiRetired,
+    /// The provider's object is removed, and goes once nothing of ours can bill there.
+    Releasing,
     /// Within the budget.
     Ok,
     /// A warning threshold is passed.

@@ -543,6 +543,8 @@ async fn people_and_operator_may_do_what_their_roles_say() -> Result<()> {
         (audit, "delete", "petaflop.dev/computeclaims", "default", false),
         (guard, "list", "petaflop.dev/computeclaims", "default", true),
         (guard, "patch", "petaflop.dev/trainingjobs", "default", true),
+        (guard, "list", "petaflop.dev/computeproviders", "", true),
+        (guard, "patch", "petaflop.dev/computeproviders", "", false),
         (guard, "delete", "petaflop.dev/trainingjobs", "default", false),
     ] {
         let found = may(user, verb, resource, namespace).await?;

@@ -53,6 +53,8 @@ pub struct Capabilities {
     pub sells: bool,
     /// Whether each machine has an address of its own, so that every port is free on it.
     pub own_address: bool,
+    /// Whether somebody sends a bill for its machines, so that one that nobody knows of costs money.
+    pub rented: bool,
 }
 
 /// A child process of this host.

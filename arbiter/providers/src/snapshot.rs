@@ -204,6 +204,7 @@ impl Provider for Snapshot {
             billing: Billing::new(Duration::from_secs(1), Duration::ZERO),
             sells: false,
             own_address: false,
+            rented: false,
         }
     }
 

@@ -392,7 +392,7 @@ fn the_reasons_are_the_words_of_the_api() {
         BlockedByFailedLoad LaunchAttempted LaunchAmbiguous AdoptedExisting HeartbeatLost TerminateRetrying \
         Unauthorized RateLimited Unreachable Stale Ok WarningThreshold LimitReached ProviderNotFound \
         NamespaceNotAllowed DeadlineAtRisk ImageNotEnterable AcceleratorProbeFailed PriceChanged SecretNotFound \
-        BalanceTooLow ApiRetired ResultRefused OwnerGone"
+        BalanceTooLow ApiRetired Releasing ResultRefused OwnerGone"
         .split_whitespace()
     {
         assert!(words.contains(&word), "{word}");

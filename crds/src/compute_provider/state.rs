@@ -96,6 +96,10 @@ impl ComputeProvider {
             state: match (state, facts.usable) {
                 (ProviderSwitch::Disabled, _) | (_, false) => Switch::Disabled,
                 (ProviderSwitch::Cordoned, true) => Switch::Cordoned,
+                // What ran when its object was removed goes on.
+                (ProviderSwitch::Enabled, true) if self.metadata.deletion_timestamp.is_some() => {
+                    Switch::Cordoned
+                }
                 (ProviderSwitch::Enabled, true) => Switch::Enabled,
             },
             allowed_namespaces: (!allowed_namespaces.iter().any(|name| name == "*"))

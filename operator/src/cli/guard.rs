@@ -26,12 +26,15 @@ pub(crate) struct Args {
     /// What to do while claims are not over
     #[arg(long, value_enum, default_value = "Fail")]
     on_running_claims: OnRunningClaims,
-    /// How long claims may take to end
+    /// How long claims may take to end, and providers to list what is left
     #[arg(long, value_name = "SECONDS", default_value_t = 270)]
     timeout_seconds: u64,
     /// The operator's namespace [default: that of the Pod or kubeconfig]
     #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
     namespace: String,
+    /// Labels of the ComputeProviders of this installation [default: all there are]
+    #[arg(long, value_name = "SELECTOR")]
+    provider_labels: Option<String>,
     #[command(flatten)]
     watched: super::operator::Watched,
 }
@@ -40,6 +43,7 @@ pub(crate) fn run(args: &Args) -> Outcome {
     waiting()?.block_on(async {
         let (client, own) = begin::client(&args.namespace).await?;
         let guard = Guard { client, clock: Clock::system(), namespaces: args.watched.namespaces() };
+        let until = guard.clock.boottime() + Duration::from_secs(args.timeout_seconds);
         let open = match args.on_running_claims {
             OnRunningClaims::Fail => guard.open().await?,
             OnRunningClaims::Drain => {
@@ -52,6 +56,15 @@ pub(crate) fn run(args: &Args) -> Outcome {
         if !open.is_empty() {
             return Err(refusal(args.on_running_claims, &open));
         }
+        let labels = args.provider_labels.as_deref();
+        let left = until.saturating_sub(guard.clock.boottime());
+        let waits = |held: &BTreeSet<String>| {
+            say(format_args!("waiting until nothing of ours is listed at {}", names(held)));
+        };
+        let held = guard.released(labels, left, waits).await?;
+        if !held.is_empty() {
+            return Err(still_held(&held));
+        }
         // What waits could get a machine between this look and the operator's end.
         guard.rest(&own).await?;
         let open = guard.open().await?;
@@ -62,6 +75,19 @@ pub(crate) fn run(args: &Args) -> Outcome {
         guard.release().await?;
         Ok(Code::Done)
     })
+}
+
+fn names(providers: &BTreeSet<String>) -> String {
+    providers.iter().map(String::as_str).collect::<Vec<_>>().join(", ")
+}
+
+fn still_held(providers: &BTreeSet<String>) -> Failure {
+    let names = names(providers);
+    Failure::failed(format!(
+        "without the operator nobody would end a machine that shows up late at {names}: their machines are listed once more some minutes \
+         after the last claim has ended; uninstall again then. Where a provider never will answer again and somebody has made sure that \
+         nothing bills there: kubectl patch computeproviders.petaflop.dev NAME --type=merge --patch '{{\"metadata\":{{\"finalizers\":null}}}}'"
+    ))
 }
 
 fn refusal(mode: OnRunningClaims, open: &BTreeSet<Open>) -> Failure {

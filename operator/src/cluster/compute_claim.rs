@@ -18,6 +18,7 @@ use crate::cluster::error::Error;
 use crate::cluster::events::{Event, Happened};
 use crate::cluster::lane::{self, Who};
 use crate::cluster::owner::Owner;
+use crate::cluster::parting::{self, Hold};
 use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::{Operator, abandon, claims, finalizer};
@@ -74,7 +75,19 @@ pub async fn reconcile(operator: &Operator, name: &Name) -> Result<Again, Error>
         return Ok(Again::OnChange);
     }
     let pass = Pass { operator, provider: provider.as_ref(), owner: owner.as_ref(), name };
-    let wanted = pass.wanted(&stored);
+    let wanted = match pass.wanted(&stored) {
+        Wanted::Yes if planned && provider.capabilities().rented => {
+            match parting::hold(operator, seller) {
+                Hold::Held => Wanted::Yes,
+                Hold::Soon => {
+                    operator.handle().provider_changed(seller);
+                    return Ok(Again::After(SOON.unsigned_abs()));
+                }
+                Hold::Never => Wanted::No(Reason::ProviderUnavailable),
+            }
+        }
+        wanted => wanted,
+    };
     if planned && wanted == Wanted::Yes && owner.as_ref().is_some_and(|owner| !owner.is_held()) {
         return Ok(Again::After(SOON.unsigned_abs()));
     }
@@ -337,6 +350,7 @@ impl Pass<'_> {
                 }
                 operator.agents.forget(self.name);
                 operator.owner_changed(&owner);
+                operator.handle().provider_changed(self.provider.name());
                 // Its slot, quota and reservation are free.
                 operator.placement.ask();
                 Ok(Again::OnChange)

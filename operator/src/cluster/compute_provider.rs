@@ -1,5 +1,5 @@
 //! The ComputeProvider's controller: quotes, and what its status says. Its object stays as long as
-//! there are claims on it.
+//! something there may bill: `parting`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,9 +17,10 @@ use petaflop_crds::spend_budget::Period;
 use petaflop_providers::{ProviderError, Retry};
 
 use crate::cluster::error::{Error, is_not_found};
+use crate::cluster::parting::{self, Stays};
 use crate::cluster::queue::Again;
 use crate::cluster::status::{Conditions, Is, time};
-use crate::cluster::{Operator, events, finalizer};
+use crate::cluster::{Operator, events, finalizer, sweep};
 
 /// Offers that its status shows.
 const SHOWN: usize = 10;
@@ -67,20 +68,25 @@ pub async fn reconcile(operator: &Operator, name: &str) -> Result<Again, Error> 
     };
     operator.providers.put(name, object.clone());
     let deleting = object.metadata.deletion_timestamp.is_some();
-    // Held only while there are claims: whoever uninstalls us deletes us before our objects.
-    if finalizer::is_held(&*object) != in_use {
-        let written = finalizer::hold(&api, &object, in_use).await;
+    let stays = parting::stays(operator, &object).await?;
+    // Not for longer than it must: whoever uninstalls us deletes us before our objects. What is being
+    // removed takes no finalizer any more. The watch brings what is written.
+    let held = finalizer::is_held(&*object);
+    if held != stays.is_some() && (held || !deleting) {
+        let written = finalizer::hold(&api, &object, !held).await;
         written.map_err(Error::api("writing a provider's finalizer"))?;
+        return Ok(Again::After(QUOTE));
     }
     if deleting {
-        return Ok(Again::After(Duration::from_secs(5)));
+        write(operator, &api, &object, stays).await?;
+        return Ok(Again::After(sweep::QUICK));
     }
     let now = operator.clock.now();
     if operator.providers.refresh(name, now).await {
         operator.placement.ask();
         operator.handle().offers_changed();
     }
-    write(operator, &api, &object).await?;
+    write(operator, &api, &object, None).await?;
     let trouble = operator.providers.get(name).and_then(|known| known.trouble);
     Ok(Again::After(match trouble.map(|error| error.retry()) {
         Some(Retry::After(wait)) => wait.min(QUOTE),
@@ -88,10 +94,12 @@ pub async fn reconcile(operator: &Operator, name: &str) -> Result<Again, Error> 
     }))
 }
 
+/// `leaving`: why its object is not gone yet, where it is being removed.
 async fn write(
     operator: &Operator,
     api: &Api<ComputeProvider>,
     object: &Arc<ComputeProvider>,
+    leaving: Option<Stays>,
 ) -> Result<(), Error> {
     let name = object.name_any();
     let Some(known) = operator.providers.get(&name) else { return Ok(()) };
@@ -138,6 +146,10 @@ async fn write(
                 }
             }
         }
+    }
+    if let Some(stays) = leaving {
+        let (reason, message) = stays.said();
+        conditions.progressing(reason, &message);
     }
     match (age, &known.trouble) {
         (Age::Fresh, _) | (Age::Nothing, None) => {

@@ -10,7 +10,7 @@ use kube::api::{ListParams, Patch, PatchParams};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::{Api, Client, Resource, ResourceExt};
 use petaflop_agent_api::clock::Clock;
-use petaflop_crds::{ComputeClaim, InferenceService, TrainingJob};
+use petaflop_crds::{ComputeClaim, ComputeProvider, InferenceService, TrainingJob};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -121,6 +121,38 @@ impl Guard {
     pub async fn wake(&self, namespace: &str) -> Result<(), Error> {
         let leases = Api::namespaced(self.client.clone(), namespace);
         Election::resign(&leases, ME).await
+    }
+
+    /// The ComputeProviders that the operator has not let go of, once that is so of none or their time
+    /// is over. It lists what is there once its last claim has ended, and that has to settle.
+    ///
+    /// # Errors
+    /// The API server refuses or does not answer.
+    pub async fn released(
+        &self,
+        labels: Option<&str>,
+        within: Duration,
+        said: impl Fn(&BTreeSet<String>),
+    ) -> Result<BTreeSet<String>, Error> {
+        let api: Api<PartialObjectMeta<ComputeProvider>> = Api::all(self.client.clone());
+        let which =
+            ListParams { label_selector: labels.map(str::to_owned), ..ListParams::default() };
+        let until = self.clock.boottime().saturating_add(within);
+        let mut before = BTreeSet::new();
+        loop {
+            let list = api.list_metadata(&which).await;
+            let list = list.map_err(Error::api("listing the ComputeProviders"))?;
+            let held = list.items.iter().filter(|object| finalizer::is_held(*object));
+            let held: BTreeSet<String> = held.map(ResourceExt::name_any).collect();
+            if held.is_empty() || self.clock.boottime() >= until {
+                return Ok(held);
+            }
+            if held != before {
+                said(&held);
+                before = held;
+            }
+            self.clock.sleep(AGAIN).await;
+        }
     }
 
     /// Takes our finalizer off jobs and services, of which none has a claim: without an operator

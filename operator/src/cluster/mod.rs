@@ -64,6 +64,7 @@ pub mod metrics;
 pub mod moves;
 pub mod operate;
 pub mod owner;
+pub mod parting;
 pub mod placement;
 pub mod probe;
 pub mod providers;

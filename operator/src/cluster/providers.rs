@@ -86,6 +86,8 @@ struct Inner {
     learned: BTreeMap<String, Corrections>,
     /// By claim's uid, until when it is not bought for.
     rests: BTreeMap<String, Timestamp>,
+    /// Since when no claim is on it.
+    unneeded: BTreeMap<String, Timestamp>,
 }
 
 impl Registry {
@@ -131,7 +133,24 @@ impl Registry {
     pub fn remove(&self, name: &str) {
         let mut inner = self.lock();
         inner.known.remove(name);
+        inner.unneeded.remove(name);
         Arc::make_mut(&mut inner.market).replace(name, &[]);
+    }
+
+    /// Since when no claim is on a provider, as far as is known: not before this was asked first, nor
+    /// before the last one went.
+    pub fn unneeded_since(&self, name: &str, now: Timestamp, left: bool) -> Timestamp {
+        let mut inner = self.lock();
+        let since = inner.unneeded.entry(name.to_owned()).or_insert(now);
+        if left {
+            *since = now;
+        }
+        *since
+    }
+
+    /// Whoever led meanwhile may have had claims.
+    pub fn forget_unneeded(&self) {
+        self.lock().unneeded.clear();
     }
 
     /// What all of them offer now. What is quoted later does not change it.

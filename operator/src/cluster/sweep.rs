@@ -47,12 +47,21 @@ pub struct Swept {
 /// One round at one provider.
 pub async fn round(operator: &Operator, provider: &dyn Provider) -> Result<Swept, Error> {
     let listing = provider.list(&operator.installation.uid).await.map_err(ActError::from)?;
+    compare(operator, provider, &listing).await
+}
+
+/// What a provider listed, against the claims as they are afterwards.
+pub async fn compare(
+    operator: &Operator,
+    provider: &dyn Provider,
+    listing: &Listing,
+) -> Result<Swept, Error> {
     let mut swept = Swept::default();
-    orphans(operator, provider, &listing, &mut swept).await?;
+    orphans(operator, provider, listing, &mut swept).await?;
     // What is missing from a part of a list is not gone.
     if listing.complete {
-        missing(operator, provider, &listing, &mut swept);
-        listed::tell(operator, provider.name(), &listing).await?;
+        missing(operator, provider, listing, &mut swept);
+        listed::tell(operator, provider.name(), listing).await?;
     }
     Ok(swept)
 }
@@ -222,9 +231,13 @@ pub fn too_many(unclaimed: &[&Instance], listing: &Listing) -> bool {
 
 /// Whether a machine is older than a list may lag behind.
 pub fn is_old(instance: &Instance, provider: &dyn Provider, now: Timestamp) -> bool {
-    let safety = provider.capabilities().launch_safety;
-    let grace = SignedDuration::from_secs(i64::from(safety.settle_seconds) + 30);
-    instance.started.is_some_and(|at| now.duration_since(at) >= grace)
+    instance.started.is_some_and(|at| now.duration_since(at) >= grace(provider))
+}
+
+/// How far a list may lag behind, with some to spare.
+pub fn grace(provider: &dyn Provider) -> SignedDuration {
+    let settle = provider.capabilities().launch_safety.settle_seconds;
+    SignedDuration::from_secs(i64::from(settle) + 30)
 }
 
 fn missing(operator: &Operator, provider: &dyn Provider, listing: &Listing, swept: &mut Swept) {

@@ -2,7 +2,7 @@
 //! ourselves since. Of two writings of one object the newer counts, so that nothing is ever decided
 //! from a cache that is behind our own last write.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use petaflop_crds::ComputeClaim;
@@ -27,6 +27,8 @@ struct Inner {
     /// In order. Mostly there is one, and a set would take ten times its room.
     by_owner: HashMap<String, Vec<Arc<Name>>>,
     by_provider: HashMap<String, BTreeSet<Arc<Name>>>,
+    /// Providers whose last claim went, until somebody asks.
+    left: HashSet<String>,
     /// Removed objects, until the watch has seen it: uid by name.
     removed: HashMap<Name, String>,
 }
@@ -129,6 +131,11 @@ impl ClaimTable {
         self.lock().by_provider.contains_key(name)
     }
 
+    /// Whether a provider's last claim went since this was asked last, however many came after it.
+    pub fn was_left(&self, name: &str) -> bool {
+        self.lock().left.remove(name)
+    }
+
     /// The claims of a namespace.
     pub fn of_namespace(&self, namespace: &str) -> Vec<StoredClaim> {
         let inner = self.lock();
@@ -176,6 +183,9 @@ impl Inner {
         if uid.is_none() || known.metadata.uid.as_deref() == uid {
             self.claims.remove(name);
             self.forget(&known, name);
+            if !self.by_provider.contains_key(&known.spec.provider) {
+                self.left.insert(known.spec.provider);
+            }
         }
     }
 
@@ -269,6 +279,7 @@ mod tests {
         assert!(table.is_empty());
         table.gone(&claim("a", "u", 9));
         assert!(!table.needs_provider("fake"));
+        assert!(table.was_left("fake") && !table.was_left("fake"), "said once");
         assert!(table.put(claim("a", "v", 10)), "another object of the same name");
         assert_eq!(table.of_owner("owner").len(), 1);
         assert_eq!(table.of_provider("fake").len(), 1);

@@ -138,6 +138,7 @@ async fn work(operator: Arc<Operator>, queues: Queues) {
 /// The reservations and the money, as the stores themselves have them now.
 async fn begin(operator: &Operator) -> Result<(), Error> {
     operator.claims.list().await?;
+    operator.providers.forget_unneeded();
     operator.book.read(&operator.ledger).await?;
     for name in operator.provider_names() {
         if let Some(object) = operator.provider_object(&name) {

@@ -261,6 +261,7 @@ impl Provider for FakeProvider {
             billing: Billing::new(granularity, minimum),
             sells: true,
             own_address: false,
+            rented: true,
         }
     }
 

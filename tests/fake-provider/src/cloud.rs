@@ -24,7 +24,7 @@ use crate::inner::{All, Inner};
 use crate::machine::Machine;
 use crate::manners::Manners;
 use crate::server;
-use crate::wire::State;
+use crate::wire::{Create, State};
 
 /// A plain machine of four processors and 8 GiB that a provider sells, quoted now.
 pub fn small_offer(provider: &str, price: UsdPerHour) -> Offer {
@@ -234,15 +234,26 @@ impl Cloud {
         };
         let now = self.inner.now();
         let mut all = self.inner.all();
-        let Some(offer) = all.offers.first() else {
+        let Some(offered) = all.offers.first().cloned() else {
             panic!("a cloud that sells nothing has no machines");
         };
-        let (offer, price) = (offer.id.clone(), offer.price);
+        let (offer, price) = (offered.id.clone(), offered.price);
+        // Whoever has the tag of a claim has that of an offer too.
+        let request = identity.map(|identity| Create {
+            name: identity.unique_name(),
+            token: identity.token(),
+            identity: identity_text(identity),
+            offer: offer.clone(),
+            offered,
+            bid: price,
+            image: String::new(),
+            env: BTreeMap::new(),
+        });
         let machine = Machine {
             id: all.next_id(),
             name: identity.map_or("somebody".to_owned(), Identity::unique_name),
             identity: identity.map(identity_text),
-            request: None,
+            request,
             offer,
             price,
             state: State::Running,

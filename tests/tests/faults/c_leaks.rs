@@ -4,12 +4,14 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{DeleteParams, Patch, PatchParams};
 use kube::{Api, ResourceExt};
 use petaflop_arbiter::claim::Identity;
 use petaflop_crds::{ComputeClaim, ComputeProvider};
 use petaflop_fake_provider::{Fault as Misbehaviour, Foreign, Kind, Manners};
 use petaflop_harness::eventually;
+use petaflop_providers::provider::parse_identity;
 use serde_json::json;
 
 use crate::world::{Lane, Seen, Twist, World, alone, by_hand, clouds, on_each};
@@ -204,9 +206,39 @@ fn c9_a_provider_that_is_deleted_stays_until_its_last_machine_is_gone() -> Resul
         ensure!(world.cloud.billed_now().len() == 1, "its machine was ended");
         world.delete().await?;
         gone(world).await?;
+        let settles = world.manners.settle + Duration::from_secs(30 + 10);
+        world.pass(settles).await?;
+        let left = providers.get_opt(&claim.spec.provider).await?;
+        ensure!(left.is_none(), "{left:#?}");
+        Ok(())
+    })
+}
+
+#[test]
+fn c9_a_machine_that_shows_up_after_its_claim_and_its_provider_were_removed_is_ended() -> Result<()>
+{
+    on_each("c9-late", &[], async |world| {
+        let claim = running(world).await?;
+        let bought = world.cloud.billed_now().remove(0);
+        let bought = parse_identity(&bought.identity).context("an identity")?;
+        let providers: Api<ComputeProvider> = Api::all(world.lane.client.clone());
+        providers.delete(&claim.spec.provider, &DeleteParams::default()).await?;
+        world.delete().await?;
+        gone(world).await?;
+        // Who is told that a purchase failed may have bought all the same.
+        world.cloud.plant(Foreign::Tagged(Identity { attempt: bought.attempt + 1, ..bought }));
+        world.pass(Duration::from_secs(20)).await?;
+        let object = providers.get(&claim.spec.provider).await?;
+        let said = object.status.unwrap_or_default().conditions;
+        let waits = |c: &Condition| c.type_ == "Reconciling" && c.reason == "Releasing";
+        ensure!(said.iter().any(waits), "{said:#?}");
+        // Too young to be ended at first, and listed with an end to come for a while.
+        world.until("no machine", |seen| seen.billed.is_empty()).await?;
         world.pass(Duration::from_secs(60)).await?;
         let left = providers.get_opt(&claim.spec.provider).await?;
         ensure!(left.is_none(), "{left:#?}");
+        world.leaks.clear();
+        world.unseen = world.manners.shutdown;
         Ok(())
     })
 }

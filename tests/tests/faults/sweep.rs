@@ -24,8 +24,9 @@ const TURNS: u32 = 2_000;
 /// Every so manieth point of a scenario that is not gone through as a whole.
 const SAMPLE: usize = 25;
 
-/// After the end, until time is idle; and how long it is watched then.
-const REST: Duration = Duration::from_secs(35);
+/// After the end, until time is idle: the provider is let go of within the minute that its lists may lag
+/// behind and one more; and how long it is watched then.
+const REST: Duration = Duration::from_secs(125);
 const IDLE: Duration = Duration::from_secs(65);
 
 /// Without faults or with these, from the first process to the idle end. Writes are counted later.

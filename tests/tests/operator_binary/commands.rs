@@ -137,13 +137,14 @@ async fn guard_refuses_while_a_claim_lives_and_drains_when_asked() -> Result<()>
     world.job_runs(&program, "tiny").await?;
     let claims = world.all::<ComputeClaim>().await.map_err(anyhow::Error::msg)?;
 
-    let refused = world.command("-guard", &["guard", "--on-running-claims=Fail"]).await?;
+    let own = "--provider-labels=test=guarded";
+    let refused = world.command("-guard", &["guard", "--on-running-claims=Fail", own]).await?;
     let words = said(&refused);
     ensure!(!refused.status.success(), "{words}");
     ensure!(words.contains(&claims[0].name_any()) && words.contains("trainingjob/tiny"), "{words}");
     ensure!(words.contains("uninstall.onRunningClaims=Drain"), "{words}");
 
-    let drain = ["guard", "--on-running-claims=Drain", "--timeout-seconds=90"];
+    let drain = ["guard", "--on-running-claims=Drain", "--timeout-seconds=90", own];
     let drained = world.command("-guard", &drain).await?;
     ensure!(drained.status.success(), "{}\n{}", said(&drained), program.log_tail());
     let left = world.all::<ComputeClaim>().await.map_err(anyhow::Error::msg)?;

@@ -92,6 +92,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     },
     sells: true,
     own_address: true,
+    rented: true,
 };
 
 /// An account at AWS.

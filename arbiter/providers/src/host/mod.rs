@@ -283,6 +283,7 @@ impl Provider for Host {
             billing: Billing::new(Duration::from_millis(1), Duration::ZERO),
             sells: true,
             own_address: false,
+            rented: false,
         }
     }
 

@@ -267,6 +267,7 @@ impl Provider for Nodes {
             billing: Billing::new(Duration::from_secs(1), Duration::ZERO),
             sells: true,
             own_address: true,
+            rented: false,
         }
     }
 

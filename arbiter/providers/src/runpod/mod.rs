@@ -124,6 +124,7 @@ pub const CAPABILITIES: Capabilities = Capabilities {
     billing: Billing::new(Duration::from_secs(1), Duration::ZERO),
     sells: true,
     own_address: false,
+    rented: true,
 };
 
 impl fmt::Debug for RunPod {

@@ -592,7 +592,12 @@ pub fn needs_a_change(reason: Reason) -> bool {
 fn take_progress(run: Option<&Run>, status: &mut TrainingJobStatus) {
     let Some(run) = run else { return };
     if run.progress.steps > 0 {
-        status.progress = Some(run.progress.clone());
+        // How long a checkpoint takes is known of the job: a machine that has saved none yet, or was
+        // lost before it did, takes nothing back.
+        let known = status.progress.take().and_then(|progress| progress.checkpoint_seconds);
+        let mut progress = run.progress.clone();
+        progress.checkpoint_seconds = progress.checkpoint_seconds.or(known);
+        status.progress = Some(progress);
     }
     if let Some(key) = &run.key {
         status.key.get_or_insert_with(|| key.clone());

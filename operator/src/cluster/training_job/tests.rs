@@ -184,6 +184,25 @@ fn machines_that_are_lost_are_interruptions_and_no_failures() {
 }
 
 #[test]
+fn what_a_checkpoint_takes_is_taken_over_from_a_lost_machine_and_stays_known_on_the_next() {
+    let mut saved = run(None);
+    (saved.progress.steps, saved.progress.checkpoint_seconds) = (20, Some(3.0));
+    let mut fresh = run(None);
+    fresh.progress.steps = 20;
+    let mut job = job(serde_json::json!({}));
+    for (claim, run) in [
+        (claim(1, ended(Reason::HeartbeatLost), true), &saved),
+        (claim(2, launched(), true), &fresh),
+        (claim(2, ended(Reason::HeartbeatLost), true), &fresh),
+    ] {
+        let looked = next(&look(&job, std::slice::from_ref(&claim), Some(run)));
+        job = then(&job, looked);
+        let progress = job.status.as_ref().and_then(|status| status.progress.as_ref());
+        assert_eq!(progress.and_then(|p| p.checkpoint_seconds), Some(3.0), "{claim:?}");
+    }
+}
+
+#[test]
 fn a_machine_that_was_not_to_be_had_counts_as_nothing() {
     let job = job(serde_json::json!({"backoffLimit": 0}));
     let claims = [claim(1, ended(Reason::InsufficientCapacity), false)];

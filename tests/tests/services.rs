@@ -3,6 +3,9 @@
 //! the real controller-manager makes from our Deployments, are started by [`serving::Kubelet`] as
 //! processes with what the Pod says, each on a loopback address of its own.
 
+#[cfg(feature = "aws")]
+#[path = "serving/containers.rs"]
+mod containers;
 mod market;
 mod operator;
 #[cfg(feature = "aws")]

@@ -73,6 +73,12 @@ impl<'a> Pass<'a> {
         {
             return None;
         }
+        let needs = workload.resources.disk;
+        if let Some(has) = state.disk.filter(|has| needs > *has)
+            && !sink.hit(Check::Disk, || Obstacle::Disk { needs, has })
+        {
+            return None;
+        }
         Some(state)
     }
 

@@ -92,6 +92,13 @@ obstacles! {
         /// What is needed, in words.
         needs: String,
     },
+    /// Its machines have too little disk.
+    Disk {
+        /// Bytes asked for.
+        needs: u64,
+        /// Bytes they have.
+        has: u64,
+    },
     /// Its devices are not among those asked for.
     AcceleratorModel {
         /// Asked for.
@@ -307,9 +314,9 @@ impl Obstacle {
                 factor(f64::from(*needs), f64::from(has.unwrap_or(0)))
             }
             Obstacle::Memory { needs, has } => factor(*needs as f64, has.unwrap_or(0) as f64),
-            Obstacle::DeviceMemory { needs, has } | Obstacle::AcceleratorMemory { needs, has } => {
-                factor(*needs as f64, *has as f64)
-            }
+            Obstacle::DeviceMemory { needs, has }
+            | Obstacle::AcceleratorMemory { needs, has }
+            | Obstacle::Disk { needs, has } => factor(*needs as f64, *has as f64),
             Obstacle::AcceleratorCount { needs, has } => {
                 factor(f64::from(*needs.max(has)), f64::from(*needs.min(has)))
             }
@@ -360,6 +367,7 @@ impl Obstacle {
             | Obstacle::Zone { .. }
             | Obstacle::UntrustedHost
             | Obstacle::OutOfReach { .. }
+            | Obstacle::Disk { .. }
             | Obstacle::AcceleratorModel { .. }
             | Obstacle::AcceleratorCount { .. }
             | Obstacle::AcceleratorMemory { .. }
@@ -410,6 +418,10 @@ impl Obstacle {
             Obstacle::Memory { needs, has: Some(has) } => {
                 format!("memory: {} less", bytes(needs.saturating_sub(*has)))
             }
+            Obstacle::Disk { needs, has } => format!(
+                "resources.ephemeralStorage: {} less, or diskGb of the ComputeProvider: more",
+                bytes(needs.saturating_sub(*has))
+            ),
             Obstacle::DeviceMemory { needs, has } => format!(
                 "device memory: {} less (a smaller micro-batch, context or model)",
                 bytes(needs.saturating_sub(*has))
@@ -524,6 +536,9 @@ impl fmt::Display for Obstacle {
             Obstacle::UntrustedHost => f.write_str("unknown owner, allowUntrustedHosts is false"),
             Obstacle::OutOfReach { provider, needs } => {
                 write!(f, "machines of {provider} cannot reach {needs}")
+            }
+            Obstacle::Disk { needs, has } => {
+                write!(f, "needs {} of disk, has {}", bytes(*needs), bytes(*has))
             }
             Obstacle::AcceleratorModel { needs, has } => write!(f, "needs {needs}, has {has}"),
             Obstacle::AcceleratorCount { needs, has } => {

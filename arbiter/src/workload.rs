@@ -196,6 +196,14 @@ pub struct Resources {
     pub vcpu_milli: u32,
     /// Memory in bytes.
     pub memory: u64,
+    /// Disk in bytes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub disk: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
+const fn is_zero(bytes: &u64) -> bool {
+    *bytes == 0
 }
 
 /// One acceptable kind of device.

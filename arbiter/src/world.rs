@@ -99,6 +99,9 @@ pub struct ProviderState {
     /// [`Workload::tied`].
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub remote: bool,
+    /// Bytes of disk that each of its machines has, where they all have the same; `None`: not known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<u64>,
     /// Whether what it quotes is in stock; of others only a price is known until somebody tries.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub quotes_stock: bool,

@@ -54,8 +54,6 @@ use crate::training_job::WeightFormat;
 #[x_kube(
     validation = Rule::new("!has(self.route) || !has(self.route.host)").field_path(".route.host").reason(Reason::FieldValueForbidden)
         .message("route.host is not built yet: put an Ingress or HTTPRoute before the Service of this name"),
-    validation = Rule::new("!has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
-        .message("volumes are not built yet: leave them out"),
     validation = Rule::new("!has(self.placement) || !has(self.placement.interruption) || ((!has(self.placement.interruption.policy) || self.placement.interruption.policy == 'Restart') && (!has(self.placement.interruption.maxInterruptions) || self.placement.interruption.maxInterruptions == 10))").field_path(".placement.interruption").reason(Reason::FieldValueForbidden)
         .message("interruption.policy and maxInterruptions are for TrainingJobs: a service replaces whatever machine is taken away; leave them out"),
 )]
@@ -71,6 +69,10 @@ use crate::training_job::WeightFormat;
         .message("probes are for container: leave them out; our runtime says itself how it is"),
     validation = Rule::new("has(self.container) || !has(self.secrets) || self.secrets.size() == 0").field_path(".secrets").reason(Reason::FieldValueForbidden)
         .message("secrets are for container: leave them out; our runtime needs none"),
+    validation = Rule::new("has(self.container) || !has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
+        .message("volumes are for container: leave them out; our runtime reads its model from the store"),
+    validation = Rule::new("!has(self.volumes) || self.volumes.all(one, self.volumes.filter(other, other.mountPath == one.mountPath).size() == 1)").field_path(".volumes").reason(Reason::FieldValueDuplicate)
+        .message("two volumes have one mountPath: give each a folder of its own"),
     validation = Rule::new("!has(self.container) || !has(self.latencyTarget) || (!has(self.latencyTarget.ttftMs) && !has(self.latencyTarget.tpotMs))").field_path(".latencyTarget").reason(Reason::FieldValueForbidden)
         .message("latencyTarget is for model: how fast a container answers cannot be computed; leave it out"),
     validation = Rule::new("!has(self.minReplicas) || !has(self.maxReplicas) || self.minReplicas <= self.maxReplicas").field_path(".minReplicas")
@@ -128,7 +130,7 @@ pub struct InferenceServiceSpec {
     /// How it is reached from outside.
     #[serde(default)]
     pub route: Route,
-    /// Volumes of the cluster.
+    /// Volumes of the cluster, for a container. They keep its replicas on its nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

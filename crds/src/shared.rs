@@ -397,7 +397,9 @@ pub struct SecretRef {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("(has(self.persistentVolumeClaim) ? 1 : 0) + (has(self.configMap) ? 1 : 0) + (has(self.emptyDir) ? 1 : 0) == 1")
-        .message("exactly one of persistentVolumeClaim, configMap and emptyDir must be given")
+        .message("exactly one of persistentVolumeClaim, configMap and emptyDir must be given"),
+    validation = Rule::new("!self.mountPath.matches('/[.]{0,2}(/|$)|^/tmp$|^/(petaflop|work|inputs|proc|sys|dev)(/|$)')").field_path(".mountPath")
+        .message("mountPath must be a folder of its own, without //, . or .. in its path or / at its end: not / or /tmp, and not in /petaflop, /work, /inputs, /proc, /sys or /dev"),
 )]
 pub struct Volume {
     /// Its name.

@@ -69,10 +69,6 @@ use crate::shared::{
         .message("gradient_checkpointing is not built yet: leave it out, or lower micro_batch_size and raise gradient_accumulation_steps"),
     validation = Rule::new("!has(self.recipe) || !has(self.recipe.saves_per_epoch)").field_path(".recipe.saves_per_epoch").reason(Reason::FieldValueForbidden)
         .message("saves_per_epoch is not built yet: set spec.checkpoint.intervalSeconds"),
-    validation = Rule::new("!has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
-        .message("volumes are not built yet: leave them out; data comes by recipe.datasets and inputs"),
-    validation = Rule::new("!has(self.ports) || self.ports.size() == 0").field_path(".ports").reason(Reason::FieldValueForbidden)
-        .message("ports are not built yet: leave them out"),
 )]
 // Lasting rules.
 #[x_kube(
@@ -90,6 +86,10 @@ use crate::shared::{
         .message("cache Always needs the digest of each input that is not an artifact: what is there may be something else tomorrow"),
     validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always' || ((!has(self.container.env) || self.container.env.all(v, !has(v.valueFrom) || !has(v.valueFrom.configMapKeyRef))) && (!has(self.container.envFrom) || self.container.envFrom.all(from, !has(from.configMapRef))))").field_path(".container").reason(Reason::FieldValueForbidden)
         .message("cache Always does not go with ConfigMaps in the environment, which may change: write the values out"),
+    validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always' || !has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
+        .message("cache Always does not go with volumes, whose content may change: bring the data by inputs with a digest"),
+    validation = Rule::new("!has(self.volumes) || self.volumes.all(one, self.volumes.filter(other, other.mountPath == one.mountPath).size() == 1)").field_path(".volumes").reason(Reason::FieldValueDuplicate)
+        .message("two volumes have one mountPath: give each a folder of its own"),
     validation = Rule::new("has(self.recipe) == has(oldSelf.recipe) && (!has(self.recipe) || self.recipe == oldSelf.recipe)").field_path(".recipe").reason(Reason::FieldValueForbidden)
         .message("recipe is immutable: create a new TrainingJob"),
     validation = Rule::new("has(self.container) == has(oldSelf.container) && (!has(self.container) || self.container == oldSelf.container)").field_path(".container").reason(Reason::FieldValueForbidden)
@@ -139,12 +139,12 @@ pub struct TrainingJobSpec {
     /// How progress is kept.
     #[serde(default)]
     pub checkpoint: Checkpoint,
-    /// Volumes of the cluster.
+    /// Volumes of the cluster. They keep the job on its nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub volumes: Vec<Volume>,
-    /// Ports that the command listens on.
+    /// Ports that the command listens on, for whoever reaches its Pod. They keep the job on the cluster's nodes.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]

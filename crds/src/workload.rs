@@ -71,8 +71,8 @@ impl TrainingJobSpec {
             placement,
             deadline,
             checkpoint: _, // its interval is in `work`
-            volumes: _,
-            ports: _,
+            volumes,
+            ports,
             service_account_name,
             image_pull_secrets,
             secrets: _,    // read by the operator, and told over the enrolled channel
@@ -112,7 +112,9 @@ impl TrainingJobSpec {
             interruption: interruption(placement),
             progress: observed.progress,
             suspended: *suspend,
-            tied: tied(recipe.as_ref(), inputs, service_account_name, image_pull_secrets),
+            tied: tied(recipe.as_ref(), inputs, service_account_name, image_pull_secrets, volumes)
+                .chain(ports.iter().map(|port| format!("port {}", port.port)))
+                .collect(),
             measured: observed.measured.clone(),
         };
         errors.or(workload)
@@ -135,8 +137,8 @@ impl TrainingJobSpec {
             placement: _,
             deadline: _,
             checkpoint: _,
-            volumes: _, // refused by the CRD's rules
-            ports: _,
+            volumes,
+            ports,
             service_account_name,
             image_pull_secrets,
             secrets,
@@ -151,6 +153,8 @@ impl TrainingJobSpec {
         } = self;
         set(&[
             ("spec.resources.ephemeralStorage", resources.ephemeral_storage.is_some()),
+            ("spec.volumes", !volumes.is_empty()),
+            ("spec.ports", !ports.is_empty()),
             ("spec.serviceAccountName", service_account_name.is_some()),
             ("spec.imagePullSecrets", !image_pull_secrets.is_empty()),
             ("spec.secrets", !secrets.is_empty()),
@@ -184,7 +188,7 @@ impl InferenceServiceSpec {
             idle: _,    // of the controller: it asks for fewer replicas
             latency_target,
             route: _,
-            volumes: _,
+            volumes,
             service_account_name,
             image_pull_secrets,
             secrets: _,
@@ -220,7 +224,7 @@ impl InferenceServiceSpec {
             interruption: interruption(placement),
             progress: observed.progress,
             suspended: *suspend,
-            tied: tied(None, &[], service_account_name, image_pull_secrets),
+            tied: tied(None, &[], service_account_name, image_pull_secrets, volumes).collect(),
             measured: None,
         };
         errors.or(workload)
@@ -278,7 +282,8 @@ fn tied(
     inputs: &[JobInput],
     service_account: &Option<String>,
     pull_secrets: &[NameRef],
-) -> Vec<String> {
+    volumes: &[shared::Volume],
+) -> std::vec::IntoIter<String> {
     let datasets = recipe.map_or(&[][..], |recipe| &recipe.datasets);
     let datasets = datasets.iter().map(|dataset| dataset.path.as_str());
     let base_model = recipe.and_then(|recipe| recipe.base_model.as_deref());
@@ -293,7 +298,8 @@ fn tied(
     let mut tied: Vec<String> = paths.filter(|uri| !anywhere(uri)).map(str::to_owned).collect();
     tied.extend(service_account.iter().map(|name| format!("ServiceAccount {name}")));
     tied.extend(pull_secrets.iter().map(|secret| format!("image pull Secret {}", secret.name)));
-    tied
+    tied.extend(volumes.iter().map(|volume| format!("volume {}", volume.name)));
+    tied.into_iter()
 }
 
 /// The paths whose flag is set.
@@ -306,8 +312,7 @@ fn usd(path: &str, money: &Money, errors: &mut Errors) -> Option<Usd> {
 }
 
 fn host_resources(resources: &shared::Resources, errors: &mut Errors) -> Resources {
-    let shared::Resources { cpu, memory, ephemeral_storage: _, accelerator: _, any_of: _ } =
-        resources;
+    let shared::Resources { cpu, memory, ephemeral_storage, accelerator: _, any_of: _ } = resources;
     let vcpu_milli = cpu.as_ref().map_or(0, |cpu| match cpu.milli().map(u32::try_from) {
         Ok(Ok(milli)) => milli,
         Ok(Err(_)) => {
@@ -322,7 +327,10 @@ fn host_resources(resources: &shared::Resources, errors: &mut Errors) -> Resourc
     let memory = memory
         .as_ref()
         .map_or(0, |memory| bytes("spec.resources.memory", memory, errors).unwrap_or(0));
-    Resources { vcpu_milli, memory }
+    let disk = ephemeral_storage
+        .as_ref()
+        .map_or(0, |disk| bytes("spec.resources.ephemeralStorage", disk, errors).unwrap_or(0));
+    Resources { vcpu_milli, memory, disk }
 }
 
 fn bytes(path: &str, quantity: &Quantity, errors: &mut Errors) -> Option<u64> {

@@ -133,6 +133,12 @@ fn what_only_the_cluster_has_ties_a_job_to_it() {
         workload.tied,
         ["file:///data/text", "ServiceAccount trainer", "image pull Secret pull"]
     );
+    let volume = "volumes: [{name: corpus, mountPath: /corpus, persistentVolumeClaim: {name: c}}],";
+    assert_eq!(fine(volume).tied, ["volume corpus"]);
+    let mut own = service("");
+    own.volumes = job(volume).volumes;
+    assert_eq!(own.workload(&observed(), None).expect("a workload").tied, ["volume corpus"]);
+    assert_eq!(fine("ports: [{name: http, port: 8000}],").tied, ["port 8000"]);
     let of = |base: &str, data: &str| {
         let mut spec = job("");
         let recipe = spec.recipe.as_mut().expect("a recipe");
@@ -147,6 +153,13 @@ fn what_only_the_cluster_has_ties_a_job_to_it() {
     let tied = |fields: &str| served(fields).tied;
     assert_eq!(tied(""), Vec::<String>::new());
     assert_eq!(tied("serviceAccountName: server,"), ["ServiceAccount server"]);
+}
+
+#[test]
+fn what_a_machine_must_have_is_read_from_quantities() {
+    let workload = fine("resources: {cpu: 1500m, memory: 2Gi, ephemeralStorage: 3G},");
+    let petaflop_arbiter::workload::Resources { vcpu_milli, memory, disk } = workload.resources;
+    assert_eq!((vcpu_milli, memory, disk), (1_500, 2 << 30, 3_000_000_000));
 }
 
 #[test]
@@ -224,10 +237,12 @@ fn a_service_asks_for_its_replicas() {
 fn fields_that_matter_only_in_a_cluster_are_named() {
     assert_eq!(job("").ignored_outside_cluster(), [""; 0]);
     assert_eq!(service("").ignored_outside_cluster(), [""; 0]);
-    let fields = "serviceAccountName: a, imagePullSecrets: [{name: a}], secrets: [{name: a, env: true}], budgetRef: {name: a}, ttlSecondsAfterFinished: 0, managedBy: example.com/other,";
+    let fields = "volumes: [{name: v, mountPath: /v, emptyDir: {}}], ports: [{name: http, port: 80}], serviceAccountName: a, imagePullSecrets: [{name: a}], secrets: [{name: a, env: true}], budgetRef: {name: a}, ttlSecondsAfterFinished: 0, managedBy: example.com/other,";
     assert_eq!(
         job(fields).ignored_outside_cluster(),
         [
+            "volumes",
+            "ports",
             "serviceAccountName",
             "imagePullSecrets",
             "secrets",

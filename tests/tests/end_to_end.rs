@@ -111,12 +111,22 @@ async fn train(site: &Site, manifest: &str) -> Result<()> {
     Ok(())
 }
 
-/// A job whose image has never heard of us.
+/// A job whose image has never heard of us, and that works on a volume.
 async fn bring_an_image(site: &Site) -> Result<()> {
     let example = std::fs::read_to_string(at_root("examples/container.yaml"))?;
     let manifest =
         example.replace("docker.io/library/busybox:1.37", petaflop_harness::node::BUSYBOX);
     ensure!(manifest != example, "examples/container.yaml has another image");
+    let greeting = "echo \"$PETAFLOP_NAMESPACE";
+    ensure!(manifest.contains(greeting), "examples/container.yaml has another command");
+    let reads = format!("test \"$(cat /text/it)\" = here && touch /scratch/it && {greeting}");
+    let manifest = manifest.replace(greeting, &reads).replace(
+        "\n  resources:",
+        "\n  volumes:\n  - {name: text, mountPath: /text, readOnly: true, configMap: {name: text}}\n  \
+         - {name: scratch, mountPath: /scratch, emptyDir: {sizeLimit: 1Mi}}\n  \
+         ports: [{name: http, port: 8000}]\n  resources:",
+    );
+    site.kubectl("create configmap text --namespace team --from-literal=it=here")?;
     site.apply("team", &manifest)?;
     site.kubectl(
         "wait --namespace team trainingjobs.petaflop.dev/container --for=condition=Complete --timeout=120s",

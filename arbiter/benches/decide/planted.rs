@@ -131,6 +131,7 @@ pub(crate) fn provider(name: &str) -> ProviderState {
         fetch_bytes_per_second: Some(100_000_000),
         egress_usd_per_gb: Usd::from_micros(90_000),
         remote: false,
+        disk: None,
         quotes_stock: false,
     }
 }

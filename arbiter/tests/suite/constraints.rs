@@ -71,6 +71,10 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
                 job(w).tied = vec!["the store /data".into(), "spec.serviceAccountName".into()];
             },
         ),
+        (Check::Disk, "NoMatchingOffer", "needs 200.0 GiB of disk, has 93.2 GiB", |w| {
+            w.providers[1].disk = Some(100_000_000_000);
+            job(w).resources.disk = 200 * GIB;
+        }),
         (
             Check::AcceleratorModel,
             "NoMatchingOffer",

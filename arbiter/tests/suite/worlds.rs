@@ -98,6 +98,7 @@ pub(crate) fn provider(name: &str) -> ProviderState {
         fetch_bytes_per_second: (name != "host").then_some(100_000_000),
         egress_usd_per_gb: if name == "host" { Usd::ZERO } else { usd("0.09") },
         remote: false,
+        disk: None,
         quotes_stock: false,
     }
 }

@@ -111,6 +111,9 @@ impl ComputeProvider {
             fetch_bytes_per_second: facts.fetch_bytes_per_second,
             egress_usd_per_gb: facts.egress_usd_per_gb,
             remote: runpod.is_some() || aws.is_some(),
+            disk: (runpod.as_ref().map(|runpod| runpod.disk_gb))
+                .or(aws.as_ref().map(|aws| aws.disk_gb))
+                .map(|gb| u64::from(gb) * 1_000_000_000),
             quotes_stock: runpod.is_some(),
         };
         errors.or(provider)

@@ -7,7 +7,7 @@ use kube::ResourceExt;
 use petaflop_agent_api::task::{self, PROGRESS_FILE, Task};
 use petaflop_arbiter::checkpoint;
 use petaflop_crds::inference_service::{Probe, Probes};
-use petaflop_crds::shared::{Container, SecretRef};
+use petaflop_crds::shared::{self, Container, SecretRef};
 use petaflop_crds::training_job::{Cache, TrainingJobSpec};
 use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_providers::Machine;
@@ -32,6 +32,8 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
     let near = operator.is_near(&stored.claim.spec);
     Machine {
         image: image.unwrap_or(machine.image),
+        ephemeral: disk(&spec.resources),
+        ports: spec.ports.iter().map(|port| port.port).filter(|_| near).collect(),
         service_account: spec.service_account_name.clone(),
         image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
         grace_seconds: u64::from(spec.checkpoint.grace_seconds),
@@ -40,10 +42,14 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
     }
 }
 
-/// Where the agent of a Pod, whose root may not be written to, puts what it brings. On rented machines it makes the
-/// folders itself.
+/// Bytes of disk that its Pod is limited to; providers that have less were passed over.
+fn disk(resources: &shared::Resources) -> Option<u64> {
+    resources.ephemeral_storage.as_ref()?.units().ok()
+}
+
+/// Volumes of a job's Pod, and where its agent, whose root may not be written to, puts what it brings. On rented
+/// machines it makes the folders itself.
 fn volumes(spec: &TrainingJobSpec) -> Vec<Volume> {
-    let secrets = in_memory(&spec.secrets);
     let fetched = spec.container.is_some() && !spec.inputs.is_empty();
     let inputs = fetched.then(|| Volume {
         name: "inputs".to_owned(),
@@ -51,7 +57,31 @@ fn volumes(spec: &TrainingJobSpec) -> Vec<Volume> {
         read_only: false,
         source: VolumeSource::EmptyDir { size_limit: None },
     });
-    secrets.chain(inputs).collect()
+    of_the_cluster(&spec.volumes).chain(in_memory(&spec.secrets)).chain(inputs).collect()
+}
+
+/// Those that a user names.
+fn of_the_cluster(volumes: &[shared::Volume]) -> impl Iterator<Item = Volume> {
+    volumes.iter().enumerate().filter_map(|(at, volume)| {
+        Some(Volume {
+            name: format!("volume-{at}"),
+            mount_path: volume.mount_path.clone(),
+            read_only: volume.read_only,
+            source: source(volume)?,
+        })
+    })
+}
+
+/// What a volume is; the rules of the kind let it be one thing.
+fn source(volume: &shared::Volume) -> Option<VolumeSource> {
+    let shared::Volume { persistent_volume_claim, config_map, empty_dir, .. } = volume;
+    let claim = persistent_volume_claim.as_ref();
+    let claim = claim.map(|claim| VolumeSource::PersistentVolumeClaim(claim.name.clone()));
+    let map = config_map.as_ref().map(|map| VolumeSource::ConfigMap(map.name.clone()));
+    let empty = empty_dir.as_ref().map(|empty| VolumeSource::EmptyDir {
+        size_limit: empty.size_limit.as_ref().and_then(|limit| limit.units().ok()),
+    });
+    claim.or(map).or(empty)
 }
 
 /// One for each Secret that becomes files.
@@ -139,11 +169,13 @@ pub fn replica(operator: &Operator, service: &InferenceService, stored: &StoredC
         None => (machine.image, inference_service::PORT, Vec::new()),
         Some(container) => {
             let port = inference_service::port(service);
-            (container.image.clone(), port, in_memory(&spec.secrets).collect())
+            let volumes = of_the_cluster(&spec.volumes).chain(in_memory(&spec.secrets));
+            (container.image.clone(), port, volumes.collect())
         }
     };
     Machine {
         image,
+        ephemeral: disk(&spec.resources),
         ports: near.then_some(port).into_iter().collect(),
         volumes: if near { volumes } else { Vec::new() },
         service_account: spec.service_account_name.clone(),

@@ -112,6 +112,8 @@ fn provider_states(providers: &Providers) -> Vec<ProviderState> {
         egress_usd_per_gb: Usd::from_micros(egress),
         // Dated prices are compared with, wherever they are.
         remote: providers.rents(name),
+        // `spec.resources.ephemeralStorage` means something in a cluster alone.
+        disk: None,
         quotes_stock: name == "runpod",
     };
     vec![

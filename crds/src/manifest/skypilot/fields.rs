@@ -65,7 +65,7 @@ pub const FIELDS: &[(&str, Fate)] = &[
     (
         "resources.ports",
         Left(
-            "ports of jobs are not opened: let the command dial out, or serve with an InferenceService",
+            "nobody outside the cluster reaches a job's spec.ports: let the command dial out, or serve with an InferenceService",
         ),
     ),
     (
@@ -99,7 +99,12 @@ pub const FIELDS: &[(&str, Fate)] = &[
         "resources.priority_class",
         Left("the cluster's PriorityClasses are not looked at: older jobs are placed first"),
     ),
-    ("resources.volumes", Left("volumes are not built yet: let the command fetch what it needs")),
+    (
+        "resources.volumes",
+        Left(
+            "write spec.volumes with the PersistentVolumeClaim; that keeps the job on the cluster's own nodes",
+        ),
+    ),
     ("envs", Becomes("container.env; what is named like a secret goes where `secrets` go")),
     (
         "secrets",
@@ -108,8 +113,18 @@ pub const FIELDS: &[(&str, Fate)] = &[
         ),
     ),
     ("managed_secrets", Left("make a Secret of it, and name that in spec.secrets")),
-    ("volumes", Left("volumes are not built yet: let the command fetch what it needs")),
-    ("volume_mounts", Left("volumes are not built yet: let the command fetch what it needs")),
+    (
+        "volumes",
+        Left(
+            "write spec.volumes with the PersistentVolumeClaim; that keeps the job on the cluster's own nodes",
+        ),
+    ),
+    (
+        "volume_mounts",
+        Left(
+            "write spec.volumes with the PersistentVolumeClaim; that keeps the job on the cluster's own nodes",
+        ),
+    ),
     (
         "file_mounts",
         Left(

@@ -32,7 +32,8 @@ impl Revision {
             None => digest(&(image, resources, account, pull)),
             // The operator's own image is not in it.
             Some(container) => {
-                digest(&(container, spec.port, &spec.probes, &spec.secrets, machine))
+                let named = (&spec.secrets, &spec.volumes);
+                digest(&(container, spec.port, &spec.probes, named, machine))
             }
         };
         Self { text: made + &digest(&places), places }

@@ -8,6 +8,8 @@ use crate::cluster::status::time;
 use crate::cluster::testing::offer;
 use crate::run::{End, Serving};
 
+mod containers;
+
 const MODEL: &str = "aaaa";
 const IMAGE: &str = "runtime:1";
 

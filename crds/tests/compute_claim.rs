@@ -101,6 +101,7 @@ prop_compose! {
         phase in phase(),
         attempt in 1_u32..,
         spent in 0..=MOST_MONEY,
+        revision in proptest::option::of("[0-9a-f]{64}"),
         checkpoint_interval_seconds in proptest::option::of(any::<u32>()),
     ) -> Claim {
         let owner = WorkloadId { kind, namespace: "team-a".to_owned(), name, uid };
@@ -111,7 +112,7 @@ prop_compose! {
                 owner, placement, index, offer, device,
                 reserved: Usd::from_micros(reserved),
                 decided_at,
-                revision: None,
+                revision,
                 checkpoint_interval_seconds,
             },
             uid: "a-uid".to_owned(),

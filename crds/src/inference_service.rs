@@ -54,6 +54,8 @@ use crate::training_job::WeightFormat;
 #[x_kube(
     validation = Rule::new("!has(self.route) || !has(self.route.host)").field_path(".route.host").reason(Reason::FieldValueForbidden)
         .message("route.host is not built yet: put an Ingress or HTTPRoute before the Service of this name"),
+    validation = Rule::new("!has(self.latencyTarget) || !has(self.latencyTarget.ttftMs)").field_path(".latencyTarget.ttftMs").reason(Reason::FieldValueForbidden)
+        .message("latencyTarget.ttftMs is not built yet: leave it out; how long prompts are is not known beforehand, and tpotMs is planned for"),
     validation = Rule::new("!has(self.placement) || !has(self.placement.interruption) || ((!has(self.placement.interruption.policy) || self.placement.interruption.policy == 'Restart') && (!has(self.placement.interruption.maxInterruptions) || self.placement.interruption.maxInterruptions == 10))").field_path(".placement.interruption").reason(Reason::FieldValueForbidden)
         .message("interruption.policy and maxInterruptions are for TrainingJobs: a service replaces whatever machine is taken away; leave them out"),
 )]

@@ -132,6 +132,42 @@ mod client {
         use super::*;
 
         #[test]
+        fn each_setting_of_an_object_reaches_the_client() {
+            let settings = serde_json::from_value(serde_json::json!({
+                "regions": [{"name": "eu-west-1", "subnets": ["subnet-1"], "securityGroups": ["sg-1"]}],
+                "instanceTypes": ["g6.xlarge"], "edgeZones": ["us-west-2-lax-1a"], "instanceProfile": "profile",
+                "images": {"gpuX86": "a", "gpuArm": "b", "cpuX86": "c", "cpuArm": "d", "rootDevice": "/dev/xvda"},
+                "diskGb": 40, "spot": false, "onDemand": false, "spotHeadroomPercent": 7, "address": "Private",
+                "apiBaseUrl": "https://ec2.example",
+            }));
+            let account = Account {
+                name: "aws".to_owned(),
+                settings: settings.expect("settings"),
+                former: vec!["us-east-2".to_owned()],
+                agent: None,
+                agent_arm: None,
+                price_adjustment_percent: 5,
+            };
+            let config = config(&account, Access::Role);
+            let aws::AwsRegion { name, subnets, security_groups } = &config.regions[0];
+            assert_eq!((name.as_str(), subnets.len(), security_groups.len()), ("eu-west-1", 1, 1));
+            assert_eq!((subnets[0].as_str(), security_groups[0].as_str()), ("subnet-1", "sg-1"));
+            assert_eq!(config.former, ["us-east-2"]);
+            assert_eq!(
+                (config.types, config.edge_zones),
+                (vec!["g6.xlarge".to_owned()], vec!["us-west-2-lax-1a".to_owned()])
+            );
+            assert_eq!(config.instance_profile.as_deref(), Some("profile"));
+            let HostImages { gpu_x86, gpu_arm, cpu_x86, cpu_arm } = &config.images;
+            assert_eq!([gpu_x86, gpu_arm, cpu_x86, cpu_arm], ["a", "b", "c", "d"]);
+            assert_eq!(config.root_device, "/dev/xvda");
+            assert_eq!((config.disk_gb, config.spot, config.on_demand), (40, false, false));
+            assert_eq!((config.spot_headroom_percent, config.price_adjustment_percent), (7, 5));
+            assert!(matches!(config.address, Address::Private), "{:?}", config.address);
+            assert_eq!(config.endpoint.as_deref(), Some("https://ec2.example"));
+        }
+
+        #[test]
         fn what_an_object_leaves_out_is_what_the_client_would_take() {
             let account = Account {
                 name: "aws".to_owned(),

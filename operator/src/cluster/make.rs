@@ -109,16 +109,8 @@ impl Make {
     }
 
     fn nodes(&self, name: String, nodes: &NodesProvider, power: &Power) -> Nodes {
-        let NodesProvider { selector, tolerations } = nodes;
-        let config = NodesConfig {
-            name,
-            installation: self.installation.clone(),
-            namespaces: self.namespaces.clone(),
-            selector: selector.clone(),
-            tolerations: tolerations.iter().map(toleration).collect(),
-            groups: Vec::new(),
-            power: power_price(power),
-        };
+        let (installation, namespaces) = (self.installation.clone(), self.namespaces.clone());
+        let config = NodesConfig { installation, namespaces, ..nodes_config(name, nodes, power) };
         let (client, clock) = (self.client.clone(), self.clock.clone());
         let once = SingleShot::assume(client.clone());
         Nodes::new(config, client, once, self.sight()).by_clock(move || clock.now())
@@ -126,26 +118,10 @@ impl Make {
 
     /// `percent`: the registry adds it to what is quoted, and RunPod does not know of it.
     fn runpod(&self, name: String, runpod: &RunPodProvider, secret: &str, percent: i32) -> Keyed {
-        let RunPodProvider {
-            data_centers,
-            accelerator_counts,
-            vcpu_counts,
-            disk_gb,
-            spot,
-            registry_credential_id,
-            api_base_url,
-        } = runpod.clone();
         let config = RunPodConfig {
-            base: api_base_url.unwrap_or_else(|| runpod::BASE.to_owned()),
             agent: self.agent.clone(),
-            counts: accelerator_counts,
-            vcpu_counts,
-            data_centers,
-            disk_gb,
-            spot,
-            registry: registry_credential_id,
             price_adjustment_percent: percent,
-            ..RunPodConfig::new(&name, ApiKey::default())
+            ..runpod_config(&name, runpod)
         };
         let clock = self.clock.clone();
         let build = move |values: &[&str]| {
@@ -316,6 +292,43 @@ fn watch(
     }
 }
 
+/// Whatever an object says of the account's pods.
+fn runpod_config(name: &str, settings: &RunPodProvider) -> RunPodConfig {
+    let RunPodProvider {
+        data_centers,
+        accelerator_counts,
+        vcpu_counts,
+        disk_gb,
+        spot,
+        registry_credential_id,
+        api_base_url,
+    } = settings.clone();
+    RunPodConfig {
+        base: api_base_url.unwrap_or_else(|| runpod::BASE.to_owned()),
+        counts: accelerator_counts,
+        vcpu_counts,
+        data_centers,
+        disk_gb,
+        spot,
+        registry: registry_credential_id,
+        ..RunPodConfig::new(name, ApiKey::default())
+    }
+}
+
+/// Whatever an object says of the cluster's nodes; of all claims.
+fn nodes_config(name: String, nodes: &NodesProvider, power: &Power) -> NodesConfig {
+    let NodesProvider { selector, tolerations } = nodes;
+    NodesConfig {
+        name,
+        installation: String::new(),
+        namespaces: Vec::new(),
+        selector: selector.clone(),
+        tolerations: tolerations.iter().map(toleration).collect(),
+        groups: Vec::new(),
+        power: power_price(power),
+    }
+}
+
 fn toleration(toleration: &Toleration) -> core::Toleration {
     let Toleration { key, operator, value, effect } = toleration;
     let operator = match operator {
@@ -344,5 +357,62 @@ fn power_price(power: &Power) -> PowerPrice {
         load_watts: *load_watts,
         pue_milli: *pue_milli,
         margin_percent: *margin_percent,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn each_setting_of_runpod_reaches_the_client() {
+        let settings = from_value(json!({
+            "dataCenters": ["EU-RO-1"], "acceleratorCounts": [3], "vcpuCounts": [64], "diskGb": 40, "spot": false,
+            "registryCredentialId": "credential", "apiBaseUrl": "https://api.example",
+        }));
+        let config = runpod_config("pods", &settings.expect("settings"));
+        assert_eq!((config.name.as_str(), config.base.as_str()), ("pods", "https://api.example"));
+        assert_eq!((config.counts, config.vcpu_counts), (vec![3], vec![64]));
+        assert_eq!(config.data_centers, ["EU-RO-1"]);
+        assert_eq!((config.disk_gb, config.spot), (40, false));
+        assert_eq!(config.registry.as_deref(), Some("credential"));
+    }
+
+    #[test]
+    fn each_setting_of_nodes_and_of_their_power_reaches_the_client() {
+        let nodes = from_value(json!({
+            "selector": {"pool": "gpu"},
+            "tolerations": [
+                {"key": "pool", "operator": "Equal", "value": "gpu", "effect": "NoSchedule"},
+                {"operator": "Exists", "effect": "NoExecute"},
+            ],
+        }));
+        let power = from_value(json!({
+            "usdPerKwh": "0.31", "idleWatts": 70, "loadWatts": 420, "pueMilli": 1250, "marginPercent": 15,
+        }));
+        let (nodes, power) = (nodes.expect("nodes"), power.expect("power"));
+        let config = nodes_config("nodes".to_owned(), &nodes, &power);
+        assert_eq!(config.selector, [("pool".to_owned(), "gpu".to_owned())].into());
+        let text = |text: &str| Some(text.to_owned());
+        let tolerated = |key, operator, value, effect| core::Toleration {
+            key,
+            operator,
+            value,
+            effect,
+            toleration_seconds: None,
+        };
+        assert_eq!(
+            config.tolerations,
+            [
+                tolerated(text("pool"), text("Equal"), text("gpu"), text("NoSchedule")),
+                tolerated(None, text("Exists"), None, text("NoExecute")),
+            ]
+        );
+        let PowerPrice { usd_per_kwh, idle_watts, load_watts, pue_milli, margin_percent } =
+            config.power;
+        assert_eq!(usd_per_kwh, "0.31");
+        assert_eq!((idle_watts, load_watts, pue_milli, margin_percent), (70, 420, 1250, 15));
     }
 }

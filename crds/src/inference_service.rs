@@ -173,8 +173,10 @@ fn managed_by() -> String {
 #[x_kube(
     validation = Rule::new("(has(self.artifact) ? 1 : 0) + (has(self.trainingJob) ? 1 : 0) + (has(self.uri) ? 1 : 0) == 1").reason(Reason::FieldValueRequired)
         .message("exactly one of artifact, trainingJob and uri must be given"),
-    validation = Rule::new("has(self.uri) || (!has(self.format) && !has(self.revision))")
-        .message("format and revision belong to uri"),
+    validation = Rule::new("has(self.uri) || !has(self.format)")
+        .message("format belongs to uri"),
+    validation = Rule::new("!has(self.revision)").field_path(".revision").reason(Reason::FieldValueForbidden)
+        .message("revision is not built yet: leave it out; what lies at a path, or has this hash, is one version"),
 )]
 pub struct Model {
     /// Hash of an artifact in the store.

@@ -106,6 +106,7 @@ fn every_constraint_reaches_the_arbiter_exactly() {
         (2, Some(40 << 30), Some((8, 0)))
     );
     assert_eq!(device.models, ["H100", "A100-SXM-80"]);
+    assert_eq!(device.vendor, Some(petaflop_arbiter::catalogue::Vendor::Nvidia));
     assert_eq!(workload.placement.capacity, Some(Capacity::Spot));
     assert_eq!(workload.placement.max_hourly_price.map(UsdPerHour::micros), Some(2_500_000));
     assert_eq!(workload.max_total_cost.map(Usd::micros), Some(50_000_000));
@@ -115,6 +116,13 @@ fn every_constraint_reaches_the_arbiter_exactly() {
             && workload.suspended
     );
     assert_eq!(workload.placement.exclude_regions, ["us-east-1"]);
+    assert_eq!(workload.placement.providers, ["aws-prod"]);
+    assert_eq!(
+        (&workload.placement.regions[..], &workload.placement.zones[..]),
+        (&["eu-west-1".to_owned()][..], &["eu-west-1a".to_owned()][..])
+    );
+    let moves = workload.interruption;
+    assert_eq!((moves.switch_if_savings_percent, moves.min_hold_seconds), (5, 60));
     assert_eq!(
         (workload.interruption.policy, workload.interruption.max_interruptions),
         (InterruptionPolicy::Fail, 3)

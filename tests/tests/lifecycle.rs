@@ -160,6 +160,7 @@ fn command(name: &str, script: &str, more: &serde_json::Value) -> Result<Trainin
             "image": "docker.io/library/busybox:1.37",
             "command": ["/bin/sh", "-c"],
             "args": [script],
+            "workingDir": "/usr",
             "env": [{ "name": "GREETING", "value": "hello from" }],
         },
         "resources": { "cpu": "1", "memory": "64Mi" },
@@ -173,7 +174,8 @@ fn command(name: &str, script: &str, more: &serde_json::Value) -> Result<Trainin
 async fn a_command_of_the_users_runs_to_its_end_and_fails_when_it_fails() -> Result<()> {
     let cluster = Cluster::start("commands").await?;
     let _running = cluster.operator().await?;
-    let says = "echo $GREETING $PETAFLOP_NAMESPACE/$PETAFLOP_JOB, machine $PETAFLOP_PLACEMENT";
+    let says =
+        "echo $GREETING $PETAFLOP_NAMESPACE/$PETAFLOP_JOB, machine $PETAFLOP_PLACEMENT in $PWD";
     cluster.create(&command("greets", says, &json!({}))?).await?;
     let fails = format!("{says}; exit 3");
     cluster.create(&command("fails", &fails, &json!({ "backoffLimit": 1 }))?).await?;
@@ -205,7 +207,7 @@ async fn a_command_of_the_users_runs_to_its_end_and_fails_when_it_fails() -> Res
         }
     }
     for (job, machine) in [("greets", 1), ("fails", 1), ("fails", 2)] {
-        let line = format!("hello from {}/{job}, machine {machine}", cluster.namespace);
+        let line = format!("hello from {}/{job}, machine {machine} in /usr", cluster.namespace);
         ensure!(said.iter().any(|text| text.contains(&line)), "{line}: {said:#?}");
     }
     Ok(())

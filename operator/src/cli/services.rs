@@ -228,3 +228,25 @@ pub(super) async fn one_service(
         _ => Err(Failure::failed(format!("{name}: {}", status.message))),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_form_that_was_said_is_held_against_what_lies_there() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, file) = (folder.path(), folder.path().join("model.gguf"));
+        let as_folder = Ok(ServedModel::Folder(path.display().to_string()));
+        assert_eq!(model_at(path, None), as_folder);
+        assert_eq!(model_at(path, Some(WeightFormat::Safetensors)), as_folder);
+        let none = model_at(path, Some(WeightFormat::Gguf)).expect_err("there is none");
+        assert!(none.starts_with("spec.model.uri: there is no GGUF file"), "{none}");
+        std::fs::write(&file, "").expect("a file");
+        let as_file = Ok(ServedModel::Gguf(file.display().to_string()));
+        assert_eq!(model_at(path, None), as_file);
+        assert_eq!(model_at(&file, Some(WeightFormat::Gguf)), as_file);
+        let other = model_at(path, Some(WeightFormat::Safetensors)).expect_err("it is another");
+        assert!(other.contains("is GGUF; leave format out"), "{other}");
+    }
+}

@@ -73,7 +73,7 @@ use crate::training_job::WeightFormat;
         .message("secrets are for container: leave them out; our runtime needs none"),
     validation = Rule::new("has(self.container) || !has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
         .message("volumes are for container: leave them out; our runtime reads its model from the store"),
-    validation = Rule::new("!has(self.volumes) || self.volumes.all(one, self.volumes.filter(other, other.mountPath == one.mountPath).size() == 1)").field_path(".volumes").reason(Reason::FieldValueDuplicate)
+    validation = Rule::new("!has(self.volumes) || self.volumes.all(one, self.volumes.filter(other, other.mountPath == one.mountPath).size() == 1)").field_path(".volumes").reason(Reason::FieldValueInvalid)
         .message("two volumes have one mountPath: give each a folder of its own"),
     validation = Rule::new("!has(self.container) || !has(self.latencyTarget) || (!has(self.latencyTarget.ttftMs) && !has(self.latencyTarget.tpotMs))").field_path(".latencyTarget").reason(Reason::FieldValueForbidden)
         .message("latencyTarget is for model: how fast a container answers cannot be computed; leave it out"),

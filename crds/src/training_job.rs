@@ -90,7 +90,7 @@ pub use status::{TrainingJobPhase, TrainingJobStatus, TrainingProgress};
         .message("cache Always does not go with ConfigMaps in the environment, which may change: write the values out"),
     validation = Rule::new("!has(self.container) || !has(self.cache) || self.cache != 'Always' || !has(self.volumes) || self.volumes.size() == 0").field_path(".volumes").reason(Reason::FieldValueForbidden)
         .message("cache Always does not go with volumes, whose content may change: bring the data by inputs with a digest"),
-    validation = Rule::new("!has(self.volumes) || self.volumes.all(one, self.volumes.filter(other, other.mountPath == one.mountPath).size() == 1)").field_path(".volumes").reason(Reason::FieldValueDuplicate)
+    validation = Rule::new("!has(self.volumes) || self.volumes.all(one, self.volumes.filter(other, other.mountPath == one.mountPath).size() == 1)").field_path(".volumes").reason(Reason::FieldValueInvalid)
         .message("two volumes have one mountPath: give each a folder of its own"),
     validation = Rule::new("has(self.recipe) == has(oldSelf.recipe) && (!has(self.recipe) || self.recipe == oldSelf.recipe)").field_path(".recipe").reason(Reason::FieldValueForbidden)
         .message("recipe is immutable: create a new TrainingJob"),

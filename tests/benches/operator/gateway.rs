@@ -231,6 +231,7 @@ async fn tell(
         draining: false,
         agent,
         key: root.replica_key("uid"),
+        server: gateway::Server::Ours,
     };
     let told: gateway::Told = Told::new(true, vec![replica]);
     let answer = Opened::read(&root.noise(), &message)?.tell(&to_bytes(&told))?;

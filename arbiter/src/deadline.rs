@@ -14,8 +14,8 @@
 //! bounds do. A choice is for a tick and made anew in each pass. The policy is P1 where a table of its law is ready, R1 before.
 //!
 //! A slower zone counts only while time is plenty with its work: else its W would take the others' time from them. Not asked:
-//! for what may be on spot only, or never again; where what one owns does it in time and costs less; where nothing on-demand will do, or something else is surer
-//! to be in time.
+//! for what may be on spot only, or never again; where what one owns does it in time and costs less; where nothing on-demand
+//! will do, or something else is surer to be in time.
 
 mod question;
 

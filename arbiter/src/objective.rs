@@ -105,8 +105,8 @@ impl Course {
     /// for the same work: what unlike machines are compared by.
     pub(crate) fn hourly(&self, price: UsdPerHour, on: &Course) -> UsdPerHour {
         let dollars = price.for_millis(self.working_millis()).saturating_add(self.egress);
-        let hours = i128::from(on.working_millis().max(1));
-        let micros = i128::from(dollars.micros()) * i128::from(MILLIS_PER_HOUR) / hours;
+        let millis = i128::from(on.working_millis().max(1));
+        let micros = i128::from(dollars.micros()) * i128::from(MILLIS_PER_HOUR) / millis;
         let micros = i64::try_from(micros).unwrap_or(i64::MAX);
         UsdPerHour::from_micros(micros).unwrap_or(price)
     }

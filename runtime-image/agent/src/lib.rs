@@ -16,7 +16,8 @@
 //! | `command` | the task's process: start, signal, wait |
 //! | `output` | its output: kept on a bounded piece of disk, read by offset |
 //! | `ship` | output and exit report to the store |
-//! | `watch` | its progress file, its readiness, the provider's notice in a file |
+//! | `probes` | how a command is that serves and does not say so itself |
+//! | `watch` | its progress file, the provider's notice in a file |
 //! | `metadata` | the provider's notice, and what comes before it, from EC2's metadata service |
 //! | `host` | the host's own timer, which is told of the lease |
 //! | [`end_pod`] | ending the pod that this is, at RunPod |

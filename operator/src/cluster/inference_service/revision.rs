@@ -2,9 +2,9 @@
 //! another image of the operator's, thereby rolls as another model does.
 //!
 //! Two things are told apart. What its machine runs and has (image, resources, service account, pull
-//! secrets; a container with its port, probes and Secrets' names): when that changes the replica is replaced. Where it may be, and at what price: when that
-//! changes it is replaced only if its machine is at a place that will no longer do. `latencyTarget` and
-//! `interruption` count for the next machine.
+//! secrets; a container with its port, probes, volumes and Secrets' names): when that changes the replica is
+//! replaced. Where it may be, and at what price: when that changes it is replaced only if its machine is at a
+//! place that will no longer do. `latencyTarget` and `interruption` count for the next machine.
 
 use petaflop_arbiter::claim::ClaimSpec;
 use petaflop_arbiter::workload::Placement;

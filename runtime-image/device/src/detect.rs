@@ -5,29 +5,21 @@ use std::time::Duration;
 use petaflop_kernel::{Cpu, Isa, bench};
 use petaflop_plan::machine::{CpuRates, Machine};
 
-use crate::{amd, backend, cgroup::Limits, nvidia, processor, roots::Roots, vulkan};
+use crate::device::Device;
+use crate::{Roots, backend};
 
 /// Looks at the machine. Whatever is missing, forbidden or garbled reads as not
 /// there: this never fails, and says in each backend's reason what it met.
 pub fn detect(roots: &Roots) -> Machine {
-    let limits = Limits::read(roots);
+    let petaflop_detect::Found { mut cpu, memory, accelerators, notes } =
+        petaflop_detect::look(roots);
     let canaries = backend::canaries();
-    let mut cpu = processor::cpu(roots, &limits);
     cpu.variants = canaries.0.iter().map(Isa::to_string).collect();
-
-    let mut seen = nvidia::look(roots);
-    let nvidia_notes = std::mem::take(&mut seen.notes);
-    seen.merge(amd::look(roots));
-    let amd_notes = std::mem::take(&mut seen.notes);
-    seen.merge(vulkan::look(roots));
-    let vulkan_notes = std::mem::take(&mut seen.notes);
-    let accelerators: Vec<_> = seen.devices.into_iter().map(|d| d.accelerator).collect();
-    let memory = processor::memory(roots, &limits);
+    let cuda = roots.drivers().then(|| named(backend::cuda()));
+    let hip = roots.drivers().then(|| named(backend::hip(&accelerators)));
     #[cfg(feature = "wgpu")]
-    let shaders = roots.drivers().then(|| {
-        let device = backend::shaders(false, &accelerators, memory.available);
-        device.map(|device| crate::device::Device::name(&device))
-    });
+    let shaders =
+        roots.drivers().then(|| named(backend::shaders(false, &accelerators, memory.available)));
     #[cfg(not(feature = "wgpu"))]
     let shaders = None;
 
@@ -38,13 +30,17 @@ pub fn detect(roots: &Roots) -> Machine {
         memory,
         backends: backend::backends(
             &accelerators,
-            [&nvidia_notes, &amd_notes, &vulkan_notes],
-            shaders.as_ref(),
+            notes.each_ref().map(Vec::as_slice),
+            [cuda.as_ref(), hip.as_ref(), shaders.as_ref()],
             &canaries,
         ),
         accelerators,
         runtime_version: env!("CARGO_PKG_VERSION").into(),
     }
+}
+
+fn named<D: Device>(opened: Result<D, String>) -> backend::Opened {
+    opened.map(|device| device.name())
 }
 
 /// Threads that a program should use here: the allowed processors, rounded up.

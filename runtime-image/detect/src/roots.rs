@@ -25,7 +25,8 @@ impl Roots {
         Self { root: root.into(), drivers: false }
     }
 
-    pub(crate) fn drivers(&self) -> bool {
+    /// Whether drivers may be asked.
+    pub fn drivers(&self) -> bool {
         self.drivers
     }
 

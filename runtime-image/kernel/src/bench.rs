@@ -4,7 +4,7 @@
 use crate::isa::{Lanes, on_every_isa};
 use crate::{
     AttentionDims, Cpu, Dims, Epilogue, PackedWeight, Weight, attention_forward,
-    cross_entropy_loss, linear, linear_packed, rms_norm, sum_squares,
+    cross_entropy_loss, linear, linear_dw, linear_dx, linear_packed, rms_norm, sum_squares,
 };
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -53,6 +53,19 @@ pub fn gemv(cpu: &Cpu, weight: &PackedWeight, millis: u64) -> Rate {
     let (x, mut y) = (vec![0.5f32; k], vec![0f32; n]);
     let seconds = best(cpu, millis, || linear_packed(cpu, &x, weight, &mut y, 1, Epilogue::NONE));
     Rate { flops: 2.0 * (n * k) as f64, bytes: weight.bytes() as f64 + floats(n + k), seconds }
+}
+
+/// A linear layer in training: its product, and the gradients of its input and its weight.
+pub fn linear_step(cpu: &Cpu, dims: Dims, millis: u64) -> Rate {
+    let Dims { t, k, n } = dims;
+    let (x, w, mut y) = (vec![0.5f32; t * k], vec![0.25f32; n * k], vec![0f32; t * n]);
+    let [mut dx, mut dw] = [&x, &w].map(|like| vec![0f32; like.len()]);
+    let seconds = best(cpu, millis, || {
+        linear(cpu, &x, Weight::F32(&w), &mut y, dims, Epilogue::NONE);
+        linear_dx(cpu, &y, Weight::F32(&w), &mut dx, dims, false);
+        linear_dw(cpu, &y, &x, &mut dw, dims, false);
+    });
+    Rate { flops: 6.0 * (t * k * n) as f64, bytes: 0.0, seconds }
 }
 
 /// Causal attention, forward: half of the squares of queries and keys, two products each.

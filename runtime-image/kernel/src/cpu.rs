@@ -1,5 +1,6 @@
 //! The CPU a kernel runs on: the instruction set chosen at start, and threads.
 
+use crate::tune::{Tiles, Tuner};
 use rayon::prelude::*;
 use std::fmt;
 use std::str::FromStr;
@@ -96,6 +97,7 @@ pub struct Cpu {
     isa: Isa,
     threads: usize,
     pool: Option<rayon::ThreadPool>,
+    tuner: Option<Tuner>,
 }
 
 impl Cpu {
@@ -119,7 +121,12 @@ impl Cpu {
                 .build()
                 .expect("threads can be started")
         });
-        Ok(Cpu { isa, threads, pool })
+        Ok(Cpu { isa, threads, pool, tuner: None })
+    }
+
+    /// The same, whose products take the tiles that were the fastest.
+    pub fn autotuned(self, tuner: Tuner) -> Cpu {
+        Cpu { tuner: Some(tuner), ..self }
     }
 
     /// The instruction set in use.
@@ -168,6 +175,20 @@ impl<T: Copy> Shared<T> {
 const SERIAL: usize = 1 << 19;
 
 impl Cpu {
+    /// Runs a product of so much `work` with the best of the first `tried` tiles.
+    pub(crate) fn tuned<R>(
+        &self,
+        product: impl FnOnce() -> String,
+        tried: usize,
+        work: usize,
+        f: impl FnOnce(Tiles) -> R,
+    ) -> R {
+        match &self.tuner {
+            Some(tuner) if work >= SERIAL => tuner.run(&product(), tried, f),
+            _ => f(Tiles::USUAL),
+        }
+    }
+
     /// Runs `f` on every task, on all threads if `work` is worth it. Which thread runs
     /// a task, and in which order, must not matter to the result.
     pub(crate) fn each<T: Send>(

@@ -1,25 +1,18 @@
 //! The matrix product's skeleton on the CPU: blocks of rows and panels of columns,
 //! each a task; the micro-kernel of [`product`] inside, an epilogue at the end.
 //!
-//! Tiles, tasks and threads are chosen freely here, because each output is one
-//! chain over k whatever its tile: between blocks of k the chain waits in scratch.
+//! Tiles ([`tune`](crate::tune)), tasks and threads are chosen freely here, because each output
+//! is one chain over k whatever its tile: between blocks of k the chain waits in scratch.
 
 use crate::bodies;
+use crate::int8::{Product, Rounded};
 use crate::isa::{Lanes, on_every_isa};
 use crate::product::{Left, Right, product};
 use crate::scratch::scratch;
 use crate::simd::{At, In, Out, Q4, Q8, Simd};
+use crate::tune::{F32_TILES, TILES, Tiles};
 use crate::val::Body;
-use crate::{Cpu, Isa, cpu::Shared};
-
-/// Steps of k between which a tile's chains stay in registers; a multiple of 32.
-const K_BLOCK: usize = 256;
-/// Most rows of a task.
-const ROWS: usize = 120;
-/// Most panels of a task whose k has several blocks.
-const PANELS: usize = 10;
-/// Rows up to which a quantised panel is read as it is; above, it is made f32 once a block.
-const DIRECT_ROWS: usize = 8;
+use crate::{BLOCK_VALUES, Cpu, Isa, cpu::Shared};
 
 /// Columns of a panel: the widest micro-tile.
 pub(crate) fn panel_width(isa: Isa) -> usize {
@@ -42,8 +35,23 @@ pub(crate) enum Panels {
     Q8_0(*const i8, *const f32),
     /// The same of four bits, two steps of k in a byte.
     Q4_0(*const u8, *const f32),
+    /// q8_0 for rounded activations: see [`Product`].
+    Int8(*const u8, *const f32),
     /// Rows of a matrix in place, `ld` apart; and the last panel, packed, if it is not whole.
     InPlace { rows: *const f32, ld: usize, last: *const f32 },
+}
+
+impl Panels {
+    fn name(&self) -> &'static str {
+        match self {
+            Panels::F32(_) => "f32",
+            Panels::Bf16(_) => "bf16",
+            Panels::Q8_0(..) => "q8_0",
+            Panels::Q4_0(..) => "q4_0",
+            Panels::Int8(..) => "int8",
+            Panels::InPlace { .. } => "in_place",
+        }
+    }
 }
 
 /// A right operand and its size.
@@ -71,6 +79,11 @@ impl Operand {
                 scales: scales.wrapping_add((j * self.k + p) / 32 * width),
                 ld: width,
             }),
+            Panels::Int8(bytes, scales) => Right::Int8(Q8 {
+                bytes: bytes.wrapping_add(at).cast(),
+                scales: scales.wrapping_add((j * self.k + p) / 32 * width),
+                ld: width,
+            }),
             Panels::InPlace { rows, ld, last } => {
                 if (j + 1) * width <= self.n {
                     Right::F32(rows.wrapping_add(p * ld + j * width), ld)
@@ -80,6 +93,13 @@ impl Operand {
             }
         }
     }
+}
+
+/// A left operand: as it is, or rounded, for [`Panels::Int8`] alone.
+#[derive(Clone, Copy)]
+pub(crate) enum Rows {
+    Exact(Left),
+    Rounded(Rounded),
 }
 
 /// A finished block of products: `rows × cols` from (`row`, `col`), for each of P operands
@@ -101,19 +121,43 @@ pub(crate) struct Block<const P: usize> {
 pub(crate) unsafe fn multiply<const P: usize>(
     cpu: &Cpu,
     m: usize,
-    a: Left,
+    a: Rows,
+    b: [Operand; P],
+    finish: impl Fn(Block<P>) + Sync,
+) {
+    let (n, k) = (b[0].n, b[0].k);
+    // What the best tiles depend on.
+    let rows = matches!(a, Rows::Exact(Left { step: 1, .. }) | Rows::Rounded(_));
+    let (order, right) = (if rows { "rows" } else { "columns" }, b[0].panels.name());
+    let product = || format!("{P} {} {k} {n} {order} {right}", m.next_power_of_two());
+    let tried = if matches!(right, "f32" | "int8" | "in_place") { F32_TILES } else { TILES.len() };
+    // SAFETY: as promised to this function.
+    cpu.tuned(product, tried, P * m * n * k, |tiles| unsafe {
+        multiply_in(tiles, cpu, m, a, b, finish)
+    });
+}
+
+/// [`multiply`], cut so.
+///
+/// # Safety
+/// As there.
+unsafe fn multiply_in<const P: usize>(
+    tiles: Tiles,
+    cpu: &Cpu,
+    m: usize,
+    a: Rows,
     b: [Operand; P],
     finish: impl Fn(Block<P>) + Sync,
 ) {
     let (isa, width) = (cpu.isa(), panel_width(cpu.isa()));
     let (n, k) = (b[0].n, b[0].k);
     let panels = n.div_ceil(width);
-    // About four tasks a thread: blocks of rows first, groups of panels if those are few.
-    let want = cpu.threads() * 4;
-    let rows = m.div_ceil(want).next_multiple_of(24).clamp(32, ROWS).min(m.max(1));
+    // A few tasks a thread: blocks of rows first, groups of panels if those are few.
+    let want = cpu.threads() * tiles.tasks;
+    let rows = m.div_ceil(want).next_multiple_of(24).clamp(32, tiles.rows).min(m.max(1));
     let row_blocks = m.div_ceil(rows);
     let group = panels.div_ceil(want.div_ceil(row_blocks.max(1))).max(1);
-    let group = if k > K_BLOCK { group.min(PANELS) } else { group };
+    let group = if k > tiles.steps { group.min(tiles.panels) } else { group };
     let groups = panels.div_ceil(group);
 
     // SAFETY: tasks only read the operands; they are borrowed until this returns.
@@ -124,34 +168,45 @@ pub(crate) unsafe fn multiply<const P: usize>(
         let rows = rows.min(m - row);
         let end = (first + group).min(panels);
         // Panels whose chains are open at once: one if a single block of k ends them.
-        let open = if k <= K_BLOCK { 1 } else { end - first };
+        let open = if k <= tiles.steps { 1 } else { end - first };
         let ld = open * width;
-        scratch(P * rows * ld + K_BLOCK * width, |space| {
+        scratch(P * rows * ld + tiles.steps * width, |space| {
             let (c, panel) = space.split_at_mut(P * rows * ld);
             let c: [*mut f32; P] = std::array::from_fn(|i| c[i * rows * ld..].as_mut_ptr());
             for first in (first..end).step_by(open) {
                 // An empty chain is 0: k = 0 still runs once.
-                for p in (0..k.max(1)).step_by(K_BLOCK) {
-                    let steps = K_BLOCK.min(k - p);
+                for p in (0..k.max(1)).step_by(tiles.steps) {
+                    let steps = tiles.steps.min(k - p);
                     for j in first..(first + open).min(end) {
                         for (b, c) in b.iter().zip(c) {
                             let mut right = b.right(width, j, p);
-                            if rows > DIRECT_ROWS && !matches!(right, Right::F32(..)) {
+                            let c = c.wrapping_add((j - first) * width);
+                            let (cols, carry) = (width.min(n - j * width), p > 0);
+                            let a = match (a, right) {
+                                (Rows::Exact(a), _) => a.from(row, p),
+                                (Rows::Rounded(x), Right::Int8(w)) => {
+                                    let (x, blocks) = (x.from(row, p), steps / BLOCK_VALUES);
+                                    let product = Product {
+                                        m: rows,
+                                        width: cols,
+                                        blocks,
+                                        x,
+                                        w,
+                                        c,
+                                        ldc: ld,
+                                        carry,
+                                    };
+                                    // SAFETY: as promised to this function.
+                                    unsafe { product.run(isa) };
+                                    continue;
+                                }
+                                _ => unreachable!("rows are rounded for these panels alone"),
+                            };
+                            if rows > tiles.direct && !matches!(right, Right::F32(..)) {
                                 widen(isa, right, steps, width, panel.as_mut_ptr());
                                 right = Right::F32(panel.as_ptr(), width);
                             }
-                            let c = c.wrapping_add((j - first) * width);
-                            product(
-                                isa,
-                                rows,
-                                width.min(n - j * width),
-                                steps,
-                                a.from(row, p),
-                                right,
-                                c,
-                                ld,
-                                p > 0,
-                            );
+                            product(isa, rows, cols, steps, a, right, c, ld, carry);
                         }
                     }
                 }
@@ -180,6 +235,7 @@ fn widen_lanes<V: Lanes>(from: Right, steps: usize, width: usize, to: *mut f32) 
                         At { row: p, i, lanes: V::N },
                     ),
                     Right::Q4_0(w) => w.dequantize(p, i),
+                    Right::Int8(_) => unreachable!("it is multiplied as it is"),
                 };
                 v.store(to.add(p * width + i));
             }

@@ -14,20 +14,15 @@
 //! | [`val`], [`bodies`] | the language, and every kernel in it |
 //! | `isa`, `simd` | one register of each instruction set; rows and columns over them |
 //! | `product`, `gemm` | the micro-kernel; blocks, panels and epilogues around it |
+//! | `int8` | its like for activations rounded to 8 bits: a numerics mode of its own |
+//! | [`tune`] | which tiles a product takes: measured as calls come |
 //! | `linear`, `weight` | linear layers and their gradients; types and packing of weights |
 //! | `attention`, `attention_backward` | causal grouped-query attention, contiguous and paged |
 //! | `norm`, `pointwise`, `loss`, `embedding` | the rest of a transformer and its optimiser |
 //! | `cpu`, `scratch`, [`bench`] | threads; working memory; rates of the machine |
 //!
-//! State: AVX-512, AVX2 and portable run under the same tests. NEON passed them, with the
-//! same golden bits, emulated by qemu-user; it has not been timed or run on a real machine:
-//!
-//! ```text
-//! apt-get install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross
-//! CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
-//! CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
-//! cargo test --release --target aarch64-unknown-linux-gnu -p petaflop-kernel
-//! ```
+//! State: AVX-512, AVX2 and portable run under the same tests. NEON passes them, with the same
+//! golden bits, emulated by qemu-user (`make kernels`); it has not been timed or run on a real machine.
 //!
 //! # Bits are part of the API
 //!
@@ -38,6 +33,7 @@
 //!   one chain of fused multiply-adds over k in increasing order, starting at 0. Blocks of
 //!   k carry the chain on. Bias, then what was there before, are added once, at the end.
 //!   A weight of another type is first made f32 (q8_0: scale · byte, rounded once).
+//!   With a [`PackedWeight::for_int8`] the steps of the chain are blocks of 32 (`int8`).
 //! * **Row reductions:** 64 virtual lanes; element i joins lane i mod 64 in increasing
 //!   order; then lane l takes lane l + 32, l + 16, … l + 1. Tails are filled with the
 //!   identity. [`sum_squares`] makes rows of 16,384 elements and adds their sums in f64.
@@ -65,6 +61,7 @@
 pub mod bench;
 pub mod bodies;
 pub mod ir;
+pub mod tune;
 pub mod val;
 
 mod attention;
@@ -73,6 +70,7 @@ mod blocks;
 mod cpu;
 mod embedding;
 mod gemm;
+mod int8;
 mod isa;
 mod linear;
 mod loss;

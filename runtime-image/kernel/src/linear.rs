@@ -2,7 +2,8 @@
 //!
 //! Suffixes: T tokens, K features in, N features out.
 
-use crate::gemm::{Operand, Panels, finish, finish_swiglu, multiply, panel_width};
+use crate::gemm::{Operand, Panels, Rows, finish, finish_swiglu, multiply, panel_width};
+use crate::int8::with_rounded;
 use crate::product::Left;
 use crate::scratch::scratch;
 use crate::simd::{Out, common, rows_mut};
@@ -102,7 +103,7 @@ pub fn linear_swiglu(
 /// [`linear_swiglu`] with packed weights: the same bits.
 ///
 /// # Panics
-/// A slice's length does not fit, or the two weights differ in shape.
+/// A slice's length does not fit, or the two weights differ in shape or numerics mode.
 pub fn linear_swiglu_packed(
     cpu: &Cpu,
     x: &[f32],
@@ -116,6 +117,7 @@ pub fn linear_swiglu_packed(
         (up.n(), up.k()),
         "linear_swiglu_packed: gate and up differ in shape"
     );
+    assert_eq!(gate.is_for_int8(), up.is_for_int8(), "linear_swiglu_packed: one alone is for int8");
     forward_swiglu(cpu, x, [gate.operand(cpu), up.operand(cpu)], h, None, t);
 }
 
@@ -173,13 +175,12 @@ fn forward(cpu: &Cpu, x: &[f32], b: Operand, y: &mut [f32], t: usize, epilogue: 
         check("linear", "bias", bias.len(), 1, b.n);
     }
     let y = shared(y, b.n);
-    let a = Left { p: x.as_ptr(), row: b.k, step: 1 };
     let finish = |block| {
         let y = y.get();
         finish(cpu.isa(), block, bias.map(common), add.then(|| y.read()), y);
     };
     // SAFETY: the lengths were checked, and the slices are borrowed until this returns.
-    unsafe { multiply(cpu, t, a, [b], finish) }
+    with_rows(cpu, x, b, |a| unsafe { multiply(cpu, t, a, [b], finish) });
 }
 
 fn forward_swiglu(
@@ -199,13 +200,20 @@ fn forward_swiglu(
         check("linear_swiglu", "up", up.len(), t, n);
         (shared(gate, n), shared(up, n))
     });
-    let a = Left { p: x.as_ptr(), row: k, step: 1 };
     let finish = |block| {
         let keep = keep.as_ref().map(|(gate, up)| (gate.get(), up.get()));
         finish_swiglu(cpu.isa(), block, h.get(), keep);
     };
     // SAFETY: the lengths were checked, and the slices are borrowed until this returns.
-    unsafe { multiply(cpu, t, a, b, finish) }
+    with_rows(cpu, x, b[0], |a| unsafe { multiply(cpu, t, a, b, finish) });
+}
+
+/// Runs `f` with the rows of `x` as `b` is multiplied with.
+fn with_rows(cpu: &Cpu, x: &[f32], b: Operand, f: impl FnOnce(Rows)) {
+    match b.panels {
+        Panels::Int8(..) => with_rounded(cpu, x, b.k, |x| f(Rows::Rounded(x))),
+        _ => f(Rows::Exact(Left { p: x.as_ptr(), row: b.k, step: 1 })),
+    }
 }
 
 /// `c[m, n] = [c +] a · b[k, n]` where b's rows lie as they are multiplied.
@@ -244,6 +252,6 @@ fn rows_product(
             Panels::InPlace { rows: b.as_ptr(), ld: n, last: space.as_ptr() }
         };
         // SAFETY: the lengths were checked, and the slices are borrowed until this returns.
-        unsafe { multiply(cpu, m, a, [Operand { panels, k, n }], finish) }
+        unsafe { multiply(cpu, m, Rows::Exact(a), [Operand { panels, k, n }], finish) }
     });
 }

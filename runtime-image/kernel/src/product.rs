@@ -33,6 +33,8 @@ pub(crate) enum Right {
     Q8_0(Q8),
     /// A q4_0 panel.
     Q4_0(Q4),
+    /// A q8_0 panel for rounded activations; [`product`] has none of these.
+    Int8(Q8),
 }
 
 /// `c[m, width] = [c +] a · b` over `k` steps; `width` is rounded up to whole
@@ -86,6 +88,7 @@ fn product_lanes<V: Lanes>(
             );
             columns::<V, _>(m, registers, k, a, load, c, ldc, carry);
         }
+        Right::Int8(_) => unreachable!("its left operand is rounded"),
     }
 }
 on_every_isa! {

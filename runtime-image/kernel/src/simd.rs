@@ -288,7 +288,7 @@ impl<V: Lanes> Fold for Columns<'_, V> {
     }
 }
 
-/// A q8_0 matrix laid out in panels for the product: bytes `[k, ld]`, scales `[k/32, ld]`.
+/// A q8_0 matrix laid out in panels for the product: bytes `[k, ld]` (for `int8` `[k/4, ld, 4]`), scales `[k/32, ld]`.
 #[derive(Clone, Copy)]
 pub(crate) struct Q8 {
     pub(crate) bytes: *const i8,

@@ -120,6 +120,11 @@ enum Packed {
         bytes: Vec<i8>,
         scales: Vec<f32>,
     },
+    /// See [`crate::int8`].
+    Int8 {
+        bytes: Vec<u8>,
+        scales: Vec<f32>,
+    },
     /// Of each two steps of k, the first in the lower half of a byte.
     Q4_0 {
         halves: Vec<u8>,
@@ -136,10 +141,10 @@ impl PackedWeight {
         w.check(n, k);
         let width = panel_width(cpu.isa());
         let padded = n.next_multiple_of(PACKED_ROWS);
-        // Of matrix element (row, column), where it goes in panels of `depth` rows.
-        let place = |row: usize, col: usize, depth: usize| {
-            (row / width * depth + col) * width + row % width
-        };
+        let blocks = k / BLOCK_VALUES;
+        // Rows of each panel.
+        let rows = |j: usize| j * width..((j + 1) * width).min(n);
+        let panel = (width * k).max(1);
         let panels = match w {
             Weight::F32(_) => {
                 let mut to = lines(padded * k);
@@ -148,39 +153,75 @@ impl PackedWeight {
             }
             Weight::Bf16(w) => {
                 let mut to = vec![0; padded * k];
-                for (i, &bits) in w.iter().enumerate() {
-                    to[place(i / k, i % k, k)] = bits;
-                }
+                let panels = to.chunks_mut(panel).take(n.div_ceil(width)).enumerate();
+                cpu.each(n * k, panels, |(j, to)| {
+                    for (i, row) in rows(j).enumerate() {
+                        for (to, &bits) in to[i..].iter_mut().step_by(width).zip(&w[row * k..][..k])
+                        {
+                            *to = bits;
+                        }
+                    }
+                });
                 Packed::Bf16(to)
             }
             Weight::Q8_0(w) => {
-                let (mut bytes, mut scales) =
-                    (vec![0; padded * k], vec![0.0; padded * k / BLOCK_VALUES]);
-                let blocks = k / BLOCK_VALUES;
-                for (i, block) in w.chunks_exact(Q8_0_BYTES).enumerate() {
-                    scales[place(i / blocks, i % blocks, blocks)] = scale_of(block);
-                    for (j, &byte) in block[2..].iter().enumerate() {
-                        bytes[place(i / blocks, i % blocks * BLOCK_VALUES + j, k)] = byte as i8;
-                    }
-                }
+                let (bytes, scales) = pack_q8_0(cpu, w, n, k, |bytes: &mut [i8], i, block| {
+                    let column = bytes[i..].iter_mut().step_by(width);
+                    column.zip(block).for_each(|(to, &byte)| *to = byte as i8);
+                });
                 Packed::Q8_0 { bytes, scales }
             }
             Weight::Q4_0(w) => {
                 let (mut halves, mut scales) =
-                    (vec![0; padded * k / 2], vec![0.0; padded * k / BLOCK_VALUES]);
-                let blocks = k / BLOCK_VALUES;
-                for (i, block) in w.as_chunks().0.iter().enumerate() {
-                    scales[place(i / blocks, i % blocks, blocks)] = scale_of(block);
-                    for (j, pair) in q4_0_numbers(block).as_chunks().0.iter().enumerate() {
-                        let [low, high] = pair.map(|number: i8| (number + 8) as u8);
-                        let step = i % blocks * (BLOCK_VALUES / 2) + j;
-                        halves[place(i / blocks, step, k / 2)] = low | high << 4;
-                    }
-                }
+                    (vec![0; padded * k / 2], vec![0.0; padded * blocks]);
+                let (w, panel) = (w.as_chunks().0, (panel / 2).max(1));
+                let panels =
+                    halves.chunks_mut(panel).zip(scales.chunks_mut((width * blocks).max(1)));
+                cpu.each(
+                    n * k,
+                    panels.take(n.div_ceil(width)).enumerate(),
+                    |(j, (halves, scales))| {
+                        let halves = halves.chunks_exact_mut(width * BLOCK_VALUES / 2);
+                        for (p, (halves, scales)) in
+                            halves.zip(scales.chunks_exact_mut(width)).enumerate()
+                        {
+                            for ((i, row), to) in rows(j).enumerate().zip(scales) {
+                                let block = &w[row * blocks + p];
+                                *to = scale_of(block);
+                                let column = halves[i..].iter_mut().step_by(width);
+                                for (to, pair) in column.zip(q4_0_numbers(block).as_chunks().0) {
+                                    let [low, high] = pair.map(|number: i8| (number + 8) as u8);
+                                    *to = low | high << 4;
+                                }
+                            }
+                        }
+                    },
+                );
                 Packed::Q4_0 { halves, scales }
             }
         };
         PackedWeight { n, k, width, panels }
+    }
+
+    /// Packs q8_0 `w[n, k]` for products that round activations to 8 bits: the numerics mode
+    /// `int8-activations`, whose results differ from [`PackedWeight::new`]'s by up to half a
+    /// 127th of a block's largest activation, for each weight.
+    ///
+    /// # Panics
+    /// `w` does not hold n·k values.
+    pub fn for_int8(cpu: &Cpu, w: &[u8], n: usize, k: usize) -> PackedWeight {
+        Weight::Q8_0(w).check(n, k);
+        let width = panel_width(cpu.isa());
+        let (bytes, scales) = pack_q8_0(cpu, w, n, k, |bytes: &mut [u8], i, block| {
+            let column = bytes.as_chunks_mut::<4>().0[i..].iter_mut().step_by(width);
+            // 128 added to the signed number.
+            column.zip(block.as_chunks::<4>().0).for_each(|(to, four)| *to = four.map(|b| b ^ 128));
+        });
+        PackedWeight { n, k, width, panels: Packed::Int8 { bytes, scales } }
+    }
+
+    pub(crate) fn is_for_int8(&self) -> bool {
+        matches!(self.panels, Packed::Int8 { .. })
     }
 
     /// Features out.
@@ -199,6 +240,9 @@ impl PackedWeight {
             Packed::F32(p) => size_of_val(p.as_slice()),
             Packed::Bf16(p) => size_of_val(p.as_slice()),
             Packed::Q8_0 { bytes, scales } => {
+                size_of_val(bytes.as_slice()) + size_of_val(scales.as_slice())
+            }
+            Packed::Int8 { bytes, scales } => {
                 size_of_val(bytes.as_slice()) + size_of_val(scales.as_slice())
             }
             Packed::Q4_0 { halves, scales } => {
@@ -230,6 +274,10 @@ impl PackedWeight {
                 Packed::Q8_0 { bytes, scales } => {
                     scales[place(col / BLOCK_VALUES, self.k / BLOCK_VALUES)] * f32::from(bytes[at])
                 }
+                Packed::Int8 { bytes, scales } => {
+                    let byte = bytes[place(col / 4, self.k / 4) * 4 + col % 4] ^ 128;
+                    scales[place(col / BLOCK_VALUES, self.k / BLOCK_VALUES)] * f32::from(byte as i8)
+                }
                 Packed::Q4_0 { halves, scales } => {
                     let byte = halves[place(col / 2, self.k / 2)];
                     let number = (byte >> (col % 2 * 4) & 15) as i8 - 8;
@@ -250,10 +298,40 @@ impl PackedWeight {
             Packed::F32(p) => Panels::F32(p.as_ptr().cast()),
             Packed::Bf16(p) => Panels::Bf16(p.as_ptr()),
             Packed::Q8_0 { bytes, scales } => Panels::Q8_0(bytes.as_ptr(), scales.as_ptr()),
+            Packed::Int8 { bytes, scales } => Panels::Int8(bytes.as_ptr(), scales.as_ptr()),
             Packed::Q4_0 { halves, scales } => Panels::Q4_0(halves.as_ptr(), scales.as_ptr()),
         };
         Operand { panels, k: self.k, n: self.n }
     }
+}
+
+/// q8_0 `w[n, k]` as panels of bytes, and their scales. `place` writes a block's bytes into those of
+/// one block of k of a panel, for the panel's column with that number.
+fn pack_q8_0<B: Default + Clone + Send>(
+    cpu: &Cpu,
+    w: &[u8],
+    n: usize,
+    k: usize,
+    place: impl Fn(&mut [B], usize, &[u8]) + Sync,
+) -> (Vec<B>, Vec<f32>) {
+    let (width, padded) = (panel_width(cpu.isa()), n.next_multiple_of(PACKED_ROWS));
+    let blocks = k / BLOCK_VALUES;
+    let (mut bytes, mut scales) = (vec![B::default(); padded * k], vec![0.0; padded * blocks]);
+    let panels =
+        bytes.chunks_mut((width * k).max(1)).zip(scales.chunks_mut((width * blocks).max(1)));
+    cpu.each(n * k, panels.take(n.div_ceil(width)).enumerate(), |(j, (bytes, scales))| {
+        // Block after block, so that what is written stays in the first cache.
+        let bytes = bytes.chunks_exact_mut(width * BLOCK_VALUES);
+        for (p, (bytes, scales)) in bytes.zip(scales.chunks_exact_mut(width)).enumerate() {
+            let rows = j * width..((j + 1) * width).min(n);
+            for ((i, row), to) in rows.enumerate().zip(scales) {
+                let block = &w[(row * blocks + p) * Q8_0_BYTES..][..Q8_0_BYTES];
+                *to = scale_of(block);
+                place(bytes, i, &block[2..]);
+            }
+        }
+    });
+    (bytes, scales)
 }
 
 /// Floats that [`pack`] writes.

@@ -172,6 +172,115 @@ fn quantised_weights_multiply_as_their_values_do() {
     }
 }
 
+/// Sizes of products with rows of whole blocks: t, k, n.
+const BLOCKS: [(usize, usize, usize); 7] =
+    [(1, 32, 1), (3, 64, 65), (8, 288, 49), (9, 320, 100), (40, 544, 63), (130, 96, 48), (7, 0, 3)];
+
+#[test]
+fn int8_activations_that_bytes_hold_give_the_products_of_the_exact_ones() {
+    for (t, k, n) in BLOCKS {
+        // Whole numbers from −127 to 127, with 127 or −127 in each block, times a power of two: rounding loses nothing.
+        let x: Vec<f32> = (values(t * k, 1).iter().enumerate())
+            .map(|(i, x)| match i % 32 {
+                5 => 127.0 * x.signum(),
+                _ => (x * 127.0).round(),
+            } * 0.125_f32.powi((i / 32 % 3) as i32))
+            .collect();
+        let mut q = vec![0u8; n * k / BLOCK_VALUES * Q8_0_BYTES];
+        quantize_q8_0(&values(n * k, 2), &mut q);
+        // No quantiser writes −128, but a file may hold it.
+        q.chunks_mut(Q8_0_BYTES).for_each(|block| block[7] = 128);
+        let mut w = vec![0.0; n * k];
+        dequantize(Weight::Q8_0(&q), &mut w);
+        let (bias, y0) = (values(n, 3), values(t * n, 4));
+        let want: Vec<f64> =
+            product(t, n, k, |i, p| x[i * k + p].into(), |p, j| w[j * k + p].into())
+                .into_iter()
+                .enumerate()
+                .map(|(i, y)| y + f64::from(bias[i % n]) + f64::from(y0[i]))
+                .collect();
+        let size =
+            product(t, n, k, |i, p| x[i * k + p].abs().into(), |p, j| w[j * k + p].abs().into());
+        let got = everywhere("int8", |cpu| {
+            let packed = PackedWeight::for_int8(cpu, &q, n, k);
+            assert_eq!(packed.bytes(), PackedWeight::new(cpu, Weight::Q8_0(&q), n, k).bytes());
+            let mut y = y0.clone();
+            linear_packed(cpu, &x, &packed, &mut y, t, Epilogue { bias: Some(&bias), add: true });
+            let mut row = vec![0.0; k];
+            for (j, w) in (0..n).map(|j| (j, &w[j * k..][..k])) {
+                packed.row(j, &mut row);
+                same_bits("a row", w, &row);
+            }
+            // A row has the same bits alone.
+            for i in 0..t {
+                let mut alone = y0[i * n..][..n].to_vec();
+                let epilogue = Epilogue { bias: Some(&bias), add: true };
+                linear_packed(cpu, &x[i * k..][..k], &packed, &mut alone, 1, epilogue);
+                same_bits("a row alone", &alone, &y[i * n..][..n]);
+            }
+            vec![y]
+        });
+        for ((got, want), size) in got[0].iter().zip(want).zip(size) {
+            let most = EPS * (k as f64 / 32.0 + 4.0) * (2.0 + size);
+            assert!((f64::from(*got) - want).abs() <= most, "{t}×{k}×{n}: {got} {want}");
+        }
+    }
+}
+
+#[test]
+fn int8_activations_are_off_by_half_a_step_for_each_weight_at_most() {
+    for (t, k, n) in BLOCKS {
+        let (x, w) = (values(t * k, 5), values(n * k, 6));
+        let mut q = vec![0u8; n * k / BLOCK_VALUES * Q8_0_BYTES];
+        quantize_q8_0(&w, &mut q);
+        let mut w = vec![0.0; n * k];
+        dequantize(Weight::Q8_0(&q), &mut w);
+        let got = everywhere("int8", |cpu| {
+            let packed = PackedWeight::for_int8(cpu, &q, n, k);
+            let (mut y, mut h) = (vec![0.0; t * n], vec![0.0; t * n]);
+            linear_packed(cpu, &x, &packed, &mut y, t, Epilogue::NONE);
+            linear_swiglu_packed(cpu, &x, &packed, &packed, &mut h, t);
+            let mut parts = vec![0.0; t * n];
+            swiglu(cpu, &y, &y, &mut parts);
+            same_bits("the pair is its parts", &parts, &h);
+            vec![y]
+        });
+        for i in 0..t * n {
+            let (x, w) = (&x[i / n * k..][..k], &w[i % n * k..][..k]);
+            let (mut want, mut most) = (0.0, 0.0);
+            for (x, w) in x.chunks(32).zip(w.chunks(32)) {
+                let largest = x.iter().fold(0f32, |m, x| m.max(x.abs()));
+                for (&x, &w) in x.iter().zip(w) {
+                    want += f64::from(x) * f64::from(w);
+                    most += f64::from(largest) / 254.0 * 1.001 * f64::from(w.abs());
+                }
+            }
+            let away = (f64::from(got[0][i]) - want).abs();
+            assert!(away <= most + EPS * k as f64, "{t}×{k}×{n}: {away} > {most}");
+        }
+    }
+}
+
+#[test]
+fn int8_activations_keep_what_is_no_number() {
+    let mut q = vec![0u8; 2 * Q8_0_BYTES];
+    quantize_q8_0(&[0.5; 64], &mut q);
+    for (bad, nan) in [(f32::NAN, true), (f32::INFINITY, true), (1e-44, false), (0.0, false)] {
+        for at in [0, 13, 31, 45] {
+            let got = everywhere("int8", |cpu| {
+                let mut x = vec![0.0; 64];
+                x[at] = bad;
+                let mut y = vec![7.0];
+                let packed = PackedWeight::for_int8(cpu, &q, 1, 64);
+                linear_packed(cpu, &x, &packed, &mut y, 1, Epilogue::NONE);
+                vec![y]
+            });
+            assert_eq!(got[0][0].is_nan(), nan, "{bad} at {at} became {}", got[0][0]);
+            assert!(nan || got[0][0] == 0.0, "{bad} at {at} became {}", got[0][0]);
+        }
+    }
+}
+
 #[test]
 fn q8_0_is_off_by_half_a_step_at_most() {
     let x = values(32 * 50, 9);

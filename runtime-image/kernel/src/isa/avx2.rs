@@ -181,6 +181,15 @@ impl Lanes for F32x8 {
         })
     }
     #[inline(always)]
+    unsafe fn store_lowest_bytes(self, p: *mut u8) {
+        // SAFETY: AVX2 and FMA are there; the caller answers for `p`.
+        unsafe {
+            let x = _mm256_and_si256(_mm256_castps_si256(self.0), _mm256_set1_epi32(255));
+            let x = _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256::<1>(x));
+            _mm_storel_epi64(p.cast(), _mm_packus_epi16(x, x));
+        }
+    }
+    #[inline(always)]
     unsafe fn transpose(src: *const f32, ld: usize, dst: *mut f32, ldd: usize) {
         // SAFETY: AVX2 and FMA are there; the caller answers for `src` and `dst`.
         unsafe {

@@ -10,7 +10,7 @@ use std::ops::Neg;
 
 /// Sixteen floats.
 #[derive(Clone, Copy)]
-pub(crate) struct F32x16(__m512);
+pub(crate) struct F32x16(pub(super) __m512);
 
 operators!(F32x16: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
 
@@ -176,6 +176,11 @@ impl Lanes for F32x16 {
             let x = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
             _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x))
         })
+    }
+    #[inline(always)]
+    unsafe fn store_lowest_bytes(self, p: *mut u8) {
+        // SAFETY: AVX-512 is there; the caller answers for `p`.
+        unsafe { _mm_storeu_si128(p.cast(), _mm512_cvtepi32_epi8(_mm512_castps_si512(self.0))) }
     }
     #[inline(always)]
     unsafe fn transpose(src: *const f32, ld: usize, dst: *mut f32, ldd: usize) {

@@ -1,13 +1,14 @@
 //! What the kernels need of an instruction set: [`Lanes`], one register of f32.
 //!
 //! One file an instance: [`portable`] (and the scalar [`Sc`]), `avx512`, `avx2`,
-//! `neon`. The macro `on_every_isa!` makes of a generic function one function a
+//! `neon`; beside them [`dots`], products of bytes. The macro `on_every_isa!` makes of a generic function one function a
 //! variant, compiled for its features, and the match that chooses between them.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
+pub(crate) mod dots;
 #[cfg(target_arch = "aarch64")]
 pub(crate) mod neon;
 pub(crate) mod portable;
@@ -58,6 +59,10 @@ pub(crate) trait Lanes: Val + Send + Sync {
     /// # Safety
     /// `N` values can be read.
     unsafe fn load_bf16(p: *const u16) -> Self;
+    /// Writes the lowest byte of each float's bits.
+    /// # Safety
+    /// `N` bytes can be written.
+    unsafe fn store_lowest_bytes(self, p: *mut u8);
     /// Transposes an N × N block with row strides `ld` and `ldd`.
     /// # Safety
     /// The block can be read from `src` and written to `dst`.

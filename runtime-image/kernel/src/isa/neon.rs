@@ -173,6 +173,11 @@ impl Lanes for F32x4 {
         F32x4(unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(p))) })
     }
     #[inline(always)]
+    unsafe fn store_lowest_bytes(self, p: *mut u8) {
+        // SAFETY: the caller answers for `p`.
+        unsafe { p.cast::<[u8; 4]>().write(self.array().map(|x| x.to_bits() as u8)) }
+    }
+    #[inline(always)]
     unsafe fn transpose(src: *const f32, ld: usize, dst: *mut f32, ldd: usize) {
         // SAFETY: NEON is there; the caller answers for `src` and `dst`.
         unsafe {

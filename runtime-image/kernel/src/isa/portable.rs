@@ -214,6 +214,11 @@ impl Lanes for F32s {
         F32s(bits.map(|x| f32::from_bits(u32::from(x) << 16)))
     }
     #[inline(always)]
+    unsafe fn store_lowest_bytes(self, p: *mut u8) {
+        // SAFETY: the caller's.
+        unsafe { p.cast::<[u8; 8]>().write(self.0.map(|x| x.to_bits() as u8)) }
+    }
+    #[inline(always)]
     unsafe fn transpose(src: *const f32, ld: usize, dst: *mut f32, ldd: usize) {
         for i in 0..8 {
             for j in 0..8 {

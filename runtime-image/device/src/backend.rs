@@ -5,8 +5,10 @@ use petaflop_kernel::{Cpu, Dims, Epilogue, Isa, Weight, linear};
 use petaflop_plan::machine::{Accelerator, Backend};
 
 use crate::device::{self, Device};
+use crate::driver::Gpu;
 #[cfg(feature = "wgpu")]
 use crate::webgpu::WebGpu;
+use crate::{cuda, hip};
 
 /// No kernel variant may be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -46,38 +48,30 @@ pub(crate) fn canaries() -> (Vec<Isa>, Vec<String>) {
     (passed, failed)
 }
 
+/// What came of opening a backend's device: its name, for its canary passed, or why there is none.
+pub(crate) type Opened = Result<String, String>;
+
 /// All backends in probing order with one line each. `notes`: what kept cuda, hip and vulkan
-/// from seeing devices. `shaders`: the device behind Vulkan or Metal that passed its canary, or why
-/// there is none; `None` where this runtime cannot compute there.
+/// from seeing devices. `opened`: of cuda, hip, and vulkan or metal; `None` where it was not tried.
 pub(crate) fn backends(
     accelerators: &[Accelerator],
     notes: [&[String]; 3],
-    shaders: Option<&Result<String, String>>,
+    opened: [Option<&Opened>; 3],
     canaries: &(Vec<Isa>, Vec<String>),
 ) -> Vec<Backend> {
     let of = |vendor: &str| -> Vec<&Accelerator> {
         accelerators.iter().filter(|a| a.vendor == vendor).collect()
     };
     let [nvidia, amd, vulkan] = notes;
+    let [cuda, hip, graphics] = opened;
     let everything: Vec<&Accelerator> = accelerators.iter().collect();
-    let graphics = |name: &str, notes: &[String]| match shaders {
-        None => left(name, &everything, notes),
-        Some(Ok(device)) => {
-            let reason = format!("taken: the canary passed on {device}");
-            Backend { name: name.into(), usable: true, reason }
-        }
-        Some(Err(problem)) => {
-            let reason = [&[format!("left: {problem}")], notes].concat().join("; ");
-            Backend { name: name.into(), usable: false, reason }
-        }
-    };
     let mut backends = Vec::new();
     if cfg!(target_os = "macos") {
-        backends.push(graphics("metal", &[]));
+        backends.push(device("metal", graphics, &everything, &[]));
     } else {
-        backends.push(left("cuda", &of("nvidia"), nvidia));
-        backends.push(left("hip", &of("amd"), amd));
-        backends.push(graphics("vulkan", vulkan));
+        backends.push(device("cuda", cuda, &of("nvidia"), nvidia));
+        backends.push(device("hip", hip, &of("amd"), amd));
+        backends.push(device("vulkan", graphics, &everything, vulkan));
     }
     let (passed, failed) = canaries;
     let mut reason = match passed.first() {
@@ -92,25 +86,44 @@ pub(crate) fn backends(
     backends
 }
 
-/// A backend that this runtime cannot compute on: says so, and what it would have run on.
-fn left(name: &str, devices: &[&Accelerator], notes: &[String]) -> Backend {
-    let mut reason = match devices {
-        [] => "left: no device seen".to_owned(),
-        [one] => format!("left: {} seen, but not built: {NOT_BUILT}", one.name),
-        [first, ..] => format!(
-            "left: {} devices seen ({}, …), but not built: {NOT_BUILT}",
-            devices.len(),
-            first.name
-        ),
+/// A backend of devices: what came of opening one, which were seen, and what else was noted.
+fn device(
+    name: &str,
+    opened: Option<&Opened>,
+    devices: &[&Accelerator],
+    notes: &[String],
+) -> Backend {
+    let seen = match devices {
+        [] => "no device seen".to_owned(),
+        [one] => format!("{} seen", one.name),
+        [first, ..] => format!("{} devices seen ({}, …)", devices.len(), first.name),
     };
-    for note in notes {
-        reason.push_str("; ");
-        reason.push_str(note);
-    }
+    let left = match opened {
+        Some(Ok(device)) => {
+            let reason = format!("taken: the canary passed on {device}");
+            return Backend { name: name.into(), usable: true, reason };
+        }
+        Some(Err(problem)) => format!("left: {seen}; {problem}"),
+        None if devices.is_empty() => format!("left: {seen}"),
+        None => format!("left: {seen}, but this runtime does not compute there"),
+    };
+    let reason = notes.iter().fold(left, |reason, note| format!("{reason}; {note}"));
     Backend { name: name.into(), usable: false, reason }
 }
 
-const NOT_BUILT: &str = "this runtime does not compute there";
+/// The first device of NVIDIA's driver, proven.
+pub(crate) fn cuda() -> Result<Gpu, String> {
+    cuda::open().map_err(|problem| problem.to_string()).and_then(proven)
+}
+
+/// The first device of AMD's driver, proven.
+pub(crate) fn hip(accelerators: &[Accelerator]) -> Result<Gpu, String> {
+    let architecture = |address: &str| {
+        let of = accelerators.iter().find(|a| a.id.split('#').next() == Some(address))?;
+        of.isa.clone()
+    };
+    hip::open(architecture).map_err(|problem| problem.to_string()).and_then(proven)
+}
 
 /// The device, if its canary kernel gives the right answer on it.
 ///
@@ -226,7 +239,7 @@ mod tests {
     #[test]
     fn a_processor_whose_kernels_all_fail_is_no_backend() {
         let failed = (vec![], vec!["portable left: canary gave 1".to_owned()]);
-        let backends = backends(&[], [&[], &[], &[]], None, &failed);
+        let backends = backends(&[], [&[], &[], &[]], [None; 3], &failed);
         let cpu = backends.last().expect("the processor comes last");
         assert!(!cpu.usable);
         assert!(cpu.reason.contains("portable left: canary gave 1"));

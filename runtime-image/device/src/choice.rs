@@ -6,7 +6,8 @@ use std::str::FromStr;
 use petaflop_plan::machine::{Backend, Machine};
 
 #[cfg(feature = "wgpu")]
-use crate::{backend, webgpu::WebGpu};
+use crate::webgpu::WebGpu;
+use crate::{backend, device::Device, driver::Gpu};
 
 /// What a command asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,8 @@ impl FromStr for Choice {
 pub enum Chosen {
     /// The processor.
     Cpu,
+    /// A device behind CUDA's or HIP's driver.
+    Gpu(Gpu),
     /// A device behind Vulkan or Metal.
     #[cfg(feature = "wgpu")]
     WebGpu(WebGpu),
@@ -100,19 +103,31 @@ pub fn choose(
 }
 
 /// A backend ready to use and why it was taken, or why it was left.
-#[cfg_attr(not(feature = "wgpu"), expect(unused_variables, reason = "they are for devices"))]
+#[cfg_attr(not(feature = "wgpu"), expect(unused_variables, reason = "they are for Vulkan"))]
 fn open(backend: &Backend, emulated: bool, machine: &Machine) -> Result<(Chosen, String), String> {
+    let left = |problem| format!("left: {problem}");
     match &*backend.name {
         "cpu" if backend.usable => Ok((Chosen::Cpu, backend.reason.clone())),
+        "cuda" if backend.usable => proven(backend::cuda().map_err(left)?, Chosen::Gpu),
+        "hip" if backend.usable => {
+            proven(backend::hip(&machine.accelerators).map_err(left)?, Chosen::Gpu)
+        }
         #[cfg(feature = "wgpu")]
         "vulkan" | "metal" if backend.usable || emulated => {
-            let gpu = backend::shaders(emulated, &machine.accelerators, machine.memory.available)
-                .map_err(|problem| format!("left: {problem}"))?;
-            let why = format!("taken: the canary passed on {}", crate::device::Device::name(&gpu));
-            Ok((Chosen::WebGpu(gpu), why))
+            let available = machine.memory.available;
+            let gpu = backend::shaders(emulated, &machine.accelerators, available);
+            proven(gpu.map_err(left)?, Chosen::WebGpu)
         }
         _ => Err(backend.reason.clone()),
     }
+}
+
+fn proven<D: Device>(
+    device: D,
+    chosen: impl FnOnce(D) -> Chosen,
+) -> Result<(Chosen, String), String> {
+    let why = format!("taken: the canary passed on {}", device.name());
+    Ok((chosen(device), why))
 }
 
 #[cfg(test)]

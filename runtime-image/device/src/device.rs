@@ -143,6 +143,21 @@ pub(crate) fn within(what: &str, at: usize, words: usize, of: usize) -> Result<(
     Err(WrongLaunch { kernel: what.into(), problem }.into())
 }
 
+/// A launch's views in the order of the kernel's buffers, if all of it fits the kernel. `words`: of a buffer.
+pub(crate) fn operands<'b, B>(
+    kernel: &Kernel,
+    launch: &Launch,
+    buffers: &[(&str, View<'b, B>)],
+    words: impl Fn(&B) -> usize,
+) -> Result<Vec<(&'static str, View<'b, B>)>, DeviceError> {
+    for (name, view) in buffers {
+        within(name, view.at, view.words, words(view.buffer))?;
+    }
+    let of = |name: &str| buffers.iter().find(|(n, _)| *n == name).map(|(_, view)| *view);
+    kernel.check(launch, &|name| of(name).map(|view| view.words))?;
+    Ok(kernel.buffers().into_iter().filter_map(|(name, ..)| Some((name, of(name)?))).collect())
+}
+
 /// A product on `device`, for its canary: `y[t, n] = x[t, k] · w[n, k]ᵀ`.
 ///
 /// # Errors

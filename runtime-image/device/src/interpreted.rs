@@ -7,7 +7,7 @@ use petaflop_kernel::ir::interpret::interpret;
 use petaflop_kernel::ir::{Kernel, Launch, Memory};
 use petaflop_plan::Numerics;
 
-use crate::device::{Device, DeviceError, View, within};
+use crate::device::{Device, DeviceError, View, operands, within};
 
 /// The device.
 #[derive(Clone, Copy, Debug, Default)]
@@ -106,25 +106,18 @@ impl Device for Interpreter {
         launch: &Launch,
         buffers: &[(&str, View<'_, Words>)],
     ) -> Result<(), DeviceError> {
-        for (name, view) in buffers {
-            within(name, view.at, view.words, held(&view.buffer.0).len())?;
-        }
-        let of = |name: &str| buffers.iter().find(|(n, _)| *n == name).map(|(_, view)| *view);
-        kernel.check(launch, &|name| of(name).map(|view| view.words))?;
+        let operands = operands(kernel, launch, buffers, |buffer| held(&buffer.0).len())?;
         // Those that the skeletons of attention's gradients write are marked by no program.
         let results = ["dq", "dk", "dv"];
         let written = |name: &str| {
             results.contains(&name) || kernel.fields.iter().any(|f| f.name == name && f.written)
         };
-        let operands = kernel.buffers().into_iter().filter_map(|(name, ..)| {
-            let View { buffer, at, words } = of(name)?;
-            Some(Operand {
-                name,
-                words: Arc::clone(&buffer.0),
-                at,
-                count: words,
-                written: written(name),
-            })
+        let operands = operands.into_iter().map(|(name, View { buffer, at, words })| Operand {
+            name,
+            words: Arc::clone(&buffer.0),
+            at,
+            count: words,
+            written: written(name),
         });
         stream.push(Pending {
             kernel: kernel.clone(),

@@ -12,7 +12,7 @@ use wgpu::{
     ComputePipeline, ErrorFilter, PollType,
 };
 
-use crate::device::{Device, DeviceError, View, within};
+use crate::device::{Device, DeviceError, View, operands, within};
 
 /// How long one stream may take before its device counts as lost.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -286,11 +286,7 @@ impl Device for WebGpu {
         launch: &Launch,
         buffers: &[(&str, View<'_, Buffer>)],
     ) -> Result<(), DeviceError> {
-        for (name, view) in buffers {
-            within(name, view.at, view.words, view.buffer.words)?;
-        }
-        let of = |name: &str| buffers.iter().find(|(n, _)| *n == name).map(|(_, view)| *view);
-        kernel.check(launch, &|name| of(name).map(|b| b.words))?;
+        let operands = operands(kernel, launch, buffers, |buffer| buffer.words)?;
         let groups = kernel.groups(launch)?;
         if groups.contains(&0) {
             return Ok(());
@@ -300,9 +296,8 @@ impl Device for WebGpu {
         let usage = BufferUsages::UNIFORM | BufferUsages::COPY_DST;
         let uniform = self.allocate((parameters.len() * 4) as u64, usage)?;
         self.queue.write_buffer(&uniform, 0, bytemuck::cast_slice(&parameters));
-        let named = kernel.buffers().into_iter().filter_map(|(name, ..)| of(name).map(binding));
         let entries: Vec<_> = std::iter::once(uniform.as_entire_binding())
-            .chain(named)
+            .chain(operands.into_iter().map(|(_, view)| binding(view)))
             .zip(0..)
             .map(|(resource, binding)| wgpu::BindGroupEntry { binding, resource })
             .collect();

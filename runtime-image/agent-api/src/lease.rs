@@ -13,10 +13,6 @@ use serde::{Deserialize, Serialize};
 use crate::keys::{LeasePublic, LeaseSecret, NoisePublic, random};
 use crate::text::base64_bytes;
 
-/// What an operator grants where nothing else was asked for.
-pub const DEFAULT_DURATION: Duration = Duration::from_secs(30 * 60);
-/// How often an operator renews.
-pub const RENEW_EVERY: Duration = Duration::from_secs(60);
 /// Leases are no longer than this: what bounds a mistake bounds its cost.
 pub const LONGEST: Duration = Duration::from_secs(24 * 3600);
 

@@ -6,6 +6,7 @@
 
 mod bench;
 mod bytes;
+mod check;
 mod corpus;
 mod detect;
 mod exit;
@@ -16,7 +17,7 @@ mod serve;
 mod signals;
 mod train;
 
-use std::{io, process::ExitCode};
+use std::{io, process::ExitCode, time::Instant};
 
 use clap::{CommandFactory, Parser, Subcommand};
 
@@ -40,6 +41,8 @@ enum Command {
     Plan(plan::Args),
     /// Measure this machine
     Bench(bench::Args),
+    /// Run every kernel on this machine's device beside the interpreter, and measure products
+    Check(check::Args),
     /// Print what this machine is
     Detect(detect::Args),
     /// Print completions for a shell
@@ -50,6 +53,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    let started = Instant::now();
     tracing_subscriber::fmt()
         .with_writer(io::stderr)
         .with_env_filter(
@@ -62,7 +66,8 @@ fn main() -> ExitCode {
         Command::Key(args) => key::run(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Plan(args) => plan::run(&args),
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(args) => bench::run(&args, started),
+        Command::Check(args) => check::run(&args),
         Command::Detect(args) => detect::run(&args),
         Command::Completions { shell } => {
             clap_complete::generate(

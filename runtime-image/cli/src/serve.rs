@@ -7,7 +7,7 @@ use std::{
 
 use petaflop_device::{Roots, detect};
 use petaflop_model::ModelError;
-use petaflop_plan::machine::Machine;
+use petaflop_plan::{Numerics, machine::Machine};
 use petaflop_serve::{Key, LoadError, ModelLocation, ServeConfig, ServeError};
 use petaflop_store::report::{Progress, ProgressWriter};
 use petaflop_train::Class;
@@ -57,6 +57,10 @@ pub(crate) struct Args {
     /// Key/value cache blocks of 16 tokens, for all sequences [default: room for every sequence's whole context]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     kv_blocks: Option<u32>,
+    /// Arithmetic: exact, or int8-activations, which is faster with q8_0 weights: activations are rounded to 8 bits before
+    /// each product, so that answers may differ
+    #[arg(long, value_name = "MODE", default_value_t = Numerics::Exact)]
+    numerics: Numerics,
     /// Requests that may wait for their turn; further ones are answered 429
     #[arg(long, value_name = "N")]
     max_waiting: Option<u32>,
@@ -106,6 +110,7 @@ impl Args {
             max_waiting: self.max_waiting.unwrap_or(defaults.max_waiting),
             memory: Some(machine.memory.available),
             grace: self.grace.map_or(defaults.grace, Duration::from_secs),
+            numerics: self.numerics,
             key: std::env::var(KEY).ok().filter(|key| !key.is_empty()).map(|key| Key::new(&key)),
             ..defaults
         })

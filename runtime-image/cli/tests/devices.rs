@@ -84,7 +84,11 @@ fn a_device_that_is_not_there_ends_the_command_and_is_never_replaced() {
         assert!(ended.failure(4).starts_with("no device to compute on: "), "{ended:?}");
         let served = runtime(&["serve", "--folder", "x", "--device", device]).output().unwrap();
         assert_eq!(served.status.code(), Some(4), "{device}");
+        let checked = runtime(&["check", "--device", device]).output().unwrap();
+        assert_eq!(checked.status.code(), Some(4), "{device}");
     }
+    let checked = runtime(&["check", "--device", "cpu"]).output().unwrap();
+    assert_eq!(checked.status.code(), Some(2), "it is what devices are held against");
     assert_eq!(bench.train(&["--device", "gpu"]).code, Some(2));
 }
 
@@ -116,4 +120,16 @@ fn a_job_trains_on_vulkan_and_its_result_has_a_key_of_its_own() {
     bench.fresh("unasked");
     let emulated = bench.train(&["--device", "vulkan"]);
     assert!(emulated.failure(4).contains("emulating a device"), "{emulated:?}");
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn every_kernel_is_right_on_vulkan_and_products_are_measured() {
+    let checked = runtime(&["check", "--device", "vulkan", "--emulated"]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success(), "{stderr}");
+    let found: serde_json::Value = serde_json::from_slice(&checked.stdout).unwrap();
+    assert_eq!(found["right"], true, "{stderr}");
+    assert_eq!(found["kernels"].as_array().unwrap().len(), petaflop_kernel::ir::catalogue().len());
+    assert!(found["gemm"][0]["gflops"].as_f64().unwrap() > 0.0, "{found}");
 }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use petaflop_device::{HostBuffer, OutOfMemory};
 use petaflop_kernel as kernel;
 use petaflop_kernel::{Cpu, PackedWeight, PagedSequence, Weight};
+use petaflop_plan::Numerics;
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::{ServingOptions, plan_inference};
 use petaflop_plan::ops::Op;
@@ -87,6 +88,7 @@ impl InferenceModel {
                         weights,
                         &tensor.name,
                         buffer.dtype,
+                        options.numerics,
                         rows as usize,
                         width as usize,
                     )?;
@@ -251,6 +253,7 @@ fn pack(
     weights: &dyn Weights,
     name: &str,
     dtype: Dtype,
+    numerics: Numerics,
     rows: usize,
     width: usize,
 ) -> Result<PackedWeight, ModelError> {
@@ -261,6 +264,9 @@ fn pack(
     let weight = match dtype {
         Dtype::F32 => Weight::F32(buffer.f32s()),
         Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(buffer.bytes())),
+        Dtype::Q8_0 if numerics == Numerics::Int8Activations => {
+            return Ok(PackedWeight::for_int8(cpu, buffer.bytes(), rows, width));
+        }
         Dtype::Q8_0 => Weight::Q8_0(buffer.bytes()),
         Dtype::Q4_0 => Weight::Q4_0(buffer.bytes()),
         Dtype::U32 | Dtype::F16 => unreachable!("the planner keeps no weights in these"),

@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::Numerics;
 use crate::apart::Fusion;
 use crate::builder::{Builder, Keep, LayerWeights, Projection};
 use crate::dtype::Dtype;
@@ -34,6 +35,9 @@ pub struct ServingOptions {
     /// Whether operations are taken apart.
     #[serde(default)]
     pub fusion: Fusion,
+    /// `Exact`, or `Int8Activations` where the matrices are q8_0.
+    #[serde(default)]
+    pub numerics: Numerics,
 }
 
 impl ServingOptions {
@@ -53,6 +57,7 @@ impl ServingOptions {
             kv_blocks: max_sequences.saturating_mul(context.div_ceil(KV_BLOCK_TOKENS)),
             mesh: Mesh::ONE,
             fusion: Fusion::Fused,
+            numerics: Numerics::Exact,
         }
     }
 
@@ -66,6 +71,7 @@ impl ServingOptions {
             kv_blocks,
             mesh,
             fusion: _, // the same plan either way, but for its size
+            numerics,
         } = self;
         mesh.validate().map_err(PlanError::Mesh)?;
         let refuse = |option, expected: String, found: &dyn std::fmt::Display| {
@@ -73,6 +79,18 @@ impl ServingOptions {
         };
         if !matches!(weights, Dtype::F32 | Dtype::Bf16 | Dtype::Q8_0 | Dtype::Q4_0) {
             return refuse("weights", "f32, bf16, q8_0 or q4_0".to_owned(), weights);
+        }
+        match numerics {
+            Numerics::Exact => {}
+            Numerics::Int8Activations if *weights == Dtype::Q8_0 => {}
+            Numerics::Int8Activations => {
+                let expected =
+                    format!("exact, for the matrices are computed with in {weights}, not q8_0");
+                return refuse("numerics", expected, numerics);
+            }
+            Numerics::Cuda | Numerics::Hip | Numerics::Wgsl => {
+                return refuse("numerics", "exact or int8-activations".to_owned(), numerics);
+            }
         }
         if !(1..=MAX_SEQUENCES).contains(max_sequences) {
             return refuse("max_sequences", format!("1 to {MAX_SEQUENCES}"), max_sequences);

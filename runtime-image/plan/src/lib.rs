@@ -42,20 +42,42 @@ pub mod training;
 /// for new ones.
 pub const NUMERICS_VERSION: u32 = 1;
 
-/// What a device's arithmetic promises, and so whose bits its results have.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What arithmetic promises, and so whose bits its results have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Numerics {
     /// Every operation rounded as the processor's kernels round it: their very bits.
     #[default]
     Exact,
+    /// In products with q8_0 weights activations are rounded to 8 bits, 32 with a scale; else as `Exact`. Serving only.
+    Int8Activations,
+    /// CUDA's without contraction: rounded as `Exact` is, which no GPU has confirmed yet.
+    Cuda,
+    /// The same of HIP.
+    Hip,
     /// WGSL's: division, square root and multiply-add may be rounded otherwise, by each driver.
     Wgsl,
+}
+
+impl std::str::FromStr for Numerics {
+    type Err = String;
+
+    /// Those that can be asked for.
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Self::Exact, Self::Int8Activations]
+            .into_iter()
+            .find(|numerics| numerics.to_string() == text)
+            .ok_or_else(|| format!("expected exact or int8-activations, found {text:?}"))
+    }
 }
 
 impl std::fmt::Display for Numerics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Self::Exact => "exact",
+            Self::Int8Activations => "int8-activations",
+            Self::Cuda => "cuda",
+            Self::Hip => "hip",
             Self::Wgsl => "wgsl",
         })
     }

@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures::StreamExt as _;
+use petaflop_plan::Numerics;
 use serde_json::json;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc;
@@ -36,6 +37,8 @@ pub(crate) struct App {
     pub(crate) created: u64,
     /// Tokens of prompt and answer together at most.
     pub(crate) context: usize,
+    /// Whose bits the answers have.
+    pub(crate) numerics: Numerics,
     /// Bytes of one request's body at most.
     pub(crate) body_limit: usize,
     /// One for each request in flight, from before its body is read until its
@@ -193,6 +196,7 @@ fn model_card(app: &App) -> serde_json::Value {
         "created": app.created,
         "owned_by": "petaflop",
         "max_model_len": app.context,
+        "numerics": app.numerics,
     })
 }
 
@@ -253,6 +257,7 @@ mod tests {
             name: "tiny".into(),
             created: 0,
             context: 64,
+            numerics: Numerics::Exact,
             body_limit: 1 << 10,
             tickets: Arc::new(Semaphore::new(1)),
             prompts: Prompts::new(tokenizer, template, 300),

@@ -11,6 +11,7 @@ use petaflop_model::place::Serving;
 use petaflop_model::tokenizer::{TOKENIZER_FILE, Tokenizer};
 use petaflop_model::weights::{self, Weights, WeightsFolder};
 use petaflop_model::{ModelError, WeightsError};
+use petaflop_plan::Numerics;
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::{ServingOptions, plan_inference};
 use petaflop_plan::plan::{ALIGNMENT, KV_BLOCK_TOKENS, PlanError};
@@ -79,6 +80,8 @@ pub(crate) struct Loaded {
     pub(crate) vocabulary: Arc<Vocabulary>,
     /// What was planned.
     pub(crate) options: ServingOptions,
+    /// Whose bits its answers have.
+    pub(crate) numerics: Numerics,
     /// Bytes that the plan takes and that were allocated.
     pub(crate) planned_bytes: u64,
 }
@@ -160,17 +163,18 @@ fn ready(
     let vocabulary = Vocabulary::of_model(&tokenizer, shape.vocab, ends);
 
     let model: Box<dyn Serving>;
-    let options = match on {
+    let (options, numerics) = match on {
         Compute::Cpu(cpu) => {
             let options = options(&shape, weights.serving_format(), config, config.memory)?;
             model = Box::new(InferenceModel::new(Arc::new(cpu), weights, &options)?);
-            options
+            (options, config.numerics)
         }
         // Of its own memory the device knows.
         Compute::Device(device) => {
             let options = options(&shape, Dtype::F32, config, None)?;
+            let numerics = device.numerics();
             model = device.serving(weights, &options)?;
-            options
+            (options, numerics)
         }
     };
     Ok(Loaded {
@@ -180,6 +184,7 @@ fn ready(
         prompts: Prompts::new(tokenizer, template, shape.vocab),
         vocabulary: Arc::new(vocabulary),
         options,
+        numerics,
     })
 }
 
@@ -227,6 +232,7 @@ fn options(
         config.step_tokens.max(config.max_sequences),
         context,
     );
+    options.numerics = config.numerics;
     if let Some(kv_blocks) = config.kv_blocks {
         options.kv_blocks = kv_blocks;
     }

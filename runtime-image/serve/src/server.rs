@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use petaflop_kernel::Cpu;
 use petaflop_model::place::Place;
+use petaflop_plan::Numerics;
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, Semaphore};
 
@@ -69,6 +70,8 @@ pub struct ServeConfig {
     /// Key/value cache blocks for all sequences together; `None`: room for every
     /// sequence's whole context.
     pub kv_blocks: Option<u32>,
+    /// `Exact`, or `Int8Activations` on the processor with q8_0 weights.
+    pub numerics: Numerics,
     /// Requests that may wait for their turn; further ones are told to come again.
     pub max_waiting: u32,
     /// Bytes that the plan may take; `None`: not checked.
@@ -91,6 +94,7 @@ impl ServeConfig {
             context: None,
             step_tokens: 256,
             kv_blocks: None,
+            numerics: Numerics::Exact,
             max_waiting: 256,
             memory: None,
             grace: Duration::from_secs(30),
@@ -158,7 +162,7 @@ pub async fn serve(
         loaded = loading => loaded.map_err(io::Error::other)??,
         () = &mut shutdown => return Ok(()),
     };
-    let Loaded { model, blocks, prompts, vocabulary, options, planned_bytes } = loaded;
+    let Loaded { model, blocks, prompts, vocabulary, options, numerics, planned_bytes } = loaded;
     let context = options.context as usize;
 
     let queue = Arc::new(Queue::new());
@@ -168,6 +172,7 @@ pub async fn serve(
         name: config.name,
         created: unix_time(),
         context,
+        numerics,
         body_limit: BODY_BYTES + BODY_BYTES_PER_TOKEN * context,
         tickets: Arc::new(Semaphore::new(tickets.min(Semaphore::MAX_PERMITS))),
         prompts,

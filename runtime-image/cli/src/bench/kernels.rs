@@ -25,9 +25,9 @@ impl Gemm {
 
 #[derive(clap::Args, Clone, Copy, Debug)]
 pub(super) struct Gemv {
-    /// Features out; take as many as make the weights several times the last-level cache
-    #[arg(long, value_name = "N", default_value_t = 16384, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
-    rows: u32,
+    /// Features out [default: as many as make the weights eight times the last cache]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1 << 24))]
+    rows: Option<u32>,
     /// Features in, a multiple of 32
     #[arg(long, value_name = "N", default_value_t = 4096, value_parser = width)]
     width: u32,
@@ -50,20 +50,25 @@ pub(super) fn format(text: &str) -> Result<Dtype, String> {
 }
 
 impl Gemv {
-    pub(super) fn measure(&self, cpu: &Cpu, millis: u64) -> Measured {
+    /// `bytes`: of the weights, where no number of rows was given.
+    pub(super) fn measure(&self, cpu: &Cpu, bytes: usize, millis: u64) -> Measured {
         let Self { rows, width, weights } = *self;
-        let (n, k) = (rows as usize, width as usize);
-        let numbers = vec![0.25f32; n * k];
-        let mut blocks = vec![0; weights.bytes((n * k) as u64) as usize];
+        let k = width as usize;
+        let mut row = vec![0; weights.bytes(width.into()) as usize];
+        let n = rows.map_or(bytes.div_ceil(row.len()), |rows| rows as usize);
+        let number = 0.25f32;
+        match weights {
+            Dtype::Q8_0 => quantize_q8_0(&vec![number; k], &mut row),
+            Dtype::Q4_0 => quantize_q4_0(&vec![number; k], &mut row),
+            _ => {}
+        }
+        let (numbers, blocks) = match weights {
+            Dtype::F32 => (vec![number; n * k], Vec::new()),
+            _ => (Vec::new(), row.repeat(n)),
+        };
         let weight = match weights {
-            Dtype::Q8_0 => {
-                quantize_q8_0(&numbers, &mut blocks);
-                Weight::Q8_0(&blocks)
-            }
-            Dtype::Q4_0 => {
-                quantize_q4_0(&numbers, &mut blocks);
-                Weight::Q4_0(&blocks)
-            }
+            Dtype::Q8_0 => Weight::Q8_0(&blocks),
+            Dtype::Q4_0 => Weight::Q4_0(&blocks),
             _ => Weight::F32(&numbers),
         };
         let packed = PackedWeight::new(cpu, weight, n, k);
@@ -133,11 +138,13 @@ impl Rows {
 }
 
 /// Each at its default size.
-pub(super) fn all(cpu: &Cpu, millis: u64) -> Result<Vec<Measured>, Failure> {
+pub(super) fn all(cpu: &Cpu, stream: usize, millis: u64) -> Result<Vec<Measured>, Failure> {
     let rows = Rows { rows: 16384, width: 4096 };
-    let gemv = |weights| Gemv { rows: 16384, width: 4096, weights }.measure(cpu, millis);
+    let gemv = |weights| Gemv { rows: None, width: 4096, weights }.measure(cpu, stream, millis);
     Ok(vec![
         Gemm { size: 1024 }.measure(cpu, millis),
+        Gemm { size: 1536 }.measure(cpu, millis),
+        Gemm { size: 2048 }.measure(cpu, millis),
         gemv(Dtype::F32),
         gemv(Dtype::Q8_0),
         gemv(Dtype::Q4_0),

@@ -4,9 +4,12 @@
 //! by the other.
 
 mod kernels;
-mod models;
+mod made_up;
+mod serving;
+mod training;
+mod turns;
 
-use std::sync::Arc;
+use std::{fs, sync::Arc, time::Instant};
 
 use petaflop_device::Roots;
 use petaflop_kernel::{
@@ -91,7 +94,7 @@ enum What {
     /// Training steps (forward, backward, clipping, AdamW) of a Llama-shaped model on random tokens
     Training {
         #[command(flatten)]
-        shape: models::Shape,
+        shape: training::Shape,
         #[command(flatten)]
         on: On,
         #[command(flatten)]
@@ -100,14 +103,21 @@ enum What {
     /// The prompt of one sequence through a model of SmolLM2-135M's shape and random weights
     Prefill {
         #[command(flatten)]
-        size: models::Serving,
+        size: serving::Serving,
         #[command(flatten)]
         common: Common,
     },
     /// Tokens of one sequence, one after another, after such a prompt
     Decode {
         #[command(flatten)]
-        size: models::Serving,
+        size: serving::Serving,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// From the start of this process to the logits after the first token
+    FirstToken {
+        #[command(flatten)]
+        size: serving::Serving,
         #[command(flatten)]
         common: Common,
     },
@@ -128,12 +138,23 @@ struct Common {
 /// Memory to go through.
 #[derive(clap::Args, Debug)]
 struct Stream {
-    /// Bytes to go through over and over; take several times the last-level cache
-    #[arg(long, value_name = "SIZE", default_value = STREAM, value_parser = bytes::parse)]
-    size: u64,
+    /// Bytes to go through over and over [default: eight times the last cache]
+    #[arg(long, value_name = "SIZE", value_parser = bytes::parse)]
+    size: Option<u64>,
 }
 
-const STREAM: &str = "256MiB";
+/// Bytes of the read stream beside what is bound by arithmetic, or is not larger itself.
+const STREAM: u64 = 256 << 20;
+
+/// Bytes that no cache of this machine holds much of: eight times the last one, or [`STREAM`].
+fn beyond_caches() -> u64 {
+    let caches = fs::read_dir("/sys/devices/system/cpu/cpu0/cache").into_iter().flatten().flatten();
+    let sizes = caches.filter_map(|cache| {
+        let text = fs::read_to_string(cache.path().join("size")).ok()?;
+        text.trim().strip_suffix('K')?.parse::<u64>().ok()
+    });
+    ((sizes.max().unwrap_or(0) * 8) << 10).max(STREAM)
+}
 
 /// What was measured.
 struct Measured {
@@ -203,21 +224,21 @@ impl Roofline {
     }
 }
 
-pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
+pub(crate) fn run(args: &Args, started: Instant) -> Result<Code, Failure> {
     let (common, size) = match &args.what {
-        What::Copy { size, common } | What::Read { size, common } => (common, size.size),
-        What::All { common }
-        | What::Gemm { common, .. }
-        | What::Gemv { common, .. }
+        What::Copy { size, common } | What::Read { size, common } => {
+            (common, size.size.unwrap_or_else(beyond_caches))
+        }
+        What::All { common } | What::Gemv { common, .. } => (common, beyond_caches()),
+        What::Gemm { common, .. }
         | What::Attention { common, .. }
         | What::Norm { common, .. }
         | What::Loss { common, .. }
         | What::Fma { common }
         | What::Training { common, .. }
         | What::Prefill { common, .. }
-        | What::Decode { common, .. } => {
-            (common, bytes::parse(STREAM).map_err(Failure::bad_input)?)
-        }
+        | What::Decode { common, .. }
+        | What::FirstToken { common, .. } => (common, STREAM),
     };
     let machine = petaflop_device::detect(&Roots::system());
     let cpu = Arc::new(common.compute.cpu(&machine)?);
@@ -228,7 +249,7 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
     let measured = match &args.what {
         What::All { .. } => all(&cpu, stream, millis)?,
         What::Gemm { size, .. } => vec![size.measure(&cpu, millis)],
-        What::Gemv { size, .. } => vec![size.measure(&cpu, millis)],
+        What::Gemv { size, .. } => vec![size.measure(&cpu, stream, millis)],
         What::Attention { size, .. } => vec![size.measure(&cpu, millis)?],
         What::Norm { size, .. } => vec![size.norm(&cpu, millis)],
         What::Loss { size, .. } => vec![size.loss(&cpu, millis)],
@@ -240,6 +261,7 @@ pub(crate) fn run(args: &Args) -> Result<Code, Failure> {
         }
         What::Prefill { size, .. } => vec![size.prefill(&cpu, millis)?],
         What::Decode { size, .. } => vec![size.decode(&cpu, millis)?],
+        What::FirstToken { size, .. } => vec![size.first_token(&cpu, started)?],
     };
     let roofline = Roofline::measure(&cpu, stream, millis);
     report(&measured, &roofline, &cpu, common.json)?;
@@ -255,11 +277,11 @@ fn read(cpu: &Cpu, bytes: usize, millis: u64) -> Measured {
 }
 
 fn all(cpu: &Arc<Cpu>, stream: usize, millis: u64) -> Result<Vec<Measured>, Failure> {
-    let serving = models::Serving::default();
-    let mut all = kernels::all(cpu, millis)?;
+    let serving = serving::Serving::default();
+    let mut all = kernels::all(cpu, stream, millis)?;
     all.extend([
         copy(cpu, stream, millis),
-        models::Shape::default().measure(cpu, None, millis)?,
+        training::Shape::default().measure(cpu, None, millis)?,
         serving.prefill(cpu, millis)?,
         serving.decode(cpu, millis)?,
     ]);

@@ -6,6 +6,7 @@ use crate::common::{bits, cpu, logits, model, rounded, shapes, tokens, weights};
 use petaflop_model::error::ModelError;
 use petaflop_model::inference::{Chunk, InferenceModel, Logits};
 use petaflop_model::weights::{WeightsFolder, save};
+use petaflop_plan::Numerics;
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::inference::ServingOptions;
 use petaflop_plan::shape::{ModelShape, TensorRole};
@@ -161,6 +162,75 @@ fn smaller_weights_compute_with_their_own_values_bit_for_bit() {
             single.extend_from_slice(again.forward(&[chunk]).expect("it fits"));
         }
         assert_eq!(bits(&single), bits(&found), "{dtype}");
+    }
+}
+
+/// ‖a − b‖ ÷ ‖b‖.
+fn away(a: &[f32], b: &[f32]) -> f64 {
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>();
+    (norm(&mut a.iter().zip(b).map(|(a, b)| a - b)) / norm(&mut b.iter().copied())).sqrt()
+}
+
+#[test]
+fn int8_activations_change_logits_little_and_the_same_in_any_batch() {
+    let (mut same, mut rows) = (0, 0);
+    for (name, shape) in shapes() {
+        let shape = ModelShape { hidden: 64, intermediate: 96, ..shape };
+        let (folder, _, tokens) = saved(&shape);
+        let mut exact = open(folder.path(), Dtype::Q8_0);
+        let weights = WeightsFolder::open(folder.path()).expect("it was just written");
+        let int8 = ServingOptions { numerics: Numerics::Int8Activations, ..options(Dtype::Q8_0) };
+        let mut int8 = InferenceModel::new(cpu(2), &weights, &int8).expect("it has a plan");
+        assert_eq!(int8.arena_bytes(), exact.arena_bytes());
+
+        let chunk = Chunk { tokens: &tokens, start: 0, blocks: &[0, 1, 2], logits: Logits::All };
+        let expected = exact.forward(&[chunk]).expect("it fits").to_vec();
+        let found = int8.forward(&[chunk]).expect("it fits").to_vec();
+        assert_ne!(bits(&found), bits(&expected), "{name}: a mode of its own");
+        // Rounding activations costs less than rounding weights did.
+        let unrounded =
+            open(folder.path(), Dtype::F32).forward(&[chunk]).expect("it fits").to_vec();
+        let (of_activations, of_weights) = (away(&found, &expected), away(&expected, &unrounded));
+        assert!(
+            of_activations < of_weights && of_activations < 0.07,
+            "{name}: {of_activations} {of_weights}"
+        );
+        let vocab = shape.vocab as usize;
+        let choice = |row: &[f32]| {
+            row.iter().copied().enumerate().max_by(|a, b| a.1.total_cmp(&b.1)).map(|(i, _)| i)
+        };
+        for (found, expected) in found.chunks(vocab).zip(expected.chunks(vocab)) {
+            same += usize::from(choice(found) == choice(expected));
+            rows += 1;
+        }
+
+        let mut single = Vec::new();
+        for (start, token) in tokens.iter().enumerate() {
+            let tokens = std::slice::from_ref(token);
+            let chunk = Chunk { tokens, start, blocks: &[2, 1, 0], logits: Logits::Last };
+            single.extend_from_slice(int8.forward(&[chunk]).expect("it fits"));
+        }
+        assert_eq!(bits(&single), bits(&found), "{name}");
+    }
+    // Of random weights, whose best logits lie close together.
+    assert!(same * 10 >= rows * 9, "the same choice in {same} of {rows} rows");
+}
+
+#[test]
+fn int8_activations_are_for_q8_0_alone() {
+    let (folder, _, _) = saved(&shapes().remove(0).1);
+    let folder = WeightsFolder::open(folder.path()).expect("it was just written");
+    for (weights, numerics, expected) in [
+        (
+            Dtype::F32,
+            Numerics::Int8Activations,
+            "numerics: expected exact, for the matrices are computed with in f32, not q8_0, found int8-activations",
+        ),
+        (Dtype::F32, Numerics::Wgsl, "numerics: expected exact or int8-activations, found wgsl"),
+    ] {
+        let options = ServingOptions { numerics, ..options(weights) };
+        let refused = InferenceModel::new(cpu(1), &folder, &options).err().expect("refused");
+        assert_eq!(refused.to_string(), expected);
     }
 }
 

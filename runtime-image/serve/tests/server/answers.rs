@@ -1,6 +1,8 @@
 //! What a served model answers, over real HTTP.
 
-use crate::common::{export_model, start, start_on, write_model};
+use crate::common::{export_model, export_model_as, start, start_on, write_model};
+use petaflop_plan::{Numerics, recipe::Quantization};
+use petaflop_serve::{ModelLocation, ServeConfig};
 use serde_json::{Value, json};
 
 /// The pieces of text in a streamed completion, joined, and the last reason.
@@ -191,6 +193,7 @@ fn the_model_and_the_metrics_are_shown() {
     assert_eq!(models["object"], "list");
     assert_eq!(models["data"][0]["id"], "tiny");
     assert_eq!(models["data"][0]["max_model_len"], 128);
+    assert_eq!(models["data"][0]["numerics"], "exact");
     assert_eq!(server.get("/v1/models/tiny").json(), models["data"][0]);
     assert_eq!(server.get("/v1/models/other").status, 404);
     assert_eq!(server.get("/health").json()["status"], "serving");
@@ -212,6 +215,34 @@ fn the_model_and_the_metrics_are_shown() {
         "petaflop_serve_requests_total{path=\"/v1/models/{name}\",code=\"404\"} 1",
     ] {
         assert!(text.contains(line), "{line} is not in {text}");
+    }
+}
+
+#[test]
+fn int8_activations_answer_the_same_request_with_the_same_tokens_in_any_batch() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    write_model(folder.path());
+    let file = folder.path().join("model.gguf");
+    export_model_as(folder.path(), &file, Quantization::Q8_0);
+    let mut config = ServeConfig::new(ModelLocation::Path(file), "tiny", 0);
+    config.numerics = Numerics::Int8Activations;
+    let server = start_on(config, 2).expect("the server comes up");
+    assert_eq!(server.get("/v1/models/tiny").json()["numerics"], "int8-activations");
+    let ask = |first: usize| json!({"prompt": [first, 6, 7], "max_tokens": 12, "temperature": 0});
+    let alone = server.complete(&ask(5)).text();
+    let together: Vec<String> = std::thread::scope(|scope| {
+        let asked: Vec<_> = (0..6)
+            .map(|i| {
+                scope.spawn({
+                    let server = &server;
+                    move || server.complete(&ask(5 + i % 2)).text()
+                })
+            })
+            .collect();
+        asked.into_iter().map(|asked| asked.join().expect("it is answered")).collect()
+    });
+    for same in together.iter().step_by(2) {
+        assert_eq!(*same, alone);
     }
 }
 

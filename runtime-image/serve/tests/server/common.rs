@@ -88,6 +88,11 @@ pub(crate) fn write_model(folder: &Path) {
 
 /// The model of a folder as a GGUF file, with its tokenizer and no chat template of its own.
 pub(crate) fn export_model(folder: &Path, file: &Path) {
+    export_model_as(folder, file, Quantization::None);
+}
+
+/// The same, quantised.
+pub(crate) fn export_model_as(folder: &Path, file: &Path, quantization: Quantization) {
     let opened = WeightsFolder::open(folder).expect("it is a model's");
     let values: BTreeMap<String, Vec<f32>> = opened
         .shape()
@@ -102,7 +107,7 @@ pub(crate) fn export_model(folder: &Path, file: &Path) {
     let tokenizer = Tokenizer::from_file(&folder.join(TOKENIZER_FILE)).expect("it has one");
     let more = vocabulary::entries(&tokenizer, DEFAULT_TEMPLATE, opened.shape().vocab)
         .expect("GGUF has a name for it");
-    export(file, opened.shape(), Quantization::None, more, |name| &values[name])
+    export(file, opened.shape(), quantization, more, |name| &values[name])
         .expect("the folder is writable");
 }
 

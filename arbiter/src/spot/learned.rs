@@ -19,7 +19,7 @@ struct Losses {
 
 /// What was seen of some zones until now.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Learned {
     /// Of each.
     pub(super) zones: Vec<Seen>,

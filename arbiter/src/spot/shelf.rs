@@ -20,7 +20,7 @@ pub const MOST_BYTES: usize = 32 << 20;
 
 /// What a table is made of, beside the shape of the law, which is the shipped one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Key {
     /// The job's side.
     pub spec: Spec,
@@ -62,7 +62,7 @@ pub struct Shelf {
 
 /// What is written of a table.
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct Named {
     hash: String,
     #[serde(flatten)]

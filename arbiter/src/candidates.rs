@@ -2,7 +2,7 @@
 
 use jiff::Timestamp;
 
-use crate::claim::{ClaimSpec, Device};
+use crate::claim::{ClaimSpec, Device, RUNNERS_UP, RunnerUp};
 use crate::deadline::Guided;
 use crate::decision::{RANKED_SHOWN, Ranked, Saving, StoppedBy};
 use crate::money::{Usd, UsdPerHour};
@@ -59,6 +59,10 @@ impl<'a> Candidate<'a> {
             cost: self.course.breakdown(self.offer.price),
             obstacle,
         }
+    }
+
+    fn runner_up(&self) -> RunnerUp {
+        RunnerUp { offer: self.offer.id.clone(), total: self.total }
     }
 
     /// Why this one, though nothing stands in its way, was not taken.
@@ -143,10 +147,11 @@ impl<'a> Found<'a> {
     }
 }
 
-/// The claim that takes a candidate.
+/// The claim that takes a candidate and passes over others.
 pub(crate) fn claim_of(
     workload: &Workload,
     candidate: &Candidate<'_>,
+    others: &[Candidate<'_>],
     placement: u32,
     index: u32,
     now: Timestamp,
@@ -162,5 +167,6 @@ pub(crate) fn claim_of(
         decided_at: now,
         revision: None,
         checkpoint_interval_seconds: candidate.course.checkpoint_interval_seconds,
+        runners_up: others.iter().take(RUNNERS_UP).map(Candidate::runner_up).collect(),
     }
 }

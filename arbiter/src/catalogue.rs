@@ -334,6 +334,12 @@ impl Catalogue {
         self.by_key.get(key).map(|&row| &self.rows[row])
     }
 
+    /// Whether `name` asks for a model: as [`Accelerator::answers_to`], and of a model that has no row its
+    /// whole name.
+    pub fn answers(&self, model: &str, name: &str) -> bool {
+        self.get(model).map_or_else(|| model.eq_ignore_ascii_case(name), |row| row.answers_to(name))
+    }
+
     /// Position of a key's row.
     pub(crate) fn position(&self, key: &str) -> Option<usize> {
         self.by_key.get(key).copied()

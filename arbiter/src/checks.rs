@@ -1,17 +1,17 @@
 //! Every constraint, in the order of [`Check`]: those of the provider and the class, those of the
 //! workload that an offer meets or not, and what stands in the way right now.
 
-use jiff::Timestamp;
-
 use crate::candidates::Promise;
 use crate::claim::Device;
 use crate::fit::{self, First, Sink};
+use crate::limits::Limit;
 use crate::market::Class;
-use crate::money::{Usd, UsdPerHour};
+use crate::money::Usd;
 use crate::objective::Course;
 use crate::obstacle::{Check, Obstacle};
-use crate::offer::{HostOwner, Offer, Share};
+use crate::offer::{Capacity, HostOwner, Offer, Share};
 use crate::pass::Pass;
+use crate::spread;
 use crate::workload::{Work, Workload};
 use crate::world::{ProviderState, Switch};
 
@@ -55,6 +55,15 @@ impl<'a> Pass<'a> {
         if !open
             && !sink
                 .hit(Check::ProviderOff, || Obstacle::ProviderOff { provider: state.name.clone() })
+        {
+            return None;
+        }
+        if let Some(devices) = &class.accelerators
+            && !state.accelerators.admits(devices)
+            && !sink.hit(Check::AcceleratorNotAllowed, || Obstacle::AcceleratorNotAllowed {
+                provider: state.name.clone(),
+                model: devices.model.clone(),
+            })
         {
             return None;
         }
@@ -207,16 +216,11 @@ impl<'a> Pass<'a> {
         {
             return false;
         }
-        if let Some(limit) = workload.max_total_cost {
-            let own = self.taken.workloads.get(workload.id.uid.as_str());
-            let left = limit
-                .saturating_sub(workload.progress.spent)
-                .saturating_sub(own.copied().unwrap_or(Usd::ZERO));
-            if total > left
-                && !sink.hit(Check::TotalCost, || Obstacle::TotalCost { left, needs: total })
-            {
-                return false;
-            }
+        if let Some(Limit { left, needs }) = self.own_limit(workload, total)
+            && needs > left
+            && !sink.hit(Check::TotalCost, || Obstacle::TotalCost { left, needs })
+        {
+            return false;
         }
         true
     }
@@ -278,6 +282,14 @@ impl<'a> Pass<'a> {
         {
             return false;
         }
+        if offer.capacity == Capacity::Spot
+            && self.crowded.contains(&spread::place(offer))
+            && !sink.hit(Check::Crowded, || Obstacle::Crowded {
+                zone: if offer.zone.is_empty() { &offer.provider } else { &offer.zone }.clone(),
+            })
+        {
+            return false;
+        }
         self.check_provider_limits(offer, course, total, sink)
             && self.check_budgets(workload, offer, course, total, sink)
     }
@@ -308,17 +320,11 @@ impl<'a> Pass<'a> {
                 return false;
             }
         }
-        if let Some(month) = &state.monthly {
-            let left = month
-                .limit
-                .saturating_sub(month.spent)
-                .saturating_sub(self.taken.outstanding[index]);
-            let needs = self.cost_until(course, offer.price, total, month.ends_at);
-            if needs > left
-                && !sink.hit(Check::ProviderMonthly, || Obstacle::ProviderMonthly { left, needs })
-            {
-                return false;
-            }
+        if let Some(Limit { left, needs }) = self.month_limit(offer, course, total)
+            && needs > left
+            && !sink.hit(Check::ProviderMonthly, || Obstacle::ProviderMonthly { left, needs })
+        {
+            return false;
         }
         true
     }
@@ -331,11 +337,7 @@ impl<'a> Pass<'a> {
         total: Usd,
         sink: &mut impl Sink,
     ) -> bool {
-        let (namespace, uid) = (&workload.id.namespace, &workload.id.uid);
-        for (index, budget) in self.budgets_of(namespace, uid) {
-            let taken = self.taken.budgets[index];
-            let left = budget.limit.saturating_sub(budget.spent).saturating_sub(taken);
-            let needs = self.cost_until(course, offer.price, total, budget.period_ends_at);
+        for (budget, Limit { left, needs }) in self.budget_limits(workload, offer, course, total) {
             if needs > left
                 && !sink.hit(Check::Budget, || Obstacle::Budget {
                     budget: budget.name.clone(),
@@ -347,12 +349,6 @@ impl<'a> Pass<'a> {
             }
         }
         true
-    }
-
-    /// What an offer costs until a period ends, and not more than in all.
-    fn cost_until(&self, course: &Course, price: UsdPerHour, total: Usd, end: Timestamp) -> Usd {
-        let millis = end.as_millisecond().saturating_sub(self.now_millis);
-        course.dollars_within(price, millis.max(0)).min(total)
     }
 }
 

@@ -5,13 +5,13 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use crate::money::Usd;
-use crate::offer::Offer;
+use crate::offer::{Offer, OfferId};
 use crate::reason::Reason;
 use crate::workload::WorkloadId;
 
 /// What a claim is for. Never changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ClaimSpec {
     /// Deterministic name, unique in the namespace: see [`claim_name`].
     pub name: String,
@@ -36,6 +36,22 @@ pub struct ClaimSpec {
     /// Seconds between two checkpoints there, for a job whose work is known: see [`crate::checkpoint`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub checkpoint_interval_seconds: Option<u32>,
+    /// The places that came next, cheapest first, for the record: at most [`RUNNERS_UP`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub runners_up: Vec<RunnerUp>,
+}
+
+/// Runners-up that a claim remembers.
+pub const RUNNERS_UP: usize = 3;
+
+/// A place that lost against the one that was claimed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunnerUp {
+    /// Its offer.
+    pub offer: OfferId,
+    /// What it was expected to cost to the end, beside [`ClaimSpec::reserved`].
+    pub total: Usd,
 }
 
 /// Which part of a machine computes.
@@ -50,7 +66,7 @@ pub enum Device {
 
 /// A claim as it is recorded.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Claim {
     /// What it is for.
     pub spec: ClaimSpec,
@@ -66,7 +82,7 @@ pub struct Claim {
 
 /// How far a claim is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Phase {
     /// Written; nothing was asked for.
     Planned,
@@ -107,7 +123,7 @@ pub enum Phase {
 
 /// A provider's request, frozen: opaque to the arbiter, repeated byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct FrozenRequest {
     /// The bytes, as the provider's module wrote them (JSON).
     pub body: String,
@@ -115,7 +131,7 @@ pub struct FrozenRequest {
 
 /// The identity a machine carries in its tags or environment.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Identity {
     /// Uid of the installation.
     pub installation: String,
@@ -193,7 +209,7 @@ impl Claim {
 
 /// What a provider promises about launching twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct LaunchSafety {
     /// The same token and bytes never make a second machine (AWS; a Pod's name).
     pub idempotent: bool,

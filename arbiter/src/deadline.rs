@@ -5,13 +5,16 @@
 //! | zone | a spot offer that is cheaper to the end than on-demand: the best few, and those the job saw lately |
 //! | on-demand | the cheapest such offer of those that keep the deadline best |
 //! | work W | the work left at the lowest likely rate, on the slowest of these machines; prices of quicker ones are scaled to it |
-//! | restart d | twice the usual launch and fetching, and the work that may not be durable at the next look; one launch more for each on-demand offer that refused lately |
+//! | restart d | twice the usual launch and fetching, as learned, and the work that may not be durable at the next look; one launch more for each on-demand offer that refused lately |
 //! | there, gone | held by this job, or quoted by a provider that quotes its stock; refused lately, or quoted no more |
 //! | unknown | a price without a word of stock (AWS): who tries, learns |
 //! | tick | 300 s, or as many times as long as leave a thousand ticks; time left is rounded down to whole ones |
 //!
 //! So W and d are bounds, and on-demand is not certain: the theorem of [`crate::spot::safety`] holds for the model, and here as far as these
 //! bounds do. A choice is for a tick and made anew in each pass. The policy is P1 where a table of its law is ready, R1 before.
+//!
+//! Money is kept for on-demand as time is: spot is left, or not begun with, where on-demand could not be paid any more after a try
+//! that comes to nothing. A look is taken at each limit as it is now: of two jobs that share a budget each counts on what is left.
 //!
 //! A slower zone counts only while time is plenty with its work: else its W would take the others' time from them. Not asked:
 //! for what may be on spot only, or never again; where what one owns does it in time and costs less; where nothing on-demand
@@ -57,6 +60,8 @@ struct Spot<'a> {
     course: Course,
     bounds: Bounds,
     sight: Sight,
+    /// Whether on-demand could still be paid if this came to nothing.
+    payable: bool,
 }
 
 /// What the policy said of a job, and what follows from it.
@@ -91,6 +96,8 @@ impl Guided<'_> {
         let Advice { says: Advised::Wait, zones, line, on_demand, .. } = &self.advice else {
             return None;
         };
+        // People need no more of it than the second.
+        let line = Timestamp::from_second(line.as_second()).unwrap_or(*line);
         let message = format!(
             "no spot for now at {zones} places; waits for it until {line} at the latest, then takes {on_demand}"
         );
@@ -145,9 +152,17 @@ impl<'a> Pass<'a> {
         };
         let owned = takeable.iter().find(owned).map_or(Usd::MAX, |one| one.total);
         let sure = on_demand.candidate.total.min(owned);
-        let spots = in_time(spots, &on_demand, sure, held, left);
+        let mut spots = in_time(spots, &on_demand, sure, held, left);
         if spots.is_empty() {
             return None;
+        }
+        let look_again = tick(left) * 1_000;
+        for spot in &mut spots {
+            let runs = held.is_some_and(|claim| claim.spec.offer.id == spot.offer.id);
+            // A try that is lost before its first checkpoint; what runs is asked again before another tick is paid.
+            let start = if runs { 0 } else { spot.bounds.restart(look_again) };
+            let millis = start.saturating_add(look_again);
+            spot.payable = self.pays_after(workload, &on_demand.candidate, spot.offer, millis);
         }
         let question = Question { workload, held, takeable, on_demand, spots, memory, left };
         Some(question.put(&self.world.tables, self.now))
@@ -213,7 +228,8 @@ impl<'a> Pass<'a> {
                 }
                 Some(_) => continue,
             };
-            spots.push(Spot { offer: one.offer, candidate, course: one.course, bounds, sight });
+            let (offer, course) = (one.offer, one.course);
+            spots.push(Spot { offer, candidate, course, bounds, sight, payable: true });
         }
         // The one that is held, and those that are quoted no more.
         let watched = memory.into_iter().flat_map(Watch::offers);
@@ -238,7 +254,8 @@ impl<'a> Pass<'a> {
         let provider = self.check_provider(workload, &class, &mut First::default())?;
         let chosen = self.choose_device(workload, &class, provider, &mut First::default());
         let (_, course, _) = chosen?;
-        Some(Spot { offer, candidate: None, course, bounds: course.bounds?, sight })
+        let bounds = course.bounds?;
+        Some(Spot { offer, candidate: None, course, bounds, sight, payable: true })
     }
 
     /// What is known of a quoted spot offer in which the job is not.

@@ -6,7 +6,7 @@
 use jiff::{SignedDuration, Timestamp};
 use serde::{Deserialize, Serialize};
 
-use crate::candidates::{Candidate, Promise, claim_of};
+use crate::candidates::{Candidate, Found, Promise, claim_of};
 use crate::claim::{Claim, Device, Phase};
 use crate::deadline::Guided;
 use crate::decision::{Action, CostBreakdown, Decision, Outcome, Plan};
@@ -17,6 +17,7 @@ use crate::offer::Offer;
 use crate::pass::Pass;
 use crate::place::Verdict;
 use crate::reason::Reason;
+use crate::spread::Spread;
 use crate::workload::{InterruptionPolicy, Work, Workload, WorkloadId};
 use crate::world::{Switch, World};
 
@@ -97,24 +98,26 @@ fn decide_one<'a>(
     let mut shown = None;
     let mut claims = Vec::new();
     let mut warning = None;
+    let mut spread = Spread::of(workload, wanted, &working);
     for index in 0..(wanted - have).min(MOST_CLAIMS) {
-        let found = pass.search(workload, None);
+        let found = search_spread(pass, workload, &spread);
         pass.remember(found.guided.as_ref());
-        let Some(&chosen) = found.takeable.first() else {
+        let [chosen, others @ ..] = found.takeable.as_slice() else {
             shown.get_or_insert(found);
             break;
         };
-        let spec = claim_of(workload, &chosen, placement, index, pass.now);
+        let spec = claim_of(workload, chosen, others, placement, index, pass.now);
         claims.push(spec.name.clone());
         actions.push(Action::CreateClaim(spec));
         let at_risk = match &found.guided {
-            Some(guided) => guided.at_risk(&chosen, pass.now),
+            Some(guided) => guided.at_risk(chosen, pass.now),
             None => chosen.promise != Promise::Kept,
         };
         if at_risk {
             warning = Some(Reason::DeadlineAtRisk);
         }
         pass.reserve(chosen.offer, &workload.id.namespace, &workload.id.uid, chosen.total);
+        spread.add(chosen.offer);
         shown.get_or_insert(found);
     }
     let lacking = wanted - have - claims.len() as u32;
@@ -145,6 +148,21 @@ fn decide_one<'a>(
         ranked,
         misses,
         saving,
+    }
+}
+
+/// The best offers for one more replica: beside those places that have their share of them, if any will do.
+fn search_spread<'a>(
+    pass: &mut Pass<'a>,
+    workload: &'a Workload,
+    spread: &Spread<'a>,
+) -> Found<'a> {
+    pass.crowded = spread.crowded();
+    let found = pass.search(workload, None);
+    let is_crowded = !std::mem::take(&mut pass.crowded).is_empty();
+    match found.takeable.is_empty() && is_crowded {
+        true => pass.search(workload, None),
+        false => found,
     }
 }
 
@@ -269,27 +287,35 @@ fn no_such_provider(world: &World, workload: &Workload) -> Option<String> {
     Some(format!("placement.providers names {listed}, which no ComputeProvider is; {there}"))
 }
 
-/// Why there is nothing to choose from: providers that are silent come back by themselves.
+/// Why there is nothing to choose from: providers that are silent come back by themselves. Of those that
+/// it may have anything from.
 fn no_offers(world: &World, workload: &Workload) -> Outcome {
-    let namespace = &workload.id.namespace;
-    let mut serving = world.providers.iter().filter(|state| {
-        state.allowed_namespaces.as_ref().is_none_or(|allowed| allowed.contains(namespace))
+    let (namespace, listed) = (&workload.id.namespace, &workload.placement.providers);
+    let silent = world.providers.iter().filter(|state| {
+        let serves =
+            state.allowed_namespaces.as_ref().is_none_or(|allowed| allowed.contains(namespace));
+        let is_meant = listed.is_empty() || listed.contains(&state.name);
+        state.state == Switch::Disabled && serves && is_meant
     });
-    match serving.find(|state| state.state == Switch::Disabled) {
-        Some(state) => Outcome::Waiting {
-            reason: Reason::ProviderUnavailable,
-            message: format!("there are no offers; {} is not to be asked", state.name),
-        },
-        None => Outcome::Waiting {
+    let silent: Vec<&str> = silent.map(|state| state.name.as_str()).collect();
+    match silent.as_slice() {
+        [] => Outcome::Waiting {
             reason: Reason::NoMatchingOffer,
             message: "there are no offers".to_owned(),
+        },
+        silent => Outcome::Waiting {
+            reason: Reason::ProviderUnavailable,
+            message: format!(
+                "there are no offers; nothing can be asked now of {}, which says why itself",
+                silent.join(", ")
+            ),
         },
     }
 }
 
 /// A decision with every offer and everything that stands in its way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// What was, or would be, decided.
     pub decision: Decision,
@@ -299,7 +325,7 @@ pub struct Explanation {
 
 /// One offer and everything that stands in its way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Explained {
     /// The offer.
     pub offer: Offer,

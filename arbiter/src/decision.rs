@@ -17,7 +17,7 @@ use crate::workload::WorkloadId;
 /// Placing never buys: it writes claims, which is safe to repeat. Each claim is then bought by its
 /// own sequence of [`crate::launch::next_step`], which holds at most one launch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Plan {
     /// What to write, in order.
     pub actions: Vec<Action>,
@@ -35,7 +35,7 @@ pub struct Plan {
 
 /// One thing to write.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Action {
     /// Create this claim (with its finalizer); an existing one of the same name and owner is the same.
     CreateClaim(ClaimSpec),
@@ -50,7 +50,7 @@ pub enum Action {
 
 /// What was decided for one workload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Decision {
     /// For whom.
     pub workload: WorkloadId,
@@ -87,7 +87,7 @@ pub const MISSES_SHOWN: usize = 5;
 
 /// What came out for one workload.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Outcome {
     /// It has all the machines it wants, or wants none.
     Settled {
@@ -113,6 +113,9 @@ pub enum Outcome {
         stays: Usd,
         /// Dollars to the end at the other place, the move included.
         goes: Usd,
+        /// Moves of this job, this one included.
+        #[serde(default)]
+        moves: u32,
     },
     /// Nothing could be planned.
     Waiting {
@@ -125,7 +128,7 @@ pub enum Outcome {
 
 /// What the spot policy said of a job with a deadline: [`crate::spot`] has the words.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Advice {
     /// What to do now.
     pub says: Advised,
@@ -143,6 +146,9 @@ pub struct Advice {
     pub line: Timestamp,
     /// The on-demand offer that it would be.
     pub on_demand: OfferId,
+    /// Whether it is on-demand for the money's sake: after a try on spot that comes to nothing it could not be paid.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub short_of_money: bool,
 }
 
 /// What the spot policy says.
@@ -161,7 +167,7 @@ pub enum Advised {
 
 /// How many offers a constraint stopped.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct StoppedBy {
     /// Name of the constraint, as in [`crate::obstacle::Check::name`].
     pub constraint: String,
@@ -171,7 +177,7 @@ pub struct StoppedBy {
 
 /// A place with its price to the end.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Ranked {
     /// The offer.
     pub offer: Offer,
@@ -186,7 +192,7 @@ pub struct Ranked {
 
 /// Expected time and dollars of a workload at a place. For services: of one replica for one hour.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct CostBreakdown {
     /// What counts: the sum of the terms. Offers are compared by it.
     pub total: Usd,
@@ -196,6 +202,9 @@ pub struct CostBreakdown {
     pub millis: i64,
     /// The same if everything goes well, and if it goes badly (about nine runs in ten lie between).
     pub millis_range: (i64, i64),
+    /// Dollars of the same two, at today's price; `None` where the work has no end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usd_range: Option<(Usd, Usd)>,
     /// Tokens a second: trained, or decoded at full load; `None` where nothing is known of the work.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<Range>,
@@ -206,7 +215,7 @@ pub struct CostBreakdown {
 
 /// An estimate and how sure it is.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Range {
     /// About one in twenty lies below.
     pub low: f64,
@@ -218,7 +227,7 @@ pub struct Range {
 
 /// One term of the cost.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct CostTerm {
     /// What for.
     pub what: Term,
@@ -250,7 +259,7 @@ pub enum Term {
 
 /// The dollars that the choice saves.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Saving {
     /// The cheapest on-demand offer that meets the same constraints, for sale or not.
     pub against: OfferId,
@@ -267,7 +276,7 @@ pub struct Saving {
 
 /// An offer that one or two constraints stand before.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Miss {
     /// The offer.
     pub offer: Offer,

@@ -14,6 +14,7 @@ use crate::market::Class;
 use crate::offer::{Arch, MeasuredRates};
 use crate::support::{Backend, Operation};
 use crate::workload::{Precision, ServingWork, TrainingWork};
+use crate::world::Assumptions;
 
 /// f32 matrix rate of one rented vCPU of unknown make, 10⁹ operations a second. A vCPU is half a
 /// core: at 2.5 GHz with AVX2 its share of the peak is 40, of which a careless neighbour and an
@@ -53,7 +54,7 @@ const OWN_RUNS: u32 = 8;
 const SPREAD_FLOOR: f64 = 0.05;
 
 /// Nine in ten of a normal distribution lie within this many standard deviations.
-const NINE_IN_TEN: f64 = 1.645;
+pub(crate) const NINE_IN_TEN: f64 = 1.645;
 
 /// Sustained rates of a device, and how sure they are.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -133,8 +134,34 @@ pub fn correction_key(class: &Class, device: Device, operation: Operation) -> St
     format!("{device}/{}", operation.as_str())
 }
 
-/// What past runs taught about rates: for a device and an operation, how measured rates compare
-/// with estimated ones.
+/// Ends the key under which launches at a provider are remembered: `runpod/launch`.
+const LAUNCH: &str = "/launch";
+
+/// Under which key launches at a provider are remembered.
+pub fn launch_key(provider: &str) -> String {
+    format!("{provider}{LAUNCH}")
+}
+
+/// Seconds that a launch is estimated to take, from the asking until the job works, where none was measured: what measured
+/// ones are held against. `startup_millis` and `fetch_bytes_per_second` as in [`ProviderState`]; a job that goes on, `resumed`,
+/// fetches a checkpoint too.
+///
+/// [`ProviderState`]: crate::world::ProviderState
+pub fn launch_seconds(
+    startup_millis: i64,
+    fetch_bytes_per_second: Option<u64>,
+    work: &TrainingWork,
+    resumed: bool,
+) -> f64 {
+    let checkpoint = if resumed { work.checkpoint_bytes } else { 0 };
+    let image = Assumptions::default().image_bytes;
+    let bytes = image.saturating_add(work.input_bytes).saturating_add(checkpoint);
+    let fetch = |rate: u64| bytes as f64 / rate.max(1) as f64;
+    startup_millis as f64 / 1_000.0 + fetch_bytes_per_second.map_or(0.0, fetch)
+}
+
+/// What past runs taught: for a device and an operation how measured rates compare with estimated ones, for a
+/// provider how long launches took beside what was estimated.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Corrections {
@@ -142,13 +169,13 @@ pub struct Corrections {
     pub entries: Vec<Correction>,
 }
 
-/// What was learned of one device and operation.
+/// What was learned of one device and operation, or of launches at one provider.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Correction {
-    /// As [`correction_key`] makes it.
+    /// As [`correction_key`] or [`launch_key`] makes it.
     pub key: String,
-    /// Sum of ln(measured rate ÷ estimated rate).
+    /// Sum of ln(measured ÷ estimated): of rates, or of the times that launches took.
     pub sum_ln_ratio: f64,
     /// Runs that were measured.
     pub runs: u32,
@@ -196,6 +223,28 @@ impl Corrections {
                 Err(at) => self.entries.insert(at, other.clone()),
             }
         }
+    }
+
+    /// Takes over what another process has written of the same runs: of each kind whoever has seen more of
+    /// them, and as it is written where both have seen as many. Two that do so write no more in the end.
+    pub fn catch_up(&mut self, written: &[Correction]) {
+        for other in written {
+            match self.entries.binary_search_by(|entry| entry.key.cmp(&other.key)) {
+                Ok(at) if self.entries[at].runs > other.runs => {}
+                Ok(at) => self.entries[at].clone_from(other),
+                Err(at) => self.entries.insert(at, other.clone()),
+            }
+        }
+    }
+
+    /// How many times as long as estimated a launch at a provider usually takes: the mean of ln ratio with the estimate
+    /// counted as two launches of ratio 1.
+    pub fn launches(&self, provider: &str) -> f64 {
+        let is_it = |entry: &&Correction| entry.key.strip_suffix(LAUNCH) == Some(provider);
+        let known = self.entries.iter().find(is_it).filter(|known| known.sum_ln_ratio.is_finite());
+        known.map_or(1.0, |known| {
+            libm::exp(known.sum_ln_ratio / (f64::from(known.runs) + PRIOR_RUNS))
+        })
     }
 
     /// The rates after what was learned, by others and by the job itself: the mean of ln ratio with the estimate counted as

@@ -20,7 +20,7 @@ use crate::world::World;
 
 /// Where a gang goes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Gang {
     /// What each machine takes, from the cheapest up; an offer with several slots may be there again.
     pub machines: Vec<Offer>,

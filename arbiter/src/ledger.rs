@@ -80,7 +80,7 @@ impl Row {
 
 /// The ledger of one claim: what was written so far.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ClaimLedger {
     /// What was bought.
     pub spec: ClaimSpec,

@@ -23,9 +23,11 @@
 //! | [`gang`] | several machines in one zone, all or none |
 //! | [`decision`] | what a decision says |
 //! | [`obstacle`] | what stands between a workload and an offer, with numbers |
-//! | `pass`, `place`, `checks` | one pass; one workload; every constraint |
+//! | `pass`, `place`, `checks`, `limits` | one pass; one workload; every constraint; those of money |
 //! | `search`, `candidates` | the offers that come into question, from the best on; those that will do |
+//! | `spread` | replicas of a service, not all on spot in one zone |
 //! | `objective` | expected dollars to finish, term by term |
+//! | [`own_or_rent`] | whether buying a machine pays, beside renting one |
 //! | [`claim`] | one machine we intend to pay for |
 //! | [`launch`] | [`launch::next_step`]: the protocol that buys it without ever leaking it |
 //! | [`bill`] | what a provider bills for a machine, by its rules |
@@ -46,6 +48,7 @@ pub mod fit;
 pub mod gang;
 pub mod launch;
 pub mod ledger;
+mod limits;
 pub mod market;
 pub mod memory;
 pub mod money;
@@ -53,11 +56,13 @@ mod moves;
 mod objective;
 pub mod obstacle;
 pub mod offer;
+pub mod own_or_rent;
 mod pass;
 mod place;
 pub mod reason;
 mod search;
 pub mod spot;
+mod spread;
 pub mod support;
 pub mod watch;
 pub mod work;

@@ -86,13 +86,6 @@ impl Usd {
     pub fn as_f64(self) -> f64 {
         self.0 as f64 / MICROS_PER_USD as f64
     }
-
-    /// Rounded to whole cents, for people ("1.24"); ties away from zero.
-    pub fn to_cents(self) -> String {
-        let cents = (self.0.unsigned_abs() + 5_000) / 10_000;
-        let sign = if self.0 < 0 && cents > 0 { "-" } else { "" };
-        format!("{sign}{}.{:02}", cents / 100, cents % 100)
-    }
 }
 
 impl UsdPerHour {

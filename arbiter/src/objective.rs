@@ -9,7 +9,7 @@
 use crate::checkpoint;
 use crate::claim::Device;
 use crate::decision::{CostBreakdown, CostTerm, Range, Term};
-use crate::estimate::{Correction, Rates, correction_key, rates};
+use crate::estimate::{Correction, NINE_IN_TEN, Rates, correction_key, rates};
 use crate::market::Class;
 use crate::money::{MILLIS_PER_HOUR, Usd, UsdPerHour};
 use crate::offer::Capacity;
@@ -32,7 +32,7 @@ pub(crate) struct Course {
     upload: i64,
     /// Dollars for bytes that leave the place.
     egress: Usd,
-    /// Milliseconds in all if things go well and if they go badly.
+    /// Milliseconds in all if things go well and if they go badly: about nine runs in ten lie between ([`Losses::range`]).
     range: (i64, i64),
     /// Tokens a second.
     pub(crate) tokens_per_second: Option<Range>,
@@ -63,7 +63,8 @@ impl Bounds {
     }
 }
 
-/// A launch takes so many times as long as it usually does, at most: nobody has measured how much launches differ.
+/// A launch takes so many times as long as it usually does there, at most: what is usual is learned ([`crate::estimate::Corrections::launches`]),
+/// how much one differs from another nobody has measured.
 const LATE_LAUNCH: i64 = 2;
 
 impl Course {
@@ -84,8 +85,7 @@ impl Course {
                     &workload.progress,
                     known.training(work),
                     losses_per_hour(class, &world.assumptions),
-                    provider,
-                    &world.assumptions,
+                    &Launches::at(world, provider),
                 ))
             }
             Work::Serving(work) => {
@@ -196,6 +196,11 @@ impl Course {
             terms,
             millis: self.millis(),
             millis_range: self.range,
+            usd_range: self.bounds.map(|_| {
+                let (early, late) = self.range;
+                let at = |millis| price.for_millis(millis).saturating_add(self.egress);
+                (at(early), at(late))
+            }),
             tokens_per_second: self.tokens_per_second,
             usd_per_million_tokens: self
                 .tokens_per_second
@@ -232,26 +237,94 @@ fn losses_per_hour(class: &Class, assumptions: &Assumptions) -> f64 {
     )
 }
 
+/// What it is like to start at a provider.
+struct Launches<'a> {
+    provider: &'a ProviderState,
+    /// Bytes of the runtime's image.
+    image_bytes: u64,
+    /// How many times as long as estimated.
+    slowness: f64,
+}
+
+impl<'a> Launches<'a> {
+    fn at(world: &World, provider: &'a ProviderState) -> Launches<'a> {
+        let slowness = world.corrections.launches(&provider.name);
+        Launches { provider, image_bytes: world.assumptions.image_bytes, slowness }
+    }
+
+    /// Milliseconds of a launch's part, by what launches there really took.
+    fn slowed(&self, millis: i64) -> i64 {
+        let slowed = (millis as f64 * self.slowness).ceil();
+        if slowed < LONGEST_MILLIS as f64 { slowed as i64 } else { LONGEST_MILLIS }
+    }
+}
+
+/// What losses do to a training run: they come at a constant rate λ, and each throws away what was done since the last
+/// checkpoint, anything from none to a whole interval I, and while that was on its way, and repeats start-up, image and inputs.
+struct Losses {
+    /// λ, an hour.
+    per_hour: f64,
+    /// Seconds that one loss takes on average: I/2 + durable + restart (Young 1974, first order).
+    mean: f64,
+    /// The mean of its square: mean² + I²/12, the point of the interval being as likely as any.
+    mean_square: f64,
+}
+
+impl Losses {
+    /// Of an interval in seconds, and milliseconds until a checkpoint is durable and until a new machine can go on. The next
+    /// checkpoint begins when the last is durable.
+    fn of(per_hour: f64, interval: u32, durable: i64, restart: i64) -> Losses {
+        let durable = durable as f64 / 1000.0;
+        let interval = f64::from(interval).max(durable);
+        let mean = interval / 2.0 + durable + restart as f64 / 1000.0;
+        Losses { per_hour, mean, mean_square: mean * mean + interval * interval / 12.0 }
+    }
+
+    /// How many are expected in so many milliseconds of work.
+    fn expected(&self, work_millis: i64) -> f64 {
+        self.per_hour * work_millis as f64 / MILLIS_PER_HOUR as f64
+    }
+
+    /// Milliseconds of rework that are expected.
+    fn rework(&self, work_millis: i64) -> i64 {
+        to_millis(self.expected(work_millis) * self.mean)
+    }
+
+    /// Milliseconds of work and rework between which nine runs in ten lie, from the work that is expected and what it is at the
+    /// rates that nineteen in twenty stay below and above.
+    ///
+    /// The rework of N losses, N by Poisson, has the variance λT·E\[c²\] (a compound Poisson sum; Ross, *Introduction to
+    /// Probability Models*). Rate and losses are taken for independent, so their deviations are added as squares, each side by
+    /// itself. No run is shorter than its work at the high rate without a loss.
+    fn range(&self, work_millis: i64, (quick, slow): (i64, i64)) -> (i64, i64) {
+        let all = |work: i64| work.saturating_add(self.rework(work)).min(LONGEST_MILLIS);
+        let expected = all(work_millis);
+        let scatter = NINE_IN_TEN * libm::sqrt(self.expected(work_millis) * self.mean_square);
+        let off = |at: i64| {
+            let rate = (all(at) - expected) as f64 / 1000.0;
+            to_millis(libm::sqrt(rate * rate + scatter * scatter))
+        };
+        let early = expected.saturating_sub(off(quick)).max(quick);
+        (early.min(expected), expected.saturating_add(off(slow)).min(LONGEST_MILLIS))
+    }
+}
+
 /// The course of a training run.
-///
-/// Rework: losses come at a constant rate; each throws away half a checkpoint interval of work, and
-/// what was done while the last checkpoint was on its way, and repeats start-up, image and inputs
-/// (Young 1974, first order). The next checkpoint begins when the last is durable.
 fn training(
     work: &TrainingWork,
     progress: &Progress,
     tokens_per_second: Range,
     losses_per_hour: f64,
-    provider: &ProviderState,
-    assumptions: &Assumptions,
+    launches: &Launches<'_>,
 ) -> Course {
+    let provider = launches.provider;
     let left = work.steps.saturating_sub(progress.steps_done) as f64;
     let tokens = left * work.tokens_per_step as f64;
     let transfer = |bytes: u64| transfer_millis(provider, bytes);
     let resumed = if progress.steps_done > 0 { work.checkpoint_bytes } else { 0 };
-    let start_up = provider.startup_millis.clamp(0, LONGEST_MILLIS);
-    let image = transfer(assumptions.image_bytes);
-    let inputs = transfer(work.input_bytes.saturating_add(resumed));
+    let start_up = launches.slowed(provider.startup_millis.clamp(0, LONGEST_MILLIS));
+    let image = launches.slowed(transfer(launches.image_bytes));
+    let inputs = launches.slowed(transfer(work.input_bytes.saturating_add(resumed)));
     let durable = checkpoint_millis(work, progress, provider);
     let upload = match progress.checkpoint_millis {
         // As fast as a checkpoint was, of which the size is known.
@@ -262,24 +335,18 @@ fn training(
     };
     let restart = start_up
         .saturating_add(image)
-        .saturating_add(transfer(work.input_bytes.saturating_add(work.checkpoint_bytes)))
+        .saturating_add(
+            launches.slowed(transfer(work.input_bytes.saturating_add(work.checkpoint_bytes))),
+        )
         .min(LONGEST_MILLIS);
     let interval = work
         .checkpoint_interval_seconds
         .unwrap_or_else(|| checkpoint::interval_seconds(durable, losses_per_hour));
-    let rework = |work_millis: i64| {
-        let losses = losses_per_hour * work_millis as f64 / MILLIS_PER_HOUR as f64;
-        let durable = durable as f64 / 1000.0;
-        let interval = f64::from(interval).max(durable);
-        let lost_seconds = interval / 2.0 + durable + restart as f64 / 1000.0;
-        to_millis(losses * lost_seconds)
-    };
+    let losses = Losses::of(losses_per_hour, interval, durable, restart);
     let fixed = start_up + image + inputs + upload;
-    let all = |rate: f64| {
-        let work_millis = to_millis(tokens / rate);
-        (fixed + work_millis + rework(work_millis)).min(LONGEST_MILLIS)
-    };
     let work_millis = to_millis(tokens / tokens_per_second.expected);
+    let at = |rate: f64| to_millis(tokens / rate);
+    let range = losses.range(work_millis, (at(tokens_per_second.high), at(tokens_per_second.low)));
     let leaving = match provider.fetch_bytes_per_second {
         Some(_) => {
             let interval = i64::from(interval.max(1));
@@ -293,10 +360,13 @@ fn training(
         image,
         inputs,
         work: work_millis,
-        rework: rework(work_millis),
+        rework: losses.rework(work_millis),
         upload,
         egress: for_bytes(provider.egress_usd_per_gb, leaving),
-        range: (all(tokens_per_second.high), all(tokens_per_second.low)),
+        range: (
+            fixed.saturating_add(range.0).min(LONGEST_MILLIS),
+            fixed.saturating_add(range.1).min(LONGEST_MILLIS),
+        ),
         tokens_per_second: Some(tokens_per_second),
         millis_per_token: None,
         checkpoint_interval_seconds: Some(interval),

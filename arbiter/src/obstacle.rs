@@ -76,6 +76,13 @@ obstacles! {
         /// The provider.
         provider: String,
     },
+    /// The owner of its provider does not let its accelerators be had.
+    AcceleratorNotAllowed {
+        /// The provider.
+        provider: String,
+        /// The model.
+        model: String,
+    },
     /// The capacity type is another.
     CapacityType {
         /// Asked for.
@@ -245,6 +252,11 @@ obstacles! {
         /// How much is left of it.
         left: u64,
     },
+    /// As many replicas of the service are on spot in its zone as may be lost together.
+    Crowded {
+        /// The zone, or the provider that names none.
+        zone: String,
+    },
     /// The provider's number of machines is reached.
     ProviderMachines {
         /// The limit.
@@ -300,7 +312,10 @@ impl Obstacle {
             if has > 0.0 { (needs / has).max(1.0) } else { 1000.0 }
         };
         match self {
-            Obstacle::Unavailable { .. } | Obstacle::NoSlot { .. } | Obstacle::NoRoom { .. } => 0.5,
+            Obstacle::Unavailable { .. }
+            | Obstacle::NoSlot { .. }
+            | Obstacle::NoRoom { .. }
+            | Obstacle::Crowded { .. } => 0.5,
             Obstacle::StaleQuote { .. } | Obstacle::ProviderMachines { .. } => 0.6,
             Obstacle::SpotPolicy { .. }
             | Obstacle::Dearer { .. }
@@ -339,7 +354,9 @@ impl Obstacle {
             Obstacle::ProviderOff { .. }
             | Obstacle::FutureQuote { .. }
             | Obstacle::OutOfReach { .. } => 30.0,
-            Obstacle::NamespaceNotAllowed { .. } | Obstacle::ProviderUnknown { .. } => 40.0,
+            Obstacle::NamespaceNotAllowed { .. }
+            | Obstacle::AcceleratorNotAllowed { .. }
+            | Obstacle::ProviderUnknown { .. } => 40.0,
             Obstacle::Engine { level: Level::None, .. } => 100.0,
         }
     }
@@ -356,12 +373,14 @@ impl Obstacle {
             Obstacle::ProviderHourly { .. }
             | Obstacle::ProviderMonthly { .. }
             | Obstacle::ProviderMachines { .. } => Reason::QuotaExceeded,
-            Obstacle::Unavailable { .. } | Obstacle::NoSlot { .. } | Obstacle::NoRoom { .. } => {
-                Reason::InsufficientCapacity
-            }
+            Obstacle::Unavailable { .. }
+            | Obstacle::NoSlot { .. }
+            | Obstacle::NoRoom { .. }
+            | Obstacle::Crowded { .. } => Reason::InsufficientCapacity,
             Obstacle::StaleQuote { .. } | Obstacle::FutureQuote { .. } => Reason::OffersStale,
             Obstacle::Deadline { .. } => Reason::DeadlineAtRisk,
             Obstacle::ProviderNotListed { .. }
+            | Obstacle::AcceleratorNotAllowed { .. }
             | Obstacle::CapacityType { .. }
             | Obstacle::Region { .. }
             | Obstacle::Zone { .. }
@@ -457,6 +476,9 @@ impl Obstacle {
             Obstacle::NamespaceNotAllowed { provider, namespace } => {
                 format!("allowedNamespaces of {provider}: add {namespace}")
             }
+            Obstacle::AcceleratorNotAllowed { provider, model } => {
+                format!("accelerators of the ComputeProvider {provider}: allow {model}")
+            }
             Obstacle::ProviderUnknown { .. }
             | Obstacle::ProviderOff { .. }
             | Obstacle::OutOfReach { .. }
@@ -472,6 +494,7 @@ impl Obstacle {
             | Obstacle::Unavailable { .. }
             | Obstacle::NoSlot { .. }
             | Obstacle::NoRoom { .. }
+            | Obstacle::Crowded { .. }
             | Obstacle::SpotPolicy { .. }
             | Obstacle::Dearer { .. }
             | Obstacle::NotPreferred { .. } => return None,
@@ -525,6 +548,9 @@ impl fmt::Display for Obstacle {
                 write!(f, "{provider} does not serve namespace {namespace}")
             }
             Obstacle::ProviderOff { provider } => write!(f, "{provider} takes nothing new"),
+            Obstacle::AcceleratorNotAllowed { provider, model } => {
+                write!(f, "{provider} does not allow {model}")
+            }
             Obstacle::CapacityType { needs, has } => write!(f, "is {has}, needs {needs}"),
             Obstacle::Region { has, excluded: true } => {
                 write!(f, "region {} is excluded", place(has))
@@ -609,6 +635,9 @@ impl fmt::Display for Obstacle {
             Obstacle::NoSlot { slots } => write!(f, "all {slots} slots are taken"),
             Obstacle::NoRoom { of, needs, left } => {
                 write!(f, "takes {needs} of {of}, and {left} are left")
+            }
+            Obstacle::Crowded { zone } => {
+                write!(f, "half of the replicas are on spot in {zone}, and may be lost together")
             }
             Obstacle::Unavailable { until, reason } => write!(f, "{reason}; again at {until}"),
             Obstacle::StaleQuote { quoted_at, expired_at } => {

@@ -85,7 +85,7 @@ impl fmt::Display for Arch {
 
 /// The accelerators of one offer: always one model.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Accelerators {
     /// Key in the accelerator catalogue; a name that is not in it makes the devices unusable, not the offer.
     pub model: String,
@@ -119,7 +119,7 @@ pub enum HostOwner {
 
 /// Whether the offer can be taken, or only looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", rename_all_fields = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase", rename_all_fields = "camelCase")]
 pub enum Sale {
     /// A live quote of a provider that we can ask.
     Buyable,
@@ -140,7 +140,7 @@ impl Sale {
 
 /// A part of something that several offers of one provider are parts of: of a node's processors, say.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Share {
     /// Of what, by a name that the provider uses once (`node-a/memory`).
     pub of: String,
@@ -152,7 +152,7 @@ pub struct Share {
 
 /// Rates that were measured on this very machine, on everything the job would get of it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct MeasuredRates {
     /// f32 matrix product on the processor, 10⁹ operations a second (a fused multiply-add counts two).
     pub gemm_gflops: f64,
@@ -162,7 +162,7 @@ pub struct MeasuredRates {
 
 /// One thing that can be had now.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Offer {
     /// [`Offer::id_of`] the place and thing.
     pub id: OfferId,

@@ -9,6 +9,7 @@ use crate::deadline::Guided;
 use crate::money::{Usd, UsdPerHour};
 use crate::offer::{Offer, OfferId};
 use crate::spot::shelf::Key;
+use crate::spread::Place;
 use crate::watch::Watch;
 use crate::world::{Budget, ProviderState, Unavailable, World};
 
@@ -24,6 +25,8 @@ pub(crate) struct Pass<'a> {
     claims: HashMap<&'a str, Vec<&'a Claim>>,
     pub(crate) unavailable: HashMap<&'a OfferId, &'a Unavailable>,
     pub(crate) taken: Taken<'a>,
+    /// Where no more replicas of the service that is decided go on spot.
+    pub(crate) crowded: Vec<Place<'a>>,
     /// What jobs with a deadline have seen by now.
     pub(crate) watched: Vec<Watch>,
     /// Tables that were not there.
@@ -79,6 +82,7 @@ impl<'a> Pass<'a> {
                 budgets: vec![Usd::ZERO; world.budgets.len()],
                 workloads: HashMap::new(),
             },
+            crowded: Vec::new(),
             watched: Vec::new(),
             tables: Vec::new(),
             providers,

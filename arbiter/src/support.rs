@@ -82,7 +82,7 @@ pub enum Level {
 
 /// One row: where one operation runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct SupportRow {
     /// The way to compute.
     pub backend: Backend,

@@ -19,7 +19,7 @@ const HELD: i64 = 12;
 
 /// What a job saw.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Watch {
     /// Uid of the workload.
     pub workload: String,
@@ -33,7 +33,7 @@ pub struct Watch {
 
 /// A place.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct Watched {
     /// As it was quoted last.
     offer: Offer,

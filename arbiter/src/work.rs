@@ -13,7 +13,7 @@ use petaflop_plan::training::{TrainingOptions, plan_training};
 /// Host memory that the process itself takes, in bytes.
 pub(crate) const PROCESS_BYTES: u64 = 96 << 20;
 /// Tokenizer, template and configuration in an artifact, in bytes, at most about this.
-pub(crate) const ARTIFACT_EXTRAS: u64 = 4 << 20;
+const ARTIFACT_EXTRAS: u64 = 4 << 20;
 /// Bytes of a number in f32.
 const F32: u64 = 4;
 
@@ -78,13 +78,11 @@ pub fn serving(shape: &ModelShape, options: &ServingOptions) -> Result<ServingWo
     let plan = plan_inference(shape, options)?;
     let one_token =
         plan_inference(shape, &ServingOptions::new(options.weights, 1, 1, options.context))?;
-    let weights = shape.parameters().saturating_mul(F32);
     let half_full = u64::from(options.context / 2);
     Ok(ServingWork {
         replicas: 1,
         arena_bytes: plan.arena_bytes(),
         host_bytes: PROCESS_BYTES,
-        model_bytes: weights.saturating_add(ARTIFACT_EXTRAS),
         flops_per_token: one_token.forward_flops(),
         weight_bytes_per_step: one_token.segments.parameters,
         cache_bytes_per_sequence: shape.kv_bytes_per_token(Dtype::F32).saturating_mul(half_full),

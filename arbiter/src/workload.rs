@@ -32,7 +32,7 @@ impl OwnerKind {
 
 /// Who asks.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct WorkloadId {
     /// Kind of the object.
     pub kind: OwnerKind,
@@ -52,7 +52,7 @@ impl fmt::Display for WorkloadId {
 
 /// A workload that wants machines.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Workload {
     /// Who asks.
     pub id: WorkloadId,
@@ -102,7 +102,7 @@ pub enum Engine {
 
 /// What there is to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub enum Work {
     /// Train to completion.
     Training(TrainingWork),
@@ -124,7 +124,7 @@ pub enum Precision {
 
 /// A training run, as the memory plan describes it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct TrainingWork {
     /// Optimiser steps in all.
     pub steps: u64,
@@ -153,7 +153,7 @@ pub struct TrainingWork {
 
 /// Replicas of a model, as the memory plan describes one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ServingWork {
     /// Replicas wanted now.
     pub replicas: u32,
@@ -161,8 +161,6 @@ pub struct ServingWork {
     pub arena_bytes: u64,
     /// Bytes of host memory beside the arena.
     pub host_bytes: u64,
-    /// Bytes of the model that a fresh machine must fetch.
-    pub model_bytes: u64,
     /// Operations to decode one token of one sequence.
     pub flops_per_token: u64,
     /// Bytes that one decoding step must read, whatever the batch (the weights).
@@ -180,7 +178,7 @@ pub struct ServingWork {
 
 /// A container of which only its declared needs are known.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct OpaqueWork {
     /// Machines wanted now.
     pub replicas: u32,
@@ -190,7 +188,7 @@ pub struct OpaqueWork {
 
 /// Least host resources of one machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Resources {
     /// Processors in thousandths.
     pub vcpu_milli: u32,
@@ -206,9 +204,14 @@ const fn is_zero(bytes: &u64) -> bool {
     *bytes == 0
 }
 
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "what serde asks for")]
+const fn is_none_yet(moves: &u32) -> bool {
+    *moves == 0
+}
+
 /// One acceptable kind of device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub enum Alternative {
     /// The processor (the API's `vendor: None`).
     Cpu,
@@ -218,7 +221,7 @@ pub enum Alternative {
 
 /// Accelerators that will do.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct DeviceRequest {
     /// Vendor, if it matters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -246,7 +249,7 @@ pub struct DeviceRequest {
 
 /// Where a workload may go. Empty lists allow everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Placement {
     /// Provider names.
     pub providers: Vec<String>,
@@ -270,7 +273,7 @@ pub struct Placement {
 
 /// What happens when a machine is taken away.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Interruption {
     /// Start again elsewhere, or give up.
     pub policy: InterruptionPolicy,
@@ -278,7 +281,7 @@ pub struct Interruption {
     pub max_interruptions: u32,
     /// Least saving, in percent of what is left to pay, that is worth a move.
     pub switch_if_savings_percent: u32,
-    /// Seconds a place is kept before a move is thought of.
+    /// Seconds a place is kept before a move is thought of; for a move that only saves dollars, twice as long after each move.
     pub min_hold_seconds: u32,
 }
 
@@ -305,7 +308,7 @@ pub enum InterruptionPolicy {
 
 /// What was done and spent before now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Progress {
     /// Optimiser steps that are durable.
     pub steps_done: u64,
@@ -316,6 +319,9 @@ pub struct Progress {
     pub spent: Usd,
     /// Interruptions so far.
     pub interruptions: u32,
+    /// Machines that it left for a better place so far; those that it lost are no moves.
+    #[serde(default, skip_serializing_if = "is_none_yet")]
+    pub moves: u32,
     /// Highest placement number used so far, by its status and its claims; 0 before the first.
     pub placements: u32,
 }

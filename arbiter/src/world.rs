@@ -6,11 +6,12 @@ use std::sync::Arc;
 use jiff::Timestamp;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::catalogue::Catalogue;
 use crate::claim::Claim;
 use crate::estimate::Corrections;
 use crate::market::Market;
 use crate::money::{Usd, UsdPerHour};
-use crate::offer::OfferId;
+use crate::offer::{Accelerators, OfferId};
 use crate::reason::Reason;
 use crate::spot::shelf::Shelf;
 use crate::support::SupportTable;
@@ -19,7 +20,7 @@ use crate::workload::Workload;
 
 /// What is known when a decision is made. [`crate::decide::decide`] reads nothing else but the time.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct World {
     /// Uid of this installation; machines of others are none of our business.
     pub installation: String,
@@ -52,7 +53,7 @@ pub struct World {
 
 /// A world and the time at which it was decided: what `petaflop explain --world` replays, bit for bit.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Recorded {
     /// When.
     pub now: Timestamp,
@@ -70,7 +71,7 @@ impl Recorded {
 
 /// A provider, as far as decisions go.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct ProviderState {
     /// Name, as offers and `placement.providers` use it.
     pub name: String,
@@ -78,6 +79,9 @@ pub struct ProviderState {
     pub state: Switch,
     /// Namespaces it serves; `None`: all (outside a cluster).
     pub allowed_namespaces: Option<Vec<String>>,
+    /// Which accelerators its owner lets be had of it.
+    #[serde(default, skip_serializing_if = "ModelRule::is_open")]
+    pub accelerators: ModelRule,
     /// Limit of the sum of the hourly prices of all claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_hourly: Option<UsdPerHour>,
@@ -107,6 +111,34 @@ pub struct ProviderState {
     pub quotes_stock: bool,
 }
 
+/// Which models of accelerators may be had. Names are catalogue keys (`H100-SXM`) or families (`H100`). Machines
+/// without accelerators are not meant.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelRule {
+    /// Only these; empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub allow: Vec<String>,
+    /// But none of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<String>,
+}
+
+impl ModelRule {
+    /// Whether all models may be had.
+    pub fn is_open(&self) -> bool {
+        self.allow.is_empty() && self.deny.is_empty()
+    }
+
+    /// Whether these devices may be had.
+    pub fn admits(&self, devices: &Accelerators) -> bool {
+        let named = |names: &[String]| {
+            names.iter().any(|name| Catalogue::embedded().answers(&devices.model, name))
+        };
+        (self.allow.is_empty() || named(&self.allow)) && !named(&self.deny)
+    }
+}
+
 /// Whether a provider takes new claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Switch {
@@ -120,7 +152,7 @@ pub enum Switch {
 
 /// Limit of a calendar month.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct MonthlyLimit {
     /// The limit.
     pub limit: Usd,
@@ -132,7 +164,7 @@ pub struct MonthlyLimit {
 
 /// An offer that refused a launch lately.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Unavailable {
     /// The offer.
     pub offer: OfferId,
@@ -144,7 +176,7 @@ pub struct Unavailable {
 
 /// A SpendBudget.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Budget {
     /// Its namespace.
     pub namespace: String,
@@ -170,7 +202,7 @@ impl Budget {
 
 /// What is taken for granted where nothing is known. The defaults are guesses on the careful side.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct Assumptions {
     /// Losses an hour of a spot machine of which nothing is known.
     pub spot_losses_per_hour: f64,

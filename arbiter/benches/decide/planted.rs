@@ -124,6 +124,7 @@ pub(crate) fn provider(name: &str) -> ProviderState {
         name: name.into(),
         state: Switch::Enabled,
         allowed_namespaces: None,
+        accelerators: Default::default(),
         max_hourly: None,
         monthly: None,
         max_machines: None,

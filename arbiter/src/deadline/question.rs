@@ -60,6 +60,12 @@ impl<'a> Question<'_, 'a> {
         let tables = Arc::new(shelf.tables(spec));
         let policy = P1::knowing(&terms, Arc::clone(&tables), learned);
         let choice = safety::guarded(&view, policy.choose(&view));
+        let (choice, short_of_money) = match choice {
+            Choice::Run(Place { zone, kind: Kind::Spot }) if !self.spots[zone].payable => {
+                (Choice::Run(Place { zone, kind: Kind::OnDemand }), true)
+            }
+            choice => (choice, false),
+        };
         let wants = tables.missed().map(|law| Key { spec, law });
         let (says, takes, vetoed) = self.answer(&view, choice);
         let sure = SignedDuration::from_secs(view.slack() - terms.shortest_restart());
@@ -72,6 +78,7 @@ impl<'a> Question<'_, 'a> {
             refused: self.on_demand.refused,
             line: now.saturating_add(sure).unwrap_or(now),
             on_demand: self.on_demand.candidate.offer.id.clone(),
+            short_of_money,
         };
         let offers = self.spots.iter().map(|spot| (spot.offer, spot.sight));
         let watch = Watch::after(self.memory, &self.workload.id.uid, offers, now);
@@ -139,7 +146,9 @@ impl<'a> Question<'_, 'a> {
             |one: &Candidate<'_>| self.spots.iter().position(|spot| spot.offer.id == one.offer.id);
         let sure = |one: &Candidate<'_>| one.offer.capacity != Capacity::Spot;
         let safe = |one: &Candidate<'_>| {
-            sure(one) || zone_of(one).is_some_and(|zone| safety::allows(view, Choice::spot(zone)))
+            let allows =
+                |zone: usize| self.spots[zone].payable && safety::allows(view, Choice::spot(zone));
+            sure(one) || zone_of(one).is_some_and(allows)
         };
         let split = |keep: &dyn Fn(&Candidate<'_>) -> bool| -> (Vec<_>, Vec<_>) {
             self.takeable.iter().copied().partition(|one| keep(one))

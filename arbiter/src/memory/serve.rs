@@ -63,7 +63,6 @@ impl Serving {
             replicas: 1,
             arena_bytes: self.needs(model).total(),
             host_bytes: crate::work::PROCESS_BYTES,
-            model_bytes: weights.saturating_add(crate::work::ARTIFACT_EXTRAS),
             flops_per_token: 2u64.saturating_mul(active.saturating_add(looked_at)),
             weight_bytes_per_step: (weights as f64 * share) as u64,
             cache_bytes_per_sequence: model.cache(half_full, self.cache),

@@ -56,6 +56,10 @@ fn each_constraint_stops_an_offer_and_says_so_with_numbers() {
         (Check::ProviderOff, "ProviderUnavailable", "cloud takes nothing new", |w| {
             w.providers[1].state = Switch::Cordoned;
         }),
+        (Check::AcceleratorNotAllowed, "NoMatchingOffer", "cloud does not allow L4", |w| {
+            offer(w, |o| *o = with_devices(o.clone(), "L4", 1));
+            w.providers[1].accelerators.deny = vec!["l4".into()];
+        }),
         (Check::CapacityType, "NoMatchingOffer", "is OnDemand, needs Spot", |w| {
             job(w).placement.capacity = Some(Capacity::Spot);
         }),
@@ -357,7 +361,15 @@ fn providers_that_are_not_there_are_named_and_silent_ones_are_waited_for() {
     let mut silent = world(Vec::new(), vec![training("job")]);
     silent.providers[1].state = Switch::Disabled;
     let plan = decide(&silent, now());
-    assert_eq!(waits(only(&plan)).0, "ProviderUnavailable");
+    let (reason, said) = waits(only(&plan));
+    assert!(reason == "ProviderUnavailable" && said.contains("asked now of cloud,"), "{said}");
+    // Of those that it may have anything from.
+    silent.workloads[0].placement.providers = vec!["other".into()];
+    assert_eq!(waits(only(&decide(&silent, now()))).0, "NoMatchingOffer");
+    silent.providers[2].state = Switch::Disabled;
+    let plan = decide(&silent, now());
+    let (reason, said) = waits(only(&plan));
+    assert!(reason == "ProviderUnavailable" && said.contains("asked now of other,"), "{said}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use jiff::SignedDuration;
 use petaflop_arbiter::claim::{Claim, Phase};
 use petaflop_arbiter::decide::decide;
 use petaflop_arbiter::decision::{Action, Advised, Decision, Outcome, Plan};
-use petaflop_arbiter::estimate::{Correction, Corrections};
+use petaflop_arbiter::estimate::{Correction, Corrections, launch_key};
 use petaflop_arbiter::market::Market;
 use petaflop_arbiter::offer::{Capacity, Offer};
 use petaflop_arbiter::reason::Reason;
@@ -23,17 +23,17 @@ use proptest::prelude::*;
 
 use crate::worlds::{after, now, only, placed, provider, rate, training, waits, world, written};
 
-const TICK: i64 = 300;
+pub(crate) const TICK: i64 = 300;
 /// Seconds of a step at the lowest likely rate.
-const STEP: i64 = 10;
+pub(crate) const STEP: i64 = 10;
 /// Two launches of 45 s, and half a minute of work between two checkpoints.
 const RESTART: i64 = 120;
 
-fn on_demand() -> Offer {
+pub(crate) fn on_demand() -> Offer {
     placed("cloud", "r1", "r1-a", "m", Capacity::OnDemand, rate("1.00"))
 }
 
-fn spot(zone: &str, price: &str) -> Offer {
+pub(crate) fn spot(zone: &str, price: &str) -> Offer {
     placed("cloud", "r1", zone, "m", Capacity::Spot, rate(price))
 }
 
@@ -50,7 +50,7 @@ fn cloud() -> ProviderState {
 
 /// So many steps of [`STEP`] seconds on 16 processors (a little less, so that rounding up gives whole ones), to be done
 /// within so many seconds.
-fn job(steps: u64, within: i64) -> Workload {
+pub(crate) fn job(steps: u64, within: i64) -> Workload {
     let mut job = training("a");
     job.finish_by = Some(after(within));
     job.interruption.switch_if_savings_percent = 0;
@@ -67,7 +67,7 @@ fn job(steps: u64, within: i64) -> Workload {
 }
 
 /// A world in which rates are known as well as they ever are.
-fn known(offers: Vec<Offer>, job: Workload) -> World {
+pub(crate) fn known(offers: Vec<Offer>, job: Workload) -> World {
     let mut world = world(offers, vec![job]);
     world.providers = vec![cloud()];
     let key = "cpu-x86_64/train".to_owned();
@@ -75,7 +75,7 @@ fn known(offers: Vec<Offer>, job: Workload) -> World {
     world
 }
 
-fn refused(offer: &Offer) -> Unavailable {
+pub(crate) fn refused(offer: &Offer) -> Unavailable {
     Unavailable {
         offer: offer.id.clone(),
         until: after(1_000_000),
@@ -83,7 +83,7 @@ fn refused(offer: &Offer) -> Unavailable {
     }
 }
 
-fn says(decision: &Decision) -> Advised {
+pub(crate) fn says(decision: &Decision) -> Advised {
     decision.advice.as_ref().unwrap_or_else(|| panic!("no advice: {decision:#?}")).says
 }
 
@@ -167,6 +167,23 @@ fn a_rate_that_the_job_measured_itself_is_a_closer_bound() {
 }
 
 #[test]
+fn launches_that_took_longer_than_estimated_move_the_line_earlier() {
+    let mut world = known(vec![on_demand(), spot("r1-a", "0.30")], job(360, 36_000));
+    let line = |world: &World| {
+        let plan = decide(world, now());
+        only(&plan).advice.as_ref().expect("it was asked").line
+    };
+    let guessed = line(&world);
+    for _ in 0..98 {
+        world.corrections.record(&launch_key("cloud"), 450.0, 45.0);
+    }
+    // A hundred with the two of the estimate: 45 s · e^(0.98 ln 10), and twice that at most.
+    let slow = 2.0 * 45.0 * 10.0_f64.powf(0.98) - 90.0;
+    let moved = guessed.duration_since(line(&world)).as_secs();
+    assert!((moved - slow as i64).abs() <= 2, "{moved} {slow}");
+}
+
+#[test]
 fn a_job_that_may_not_be_lost_or_owns_a_machine_or_must_be_on_spot_is_not_asked_about() {
     let asked = |change: &dyn Fn(&mut Workload), offers: Vec<Offer>| {
         let mut job = job(360, 7_200);
@@ -218,12 +235,12 @@ fn a_recorded_world_with_a_memory_and_tables_decides_the_same_when_it_is_read_ba
 }
 
 /// Spot that comes and goes: runs of so many ticks, the first one there or not.
-fn runs() -> impl Strategy<Value = (bool, Vec<usize>)> {
+pub(crate) fn runs() -> impl Strategy<Value = (bool, Vec<usize>)> {
     let length = prop_oneof![3 => 1..4_usize, 2 => 4..30_usize];
     (any::<bool>(), prop::collection::vec(length, 1..24))
 }
 
-fn ticks((mut there, runs): (bool, Vec<usize>)) -> Vec<bool> {
+pub(crate) fn ticks((mut there, runs): (bool, Vec<usize>)) -> Vec<bool> {
     let mut ticks = Vec::new();
     for run in runs {
         ticks.extend(std::iter::repeat_n(there, run));

@@ -103,7 +103,48 @@ fn a_breakdown_adds_up_and_names_every_term() {
     assert_eq!(cost.terms[1].millis, 3_000, "300 MB at 100 MB/s");
     let (best, worst) = cost.millis_range;
     assert!(best < cost.millis && cost.millis < worst);
+    let (least, most) = cost.usd_range.expect("it ends");
+    assert!(least < cost.total && cost.total < most);
     assert_eq!(written(&plan)[0].spec.reserved, cost.total);
+}
+
+#[test]
+fn a_claim_remembers_what_it_was_preferred_to() {
+    let machines = ["a", "b", "c", "d", "e"].iter().zip(["0.7", "0.8", "0.9", "1.0", "1.1"]);
+    let offers = machines.map(|(name, price)| machine(name, price)).collect();
+    let plan = decide(&world(offers, vec![training("job")]), now());
+    let ranked = &only(&plan).ranked;
+    let taken = written(&plan)[0].spec.clone();
+    assert_eq!(taken.offer.id, ranked[0].offer.id);
+    let next = ranked[1..4].iter().map(|place| (&place.offer.id, place.cost.total));
+    assert!(taken.runners_up.iter().map(|one| (&one.offer, one.total)).eq(next));
+    assert!(taken.runners_up.iter().all(|one| one.total > taken.reserved));
+    let alone = decide(&world(vec![machine("a", "0.7")], vec![training("job")]), now());
+    assert_eq!(written(&alone)[0].spec.runners_up, []);
+}
+
+#[test]
+fn what_leaves_a_place_is_paid_for_by_the_byte() {
+    let egress = |price: &str, seconds: u32| {
+        let mut world = world(vec![machine("m", "0.7")], vec![training("job")]);
+        world.providers.iter_mut().for_each(|one| one.egress_usd_per_gb = usd(price));
+        let Work::Training(work) = &mut world.workloads[0].work else { unreachable!("a job") };
+        work.checkpoint_interval_seconds = Some(seconds);
+        let work = work.clone();
+        let cost = only(&decide(&world, now())).ranked[0].cost.clone();
+        let of = |what| cost.terms.iter().find(|term| term.what == what);
+        (
+            of(Term::Egress).map_or(Usd::ZERO, |term| term.usd),
+            of(Term::Work).expect("work").millis,
+            work,
+        )
+    };
+    assert_eq!(egress("0", 30).0, Usd::ZERO);
+    let (cost, millis, work) = egress("0.09", 30);
+    let checkpoints = u64::try_from(millis / 30_000).expect("not negative");
+    let bytes = checkpoints * work.checkpoint_bytes + work.artifact_bytes;
+    assert_eq!(cost.micros(), (bytes * 9).div_ceil(100_000) as i64);
+    assert!(egress("0.09", 60).0 < cost && egress("0.18", 30).0 > cost);
 }
 
 #[test]
@@ -182,6 +223,41 @@ fn two_jobs_and_one_slot_the_older_gets_it() {
     let (reason, message) = waits(&plan.decisions[1]);
     assert_eq!(reason, "InsufficientCapacity", "{message}");
     assert!(plan.requeue_at.is_some());
+}
+
+#[test]
+fn a_hundred_jobs_race_for_a_few_slots_and_have_them_by_age_whatever_their_order() {
+    let job = |minutes: i64| Workload {
+        created_at: after(-60 * minutes),
+        ..training(&format!("j{minutes}"))
+    };
+    for slots in [0_u32, 1, 7] {
+        let slot = Offer { slots: Some(slots), ..machine("m", "0.7") };
+        let mut jobs: Vec<Workload> = (0..100).map(job).collect();
+        jobs.rotate_left(37);
+        jobs.swap(3, 71);
+        let mut world = world(vec![slot], jobs);
+        let mut oldest = (0..100).rev();
+        // Those that have one end, and the next have theirs.
+        loop {
+            let plan = decide(&world, now());
+            let claims = written(&plan);
+            let placed: Vec<String> = claims.iter().map(|c| c.spec.owner.name.clone()).collect();
+            let next = oldest.by_ref().take(slots as usize);
+            assert_eq!(placed, next.map(|minutes| format!("j{minutes}")).collect::<Vec<_>>());
+            for waiting in plan.decisions.iter().skip(placed.len()) {
+                assert_eq!(waits(waiting).0, "InsufficientCapacity", "{waiting:?}");
+            }
+            world.claims = claims;
+            assert!(decide(&world, now()).actions.is_empty(), "settled");
+            if placed.is_empty() {
+                break;
+            }
+            world.claims.clear();
+            world.workloads.retain(|job| !placed.contains(&job.id.name));
+        }
+        assert_eq!(world.workloads.len(), if slots == 0 { 100 } else { 0 });
+    }
 }
 
 #[test]

@@ -1,12 +1,13 @@
-use petaflop_arbiter::estimate::{Corrections, Rates};
+use petaflop_arbiter::estimate::{Corrections, Rates, launch_key, launch_seconds};
 use petaflop_arbiter::support::{Backend, Level, Operation, SupportTable};
 use petaflop_arbiter::workload::{Precision, Work};
 use proptest::prelude::*;
 
 use crate::worlds::{host, machine, now, only, training, with_devices, world};
 use petaflop_arbiter::decide::decide;
-use petaflop_arbiter::decision::Range;
+use petaflop_arbiter::decision::{Range, Term};
 use petaflop_arbiter::offer::{MeasuredRates, Offer};
+use petaflop_arbiter::world::World;
 
 const RATES: Rates = Rates { flops: 1e11, bytes: 1e10, spread: 0.7 };
 
@@ -101,6 +102,26 @@ fn past_runs_correct_the_estimate_and_make_it_surer() {
 }
 
 #[test]
+fn two_that_catch_up_with_each_other_say_the_same_and_forget_nothing() {
+    let learned = |runs: &[(&str, f64)]| {
+        let mut all = Corrections::default();
+        runs.iter().for_each(|(key, ratio)| all.record(key, *ratio, 1.0));
+        all
+    };
+    let mut one = learned(&[("a/train", 2.0), ("a/train", 3.0), ("b/train", 4.0)]);
+    let mut two = learned(&[("a/train", 5.0), ("b/train", 6.0), ("c/train", 7.0)]);
+    two.catch_up(&one.entries);
+    one.catch_up(&two.entries);
+    assert_eq!(one, two);
+    let expected =
+        learned(&[("a/train", 2.0), ("a/train", 3.0), ("b/train", 4.0), ("c/train", 7.0)]);
+    assert_eq!(one, expected);
+    let before = one.clone();
+    one.catch_up(&two.entries);
+    assert_eq!(one, before, "nothing is counted twice");
+}
+
+#[test]
 fn a_jobs_own_run_counts_more_than_anothers_and_both_count_together() {
     let mut others = Corrections::default();
     others.record("k/train", 50.0, 100.0);
@@ -120,6 +141,39 @@ fn a_jobs_own_run_counts_more_than_anothers_and_both_count_together() {
     apart.record("a/train", 3.0, 1.0);
     apart.take_in(&others.entries);
     assert_eq!(apart, together);
+}
+
+#[test]
+fn what_launches_took_is_what_the_next_are_expected_to_take() {
+    let start = |seconds: &[f64]| {
+        let mut world = world(vec![machine("m", "0.7")], vec![training("job")]);
+        for took in seconds {
+            world.corrections.record(&launch_key("cloud"), *took, 60.0);
+            world.corrections.record(&launch_key("other"), 1.0, 60.0);
+        }
+        let plan = decide(&world, now());
+        let cost = only(&plan).ranked[0].cost.clone();
+        let until = |what| cost.terms.iter().find(|term| term.what == what).expect("a term").millis;
+        assert_eq!(until(Term::Work), {
+            let fresh = decide(&World { corrections: Corrections::default(), ..world }, now());
+            let cost = &only(&fresh).ranked[0].cost;
+            cost.terms.iter().find(|term| term.what == Term::Work).expect("a term").millis
+        });
+        (until(Term::StartUp), until(Term::Image))
+    };
+    assert_eq!(start(&[]), (60_000, 3_000), "as nobody has measured");
+    assert_eq!(start(&[60.0, 60.0]), (60_000, 3_000));
+    let (one, _) = start(&[120.0]);
+    assert!((75_000..76_000).contains(&one), "one launch does not turn everything: {one}");
+    let (up, image) = start(&[120.0; 60]);
+    assert!((115_000..120_000).contains(&up) && (5_700..6_000).contains(&image), "{up} {image}");
+    assert!(start(&[30.0; 60]).0 < 32_000);
+    let Work::Training(work) = training("job").work else { panic!("training") };
+    // 300 MB of image and 2 MiB of inputs; then the checkpoint of 10 MiB too.
+    let estimated = |resumed| launch_seconds(60_000, Some(1_000_000), &work, resumed);
+    assert!((estimated(false) - 362.097_152).abs() < 1e-9, "{}", estimated(false));
+    assert!((estimated(true) - estimated(false) - 10.485_76).abs() < 1e-9);
+    assert!((launch_seconds(1_500, None, &work, true) - 1.5).abs() < 1e-9);
 }
 
 #[test]

@@ -24,6 +24,7 @@ fn a_claim() -> Claim {
         decided_at: now(),
         revision: None,
         checkpoint_interval_seconds: None,
+        runners_up: Vec::new(),
     })
 }
 

@@ -20,6 +20,7 @@ fn ledger(rate: UsdPerHour) -> ClaimLedger {
         decided_at: now(),
         revision: None,
         checkpoint_interval_seconds: None,
+        runners_up: Vec::new(),
     };
     ClaimLedger::new(spec, "claim-uid".into(), now())
 }

@@ -51,7 +51,7 @@ fn a_job_moves_when_the_rest_costs_a_fifth_less_elsewhere_and_not_for_less() {
     assert!(stays("0.95").0 && stays("0.82").0, "too little is saved");
     let (stays, plan) = stays("0.70");
     assert!(!stays);
-    let Outcome::Moves { to, reason, stays, goes, .. } = outcome(&plan) else {
+    let Outcome::Moves { to, reason, stays, goes, moves: 1, .. } = outcome(&plan) else {
         panic!("{plan:#?}");
     };
     assert_eq!(to.0, "other/r2/r2-a/m/on-demand");
@@ -77,6 +77,26 @@ fn a_place_is_kept_for_a_while_whatever_is_cheaper() {
     let mut fails = long("a");
     fails.interruption.policy = InterruptionPolicy::Fail;
     assert!(!moves(5_000, fails), "it may not be started twice");
+}
+
+#[test]
+fn after_each_move_a_place_is_kept_twice_as_long_but_not_where_a_deadline_is_at_stake() {
+    let offers = || vec![machine("m", "1.00"), elsewhere("0.10")];
+    let moves = |seconds, moves| {
+        let mut job = long("a");
+        job.progress.moves = moves;
+        let world = holding(job, machine("m", "1.00"), seconds, offers());
+        matches!(outcome(&decide(&world, now())), Outcome::Moves { .. })
+    };
+    for (before, seconds) in [(0, 900), (1, 1_800), (2, 3_600), (10, 921_600)] {
+        assert!(!moves(seconds - 1, before) && moves(seconds, before), "{before} moves");
+    }
+    assert!(!moves(1_000_000_000, u32::MAX), "and nothing overflows");
+    let mut hurried = hurried();
+    hurried.workloads[0].progress.moves = 10;
+    let plan = decide(&hurried, now());
+    let Outcome::Moves { reason, .. } = outcome(&plan) else { panic!("{plan:#?}") };
+    assert_eq!(*reason, Reason::DeadlineAtRisk);
 }
 
 #[test]
@@ -147,8 +167,8 @@ fn spot_stays_at_todays_price_and_all_else_at_the_price_it_was_bought_at() {
     assert!(matches!(outcome(&decide(&world, now())), Outcome::Settled { .. }));
 }
 
-#[test]
-fn a_deadline_that_would_be_missed_moves_a_job_to_a_dearer_place_that_meets_it() {
+/// A job on a slow machine, whose deadline only a dearer one meets.
+fn hurried() -> World {
     let slow = Offer { vcpu_milli: Some(2_000), ..machine("slow", "0.10") };
     let fast = Offer { vcpu_milli: Some(64_000), ..elsewhere("50.00") };
     let mut hurried = long("a");
@@ -161,7 +181,12 @@ fn a_deadline_that_would_be_missed_moves_a_job_to_a_dearer_place_that_meets_it()
     let between = (cost("slow").millis + cost("m").millis_range.1) / 2;
     hurried.finish_by = Some(now() + SignedDuration::from_millis(between));
     world.workloads = vec![hurried];
-    let plan = decide(&world, now());
+    world
+}
+
+#[test]
+fn a_deadline_that_would_be_missed_moves_a_job_to_a_dearer_place_that_meets_it() {
+    let plan = decide(&hurried(), now());
     let Outcome::Moves { reason, stays, goes, .. } = outcome(&plan) else { panic!("{plan:#?}") };
     assert_eq!(*reason, Reason::DeadlineAtRisk);
     assert!(goes > stays, "it costs more: {goes}, {stays}");
@@ -224,10 +249,12 @@ proptest! {
         }
     }
 
-    /// Whatever prices do, moves are bounded: one a `minHoldSeconds` at most, and each saves what was asked for.
+    /// Whatever prices do and how often machines are lost, moves are bounded: m of them take `minHoldSeconds` · (2ᵐ − 1) at least,
+    /// and each saves what was asked for.
     #[test]
     fn prices_that_swing_do_not_carry_a_job_to_and_fro(
-        prices in proptest::collection::vec((1u32..5_000, 1u32..5_000, 1u32..5_000), 1..60),
+        prices in proptest::collection::vec((1u32..5_000, 1u32..5_000, 1u32..5_000), 1..120),
+        losses in proptest::collection::vec(0usize..120, 0..4),
         percent in 1u32..60,
         hold in 60u32..3_600,
     ) {
@@ -235,7 +262,7 @@ proptest! {
         let mut job = long("a");
         job.interruption.switch_if_savings_percent = percent;
         job.interruption.min_hold_seconds = hold;
-        let (mut moves, mut claims, ticks) = (0, Vec::new(), prices.len() as i64);
+        let (mut moves, mut claims, ticks) = (0_u32, Vec::new(), prices.len() as i64);
         for (tick, (a, b, c)) in prices.into_iter().enumerate() {
             let at = after(tick as i64 * TICK);
             let offers = [a, b, c].into_iter().enumerate().map(|(n, price)| Offer {
@@ -249,14 +276,19 @@ proptest! {
                     UsdPerHour::from_micros(i64::from(price) * 1_000).expect("a price"),
                 )
             });
+            if losses.contains(&tick) {
+                job.progress.interruptions += u32::from(!claims.is_empty());
+                claims.clear();
+            }
             let mut world = World { claims, ..world(offers.collect(), vec![job.clone()]) };
             let plan = decide(&world, at);
             if let Outcome::Moves { stays, goes, .. } = outcome(&plan) {
                 prop_assert!(goes.micros() * 100 <= stays.micros() * i64::from(100 - percent), "{} {}", goes, stays);
                 moves += 1;
                 job.progress.placements += 1;
+                job.progress.moves += 1;
                 world.claims.clear();
-                world.workloads[0].progress.placements += 1;
+                world.workloads[0].progress = job.progress;
             }
             let plan = decide(&world, at);
             world.claims.extend(written(&plan).into_iter().map(|claim| Claim {
@@ -266,6 +298,6 @@ proptest! {
             prop_assert_eq!(world.claims.len(), 1);
             claims = world.claims;
         }
-        prop_assert!(moves * i64::from(hold) <= ticks * TICK, "{} moves in {} ticks", moves, ticks);
+        prop_assert!(((1 << moves) - 1) * i64::from(hold) <= ticks * TICK, "{} moves in {} ticks", moves, ticks);
     }
 }

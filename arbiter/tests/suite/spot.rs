@@ -288,6 +288,10 @@ proptest! {
             }
             let wild = run(&terms, &market, 0, manner, &mut Whim(whim));
             prop_assert!(!wild.missed && best.paid <= wild.paid);
+            // Each launch uses up slack: so many, and no more, whatever is wanted.
+            let uses = terms.shortest_restart().min(terms.tick);
+            let slack = terms.ticks() * terms.tick - terms.work;
+            prop_assert!(i64::from(wild.moves + 1) * uses <= slack, "{} moves", wild.moves);
         }
     }
 

@@ -130,9 +130,12 @@ pub enum LaunchError {
         /// The provider's words.
         detail: String,
     },
-    /// What was made was dearer than what was decided on. It was ended at once, and cost something.
-    #[error("{}: {detail}", Reason::PriceChanged)]
+    /// What was made is not what was decided on: dearer, or elsewhere. It was ended at once, and cost
+    /// something.
+    #[error("{}: {detail}", kind.reason())]
     GivenBack {
+        /// As what it is taken.
+        kind: Refusal,
         /// What it cost.
         waste: Box<Waste>,
         /// What was wrong with it.
@@ -157,9 +160,8 @@ impl LaunchError {
     /// The reason in conditions, events and metrics.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Refused { kind, .. } => kind.reason(),
+            Self::Refused { kind, .. } | Self::GivenBack { kind, .. } => kind.reason(),
             Self::Later { .. } => Reason::RateLimited,
-            Self::GivenBack { .. } => Reason::PriceChanged,
             Self::Ambiguous { .. } => Reason::LaunchAmbiguous,
         }
     }
@@ -168,8 +170,7 @@ impl LaunchError {
     pub fn retry(&self) -> Retry {
         match self {
             Self::Later { wait, .. } => Retry::After(*wait),
-            Self::GivenBack { .. } => Retry::ElsewhereFor(Duration::from_secs(60)),
-            Self::Refused { kind, .. } => match kind {
+            Self::Refused { kind, .. } | Self::GivenBack { kind, .. } => match kind {
                 Refusal::NoCapacity => Retry::ElsewhereFor(Duration::from_secs(180)),
                 Refusal::Quota => Retry::ElsewhereFor(Duration::from_secs(900)),
                 Refusal::PriceChanged => Retry::ElsewhereFor(Duration::from_secs(60)),
@@ -187,9 +188,10 @@ impl LaunchError {
     /// What the buying protocol makes of it.
     pub fn answer(&self) -> LaunchAnswer {
         match self {
-            Self::Refused { kind, .. } => LaunchAnswer::Refused(*kind),
+            Self::Refused { kind, .. } | Self::GivenBack { kind, .. } => {
+                LaunchAnswer::Refused(*kind)
+            }
             Self::Later { .. } => LaunchAnswer::Refused(Refusal::RateLimited),
-            Self::GivenBack { .. } => LaunchAnswer::Refused(Refusal::PriceChanged),
             Self::Ambiguous { .. } => LaunchAnswer::Unclear,
         }
     }

@@ -113,7 +113,7 @@ pub struct Bootstrap {
     /// Where the agent dials; `None`: it is dialled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
-    /// Where it listens.
+    /// Where it listens, if it is dialled.
     pub port: u16,
 }
 
@@ -121,15 +121,13 @@ impl Bootstrap {
     /// The environment that says so, [`env::TOKEN`] and [`env::IDENTITY`] aside.
     pub fn environment(&self) -> BTreeMap<String, String> {
         let Self { operator_key, endpoint, port } = self;
-        let mut environment = BTreeMap::from([
-            (env::OPERATOR_KEY.to_owned(), operator_key.clone()),
-            (env::PORT.to_owned(), port.to_string()),
-            (env::WORK.to_owned(), WORK_FOLDER.to_owned()),
-        ]);
-        if let Some(endpoint) = endpoint {
-            environment.insert(env::ENDPOINT.to_owned(), endpoint.clone());
-        }
-        environment
+        let meets = match endpoint {
+            Some(endpoint) => (env::ENDPOINT, endpoint.clone()),
+            None => (env::PORT, port.to_string()),
+        };
+        let all =
+            [(env::OPERATOR_KEY, operator_key.clone()), (env::WORK, WORK_FOLDER.to_owned()), meets];
+        all.map(|(name, value)| (name.to_owned(), value)).into()
     }
 }
 
@@ -211,6 +209,8 @@ mod tests {
         assert_eq!(listening.get(env::PORT).map(String::as_str), Some("7443"));
         assert!(!listening.contains_key(env::ENDPOINT));
         bootstrap.endpoint = Some("https://petaflop.example".into());
-        assert!(bootstrap.environment().contains_key(env::ENDPOINT));
+        let calling = bootstrap.environment();
+        assert!(calling.contains_key(env::ENDPOINT));
+        assert!(!calling.contains_key(env::PORT), "nobody looks for its address: it has none");
     }
 }

@@ -51,12 +51,12 @@ pub(super) enum Meaning {
     TooMany,
     /// Keys without the right, or an account that may not.
     NotAllowed,
+    /// The account has no role for spot: on demand is not concerned.
+    NoSpotRole,
     /// Keys that are none, or are over.
     BadKeys,
     /// The clock of this machine is off.
     ClockOff,
-    /// A rehearsal, which makes nothing.
-    DryRun,
     /// The token is known with another request: what it made is there.
     Mismatch,
     /// No such thing, or not visible yet.
@@ -95,12 +95,9 @@ impl Said {
             | "TooManyRequestsException"
             | "RequestThrottled"
             | "EC2ThrottledException" => Meaning::TooMany,
-            "RequestExpired"
-            | "RequestTimeTooSkewed"
-            | "RequestInTheFuture"
-            | "InvalidSignatureException" => Meaning::ClockOff,
-            "AuthFailure" | "SignatureDoesNotMatch"
-                if self.words.to_ascii_lowercase().contains("time") =>
+            "RequestExpired" | "RequestTimeTooSkewed" | "RequestInTheFuture" => Meaning::ClockOff,
+            "AuthFailure" | "SignatureDoesNotMatch" | "InvalidSignatureException"
+                if tells_of_the_clock(&self.words) =>
             {
                 Meaning::ClockOff
             }
@@ -110,6 +107,7 @@ impl Said {
             | "UnrecognizedClientException"
             | "AuthFailure"
             | "SignatureDoesNotMatch"
+            | "InvalidSignatureException"
             | "InvalidAccessKeyId"
             | "MissingAuthenticationToken" => Meaning::BadKeys,
             "UnauthorizedOperation"
@@ -119,8 +117,8 @@ impl Said {
             | "PendingVerification"
             | "Blocked"
             | "InvalidPaymentInstrument" => Meaning::NotAllowed,
+            "AuthFailure.ServiceLinkedRoleCreationNotPermitted" => Meaning::NoSpotRole,
             _ if code.starts_with("AuthFailure.") => Meaning::NotAllowed,
-            "DryRunOperation" => Meaning::DryRun,
             "IdempotentParameterMismatch" => Meaning::Mismatch,
             _ if code.ends_with(".NotFound") || code == "ParameterNotFound" => Meaning::Unknown,
             // Known ones of AWS's own, and what a proxy in between says.
@@ -135,13 +133,15 @@ impl Said {
 
     /// Its words, and what a person can do about it.
     pub(super) fn told(&self) -> String {
-        let mend = match (self.means(), self.code.as_str()) {
-            (_, "AuthFailure.ServiceLinkedRoleCreationNotPermitted") => {
+        let mend = match self.means() {
+            Meaning::NoSpotRole => {
                 "; once: aws iam create-service-linked-role --aws-service-name spot.amazonaws.com"
             }
-            (Meaning::ClockOff, _) => "; set this machine's clock right",
-            (Meaning::Quota, _) => "; ask AWS for a higher quota in this region, or name others",
-            (Meaning::NotAllowed, _) => "; docs/providers/aws.md has the policy that is needed",
+            Meaning::ClockOff => "; set this machine's clock right",
+            Meaning::BadKeys => "; look at the account's access key and secret, or make a new pair",
+            Meaning::Quota => "; ask AWS for a higher quota in this region, or name others",
+            Meaning::SubnetFull => "; name other subnets, or larger ones, for this region",
+            Meaning::NotAllowed => "; docs/providers/aws.md has the policy that is needed",
             _ => "",
         };
         let said = match self.words.is_empty() {
@@ -168,14 +168,12 @@ pub(super) fn of_call(provider: &str, what: &str, failure: Failure) -> ProviderE
     let detail = format!("{what}: {}", said.told());
     match said.means() {
         Meaning::TooMany => ProviderError::RateLimited { provider, wait: said.wait },
-        Meaning::NotAllowed | Meaning::BadKeys | Meaning::ClockOff => {
+        Meaning::NotAllowed | Meaning::NoSpotRole | Meaning::BadKeys | Meaning::ClockOff => {
             ProviderError::Unauthorized { provider, detail }
         }
-        Meaning::Unknown
-        | Meaning::Invalid
-        | Meaning::Unsupported
-        | Meaning::DryRun
-        | Meaning::Mismatch => ProviderError::Misconfigured { provider, detail },
+        Meaning::Unknown | Meaning::Invalid | Meaning::Unsupported | Meaning::Mismatch => {
+            ProviderError::Misconfigured { provider, detail }
+        }
         Meaning::NoCapacity
         | Meaning::PriceRose
         | Meaning::Quota
@@ -199,15 +197,25 @@ pub(super) fn of_launch(failure: Failure) -> LaunchError {
     match said.means() {
         Meaning::NoCapacity | Meaning::Unsupported => refused(Refusal::NoCapacity, detail),
         Meaning::PriceRose => refused(Refusal::PriceChanged, detail),
-        Meaning::Quota => refused(Refusal::Quota, detail),
+        // As a quota of none of it: other offers may be had, so that it is left alone by itself.
+        Meaning::Quota | Meaning::NoSpotRole => refused(Refusal::Quota, detail),
         Meaning::SubnetFull => refused(Refusal::Transient, detail),
         Meaning::TooMany => LaunchError::Later { wait: said.wait, detail },
         Meaning::NotAllowed | Meaning::BadKeys | Meaning::ClockOff => {
             refused(Refusal::Unauthorized, detail)
         }
-        Meaning::Unknown | Meaning::Invalid | Meaning::DryRun => refused(Refusal::Invalid, detail),
+        Meaning::Unknown | Meaning::Invalid => refused(Refusal::Invalid, detail),
         Meaning::Mismatch | Meaning::Unclear => LaunchError::Ambiguous { detail },
     }
+}
+
+/// Whether a signature is refused for its time: with any other mistake in it, AWS's words may hold the
+/// request that it expected, whose names have "time" in them too.
+fn tells_of_the_clock(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    ["signature expired", "not yet current", "system time", "skew", "request has expired"]
+        .iter()
+        .any(|known| words.contains(known))
 }
 
 /// No more than so many bytes.
@@ -248,7 +256,7 @@ mod tests {
             (400, "Throttling", Some(Refusal::RateLimited)),
             (403, "UnauthorizedOperation", Some(Refusal::Unauthorized)),
             (401, "AuthFailure", Some(Refusal::Unauthorized)),
-            (403, "AuthFailure.ServiceLinkedRoleCreationNotPermitted", Some(Refusal::Unauthorized)),
+            (403, "AuthFailure.ServiceLinkedRoleCreationNotPermitted", Some(Refusal::Quota)),
             (403, "OptInRequired", Some(Refusal::Unauthorized)),
             (400, "PendingVerification", Some(Refusal::Unauthorized)),
             (400, "RequestExpired", Some(Refusal::Unauthorized)),
@@ -258,7 +266,6 @@ mod tests {
             (400, "InvalidSubnetID.NotFound", Some(Refusal::Invalid)),
             (400, "InvalidUserData.Malformed", Some(Refusal::Invalid)),
             (400, "MissingParameter", Some(Refusal::Invalid)),
-            (412, "DryRunOperation", Some(Refusal::Invalid)),
             (400, "IdempotentParameterMismatch", None),
             (500, "InternalError", None),
             (503, "ServiceUnavailable", None),
@@ -316,7 +323,19 @@ mod tests {
             !told("AuthFailure", "AWS was not able to validate the provided access credentials")
                 .contains("clock")
         );
+        let expired = "Signature expired: 20261120T100000Z is now earlier than 20261120T101000Z";
+        for code in ["SignatureDoesNotMatch", "InvalidSignatureException", "AuthFailure"] {
+            assert!(told(code, expired).contains("clock"), "{code}");
+            // A wrong secret: AWS shows the request that it expected.
+            let wrong = told(
+                code,
+                "The request signature we calculated does not match the signature \
+                you provided. The canonical string should have been 'StartTime=…&x-amz-datetime'",
+            );
+            assert!(!wrong.contains("clock") && wrong.contains("access key"), "{code}: {wrong}");
+        }
         assert!(told("VcpuLimitExceeded", "x").contains("quota"));
+        assert!(told("InsufficientFreeAddressesInSubnet", "x").contains("other subnets"));
         let long = told("UnauthorizedOperation", &"é".repeat(10_000));
         assert!(long.len() < MOST_WORDS + 200, "{}", long.len());
     }

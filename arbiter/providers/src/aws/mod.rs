@@ -171,7 +171,9 @@ impl Aws {
         let there = seen.subnets.iter().filter(|subnet| subnet.zone == offer.zone);
         let best = there.filter(|subnet| !full(&subnet.id)).max_by_key(|subnet| subnet.free);
         best.map(|subnet| subnet.id.clone()).ok_or_else(|| {
-            let detail = format!("no subnet of {} has a free address", offer.zone);
+            let zone = &offer.zone;
+            let detail =
+                format!("no subnet of {zone} has a free address; name others, or larger ones");
             refused(Refusal::NoCapacity, detail)
         })
     }
@@ -189,6 +191,7 @@ impl Aws {
                 (What::pool(region, zone, instance_type, capacity), refused::UNSUPPORTED)
             }
             Meaning::Quota => (What::class(region, instance_type, capacity), refused::QUOTA),
+            Meaning::NoSpotRole => (What::Spot, refused::QUOTA),
             Meaning::SubnetFull => (What::Subnet(subnet.clone()), refused::SUBNET),
             // What was quoted is history.
             Meaning::PriceRose => {

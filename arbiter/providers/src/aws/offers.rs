@@ -18,6 +18,9 @@ use super::dollars;
 use super::hardware::Hardware;
 use super::prices::Prices;
 
+/// Accelerators whose driver is in no image of AWS's: they would be paid for, and not be found.
+const WITHOUT_IMAGE: &str = "g4ad.";
+
 /// Names of Linux in the price history; the second is that of old accounts.
 pub(super) const LINUX: [&str; 2] = ["Linux/UNIX", "Linux/UNIX (Amazon VPC)"];
 
@@ -144,7 +147,8 @@ pub(super) fn offers(
     let reached = |zone: &&Zone| seen.subnets.iter().any(|subnet| subnet.zone == zone.id);
     for zone in seen.zones.iter().filter(reached) {
         for hardware in seen.types.values() {
-            if hardware.arch == Arch::Aarch64 && config.agent_arm.is_none() {
+            let no_agent = hardware.arch == Arch::Aarch64 && config.agent_arm.is_none();
+            if no_agent || hardware.name.starts_with(WITHOUT_IMAGE) {
                 continue;
             }
             let pool = (hardware.name.clone(), zone.id.clone());
@@ -288,6 +292,16 @@ pub(super) mod tests {
             [spot],
             "the history says that it is there"
         );
+    }
+
+    #[test]
+    fn accelerators_whose_driver_is_in_no_image_are_not_offered() {
+        for (name, count) in [("g4ad.xlarge", 0), ("g4dn.xlarge", 1)] {
+            let mut seen = seen();
+            seen.types = [(name.to_owned(), hardware(name, Arch::X86_64))].into();
+            seen.spot = [((name.to_owned(), "use1-az1".to_owned()), price("0.1"))].into();
+            assert_eq!(lines(&config(), &seen, &Prices::new()).len(), count, "{name}");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@ use super::class;
 
 /// No capacity in a pool: as long as Karpenter leaves one alone.
 pub(super) const POOL: Duration = Duration::from_secs(180);
-/// A quota: raised by people, or freed by what ends.
+/// A quota, or a role for spot: raised or made by people, or freed by what ends.
 pub(super) const QUOTA: Duration = Duration::from_secs(900);
 /// A type that a zone does not have, or not with these options.
 pub(super) const UNSUPPORTED: Duration = Duration::from_secs(6 * 3600);
@@ -24,6 +24,8 @@ pub(super) enum What {
     Pool { region: String, zone: String, instance_type: String, capacity: Capacity },
     /// All types of a class in a region.
     Class { region: String, class: &'static str, capacity: Capacity },
+    /// All spot: the account has no role for it.
+    Spot,
     /// A subnet, by its id.
     Subnet(String),
 }
@@ -59,11 +61,12 @@ impl Refused {
         self.0.get(what).is_some_and(|until| *until > now)
     }
 
-    /// Whether an offer is left alone now: its pool, or its class.
+    /// Whether an offer is left alone now: its pool, its class, or all spot.
     pub(super) fn covers(&self, offer: &Offer, now: Timestamp) -> bool {
         let Offer { region, zone, instance_type, capacity, .. } = offer;
         self.holds(&What::pool(region, zone, instance_type, *capacity), now)
             || self.holds(&What::class(region, instance_type, *capacity), now)
+            || (*capacity == Capacity::Spot && self.holds(&What::Spot, now))
     }
 }
 

@@ -29,13 +29,6 @@ pub struct Member {
     pub identity: String,
 }
 
-impl Member {
-    /// The first process of an instance leads its own process group.
-    pub fn is_leader(&self) -> bool {
-        self.pid == self.group
-    }
-}
-
 /// All live processes that this user may inspect and that carry an identity.
 ///
 /// # Errors

@@ -14,7 +14,6 @@ use crate::provider::InstanceId;
 
 /// One instance.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub(super) struct Record {
     pub(super) id: InstanceId,
     pub(super) identity: Identity,

@@ -24,6 +24,12 @@ use crate::price::PowerPrice;
 /// Bytes of a slice's memory that the agent has beside the job.
 pub(super) const AGENT_MEMORY: u64 = 32 << 20;
 
+/// Left alone on each node, for the Pods without which work there cannot be had or ended: a service's
+/// gateway (20m, 32 Mi) and the chart's guard or audit (10m, 32 Mi) at once. Once they run they are
+/// no longer free, and as much is left again.
+const SPARE_CPU: u64 = 50;
+const SPARE_MEMORY: u64 = 96 << 20;
+
 /// Least that is worth offering: thousandths of a processor, and bytes beside the agent's.
 const LEAST_CPU: u64 = 100;
 const LEAST_MEMORY: u64 = 128 << 20;
@@ -142,6 +148,7 @@ impl<'a> Free<'a> {
         let allocatable = status.allocatable.as_ref().map(Amounts::of)?;
         let nothing = Amounts::default();
         let free = allocatable.clone().less(taken.get(name).unwrap_or(&nothing));
+        let free = free.less(&Amounts::from([("cpu", SPARE_CPU), ("memory", SPARE_MEMORY)]));
         if free.get("pods") == 0 {
             return None;
         }

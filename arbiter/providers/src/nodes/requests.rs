@@ -11,6 +11,12 @@ use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Amounts(BTreeMap<String, u64>);
 
+impl<const N: usize> From<[(&str, u64); N]> for Amounts {
+    fn from(amounts: [(&str, u64); N]) -> Self {
+        Self(amounts.into_iter().map(|(name, amount)| (name.to_owned(), amount)).collect())
+    }
+}
+
 impl Amounts {
     /// From a resource list of the API. What cannot be read counts as nothing here
     /// and as all there is where it is asked for; the API server lets no such list in.

@@ -11,7 +11,8 @@ use crate::error::{LaunchError, ProviderError};
 /// Longest part of somebody's words that is repeated.
 const MOST_WORDS: usize = 600;
 
-/// So many kinds of pod refused in the same words are not out of stock: the request is at fault.
+/// So many kinds of pod refused in the same words are not refused for what they are: the request, or the
+/// key, is at fault.
 const SAME_WORDS: usize = 3;
 
 /// An answer: status, how long to stay away where it was a 429, body.
@@ -55,10 +56,27 @@ impl Answer {
     }
 }
 
+/// What a person can do about a status.
+fn mend(status: u16) -> &'static str {
+    match status {
+        401 => "; look at the account's key: it may be another account's, or deleted",
+        402 => {
+            "; add credit to the account, of which a pod takes an hour's at least, or have its spend \
+             limit raised (80 $ an hour is the usual one)"
+        }
+        403 => {
+            "; the key needs read and write on pods (All, or Restricted with both), and the account \
+             access to what is asked for"
+        }
+        410 => "; RunPod has switched this interface off: use a newer petaflop",
+        _ => "",
+    }
+}
+
 /// What an answer that is no success means, where nothing was bought.
 pub(super) fn of_call(provider: &str, what: &str, answer: &Answer) -> ProviderError {
     let (provider, words) = (provider.to_owned(), answer.words());
-    let detail = format!("{what}: {}: {words}", answer.status);
+    let detail = format!("{what}: {}: {words}{}", answer.status, mend(answer.status));
     match answer.status {
         401 | 403 => ProviderError::Unauthorized { provider, detail },
         // The whole interface, never one pod.
@@ -79,10 +97,14 @@ pub(super) fn of_launch(thing: &str, answer: &Answer, refused: &mut SameWords) -
         // A broken rule or nothing to be had: only the words differ, and they are not written down.
         400 if is_ambiguous(&words) => return LaunchError::Ambiguous { detail: words },
         400 if means_no_capacity(&words) => Refusal::NoCapacity,
-        400 => refused.heard(thing, &words),
+        400 if refused.heard_of_several(thing, &words) => Refusal::Invalid,
+        400 => Refusal::NoCapacity,
         401 => Refusal::Unauthorized,
         402 => Refusal::BalanceTooLow,
-        // The key or the account may not have this one.
+        // A key that may not buy may buy nothing; an account that may not have this one, others.
+        403 if means_the_key(&words) || refused.heard_of_several(thing, &words) => {
+            Refusal::Unauthorized
+        }
         403 => Refusal::Quota,
         404 if answer.is_unknown() => Refusal::Invalid,
         405 | 413 | 422 => Refusal::Invalid,
@@ -91,11 +113,12 @@ pub(super) fn of_launch(thing: &str, answer: &Answer, refused: &mut SameWords) -
         // 5xx, a time-out, a redirect, success without an id: it may be there.
         status => return LaunchError::Ambiguous { detail: format!("{status}: {words}") },
     };
-    LaunchError::Refused { kind, detail: format!("{}: {words}", answer.status) }
+    let detail = format!("{}: {words}{}", answer.status, mend(answer.status));
+    LaunchError::Refused { kind, detail }
 }
 
 /// Words in which creates were refused, and for what. One kind of pod that is refused for an
-/// unknown reason may be sold out; several in the same words are not.
+/// unknown reason may be sold out, or closed to this account; several in the same words are not.
 #[derive(Clone, Debug, Default)]
 pub(super) struct SameWords {
     words: String,
@@ -103,15 +126,13 @@ pub(super) struct SameWords {
 }
 
 impl SameWords {
-    fn heard(&mut self, thing: &str, words: &str) -> Refusal {
+    /// Whether several kinds of pod were refused in these words by now.
+    fn heard_of_several(&mut self, thing: &str, words: &str) -> bool {
         if self.words != words {
             *self = Self { words: words.to_owned(), things: BTreeSet::new() };
         }
         self.things.insert(thing.to_owned());
-        match self.things.len() < SAME_WORDS {
-            true => Refusal::NoCapacity,
-            false => Refusal::Invalid,
-        }
+        self.things.len() >= SAME_WORDS
     }
 
     /// One was made: the request is sound.
@@ -131,6 +152,15 @@ pub(super) fn means_no_capacity(words: &str) -> bool {
     ]
     .iter()
     .any(|known| words.contains(known))
+}
+
+/// Whether a 403 speaks of the key. Its words are not written down.
+fn means_the_key(words: &str) -> bool {
+    let words = words.to_ascii_lowercase();
+    let mut all = words.split(|c: char| !c.is_ascii_alphanumeric());
+    all.any(|word| ["key", "permission", "permissions", "scope", "readonly"].contains(&word))
+        || words.contains("read only")
+        || words.contains("read-only")
 }
 
 /// The words that say nothing: the pod may be there.
@@ -187,6 +217,8 @@ pub(super) mod tests {
             (401, "bad key", Some(Refusal::Unauthorized)),
             (402, "balance too low", Some(Refusal::BalanceTooLow)),
             (403, "not for this account", Some(Refusal::Quota)),
+            (403, "this API key is read-only", Some(Refusal::Unauthorized)),
+            (403, "missing permission: pods write", Some(Refusal::Unauthorized)),
             (404, "registry not found", Some(Refusal::Invalid)),
             (405, "method", Some(Refusal::Invalid)),
             (410, "gone for good", Some(Refusal::Retired)),
@@ -232,6 +264,46 @@ pub(super) mod tests {
         assert_eq!(refused("b", "no such luck"), Refusal::NoCapacity);
         assert_eq!(refused("c", "no such luck"), Refusal::Invalid);
         assert_eq!(refused("d", "other words"), Refusal::NoCapacity);
+    }
+
+    #[test]
+    fn a_403_is_the_offers_fault_until_three_say_the_same() {
+        let mut same = SameWords::default();
+        let told =
+            |thing: &str, same: &mut SameWords| of_launch(thing, &problem(403, "Forbidden"), same);
+        for (thing, kind) in [
+            ("a", Refusal::Quota),
+            ("b", Refusal::Quota),
+            ("b", Refusal::Quota),
+            ("c", Refusal::Unauthorized),
+        ] {
+            match told(thing, &mut same) {
+                LaunchError::Refused { kind: found, .. } => assert_eq!(found, kind, "{thing}"),
+                other => panic!("{other:?}"),
+            }
+        }
+        same.made();
+        let after = told("d", &mut same);
+        assert!(matches!(after, LaunchError::Refused { kind: Refusal::Quota, .. }), "{after:?}");
+    }
+
+    #[test]
+    fn a_person_is_told_what_to_do() {
+        for (status, words) in [
+            (401, "look at the account's key"),
+            (402, "add credit"),
+            (402, "spend limit raised"),
+            (403, "read and write on pods"),
+            (410, "newer petaflop"),
+        ] {
+            let launch = of_launch("a", &problem(status, "no"), &mut SameWords::default());
+            let call = of_call("rp", "list pods", &problem(status, "no"));
+            for told in [launch.to_string(), call.to_string()] {
+                assert!(told.contains("no; ") && told.contains(words), "{status}: {told}");
+            }
+        }
+        let plain = of_call("rp", "list pods", &problem(500, "no"));
+        assert!(plain.to_string().ends_with("no"), "{plain}");
     }
 
     #[test]

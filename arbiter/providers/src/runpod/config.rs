@@ -53,7 +53,7 @@ pub struct RunPodConfig {
     pub data_centers: Vec<String>,
     /// Container disk of each pod, in GB. It is part of the price.
     pub disk_gb: u32,
-    /// Whether spot prices are asked for.
+    /// Whether spot prices are asked for; where more than one data centre is named, they are not.
     pub spot: bool,
     /// After this long RunPod ends a spot pod, whatever becomes of us.
     pub spot_life: Duration,
@@ -82,6 +82,12 @@ impl RunPodConfig {
             registry: None,
             price_adjustment_percent: 0,
         }
+    }
+
+    /// Whether spot pods are bought: GraphQL takes one data centre a call, and its price is the same in
+    /// all of them. Of several none could be named.
+    pub(super) fn sells_spot(&self) -> bool {
+        self.spot && self.data_centers.len() <= 1
     }
 
     /// What makes no sense, in words.

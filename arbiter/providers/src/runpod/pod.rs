@@ -29,9 +29,13 @@ pub(super) struct Pod {
     pub(super) cost: Option<UsdPerHour>,
     pub(super) identity: Option<Identity>,
     status: String,
+    /// Where it is, where that is said: Community machines are in no data centre.
+    pub(super) data_center: Option<String>,
     pub(super) created: Option<Timestamp>,
     offer: Option<Offer>,
     endpoint: Option<String>,
+    /// Whether it has a port to be called at.
+    is_called: bool,
 }
 
 /// A part of a list.
@@ -92,9 +96,11 @@ fn read(pod: &Value) -> Option<Pod> {
         cost: pod.get("cost").and_then(dollars::hourly),
         identity: variable(env::IDENTITY).and_then(parse_identity),
         status: text("status").unwrap_or_default().to_owned(),
+        data_center: text("dataCenterId").filter(|id| !id.is_empty()).map(str::to_owned),
         created: time("createdAt").or_else(|| time("startedAt")),
         offer: variable(OFFER).and_then(|offer| serde_json::from_str(offer).ok()),
         endpoint: port.and_then(|port| endpoint(pod, port)),
+        is_called: port.is_some(),
     })
 }
 
@@ -137,6 +143,11 @@ impl Pod {
     /// Whether it is there and does not run: its disk is all that could bill.
     pub(super) fn has_stopped(&self) -> bool {
         self.status == "EXITED"
+    }
+
+    /// Whether it runs and has no address to be called at, as hosts without a public one leave it.
+    pub(super) fn has_no_address(&self) -> bool {
+        self.status == "RUNNING" && self.is_called && self.endpoint.is_none()
     }
 
     /// As an instance, with a disk of so many GB beside it.

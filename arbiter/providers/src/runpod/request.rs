@@ -94,7 +94,8 @@ pub(super) fn freeze(
         .parse()
         .map_err(|_| format!("offer {} is no kind of pod: {:?}", offer.id, offer.instance_type))?;
     fits(config, offer, machine)?;
-    let agent = config.agent.as_ref().ok_or("nobody said where pods fetch the agent")?;
+    let agent = config.agent.as_ref().ok_or("nobody said where pods fetch the agent: --agent-url and --agent-sha256 of the operator, or \
+         `rented.agent` of a home")?;
     let quoted = price::quoted(offer.price, config.price_adjustment_percent);
     let most = quoted.saturating_sub(dollars::disk(config.disk_gb));
     let wish = Wish {
@@ -255,9 +256,11 @@ fn bid(wish: &Wish<'_>, most: UsdPerHour, now: Timestamp) -> Result<Map<String, 
     put("gpuCount", json!(count));
     put("bidPerGpu", json!(dollars::number(each)));
     put("terminateAfter", json!(ends.to_string()));
-    // One call places one data centre at most.
-    if let [center] = config.data_centers.as_slice() {
-        put("dataCenterId", json!(center));
+    match config.data_centers.as_slice() {
+        [] => {}
+        [center] => drop(put("dataCenterId", json!(center))),
+        // One call names one, and without a name it may be anywhere.
+        _ => return Err("spot pods can be asked for in one data centre at most".to_owned()),
     }
     if let Some(registry) = &config.registry {
         put("containerRegistryAuthId", json!(registry));

@@ -159,12 +159,15 @@ async fn what_was_refused_is_not_offered_for_a_while() {
         ("InsufficientInstanceCapacity", vec!["use1-az2"], 180),
         ("Unsupported", vec!["use1-az2"], 6 * 3600),
         ("MaxSpotInstanceCountExceeded", vec![], 900),
+        ("AuthFailure.ServiceLinkedRoleCreationNotPermitted", vec![], 900),
     ] {
         let creates = vec![Create::Refused(400, code)];
         let account = Account::open(State { creates, ..State::default() }).await;
         let (provider, hands) = client(config(&account.server.base));
         assert!(buy(&provider, Capacity::Spot).await.is_err());
-        assert_eq!(zones(&provider.quote().await.expect("offers")), left, "{code}");
+        let offers = provider.quote().await.expect("offers");
+        assert_eq!(zones(&offers), left, "{code}");
+        assert!(offers.iter().any(|offer| offer.capacity == Capacity::OnDemand), "{code}");
         hands.forward(long - 1);
         assert_eq!(zones(&provider.quote().await.expect("offers")), left, "{code}");
         hands.forward(1);

@@ -2,12 +2,14 @@
 //! signature and was written from AWS's descriptions by itself: what bills in there agrees that one
 //! instance was bought and none is left.
 
+use jiff::SignedDuration;
 use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Phase;
 use petaflop_arbiter::launch::Wanted;
 use petaflop_arbiter::offer::{Capacity, Offer};
 use petaflop_arbiter::reason::Reason;
 use petaflop_cloud_box::ec2::{Ec2, Setup};
+use petaflop_cloud_box::engine::bill::Rules;
 use petaflop_cloud_box::faults::{Fault, Operation};
 use petaflop_cloud_box::host::StateOnly;
 use petaflop_providers::aws::{Access, Aws, AwsConfig, AwsKeys, AwsRegion};
@@ -237,9 +239,9 @@ async fn a_spot_instance_that_runs_costs_what_the_market_asks_now() {
     assert!(hourly().await < offer.price);
 }
 
-/// The two share no code: what one of them changes by itself is red here.
-#[tokio::test]
-async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
+/// A case in which the ledger is not what the box bills by these rules, or is told of an end so many
+/// seconds too late. The two share no code.
+async fn difference(rules: Rules, late: i64) -> Option<String> {
     use Capacity::{OnDemand, Spot};
     // Market, seconds since it was seen to run, whether AWS takes it then, and what is free of it.
     for (capacity, seconds, taken, free) in [
@@ -257,6 +259,7 @@ async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
         let told = format!("{capacity} {seconds:?} {taken}");
         let at_once = |setup: &mut Setup| {
             setup.pace.wind_down = std::time::Duration::ZERO;
+            setup.rules = rules;
         };
         let with_disk =
             |config| AwsConfig { disk_gb: 77, disk_micros_per_gb_month: 80_000, ..config };
@@ -294,6 +297,7 @@ async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
         buyer.hands.forward(400);
         let seen = look().await;
         let until = seen.ended.unwrap_or_else(|| panic!("{told}: when? {seen:?}"));
+        let until = until + SignedDuration::from_secs(late);
         let (running, over) = (None, true);
         let used = Used { instance: &name, offer: &offer, from, running, until, taken, over };
         let booked = buyer.provider.billed(used).await.expect("an amount").micros();
@@ -301,7 +305,33 @@ async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
             let invoice = engine.invoice();
             (invoice.total(), invoice.by_machine().get(own).copied().unwrap_or_default())
         });
-        assert_eq!((booked, of_it == 0), (billed, free), "{told}");
+        if (booked, of_it == 0) != (billed, free) {
+            return Some(format!("{told}: booked {booked}, billed {billed}, {of_it} for itself"));
+        }
+    }
+    None
+}
+
+#[tokio::test]
+async fn what_is_booked_is_what_the_box_bills_by_each_of_its_rules() {
+    assert_eq!(difference(Rules::EC2_LINUX, 0).await, None);
+}
+
+/// What either of them changes by itself is red above.
+#[tokio::test]
+async fn a_bill_by_another_rule_or_a_ledger_that_is_a_second_off_is_seen() {
+    let rules = Rules::EC2_LINUX;
+    for other in [
+        Rules { minimum_seconds: rules.minimum_seconds + 1, ..rules },
+        Rules { spot_costs_the_bid: true, ..rules },
+        Rules { billed_once_it_runs: false, ..rules },
+        Rules { first_hour_free_if_evicted: false, ..rules },
+        Rules { volume_running: rules.volume_running + 1_000, ..rules },
+    ] {
+        assert!(difference(other, 0).await.is_some(), "nobody sees {other:?}");
+    }
+    for late in [-1, 1] {
+        assert!(difference(rules, late).await.is_some(), "nobody sees {late} s");
     }
 }
 

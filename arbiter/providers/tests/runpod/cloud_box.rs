@@ -121,7 +121,7 @@ async fn each_no_of_the_box_has_its_reason_and_leaves_nothing() {
     for (fault, reason) in [
         (Fault::CapacityGone, Reason::InsufficientCapacity),
         (Fault::PriceChanged(1500), Reason::PriceChanged),
-        (Fault::Forbidden, Reason::QuotaExceeded),
+        (Fault::Forbidden, Reason::Unauthorized),
         (Fault::Retired, Reason::ApiRetired),
     ] {
         let name = "1x NVIDIA L40S SECURE";

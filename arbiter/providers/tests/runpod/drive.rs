@@ -120,6 +120,7 @@ fn claim(offer: Offer, hands: &Hands) -> Claim {
         decided_at: hands.now(),
         revision: None,
         checkpoint_interval_seconds: None,
+        runners_up: Vec::new(),
     };
     Claim { spec, uid: claim_uid, phase: Phase::Planned, attempt: 1, spent: Usd::ZERO }
 }

@@ -9,6 +9,7 @@ use petaflop_providers::machine::AgentSource;
 use petaflop_providers::runpod::{AgentDownload, RunPodConfig};
 use petaflop_providers::{EnrolmentToken, LaunchError, Machine, Order, Provider, Work};
 use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, BufReader};
 
 use super::server::{Call, Reply, Server};
 use super::{TOKEN, client, config, identity, machine, offer, pod};
@@ -21,11 +22,18 @@ fn sha256(text: &str) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Buys a pod and starts it as a container would. Gives what it printed, its exit status, and what
-/// it called.
-async fn live(sha256: String) -> (String, Option<i32>, Vec<Call>) {
-    let server = Server::start(|call| match call.line().as_str() {
-        "GET /agent" => Reply::Text(200, AGENT.to_owned()),
+/// Stands for an agent that works until it is told to end.
+const SAVES: &str = "#!/bin/sh
+trap 'echo \"agent saves\"; exit 0' TERM
+echo \"agent works\"
+while :; do sleep 0.1; done
+";
+
+/// Buys a pod and starts it as a container would; once it works, it is told to end. Gives what it
+/// printed, its exit status, and what it called.
+async fn live(agent: &'static str, sha256: String) -> (String, Option<i32>, Vec<Call>) {
+    let server = Server::start(move |call| match call.line().as_str() {
+        "GET /agent" => Reply::Text(200, agent.to_owned()),
         "POST /v2/pods/p1/action" => Reply::Json(204, json!(null)),
         _ => Reply::Json(201, pod("p1", &call.json(), 0.3, "PROVISIONING")),
     })
@@ -58,16 +66,30 @@ async fn live(sha256: String) -> (String, Option<i32>, Vec<Call>) {
         .env("RUNPOD_API_KEY", "the pod's own")
         .env("NO_PROXY", "*")
         .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .kill_on_drop(true);
-    let ended = container.output().await.expect("this test needs a shell, and curl or wget");
-    let printed = [ended.stdout, ended.stderr].concat();
-    let printed = String::from_utf8_lossy(&printed).into_owned();
+    let mut pod = container.spawn().expect("this test needs a shell, and curl or wget");
+    let stdout = pod.stdout.take().expect("its output");
+    let (mut lines, mut printed) = (BufReader::new(stdout).lines(), String::new());
+    while let Some(line) = lines.next_line().await.expect("text") {
+        if line == "agent works" {
+            // As RunPod is said to: SIGTERM to the first process alone.
+            let pid = pod.id().expect("it runs").to_string();
+            let told = tokio::process::Command::new("kill").args(["-TERM", &pid]).status().await;
+            assert!(told.expect("kill").success());
+        }
+        printed.push_str(&line);
+        printed.push('\n');
+    }
+    let ended = pod.wait_with_output().await.expect("an end");
+    printed.push_str(&String::from_utf8_lossy(&ended.stderr));
     (printed, ended.status.code(), server.calls().split_off(1))
 }
 
 #[tokio::test]
 async fn the_agent_is_fetched_looked_at_and_run_and_its_end_is_the_pods() {
-    let (printed, status, calls) = live(sha256(AGENT)).await;
+    let (printed, status, calls) = live(AGENT, sha256(AGENT)).await;
     assert!(printed.contains(&format!("agent supervise for {TOKEN}")), "{printed}");
     assert_eq!(status, Some(3), "{printed}");
     let lines: Vec<_> = calls.iter().map(Call::line).collect();
@@ -75,6 +97,15 @@ async fn the_agent_is_fetched_looked_at_and_run_and_its_end_is_the_pods() {
     // With the key that RunPod gave it, for itself alone.
     assert_eq!(calls[1].authorization, "Bearer the pod's own");
     assert_eq!(calls[1].json(), json!({ "action": "terminate" }));
+}
+
+#[tokio::test]
+async fn sigterm_reaches_the_agent_which_saves_before_the_pod_is_ended() {
+    let (printed, status, calls) = live(SAVES, sha256(SAVES)).await;
+    assert!(printed.ends_with("agent works\nagent saves\n"), "{printed}");
+    assert_eq!(status, Some(0), "{printed}");
+    let lines: Vec<_> = calls.iter().map(Call::line).collect();
+    assert_eq!(lines, ["GET /agent", "POST /v2/pods/p1/action"]);
 }
 
 #[tokio::test]
@@ -104,7 +135,7 @@ async fn an_image_that_is_known_to_have_no_shell_is_refused_before_anything_is_a
 
 #[tokio::test]
 async fn an_agent_of_another_hash_is_not_run_and_the_pod_ends() {
-    let (printed, status, calls) = live(sha256("something else")).await;
+    let (printed, status, calls) = live(AGENT, sha256("something else")).await;
     assert!(!printed.contains("agent supervise"), "{printed}");
     assert_eq!(status, Some(70), "{printed}");
     assert_eq!(calls.last().map(Call::line), Some("POST /v2/pods/p1/action".to_owned()));

@@ -1,6 +1,7 @@
 //! Finding, watching and ending pods.
 
 use petaflop_arbiter::claim::Identity;
+use petaflop_arbiter::reason::Reason;
 use petaflop_providers::provider::identity_text;
 use petaflop_providers::{InstanceId, InstanceState, Provider, ProviderError};
 use serde_json::{Value, json};
@@ -183,4 +184,41 @@ async fn a_stopped_pod_is_still_there_and_nobody_says_why() {
     assert_eq!(seen.exit, None);
     assert!(seen.trouble.expect("trouble").message.contains("EXITED"));
     assert_eq!(seen.identity, Some(identity()));
+}
+
+#[tokio::test]
+async fn a_pod_that_runs_without_an_address_for_two_minutes_is_in_trouble() {
+    let ip = std::sync::Arc::new(std::sync::Mutex::new((json!(null), "RUNNING")));
+    let told = ip.clone();
+    let server = Server::start(move |_| {
+        let (ip, status) = told.lock().expect("a lock").clone();
+        let port = json!({ "private": 7443, "public": 10341, "type": "tcp", "ip": ip });
+        let mut pod = ours("p", &identity());
+        pod["env"]["PETAFLOP_PORT"] = json!("7443");
+        (pod["status"], pod["runtime"]) = (json!(status), json!({ "ports": [port] }));
+        Reply::Json(200, pod)
+    })
+    .await;
+    let (provider, hands) = client(config(&server.base));
+    let set = |address: Value, status| *ip.lock().expect("a lock") = (address, status);
+    let trouble = async || {
+        let seen = provider.get(&id("p")).await.expect("an answer").expect("a pod");
+        seen.trouble.map(|trouble| trouble.reason)
+    };
+    // However long its image is fetched.
+    set(json!(null), "STARTING");
+    assert_eq!(trouble().await, None);
+    hands.forward(600);
+    set(json!(null), "RUNNING");
+    assert_eq!(trouble().await, None);
+    hands.forward(119);
+    assert_eq!(trouble().await, None);
+    hands.forward(1);
+    assert_eq!(trouble().await, Some(Reason::LaunchTimedOut));
+    // One that has an address begins anew when it loses it.
+    set(json!("203.0.113.7"), "RUNNING");
+    assert_eq!(trouble().await, None);
+    hands.forward(600);
+    set(json!(null), "RUNNING");
+    assert_eq!(trouble().await, None);
 }

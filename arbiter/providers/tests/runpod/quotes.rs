@@ -80,6 +80,19 @@ async fn one_pass_is_one_request_for_each_cloud_and_size() {
 }
 
 #[tokio::test]
+async fn where_several_data_centers_are_named_no_spot_is_offered() {
+    for (places, spot) in [(&["EU-RO-1"][..], true), (&["EU-RO-1", "US-TX-3"], false)] {
+        let server = Server::start(catalogue).await;
+        let data_centers = places.iter().map(|place| (*place).to_owned()).collect();
+        let all = RunPodConfig { spot: true, data_centers, ..config(&server.base) };
+        let offers = client(all).0.quote().await.expect("offers");
+        assert_eq!(offers.iter().any(|offer| offer.capacity == Capacity::Spot), spot, "{places:?}");
+        assert!(offers.iter().any(|offer| offer.capacity == Capacity::OnDemand));
+        assert_eq!(server.count("POST /graphql"), usize::from(spot));
+    }
+}
+
+#[tokio::test]
 async fn processors_come_in_powers_of_two_from_two_on() {
     for counts in [vec![1], vec![3], vec![2, 6], vec![0]] {
         let settings = RunPodConfig { vcpu_counts: counts, ..config("http://127.0.0.1:9") };

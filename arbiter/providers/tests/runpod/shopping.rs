@@ -155,7 +155,7 @@ async fn what_was_lost_on_the_way_is_found_by_its_identity() {
 async fn each_way_to_be_refused_is_told_by_its_kind() {
     let refused = [
         (Fault::CapacityGone, Refusal::NoCapacity),
-        (Fault::Forbidden, Refusal::Quota),
+        (Fault::Forbidden, Refusal::Unauthorized),
         (Fault::Retired, Refusal::Retired),
         (Fault::RateLimited(7), Refusal::RateLimited),
         (Fault::PriceChanged(1500), Refusal::PriceChanged),

@@ -32,9 +32,6 @@ pub const OWNER_KIND_LABEL: &str = "petaflop.dev/owner-kind";
 pub const OWNER_LABEL: &str = "petaflop.dev/owner";
 /// Label: the provider's name.
 pub const PROVIDER_LABEL: &str = "petaflop.dev/provider";
-/// Annotation that lets a claim go although its machine may live on; its value must repeat
-/// `status.providerID`.
-pub const ABANDON_ANNOTATION: &str = "petaflop.dev/abandon-instance";
 
 /// One machine that is paid for, from before it is asked for until its last second is in the ledger.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, CustomResource, KubeSchema)]
@@ -78,8 +75,6 @@ pub const ABANDON_ANNOTATION: &str = "petaflop.dev/abandon-instance";
 #[x_kube(
     validation = Rule::new("self == oldSelf").reason(Reason::FieldValueForbidden)
         .message("a claim's spec is immutable: one claim is one intention to buy"),
-    validation = Rule::new("!has(self.expiresAt) || self.expiresAt > self.decidedAt").field_path(".expiresAt")
-        .message("expiresAt must lie after decidedAt"),
     validation = Rule::new("self.device == 'Cpu' || has(self.offer.accelerators)").field_path(".device")
         .message("device Accelerators needs an offer that has accelerators"),
 )]
@@ -111,13 +106,21 @@ pub struct ComputeClaimSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 4_294_967_295_u32))]
     pub checkpoint_interval_seconds: Option<u32>,
-    /// When it stops being of use to its owner, where that is known.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expires_at: Option<Moment>,
-    /// Hash over the offers that came next, for the record.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 64), regex(pattern = HASH_PATTERN))]
-    pub runners_up: Option<String>,
+    /// The places that came next, cheapest first, for the record.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    pub runners_up: Vec<RunnerUp>,
+}
+
+/// A place that lost against the one that was claimed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RunnerUp {
+    /// Its offer.
+    #[schemars(length(min = 1, max = 512))]
+    pub offer: String,
+    /// Dollars that it was expected to cost to the end, beside `reserved`.
+    pub total: Money,
 }
 
 /// Who asked for a claim.

@@ -16,11 +16,12 @@
 )]
 
 use kube::{CustomResource, KubeSchema};
+use petaflop_arbiter::world::ModelRule;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::scalar::Money;
-use crate::shared::NameRef;
+use crate::shared::{ACCELERATOR_PATTERN, NameRef};
 
 pub(crate) mod aws;
 mod owned;
@@ -102,6 +103,9 @@ pub struct ComputeProviderSpec {
     #[schemars(length(max = 256), inner(length(min = 1, max = 63), regex(pattern = NAMESPACE_PATTERN)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub allowed_namespaces: Vec<String>,
+    /// Which accelerators may be had of it. Left out: all.
+    #[serde(default, skip_serializing_if = "AcceleratorRule::is_empty")]
+    pub accelerators: AcceleratorRule,
     /// Whether new machines are had from it.
     #[serde(default)]
     pub state: ProviderSwitch,
@@ -135,6 +139,38 @@ pub enum ProviderSwitch {
     Cordoned,
     /// No; nothing is asked of it but to end what there is.
     Disabled,
+}
+
+/// Which models of accelerators may be had of a provider, by catalogue name (`H100-SXM`) or family (`H100`). It
+/// says nothing of machines without accelerators; what runs goes on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[x_kube(
+    validation = Rule::new("!has(self.allow) || !has(self.deny) || self.allow.all(model, !(model in self.deny))").field_path(".deny")
+        .message("a model cannot be in allow and in deny"),
+)]
+pub struct AcceleratorRule {
+    /// Only these. Empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 63), regex(pattern = ACCELERATOR_PATTERN)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub allow: Vec<String>,
+    /// None of these, `allow` or not.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(length(min = 1, max = 63), regex(pattern = ACCELERATOR_PATTERN)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub deny: Vec<String>,
+}
+
+impl AcceleratorRule {
+    /// Whether it says nothing.
+    fn is_empty(&self) -> bool {
+        self.allow.is_empty() && self.deny.is_empty()
+    }
+
+    /// As decisions see it.
+    pub fn rule(&self) -> ModelRule {
+        ModelRule { allow: self.allow.clone(), deny: self.deny.clone() }
+    }
 }
 
 /// Hard limits of a provider, whoever asks.

@@ -11,7 +11,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::shared::{
-    Container, CostStatus, HASH_PATTERN, HOST_PATTERN, NameRef, Placement, PlacementStatus,
+    Container, CostStatus, DNS_NAME_PATTERN, HASH_PATTERN, NameRef, Placement, PlacementStatus,
     Resources, SecretRef, URL_PATH_PATTERN, Volume, one,
 };
 use crate::training_job::WeightFormat;
@@ -52,8 +52,6 @@ use crate::training_job::WeightFormat;
 #[serde(rename_all = "camelCase")]
 // Not built yet. Whoever builds one of these removes its line.
 #[x_kube(
-    validation = Rule::new("!has(self.route) || !has(self.route.host)").field_path(".route.host").reason(Reason::FieldValueForbidden)
-        .message("route.host is not built yet: put an Ingress or HTTPRoute before the Service of this name"),
     validation = Rule::new("!has(self.latencyTarget) || !has(self.latencyTarget.ttftMs)").field_path(".latencyTarget.ttftMs").reason(Reason::FieldValueForbidden)
         .message("latencyTarget.ttftMs is not built yet: leave it out; how long prompts are is not known beforehand, and tpotMs is planned for"),
     validation = Rule::new("!has(self.placement) || !has(self.placement.interruption) || ((!has(self.placement.interruption.policy) || self.placement.interruption.policy == 'Restart') && (!has(self.placement.interruption.maxInterruptions) || self.placement.interruption.maxInterruptions == 10))").field_path(".placement.interruption").reason(Reason::FieldValueForbidden)
@@ -300,14 +298,26 @@ pub struct LatencyTarget {
     pub tpot_ms: Option<u32>,
 }
 
-/// How it is reached from outside.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+/// How it is reached from outside of the cluster. Left out: by its Service alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.host) || (!has(self.ingressClassName) && !has(self.tlsSecretName))").field_path(".host").reason(Reason::FieldValueRequired)
+        .message("host must be given with ingressClassName and tlsSecretName"),
+)]
 pub struct Route {
-    /// Host name.
+    /// Host name of an Ingress before its Service, all paths of which are the service's.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253), regex(pattern = HOST_PATTERN))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = DNS_NAME_PATTERN))]
     pub host: Option<String>,
+    /// Whose Ingress it is. Left out: the cluster's default class.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = DNS_NAME_PATTERN))]
+    pub ingress_class_name: Option<String>,
+    /// Secret of the namespace with the certificate for the host. Left out: plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = DNS_NAME_PATTERN))]
+    pub tls_secret_name: Option<String>,
 }
 
 /// What became of an InferenceService.

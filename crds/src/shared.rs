@@ -27,6 +27,7 @@ mod placement;
 mod resources;
 pub use container::{Container, EmptyDir, EnvFrom, EnvSource, EnvVar, Port, Volume};
 pub use placement::{CapacityType, Deadline, Interruption, InterruptionPolicy, Placement};
+pub(crate) use resources::known_models;
 pub use resources::{Accelerator, Resources, Vendor};
 
 // Patterns, each with its words in `manifest::check`. `[0-9]`, not `\d`: to Go that is ASCII, to
@@ -37,7 +38,7 @@ pub(crate) const ENV_PATTERN: &str = "^[A-Za-z_][A-Za-z0-9_]*$";
 pub(crate) const ABSOLUTE_PATTERN: &str = "^/";
 pub(crate) const URL_PATH_PATTERN: &str = "^/[!-~]*$";
 pub(crate) const LABEL_PATTERN: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
-pub(crate) const HOST_PATTERN: &str =
+pub(crate) const DNS_NAME_PATTERN: &str =
     "^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$";
 pub(crate) const HASH_PATTERN: &str = "^[0-9a-f]{64}$";
 pub(crate) const DIGEST_PATTERN: &str = "^blake3:[0-9a-f]{64}$";

@@ -171,7 +171,8 @@ pub struct TrainingJobSpec {
     /// Hard stop, dollars over all machines: Failed with CostLimitExceeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_total_cost: Option<Money>,
-    /// Failures of the application before the job fails; interruptions are counted apart.
+    /// Failures before the job fails: of the application, and machines whose agent was never met.
+    /// Interruptions are counted apart.
     #[serde(default = "three")]
     #[schemars(range(max = 1000))]
     pub backoff_limit: u32,

@@ -6,7 +6,7 @@
 //! [`Observed`].
 
 use jiff::{SignedDuration, Timestamp};
-use petaflop_arbiter::catalogue::{self, Catalogue};
+use petaflop_arbiter::catalogue;
 use petaflop_arbiter::estimate::Correction;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::Capacity;
@@ -187,7 +187,7 @@ impl InferenceServiceSpec {
             rollout: _, // of the controller
             idle: _,    // of the controller: it asks for fewer replicas
             latency_target,
-            route: _,
+            route: _, // of the Ingress
             volumes,
             service_account_name,
             image_pull_secrets,
@@ -252,7 +252,7 @@ impl InferenceServiceSpec {
             rollout,
             idle,
             latency_target: _,
-            route: _,
+            route,
             volumes: _,
             service_account_name,
             image_pull_secrets,
@@ -268,6 +268,7 @@ impl InferenceServiceSpec {
             ("spec.resources.ephemeralStorage", resources.ephemeral_storage.is_some()),
             ("spec.rollout", *rollout != Default::default()),
             ("spec.idle", *idle != Default::default()),
+            ("spec.route", *route != Default::default()),
             ("spec.serviceAccountName", service_account_name.is_some()),
             ("spec.imagePullSecrets", !image_pull_secrets.is_empty()),
             ("spec.budgetRef", budget_ref.is_some()),
@@ -359,22 +360,7 @@ fn alternative(path: &str, wanted: &Accelerator, errors: &mut Errors) -> Alterna
         Some(Vendor::Apple) => Some(catalogue::Vendor::Apple),
         None => None,
     };
-    let rows = Catalogue::embedded().rows();
-    for (index, model) in models.iter().enumerate() {
-        if !rows.iter().any(|row| row.answers_to(model)) {
-            let family = |key: &'static str| key.split('-').next().unwrap_or(key);
-            let names: Vec<&str> =
-                rows.iter().flat_map(|row| [row.key.as_str(), family(&row.key)]).collect();
-            let mend = match crate::nearest(model, &names) {
-                Some(near) => format!("did you mean {near}?"),
-                None => "`petaflop offers` shows the names".to_owned(),
-            };
-            errors.add(
-                &format!("{path}.models[{index}]"),
-                format_args!("no accelerator is called {model:?}; {mend}"),
-            );
-        }
-    }
+    shared::known_models(&format!("{path}.models"), models, errors);
     Alternative::Devices(DeviceRequest {
         vendor,
         models: models.clone(),

@@ -1,7 +1,9 @@
 //! A claim becomes a `ComputeClaim` and a `ComputeClaim` a claim, and nothing is lost on the way.
 
 use jiff::Timestamp;
-use petaflop_arbiter::claim::{Claim, ClaimSpec, Device, FrozenRequest, Phase, claim_name};
+use petaflop_arbiter::claim::{
+    Claim, ClaimSpec, Device, FrozenRequest, Phase, RUNNERS_UP, RunnerUp, claim_name,
+};
 use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::{
     Accelerators, Arch, Capacity, HostOwner, MeasuredRates, Offer, OfferId, Sale, Share,
@@ -90,6 +92,12 @@ fn phase() -> impl Strategy<Value = Phase> {
 }
 
 prop_compose! {
+    fn runner_up()(offer in "[a-z0-9/.-]{1,60}", total in 0..=MOST_MONEY) -> RunnerUp {
+        RunnerUp { offer: OfferId(offer), total: Usd::from_micros(total) }
+    }
+}
+
+prop_compose! {
     fn claim()(
         kind in prop_oneof![Just(OwnerKind::TrainingJob), Just(OwnerKind::InferenceService)],
         name in "[a-z][a-z0-9-]{0,38}[a-z0-9]",
@@ -103,6 +111,7 @@ prop_compose! {
         spent in 0..=MOST_MONEY,
         revision in proptest::option::of("[0-9a-f]{64}"),
         checkpoint_interval_seconds in proptest::option::of(any::<u32>()),
+        runners_up in proptest::collection::vec(runner_up(), 0..=RUNNERS_UP),
     ) -> Claim {
         let owner = WorkloadId { kind, namespace: "team-a".to_owned(), name, uid };
         let device = if offer.accelerators.is_some() { Device::Accelerators } else { Device::Cpu };
@@ -114,6 +123,7 @@ prop_compose! {
                 decided_at,
                 revision,
                 checkpoint_interval_seconds,
+                runners_up,
             },
             uid: "a-uid".to_owned(),
             phase,
@@ -228,6 +238,7 @@ fn example() -> Claim {
             decided_at: "2026-11-21T10:00:01.5Z".parse().expect("a time"),
             revision: None,
             checkpoint_interval_seconds: None,
+            runners_up: Vec::new(),
         },
         uid: "a-uid".to_owned(),
         phase: Phase::Planned,

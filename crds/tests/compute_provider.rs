@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use petaflop_arbiter::money::{Usd, UsdPerHour};
+use petaflop_arbiter::offer::Accelerators;
 use petaflop_arbiter::world::Switch;
 use petaflop_crds::ComputeProvider;
 use petaflop_crds::compute_provider::{
@@ -22,13 +23,7 @@ fn provider(spec: Value) -> ComputeProvider {
 }
 
 fn facts() -> ProviderFacts {
-    ProviderFacts {
-        usable: true,
-        spent_this_month: Usd::from_micros(7),
-        startup_millis: 5_000,
-        fetch_bytes_per_second: Some(100_000_000),
-        egress_usd_per_gb: Usd::ZERO,
-    }
+    ProviderFacts { usable: true, spent_this_month: Usd::from_micros(7) }
 }
 
 #[test]
@@ -68,6 +63,37 @@ fn what_cannot_be_used_takes_no_new_claims_whatever_it_says() {
 }
 
 #[test]
+fn accelerators_are_allowed_and_denied_by_model_or_family() {
+    let now = at("2026-11-21T10:00:00Z");
+    let all = json!({ "H100-SXM": true, "H100-PCIe": true, "L4": true, "unknown-card": true });
+    for (rule, admitted) in [
+        (json!({}), all),
+        (json!({ "allow": ["h100"] }), json!({ "H100-SXM": true, "H100-PCIe": true })),
+        (json!({ "allow": ["H100"], "deny": ["H100-PCIe"] }), json!({ "H100-SXM": true })),
+        (json!({ "deny": ["H100"] }), json!({ "L4": true, "unknown-card": true })),
+    ] {
+        let provider = provider(json!({ "nodes": {}, "accelerators": rule }));
+        let state = provider.state(&facts(), now).expect("a state");
+        for model in ["H100-SXM", "H100-PCIe", "L4", "unknown-card"] {
+            let devices = Accelerators { model: model.into(), count: 1, memory: None };
+            let expected = admitted[model] == json!(true);
+            assert_eq!(state.accelerators.admits(&devices), expected, "{rule} {model}");
+        }
+    }
+}
+
+#[test]
+fn an_accelerator_that_nobody_makes_is_named_with_the_nearest() {
+    let wrong = provider(json!({ "nodes": {}, "accelerators": { "deny": ["L4", "H1000"] } }));
+    let errors = wrong.state(&facts(), Timestamp::UNIX_EPOCH).expect_err("no such model");
+    let said: Vec<String> = errors.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        said,
+        ["spec.accelerators.deny[1]: no accelerator is called \"H1000\"; did you mean H100?"]
+    );
+}
+
+#[test]
 fn limits_hold_for_an_hour_a_calendar_month_and_a_number_of_machines() {
     let now = at("2024-02-29T23:59:59Z");
     let limited = provider(json!({
@@ -80,7 +106,6 @@ fn limits_hold_for_an_hour_a_calendar_month_and_a_number_of_machines() {
     assert_eq!((monthly.limit.micros(), monthly.spent.micros()), (1_000_250_000, 7));
     assert_eq!(monthly.ends_at, at("2024-03-01T00:00:00Z"));
     assert_eq!(state.max_machines, Some(3));
-    assert_eq!(state.startup_millis, 5_000);
 
     let free = provider(json!({ "nodes": {} })).state(&facts(), now).expect("a state");
     assert_eq!((free.max_hourly, free.monthly, free.max_machines), (None, None, None));
@@ -122,6 +147,21 @@ fn a_provider_is_of_one_type() {
     ] {
         assert_eq!(provider(spec.clone()).spec.type_(), type_, "{spec}");
     }
+}
+
+#[test]
+fn what_leaves_aws_costs_what_the_settings_say() {
+    let egress = |aws: Value| {
+        let state = provider(json!({ "aws": aws })).state(&facts(), Timestamp::UNIX_EPOCH);
+        state.map(|state| state.egress_usd_per_gb.micros())
+    };
+    let regions = json!([{ "name": "us-east-1" }]);
+    assert_eq!(egress(json!({ "regions": regions })), Ok(90_000));
+    assert_eq!(egress(json!({ "regions": regions, "egressPricePerGb": "0" })), Ok(0));
+    let errors = egress(json!({ "regions": regions, "egressPricePerGb": "a cent" }));
+    assert_eq!(errors.expect_err("no price")[0].path, "spec.aws.egressPricePerGb");
+    let nodes = provider(json!({ "nodes": {} })).state(&facts(), Timestamp::UNIX_EPOCH);
+    assert_eq!(nodes.expect("a state").egress_usd_per_gb, Usd::ZERO);
 }
 
 #[test]

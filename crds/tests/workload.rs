@@ -222,7 +222,6 @@ fn served(fields: &str) -> Workload {
         replicas: 1,
         arena_bytes: 1,
         host_bytes: 1,
-        model_bytes: 1,
         flops_per_token: 1,
         weight_bytes_per_step: 1,
         cache_bytes_per_sequence: 1,

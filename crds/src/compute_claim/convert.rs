@@ -17,7 +17,7 @@ use petaflop_arbiter::workload::{self, WorkloadId};
 use super::{
     Arch, Capacity, ClaimOwner, ClaimedAccelerators, ClaimedOffer, ClaimedShare, ComputeClaim,
     ComputeClaimPhase, ComputeClaimSpec, ComputeClaimStatus, Device, FINALIZER, HostOwner,
-    MeasuredRates, OWNER_KIND_LABEL, OWNER_LABEL, OwnerKind, PROVIDER_LABEL,
+    MeasuredRates, OWNER_KIND_LABEL, OWNER_LABEL, OwnerKind, PROVIDER_LABEL, RunnerUp,
 };
 use crate::field_error::Errors;
 use crate::scalar::{Decimal, Moment, Money};
@@ -195,8 +195,7 @@ fn claim_spec(object: &ComputeClaim, errors: &mut Errors) -> ClaimSpec {
         decided_at,
         revision,
         checkpoint_interval_seconds,
-        expires_at: _, // for the operator alone
-        runners_up: _, // for the record
+        runners_up,
     } = &object.spec;
     let ClaimOwner { kind, name, uid } = owner;
     ClaimSpec {
@@ -218,6 +217,12 @@ fn claim_spec(object: &ComputeClaim, errors: &mut Errors) -> ClaimSpec {
         decided_at: decided_at.0,
         revision: revision.clone(),
         checkpoint_interval_seconds: *checkpoint_interval_seconds,
+        runners_up: (runners_up.iter())
+            .map(|RunnerUp { offer, total }| claim::RunnerUp {
+                offer: OfferId(offer.clone()),
+                total: usd("spec.runnersUp.total", total, errors),
+            })
+            .collect(),
     }
 }
 
@@ -297,7 +302,6 @@ fn claimed_share(Share { of, amount, all }: &Share) -> ClaimedShare {
 impl TryFrom<&ClaimSpec> for ComputeClaimSpec {
     type Error = Vec<FieldError>;
 
-    /// `expiresAt` and `runnersUp` are left out: the arbiter does not know them.
     fn try_from(claim: &ClaimSpec) -> Result<ComputeClaimSpec, Vec<FieldError>> {
         let ClaimSpec {
             name: _,
@@ -310,6 +314,7 @@ impl TryFrom<&ClaimSpec> for ComputeClaimSpec {
             decided_at,
             revision,
             checkpoint_interval_seconds,
+            runners_up,
         } = claim;
         let WorkloadId { kind, namespace: _, name, uid } = owner;
         let mut errors = Errors::default();
@@ -327,11 +332,16 @@ impl TryFrom<&ClaimSpec> for ComputeClaimSpec {
             decided_at: Moment(*decided_at),
             revision: revision.clone(),
             checkpoint_interval_seconds: *checkpoint_interval_seconds,
-            expires_at: None,
-            runners_up: None,
+            runners_up: runners_up.iter().map(|one| runner_up(one, &mut errors)).collect(),
         };
         errors.or(spec)
     }
+}
+
+fn runner_up(one: &claim::RunnerUp, errors: &mut Errors) -> RunnerUp {
+    let claim::RunnerUp { offer, total } = one;
+    let total = money("spec.runnersUp.total", total.micros(), errors);
+    RunnerUp { offer: offer.0.clone(), total }
 }
 
 fn claimed_offer(offer: &Offer, errors: &mut Errors) -> ClaimedOffer {

@@ -10,6 +10,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ADDRESS_PATTERN, yes};
+use crate::scalar::Money;
 
 /// A region.
 pub(crate) const REGION_PATTERN: &str = "^[a-z]+(-[a-z]+)+-[0-9]+$";
@@ -75,6 +76,11 @@ pub struct AwsProvider {
     #[serde(default = "spot_headroom_percent")]
     #[schemars(range(max = 1000))]
     pub spot_headroom_percent: u32,
+    /// Dollars for 10⁹ bytes that a machine sends to the store. It weighs in decisions, and is not
+    /// in the ledger: AWS bills traffic apart from machines. `"0"` where the store is a bucket in
+    /// the machines' own region, `"0.02"` where it is one in another.
+    #[serde(default = "egress_price_per_gb")]
+    pub egress_price_per_gb: Money,
     /// At which of its addresses the operator dials a machine's agent.
     #[serde(default)]
     pub address: AwsAddress,
@@ -157,6 +163,10 @@ fn disk_gb() -> u32 {
 fn spot_headroom_percent() -> u32 {
     20
 }
+// To anywhere outside of AWS, the first 10 TB of a month.
+fn egress_price_per_gb() -> Money {
+    Money("0.09".to_owned())
+}
 
 impl Default for AwsProvider {
     fn default() -> Self {
@@ -170,6 +180,7 @@ impl Default for AwsProvider {
             spot: yes(),
             on_demand: yes(),
             spot_headroom_percent: spot_headroom_percent(),
+            egress_price_per_gb: egress_price_per_gb(),
             address: AwsAddress::default(),
             api_base_url: None,
         }

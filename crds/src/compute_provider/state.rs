@@ -18,12 +18,29 @@ pub struct ProviderFacts {
     pub usable: bool,
     /// Dollars of the running calendar month (UTC), by the ledger.
     pub spent_this_month: Usd,
+}
+
+/// What it is like to start at a provider of a type, as providers' documents and users report it. It
+/// weighs in estimates, not in bills.
+impl ProviderType {
     /// Milliseconds from asking for a machine until it can begin to fetch.
-    pub startup_millis: i64,
+    pub fn startup_millis(self) -> i64 {
+        match self {
+            ProviderType::Host => 1_000,
+            ProviderType::Nodes => 15_000,
+            ProviderType::AWS => 90_000,
+            ProviderType::RunPod => 120_000,
+        }
+    }
+
     /// Bytes a second at which a fresh machine fetches; `None`: everything is there already.
-    pub fetch_bytes_per_second: Option<u64>,
-    /// Price of 10⁹ bytes that leave the place.
-    pub egress_usd_per_gb: Usd,
+    pub fn fetch_bytes_per_second(self) -> Option<u64> {
+        match self {
+            ProviderType::Host => None,
+            ProviderType::Nodes | ProviderType::AWS => Some(100_000_000),
+            ProviderType::RunPod => Some(50_000_000),
+        }
+    }
 }
 
 impl ComputeProviderSpec {
@@ -60,18 +77,25 @@ impl ComputeProvider {
     /// The provider as decisions see it at `now`.
     ///
     /// # Errors
-    /// Fields that do not stand for a value, which the CRD's schema refuses.
+    /// Fields that do not stand for a value, most of which the CRD's schema refuses; accelerators that
+    /// nobody makes.
     pub fn state(
         &self,
         facts: &ProviderFacts,
         now: Timestamp,
     ) -> Result<ProviderState, Vec<FieldError>> {
+        let mut errors = Errors::default();
+        let type_ = self.spec.type_().unwrap_or_else(|| {
+            errors.add("spec", "exactly one of nodes, host, runpod and aws must be given");
+            ProviderType::Nodes
+        });
         let ComputeProviderSpec {
             nodes: _, // of the provider's module
             host: _,
             runpod,
             aws,
             allowed_namespaces,
+            accelerators,
             state,
             credentials_secret_ref: _, // `facts.usable` tells
             limits,
@@ -79,7 +103,9 @@ impl ComputeProvider {
             power: _,                    // in the offers
         } = &self.spec;
         let Limits { hourly, monthly, machines } = limits;
-        let mut errors = Errors::default();
+        for (list, models) in [("allow", &accelerators.allow), ("deny", &accelerators.deny)] {
+            crate::shared::known_models(&format!("spec.accelerators.{list}"), models, &mut errors);
+        }
         let mut usd = |path: &str, money: &Option<Money>| {
             let money = money.as_ref()?;
             money.micro_dollars().map_err(|error| errors.add(path, error)).ok()
@@ -90,6 +116,10 @@ impl ComputeProvider {
             limit: Usd::from_micros(micros),
             spent: facts.spent_this_month,
             ends_at: Period::Monthly.around(now).end,
+        });
+        let egress = aws.as_ref().and_then(|aws| {
+            let price = aws.egress_price_per_gb.micro_dollars();
+            price.map_err(|error| errors.add("spec.aws.egressPricePerGb", error)).ok()
         });
         let provider = ProviderState {
             name: self.name_any(),
@@ -104,12 +134,13 @@ impl ComputeProvider {
             },
             allowed_namespaces: (!allowed_namespaces.iter().any(|name| name == "*"))
                 .then(|| allowed_namespaces.clone()),
+            accelerators: accelerators.rule(),
             max_hourly,
             monthly,
             max_machines: *machines,
-            startup_millis: facts.startup_millis,
-            fetch_bytes_per_second: facts.fetch_bytes_per_second,
-            egress_usd_per_gb: facts.egress_usd_per_gb,
+            startup_millis: type_.startup_millis(),
+            fetch_bytes_per_second: type_.fetch_bytes_per_second(),
+            egress_usd_per_gb: egress.map_or(Usd::ZERO, Usd::from_micros),
             remote: runpod.is_some() || aws.is_some(),
             disk: (runpod.as_ref().map(|runpod| runpod.disk_gb))
                 .or(aws.as_ref().map(|aws| aws.disk_gb))

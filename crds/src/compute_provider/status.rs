@@ -42,7 +42,7 @@ pub struct ComputeProviderStatus {
     #[schemars(length(max = 256))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["claimUid".into()]))]
     pub broken: Vec<BrokenOffers>,
-    /// How fast runs on its machines were, beside what was estimated.
+    /// How fast runs on its machines were, and how long its launches took, beside what was estimated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["device".into()]))]
@@ -80,16 +80,16 @@ pub struct BrokenOffers {
     pub until: Moment,
 }
 
-/// What runs on a device taught: rates that are estimated from now on are corrected by it.
+/// What runs on a device, or launches, taught: what is estimated from now on is corrected by it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LearnedRate {
-    /// The device and what it did: `H100-SXM/train`.
+    /// The device and what it did: `H100-SXM/train`; or the provider, of launches: `runpod/launch`.
     #[schemars(length(min = 1, max = 128))]
     pub device: String,
     /// Runs that were measured.
     pub runs: u32,
-    /// Sum of ln(measured rate ÷ estimated rate).
+    /// Sum of ln(measured ÷ estimated), of rates, or of the time until a job worked.
     pub sum_ln_ratio: f64,
 }
 

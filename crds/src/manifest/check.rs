@@ -54,7 +54,7 @@ const PATTERNS: &[(&str, &str)] = &[
         crate::shared::LABEL_PATTERN,
         "lower-case letters, digits and '-', with a letter or digit at both ends",
     ),
-    (crate::shared::HOST_PATTERN, "a host name in lower case"),
+    (crate::shared::DNS_NAME_PATTERN, "a DNS name in lower case"),
     (crate::shared::HASH_PATTERN, "64 lower-case hex digits"),
     (crate::shared::DIGEST_PATTERN, "blake3: and 64 lower-case hex digits"),
     (crate::shared::STORE_PATTERN, "an s3:// or file:// URI"),

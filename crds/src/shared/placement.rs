@@ -107,7 +107,8 @@ pub struct Interruption {
     #[serde(default = "twenty")]
     #[schemars(range(max = 100))]
     pub switch_if_savings_percent: u32,
-    /// Seconds on one machine before a move is considered.
+    /// Seconds on one machine before a move is considered; for a move that only saves money, twice as many
+    /// after each move.
     #[serde(default = "nine_hundred")]
     #[schemars(range(max = 604_800))]
     pub min_hold_seconds: u32,

@@ -6,10 +6,12 @@
 )]
 
 use kube::KubeSchema;
+use petaflop_arbiter::catalogue::Catalogue;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{ACCELERATOR_PATTERN, CAPABILITY_PATTERN, one};
+use crate::field_error::Errors;
 use crate::scalar::Quantity;
 
 /// What one machine must have. Left out, it is computed from the recipe or the model.
@@ -87,4 +89,24 @@ pub enum Vendor {
     Apple,
     /// No accelerator.
     None,
+}
+
+/// Names of accelerators, each of which must be a model's of the catalogue, or a family's.
+pub(crate) fn known_models(path: &str, models: &[String], errors: &mut Errors) {
+    let rows = Catalogue::embedded().rows();
+    for (index, model) in models.iter().enumerate() {
+        if !rows.iter().any(|row| row.answers_to(model)) {
+            let family = |key: &'static str| key.split('-').next().unwrap_or(key);
+            let names: Vec<&str> =
+                rows.iter().flat_map(|row| [row.key.as_str(), family(&row.key)]).collect();
+            let mend = match crate::nearest(model, &names) {
+                Some(near) => format!("did you mean {near}?"),
+                None => "`petaflop offers` shows the names".to_owned(),
+            };
+            errors.add(
+                &format!("{path}[{index}]"),
+                format_args!("no accelerator is called {model:?}; {mend}"),
+            );
+        }
+    }
 }

@@ -56,12 +56,16 @@ pub struct TrainingJobStatus {
     /// Times that it was started again, for whatever reason.
     #[serde(default)]
     pub restarts: u32,
-    /// Failures of the application, counted against `backoffLimit`.
+    /// Failures of the application, and machines whose agent was never met, counted against
+    /// `backoffLimit`.
     #[serde(default)]
     pub failures: u32,
     /// Machines lost, counted against `maxInterruptions`.
     #[serde(default)]
     pub interruptions: u32,
+    /// Machines left for a better place.
+    #[serde(default)]
+    pub moves: u32,
     /// When it first ran, or ran again after a suspension.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,

@@ -38,7 +38,7 @@ pub fn promised(claim: &ClaimSpec, asked_for: bool) -> Option<task::Accelerators
 /// on demand and in all zones, for they are the same hosts with the same image, and the one that was
 /// given back is the first to be sold again. Owned: everything with devices of that node.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct Class {
     provider: String,
     region: String,
@@ -74,7 +74,7 @@ impl Class {
 pub struct Broken(Vec<Entry>);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 struct Entry {
     claim_uid: String,
     class: Class,

@@ -1,5 +1,6 @@
 //! Act: one claim, driven through the arbiter's protocol. Every step that the pure
-//! [`next_step`] asks for is done here, written down as it says, and asked again.
+//! [`next_step`] asks for is done here, written down as it says, and asked again. What its machines
+//! cost is in [`accounts`].
 
 use std::time::Duration;
 
@@ -9,27 +10,21 @@ use petaflop_arbiter::claim::{FrozenRequest, Identity, Phase, Refusal};
 use petaflop_arbiter::launch::{
     LaunchAnswer, Listing, Observation, ReadBack, Step, Wanted, next_step,
 };
-use petaflop_arbiter::ledger::{Row, beside};
-use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::ledger::Row;
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::{
-    EnrolmentToken, Instance, InstanceId, InstanceState, LaunchError, Order, Provider,
-    ProviderError, Retry, Used, Waste, Work,
+    EnrolmentToken, Instance, InstanceId, LaunchError, Order, Provider, ProviderError, Retry, Work,
 };
 
-use crate::agents;
 use crate::claims::{Claims, ClaimsError, StoredClaim};
 use crate::ledger::{self, Ledger};
 
+pub mod accounts;
+
+use accounts::with_spent;
+
 /// Steps of one drive; a claim that needs more is looked at again in the next.
 const MOST_STEPS: u32 = 64;
-
-/// A claim that was booked longer ago than this was watched by nobody meanwhile.
-const UNWATCHED: SignedDuration = SignedDuration::from_mins(10);
-
-/// How long an agent keeps its machine without a word from us, and how long ending it takes.
-const LEASE: SignedDuration = SignedDuration::from_secs(agents::LEASE.as_secs().cast_signed());
-const SHUTDOWN: SignedDuration = SignedDuration::from_mins(2);
 
 /// Why a claim could not be driven on.
 #[derive(Debug, thiserror::Error)]
@@ -234,22 +229,6 @@ impl Actor<'_> {
         Ok((Driven::Waiting(stored, Reason::Launching), refusal))
     }
 
-    /// Brings the claim's ledger up to now, and writes the sum into the claim.
-    pub async fn charge(&self, stored: StoredClaim) -> Result<StoredClaim, ActError> {
-        let spent = self.account(&stored, None, false).await?;
-        if spent == stored.claim.spent {
-            return Ok(stored);
-        }
-        let new = with_spent(&stored, spent);
-        Ok(self.claims.replace(&stored, new).await?.unwrap_or(stored))
-    }
-
-    /// Brings the ledger of a claim that bills up to a time: a row ends there. The claim is not
-    /// written.
-    pub async fn book_until(&self, stored: &StoredClaim, until: Timestamp) -> Result<(), ActError> {
-        self.account(stored, Some(until), false).await.map(drop)
-    }
-
     /// The claim's instance, as the provider sees it.
     pub async fn instance(&self, stored: &StoredClaim) -> Result<Option<Instance>, ActError> {
         match own(stored) {
@@ -271,137 +250,6 @@ impl Actor<'_> {
         }
         let new = StoredClaim { running_from: since, ..stored.clone() };
         Ok(self.claims.replace(&stored, new).await?.unwrap_or(stored))
-    }
-
-    async fn account(
-        &self,
-        stored: &StoredClaim,
-        until: Option<Timestamp>,
-        last: bool,
-    ) -> Result<Usd, ActError> {
-        let mut instance = match until.is_none() && (last || stored.billed_from.is_none()) {
-            true => self.instance(stored).await?,
-            false => None,
-        };
-        let began = stored.billed_from.or(instance.as_ref().and_then(|i| i.started));
-        // No machine ever billed: there is no row to write.
-        let (Some(began), Some(own)) = (began, own(stored)) else {
-            return Ok(stored.claim.spent);
-        };
-        let claim = &stored.claim;
-        let mut rows = self.ledger.claim(&claim.spec, &claim.uid, began).await?;
-        rows.budgets.clone_from(&self.budgets);
-        rows.instance.clone_from(&own.0);
-        // A row in between goes to now, or to the full hour, whatever the provider would say; unless
-        // nobody looked for so long that the machine may have ended meanwhile. Then its last row says
-        // when.
-        let booked = rows.rows.last().map_or(began, |row| row.to);
-        if !last && self.clock.now().duration_since(booked) > UNWATCHED {
-            instance = self.instance(stored).await?;
-            if !instance.as_ref().is_some_and(|i| i.state.may_bill()) {
-                return Ok(rows.total().map_err(ledger::Error::from)?);
-            }
-        }
-        let ended = instance.as_ref().and_then(|i| i.ended);
-        let until = until.or(ended).unwrap_or_else(|| match last && stored.agent_key.is_some() {
-            true => self.clock.now().min(self.outlived(booked)),
-            false => self.clock.now(),
-        });
-        let billed = self
-            .provider
-            .billed(Used {
-                instance: &own,
-                offer: &claim.spec.offer,
-                from: began,
-                running: stored.running_from,
-                until,
-                taken: instance.is_some_and(|i| was_taken(&i)),
-                over: last,
-            })
-            .await?;
-        let booked = self.ledger.bring_up(&mut rows, until, billed, last).await?;
-        // A row in between may reach beyond an end that was noticed later, or hold what was free.
-        match last {
-            true => Ok(self.ledger.correct(&mut rows, billed).await?),
-            false => Ok(booked),
-        }
-    }
-
-    /// When a machine that is gone, and of which nobody says since when, must have ended by itself: its
-    /// agent's lease goes by our last word, and a row that was written was written by one who could
-    /// give it.
-    fn outlived(&self, booked: Timestamp) -> Timestamp {
-        let heard =
-            self.heard.unwrap_or_else(|| booked.saturating_add(UNWATCHED).unwrap_or(booked));
-        let alone = LEASE.saturating_add(self.grace).saturating_add(SHUTDOWN);
-        heard.saturating_add(alone).unwrap_or(Timestamp::MAX)
-    }
-
-    /// A machine that the claim has beside its own, or after it was given up for lost.
-    async fn surplus(
-        &self,
-        stored: &StoredClaim,
-        id: &InstanceId,
-    ) -> Result<Option<Instance>, ActError> {
-        match own(stored).as_ref() == Some(id) {
-            true => Ok(None),
-            false => Ok(self.provider.get(id).await?),
-        }
-    }
-
-    /// What a surplus machine cost, in a ledger of its own beside the claim's: once before it is
-    /// ended, for a provider may forget it with its end, and once after.
-    async fn account_surplus(
-        &self,
-        stored: &StoredClaim,
-        surplus: &Instance,
-        last: bool,
-    ) -> Result<(), ActError> {
-        let Some(began) = surplus.started else { return Ok(()) };
-        let claim = &stored.claim;
-        let uid = beside(&claim.uid, &surplus.id.0);
-        let mut rows = self.ledger.claim(&claim.spec, &uid, began).await?;
-        rows.instance.clone_from(&surplus.id.0);
-        rows.budgets.clone_from(&self.budgets);
-        let now = self.clock.now();
-        let used = Used {
-            instance: &surplus.id,
-            offer: &claim.spec.offer,
-            from: began,
-            running: None,
-            until: now,
-            taken: false,
-            over: last,
-        };
-        let billed = billed_or_decided(self.provider, used).await;
-        self.ledger.bring_up(&mut rows, now, billed, last).await?;
-        rows.rows.iter().for_each(self.beside);
-        Ok(())
-    }
-
-    /// What a machine cost that was given back within the call that made it.
-    async fn account_waste(&self, stored: &StoredClaim, waste: &Waste) -> Result<(), ActError> {
-        let Waste { instance, price, from, to } = waste;
-        let claim = &stored.claim;
-        let mut spec = claim.spec.clone();
-        spec.offer.price = *price;
-        let uid = beside(&claim.uid, &instance.0);
-        let mut rows = self.ledger.claim(&spec, &uid, *from).await?;
-        rows.budgets.clone_from(&self.budgets);
-        rows.instance.clone_from(&instance.0);
-        let used = Used {
-            instance,
-            offer: &spec.offer,
-            from: *from,
-            running: None,
-            until: *to,
-            taken: false,
-            over: true,
-        };
-        let billed = billed_or_decided(self.provider, used).await;
-        self.ledger.bring_up(&mut rows, *to, billed, true).await?;
-        rows.rows.iter().for_each(self.beside);
-        Ok(())
     }
 
     async fn look(&self, stored: &StoredClaim) -> Listing {
@@ -466,58 +314,6 @@ fn own(stored: &StoredClaim) -> Option<InstanceId> {
     }
 }
 
-/// Whether it was taken away, and not ended by us or by itself.
-fn was_taken(instance: &Instance) -> bool {
-    let trouble = instance.trouble.as_ref().map(|trouble| trouble.reason);
-    instance.state == InstanceState::Terminated && trouble == Some(Reason::SpotInterrupted)
-}
-
-/// What a provider bills for a machine; at the price that was decided on, where that cannot be had
-/// now and nobody will ask again.
-pub async fn billed_or_decided(provider: &dyn Provider, used: Used<'_>) -> Usd {
-    match provider.billed(used).await {
-        Ok(billed) => billed,
-        Err(error) => {
-            tracing::warn!(%error, instance = %used.instance, "booked as it was decided");
-            used.at_its_price(provider.capabilities().billing)
-        }
-    }
-}
-
-/// Books what a machine that no claim wants had cost by then, where that is known: its last row.
-/// `surplus`: its claim is there, and has another one.
-///
-/// # Errors
-/// The ledger refuses.
-pub async fn book_orphan(
-    ledger: &Ledger,
-    provider: &dyn Provider,
-    machine: &Instance,
-    until: Timestamp,
-    surplus: bool,
-) -> Result<Option<Row>, ledger::Error> {
-    let (Some(identity), Some(began), Some(offer)) =
-        (&machine.identity, machine.started, &machine.offer)
-    else {
-        return Ok(None);
-    };
-    let id = machine.id.0.as_str();
-    let Some(rows) = ledger.of_orphan(identity, id, offer.clone(), began, surplus).await? else {
-        return Ok(None);
-    };
-    let used = Used {
-        instance: &machine.id,
-        offer: &rows.spec.offer,
-        from: rows.began,
-        running: None,
-        until,
-        taken: was_taken(machine),
-        over: false,
-    };
-    let billed = billed_or_decided(provider, used).await;
-    ledger.close_orphan(&rows, until, billed).await
-}
-
 /// How long an offer is left alone after it refused.
 pub fn left_alone_for(error: &LaunchError) -> Option<Duration> {
     match error.retry() {
@@ -531,7 +327,7 @@ pub const fn patience(trouble: Reason) -> SignedDuration {
     SignedDuration::from_secs(match trouble {
         Reason::InsufficientCapacity => 30,
         Reason::ImagePullFailed => 180,
-        Reason::InvalidSpec | Reason::SpotInterrupted => 0,
+        Reason::InvalidSpec | Reason::SpotInterrupted | Reason::LaunchTimedOut => 0,
         _ => i64::MAX,
     })
 }
@@ -558,10 +354,4 @@ pub fn rest(error: &LaunchError) -> Option<Duration> {
         }
         _ => None,
     }
-}
-
-fn with_spent(stored: &StoredClaim, spent: Usd) -> StoredClaim {
-    let mut new = stored.clone();
-    new.claim.spent = spent;
-    new
 }

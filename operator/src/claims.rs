@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// A claim with what its store knows of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[serde(rename_all = "camelCase")]
 pub struct StoredClaim {
     /// Which writing of it was read; opaque, another with every change.
     pub version: String,
@@ -52,6 +52,14 @@ pub enum ClaimsError {
         /// Its name.
         name: String,
         /// What is wrong with it.
+        what: String,
+    },
+    /// This one may not be written down where it belongs, for now; others may.
+    #[error("claim {name} may not be created: {what}")]
+    Forbidden {
+        /// Its name.
+        name: String,
+        /// What stands in the way.
         what: String,
     },
     /// What was read is not a claim.

@@ -1,6 +1,7 @@
 //! The ledger: `<claim uid>/<sequence>.json`, one row each, created and never changed,
 //! in a folder or a bucket. A row that is written again is the same row.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures::stream::BoxStream;
@@ -9,9 +10,9 @@ use jiff::{SignedDuration, Timestamp};
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode};
 use petaflop_arbiter::claim::{ClaimSpec, Device, Identity};
-use petaflop_arbiter::ledger::{ClaimLedger, LedgerError, Row, beside, row_key};
+use petaflop_arbiter::ledger::{ClaimLedger, LedgerError, Row, RowKind, beside, row_key};
 use petaflop_arbiter::money::Usd;
-use petaflop_arbiter::offer::Offer;
+use petaflop_arbiter::offer::{Accelerators, Arch, HostOwner, Offer, Sale};
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
 
 /// Rows that are fetched at once.
@@ -138,26 +139,48 @@ impl Ledger {
         };
         let began = rows.first().map_or(began, |row| row.from);
         let first = of_claim.first();
-        let spec = ClaimSpec {
-            name: identity.claim.clone(),
-            owner: WorkloadId {
-                kind: OwnerKind::TrainingJob,
-                namespace: identity.namespace.clone(),
-                name: first.map(|row| row.job.clone()).unwrap_or_default(),
-                uid: first.map(|row| row.job_uid.clone()).unwrap_or_default(),
-            },
-            placement: 0,
-            index: 0,
-            offer,
-            device: Device::Cpu,
-            reserved: Usd::ZERO,
-            decided_at: began,
-            revision: None,
-            checkpoint_interval_seconds: None,
+        let owner = WorkloadId {
+            kind: OwnerKind::TrainingJob,
+            namespace: identity.namespace.clone(),
+            name: first.map(|row| row.job.clone()).unwrap_or_default(),
+            uid: first.map(|row| row.job_uid.clone()).unwrap_or_default(),
         };
+        let spec = spec_of_nobody(identity.claim.clone(), owner, offer, began);
         let instance = instance.to_owned();
         let budgets = of_claim.last().map(|row| row.budgets.clone());
         let ledger = ClaimLedger { spec, claim_uid, instance, began, rows, budgets };
+        Ok((!ledger.is_closed()).then_some(ledger))
+    }
+
+    /// Accounts at a provider whose last row is to come. Reads all rows.
+    pub async fn open_at(&self, provider: &str) -> Result<Vec<Open>, Error> {
+        let mut open = BTreeMap::new();
+        for row in self.rows().await?.iter().filter(|row| row.provider == provider) {
+            match row.kind {
+                RowKind::Running => drop(open.insert(row.claim_uid.clone(), Open::of(row))),
+                RowKind::Final | RowKind::Orphan | RowKind::Correction => {
+                    open.remove(&row.claim_uid);
+                }
+            }
+        }
+        Ok(open.into_values().collect())
+    }
+
+    /// The account of this uid, known by its rows alone: its claim is gone, and its machine too. `None`:
+    /// there is no such account, or it is closed.
+    pub async fn of_nobody(&self, uid: &str) -> Result<Option<ClaimLedger>, Error> {
+        let rows = self.since(uid, 0).await?;
+        let Some(first) = rows.first() else { return Ok(None) };
+        let owner = WorkloadId {
+            kind: OwnerKind::TrainingJob,
+            namespace: first.namespace.clone(),
+            name: first.job.clone(),
+            uid: first.job_uid.clone(),
+        };
+        let (began, instance) = (first.from, first.instance.clone());
+        let spec = spec_of_nobody(first.claim.clone(), owner, offer_of(first), began);
+        let ledger =
+            ClaimLedger { rows, instance, ..ClaimLedger::new(spec, uid.to_owned(), began) };
         Ok((!ledger.is_closed()).then_some(ledger))
     }
 
@@ -252,6 +275,86 @@ impl Ledger {
 
     fn store(&self, source: object_store::Error) -> Error {
         Error::Store { place: self.place.clone(), source }
+    }
+}
+
+/// An account without a last row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Open {
+    /// Uid that its rows are kept under: of its claim, or [`beside`] that.
+    pub uid: String,
+    /// Namespace of its claim.
+    pub namespace: String,
+    /// Name of its claim.
+    pub claim: String,
+    /// The provider's name of its machine; empty where rows are too old to say.
+    pub instance: String,
+    /// Name of the provider.
+    pub provider: String,
+    /// Until when it is booked.
+    pub until: Timestamp,
+}
+
+impl Open {
+    /// The account that a row is of.
+    pub fn of(row: &Row) -> Self {
+        Self {
+            uid: row.claim_uid.clone(),
+            namespace: row.namespace.clone(),
+            claim: row.claim.clone(),
+            instance: row.instance.clone(),
+            provider: row.provider.clone(),
+            until: row.to,
+        }
+    }
+
+    /// Uid of its claim.
+    pub fn claim_uid(&self) -> &str {
+        self.uid.split('.').next().unwrap_or_default()
+    }
+}
+
+/// What a claim was that nobody has any more, as far as a ledger needs it.
+fn spec_of_nobody(name: String, owner: WorkloadId, offer: Offer, began: Timestamp) -> ClaimSpec {
+    ClaimSpec {
+        name,
+        owner,
+        placement: 0,
+        index: 0,
+        offer,
+        device: Device::Cpu,
+        reserved: Usd::ZERO,
+        decided_at: began,
+        revision: None,
+        checkpoint_interval_seconds: None,
+        runners_up: Vec::new(),
+    }
+}
+
+/// What was bought, as far as a row tells: enough to say what it costs.
+fn offer_of(row: &Row) -> Offer {
+    let Row { provider, region, zone, instance_type, accelerator, capacity, .. } = row;
+    let model = (!accelerator.is_empty()).then(|| accelerator.clone());
+    Offer {
+        id: Offer::id_of(provider, region, zone, instance_type, *capacity),
+        provider: provider.clone(),
+        region: region.clone(),
+        zone: zone.clone(),
+        instance_type: instance_type.clone(),
+        accelerators: model.map(|model| Accelerators { model, count: 1, memory: None }),
+        arch: Arch::X86_64,
+        vcpu_milli: None,
+        memory: None,
+        capacity: *capacity,
+        price: row.rate,
+        quoted_at: row.from,
+        ttl_seconds: 0,
+        owner: HostOwner::Unknown,
+        sale: Sale::Snapshot { observed_on: None },
+        measured: None,
+        slots: None,
+        shares: Vec::new(),
+        interruptions_per_hour: None,
     }
 }
 

@@ -124,3 +124,37 @@ fn own_identity(claim: &ClaimLedger) -> Identity {
         attempt: 0,
     }
 }
+
+#[tokio::test]
+async fn an_account_is_open_until_its_last_row_and_can_be_closed_by_its_rows_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let objects = LocalFileSystem::new_with_prefix(folder.path()).expect("a folder");
+    let ledger = Ledger::over(Arc::new(objects), "here");
+    let mut known = claim("a", day(0));
+    let provider = known.spec.offer.provider.clone();
+    known.instance = "i-1".into();
+    let price = known.spec.offer.price;
+    let (hour, two) = (SignedDuration::from_hours(1), SignedDuration::from_hours(2));
+    let first = price.for_millis(3_600_000);
+    ledger.bring_up(&mut known, day(0) + hour, first, false).await.expect("a row");
+
+    let open = ledger.open_at(&provider).await.expect("rows");
+    let [account] = open.as_slice() else { panic!("{open:?}") };
+    assert_eq!((account.uid.as_str(), account.instance.as_str()), ("uid-a", "i-1"));
+    assert_eq!(account.until, day(0) + hour);
+    assert_eq!(ledger.open_at("another").await.expect("rows"), []);
+
+    let lost = ledger.of_nobody("uid-a").await.expect("rows").expect("it is open");
+    assert_eq!((lost.spec.offer.price, lost.began), (price, day(0)));
+    let whole = price.for_millis(7_200_000);
+    let row = ledger.close_orphan(&lost, day(0) + two, whole).await.expect("written");
+    let row = row.expect("a row");
+    assert_eq!((row.kind, row.amount), (RowKind::Orphan, whole.saturating_sub(first)));
+    let same = Row { key: known.rows[0].key.clone(), from: day(0), to: row.from, ..row.clone() };
+    let of_first = Row { kind: RowKind::Running, amount: first, ..same };
+    assert_eq!(of_first, known.rows[0], "in all else it goes on as the rows before");
+
+    assert_eq!(ledger.open_at(&provider).await.expect("rows"), []);
+    assert_eq!(ledger.of_nobody("uid-a").await.expect("rows"), None);
+    assert_eq!(ledger.of_nobody("uid-b").await.expect("no rows"), None);
+}

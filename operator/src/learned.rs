@@ -1,19 +1,24 @@
-//! What a run teaches: how fast it really was, beside what was estimated. For later runs on the like, and, at once, for the job itself.
+//! What a run teaches: how fast it really was, and how long its machine took to begin, beside what was estimated. For later runs on
+//! the like, and, of its rate, at once for the job itself.
 
+use jiff::SignedDuration;
 use petaflop_arbiter::claim::ClaimSpec;
-use petaflop_arbiter::estimate::{Correction, Corrections, correction_key, rates};
+use petaflop_arbiter::estimate::{
+    Correction, Corrections, correction_key, launch_key, launch_seconds, rates,
+};
 use petaflop_arbiter::market::Class;
 use petaflop_arbiter::support::Operation;
 use petaflop_arbiter::workload::TrainingWork;
+use petaflop_crds::compute_provider::ProviderType;
 
-/// How fast a run was, beside what was estimated.
+/// A rate, or a time, beside what was estimated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Lesson {
     /// What else it says something about.
     key: String,
-    /// Tokens a second, as measured.
+    /// Tokens a second, or seconds of a launch, as measured.
     measured: f64,
-    /// The same, as estimated by nothing but what the machine is.
+    /// The same, as estimated by nothing but what the machine, or the provider, is.
     estimated: f64,
 }
 
@@ -24,6 +29,21 @@ impl Lesson {
         let estimated = rates(&class, spec.device, work.precision)?.training(work).expected;
         let key = correction_key(&class, spec.device, Operation::Train);
         Some(Lesson { key, measured: tokens_per_second, estimated })
+    }
+
+    /// The launch of a claim's machine at a provider of a type, which took so long until the job worked.
+    pub fn of_launch(
+        spec: &ClaimSpec,
+        work: &TrainingWork,
+        type_: ProviderType,
+        took: SignedDuration,
+    ) -> Lesson {
+        let (startup, fetch) = (type_.startup_millis(), type_.fetch_bytes_per_second());
+        Lesson {
+            key: launch_key(&spec.offer.provider),
+            measured: took.as_secs_f64(),
+            estimated: launch_seconds(startup, fetch, work, spec.placement > 1),
+        }
     }
 
     /// For runs of others.

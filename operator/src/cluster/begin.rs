@@ -15,6 +15,7 @@ use crate::cluster::error::chain;
 use crate::cluster::installation::InstallationError;
 use crate::cluster::make::Make;
 use crate::cluster::operate::{Parts, Running, StartError, start};
+use crate::cluster::patience;
 use crate::cluster::probe::{ProbeError, probe};
 use crate::cluster::settings::{Settings, StoreAt};
 use crate::installation::Installation;
@@ -88,7 +89,7 @@ pub async fn begin(mut settings: Settings, sts: Option<Sts>) -> Result<Running, 
         settings.namespace.clone_from(&config.default_namespace);
     }
     let url = config.cluster_url.to_string();
-    let client = Client::try_from(config).map_err(|error| BeginError::Config(chain(&error)))?;
+    let client = patience::client(config).map_err(|error| BeginError::Config(chain(&error)))?;
     probe(&client, &url, &clock, &settings).await?;
     // Ours by the environment, so that a Pod's own identity counts too.
     open("--store-uri", &StoreAt { uri: settings.store.uri.clone(), ..StoreAt::default() }, &clock)
@@ -148,7 +149,7 @@ pub async fn client(namespace: &str) -> Result<(Client, String), BeginError> {
         "" => config.default_namespace.clone(),
         named => named.to_owned(),
     };
-    let client = Client::try_from(config).map_err(|error| BeginError::Config(chain(&error)))?;
+    let client = patience::client(config).map_err(|error| BeginError::Config(chain(&error)))?;
     Ok((client, namespace))
 }
 

@@ -11,10 +11,10 @@ use petaflop_arbiter::claim::{Claim, Phase};
 use petaflop_arbiter::ledger::{Row, RowKind};
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::Capacity;
-use petaflop_arbiter::workload::OwnerKind;
+use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
 
 use crate::claims::StoredClaim;
-use crate::ledger::{self, Ledger};
+use crate::ledger::{self, Ledger, Open};
 
 const HOUR_SECONDS: i64 = 3600;
 
@@ -41,6 +41,8 @@ struct Sums {
     budgets: HashMap<(String, String), Hours>,
     /// Of all time, without what was corrected downward.
     bought: HashMap<Bought, Usd>,
+    /// Accounts whose last row is to come, by their uid.
+    open: HashMap<String, Open>,
 }
 
 /// What was paid for, by what metrics tell apart.
@@ -112,6 +114,12 @@ impl Book {
     /// Until when a claim's cost is booked.
     pub fn charged_until(&self, claim_uid: &str) -> Option<Timestamp> {
         self.lock().claims.get(claim_uid).map(|sum| sum.until)
+    }
+
+    /// Accounts at a provider whose last row is to come.
+    pub fn open_at(&self, provider: &str) -> Vec<Open> {
+        let sums = self.lock();
+        sums.open.values().filter(|open| open.provider == provider).cloned().collect()
     }
 
     /// What a workload has cost: its rows, and for machines that run what ran up since the last one.
@@ -205,6 +213,10 @@ impl Sums {
         claim.rows = number + 1;
         claim.until = row.to;
         claim.closed |= row.kind != RowKind::Running;
+        match claim.closed {
+            true => drop(self.open.remove(&row.claim_uid)),
+            false => drop(self.open.insert(row.claim_uid.clone(), Open::of(row))),
+        }
         let hour = row.from.as_second().div_euclid(HOUR_SECONDS);
         let plus = |sum: &mut Usd| *sum = sum.saturating_add(row.amount);
         plus(&mut claim.amount);
@@ -278,6 +290,16 @@ fn owner_kind(claim: &str) -> OwnerKind {
             OwnerKind::InferenceService
         }
         _ => OwnerKind::TrainingJob,
+    }
+}
+
+/// Who asked for the claim that a row is of.
+pub fn owner(row: &Row) -> WorkloadId {
+    WorkloadId {
+        kind: owner_kind(&row.claim),
+        namespace: row.namespace.clone(),
+        name: row.job.clone(),
+        uid: row.job_uid.clone(),
     }
 }
 

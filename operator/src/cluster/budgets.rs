@@ -20,7 +20,7 @@ use petaflop_crds::spend_budget::OnExceeded;
 use petaflop_crds::{FieldError, InferenceService, SpendBudget, SpendBudgetStatus, TrainingJob};
 
 use crate::claims::StoredClaim;
-use crate::cluster::error::{Error, is_not_found};
+use crate::cluster::error::{Error, is_forbidden, is_not_found};
 use crate::cluster::queue::Again;
 use crate::cluster::spend_budget::{self, Price, Seen, Sums};
 use crate::cluster::table::Name;
@@ -364,16 +364,26 @@ pub async fn unknown<'a>(
     if asked.is_empty() {
         return Ok(unknown);
     }
-    let apis: Vec<Api<DeserializeGuard<SpendBudget>>> =
+    let client = || operator.client.clone();
+    let apis: Vec<(Option<&str>, Api<DeserializeGuard<SpendBudget>>)> =
         match operator.settings.watch_namespaces.as_slice() {
-            [] => vec![Api::all(operator.client.clone())],
-            _ => asked.iter().map(|name| Api::namespaced(operator.client.clone(), name)).collect(),
+            [] => vec![(None, Api::all(client()))],
+            _ => asked.iter().map(|name| (Some(*name), Api::namespaced(client(), name))).collect(),
         };
-    for api in apis {
+    for (of, api) in apis {
         let mut page = ListParams::default().limit(PAGE);
         loop {
-            let list = api.list(&page).await;
-            let list = list.map_err(Error::api("listing the budgets"))?;
+            let list = match (api.list(&page).await, of) {
+                // It holds up nobody else.
+                (Err(error), Some(namespace)) if is_forbidden(&error) => {
+                    let message = format!(
+                        "the SpendBudgets of its namespace may not be read, so nobody knows what they allow; give the operator that right: {error}"
+                    );
+                    unknown.unreadable.insert(namespace.to_owned(), message);
+                    break;
+                }
+                (list, _) => list.map_err(Error::api("listing the budgets"))?,
+            };
             for found in &list.items {
                 let namespace = found.namespace().unwrap_or_default();
                 if !asked.contains(namespace.as_str()) {

@@ -11,7 +11,7 @@ use petaflop_crds::compute_claim::{AgentStatus, ComputeClaim, ComputeClaimStatus
 use petaflop_crds::scalar::Moment;
 
 use crate::claims::{Claims, ClaimsError, StoredClaim};
-use crate::cluster::error::{is_conflict, is_invalid, is_not_found};
+use crate::cluster::error::{is_conflict, is_forbidden, is_invalid, is_not_found};
 use crate::cluster::events::{self, Events};
 use crate::cluster::status::{Conditions, Is};
 use crate::cluster::table::ClaimTable;
@@ -168,6 +168,10 @@ impl Claims for ObjectClaims {
                 Ok(known.filter(|known| known.claim.spec.owner.uid == spec.owner.uid))
             }
             Err(error) if is_invalid(&error) => Err(refused(error.to_string())),
+            // A namespace that is gone, too: it is that one's trouble alone.
+            Err(error) if is_forbidden(&error) || is_not_found(&error) => {
+                Err(ClaimsError::Forbidden { name: spec.name.clone(), what: error.to_string() })
+            }
             Err(error) => Err(store("creating", error)),
         }
     }

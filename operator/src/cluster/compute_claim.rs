@@ -12,6 +12,7 @@ use petaflop_crds::spend_budget::Period;
 use petaflop_providers::{Begins, Instance, InstanceId, InstanceState, Provider, Work};
 
 use crate::act::{self, ActError, Actor, Driven};
+use crate::agents::Way;
 use crate::claims::{Claims, StoredClaim};
 use crate::cluster::budgets::Stopped;
 use crate::cluster::error::Error;
@@ -22,6 +23,7 @@ use crate::cluster::parting::{self, Hold};
 use crate::cluster::queue::Again;
 use crate::cluster::table::Name;
 use crate::cluster::{Operator, abandon, claims, finalizer};
+use crate::unmet;
 
 mod words;
 
@@ -186,7 +188,7 @@ impl Pass<'_> {
         let patience = self.provider.capabilities().launch_timeout;
         let patience = SignedDuration::try_from(patience).unwrap_or(SignedDuration::MAX);
         if stored.agent_key.is_none() && waited > patience {
-            return Wanted::No(Reason::LaunchTimedOut);
+            return Wanted::No(self.unmet(stored));
         }
         Wanted::Yes
     }
@@ -209,8 +211,8 @@ impl Pass<'_> {
         if operator.suspects.remove(self.name) {
             // It may be there and over: a stopped pod stays listed until it is ended.
             let seen = self.provider.get(instance).await.ok().flatten();
-            let there = seen.filter(|instance| instance.state.may_bill());
-            let wanted = match self.hopeless(&stored, there.as_ref()) {
+            let tells = |seen: &Instance| seen.state.may_bill() || unmet::is_over(&stored, seen);
+            let wanted = match self.hopeless(&stored, seen.as_ref().filter(|seen| tells(seen))) {
                 Some(reason) => Wanted::No(reason),
                 None => Wanted::Yes,
             };
@@ -220,9 +222,10 @@ impl Pass<'_> {
             return Ok(Again::After(SOON.unsigned_abs()));
         }
         let mut soon = SOON;
-        let endpoint = match &stored.endpoint {
-            Some(endpoint) => Some(endpoint.clone()),
-            None => {
+        let way = match (&stored.endpoint, &stored.agent_key) {
+            (Some(endpoint), _) => Some(Way::Dial(endpoint.clone())),
+            (None, Some(_)) => Some(Way::Called),
+            (None, None) => {
                 let seen = self.provider.get(instance).await.map_err(ActError::from)?;
                 if seen.as_ref().is_none_or(|i| !i.state.may_bill()) {
                     operator.suspects.insert(self.name.clone());
@@ -235,16 +238,19 @@ impl Pass<'_> {
                 }
                 let actor = operator.actor(&stored.claim.spec.owner, self.provider, None);
                 stored = actor.note_running(stored, seen.as_ref()).await?;
-                seen.and_then(|i| i.endpoint)
+                let runs = seen.as_ref().is_some_and(|i| i.state == InstanceState::Running);
+                let calls = runs && operator.call_at(&stored.claim.spec).is_some();
+                let endpoint = seen.and_then(|i| i.endpoint).map(Way::Dial);
+                endpoint.or(calls.then_some(Way::Called))
             }
         };
-        let Some(endpoint) = endpoint else {
+        let Some(way) = way else {
             return Ok(Again::After(soon.unsigned_abs()));
         };
         let met = self.owner.is_none_or(|owner| {
             operator
                 .agents
-                .meet(self.name, &stored, endpoint, || owner.task(operator, self.provider, &stored))
+                .meet(self.name, &stored, way, || owner.task(operator, self.provider, &stored))
         });
         if !met {
             return Ok(Again::After(soon.unsigned_abs()));
@@ -278,9 +284,21 @@ impl Pass<'_> {
         }
     }
 
+    /// Nobody was met on its machine, and nobody will be: why it ends. Its offer is left alone.
+    fn unmet(&self, stored: &StoredClaim) -> Reason {
+        if self.operator.providers.leave_unmet_alone(stored, self.operator.clock.now()) {
+            tracing::warn!(claim = %self.name.1, "its agent was not met");
+        }
+        Reason::LaunchTimedOut
+    }
+
     /// Why a machine that does not come up never will, once it had its time. Its offer is left alone.
     fn hopeless(&self, stored: &StoredClaim, seen: Option<&Instance>) -> Option<Reason> {
-        let trouble = seen?.trouble.as_ref()?;
+        let seen = seen?;
+        if unmet::is_over(stored, seen) {
+            return Some(self.unmet(stored));
+        }
+        let trouble = seen.trouble.as_ref()?;
         let Phase::Launched { at, .. } = &stored.claim.phase else { return None };
         let now = self.operator.clock.now();
         if now.duration_since(*at) < act::patience(trouble.reason) {

@@ -18,6 +18,7 @@ use petaflop_providers::{ProviderError, Retry};
 
 use crate::cluster::error::{Error, is_not_found};
 use crate::cluster::parting::{self, Stays};
+use crate::cluster::providers::Registry;
 use crate::cluster::queue::Again;
 use crate::cluster::status::{Conditions, Is, time};
 use crate::cluster::{Operator, events, finalizer, sweep};
@@ -146,6 +147,12 @@ async fn write(
                 }
             }
         }
+    }
+    // It is left out of every decision.
+    if let Err(errors) = object.state(&Registry::facts(&known, Usd::ZERO), now)
+        && let Some(error) = errors.first()
+    {
+        conditions.stalled(Reason::InvalidSpec, &error.to_string());
     }
     if let Some(stays) = leaving {
         let (reason, message) = stays.said();

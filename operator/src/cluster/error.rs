@@ -1,11 +1,14 @@
 //! What can go wrong in a pass, and the two answers that every error has: when to try again, and
 //! the reason that appears in condition, event and metric.
 
+use std::time::Duration;
+
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::{ProviderError, Retry};
 
 use crate::act::ActError;
 use crate::claims::ClaimsError;
+use crate::cluster::patience;
 use crate::cluster::queue::Again;
 use crate::ledger;
 
@@ -45,6 +48,9 @@ impl Error {
 
     /// When it is worth another try.
     pub fn again(&self) -> Again {
+        if let Some(wait) = self.not_before() {
+            return Again::NotBefore(wait);
+        }
         match self {
             // Somebody wrote first; their writing comes by the watch, or has come.
             Self::Api { source, .. } if is_conflict(source) => Again::LostRace,
@@ -52,6 +58,22 @@ impl Error {
             Self::Act(ActError::Provider(error)) => provider_again(error),
             Self::Act(ActError::Claims(_) | ActError::Ledger(_)) => Again::Backoff,
             Self::NotLeading => Again::OnChange,
+        }
+    }
+
+    /// How long the API server asks to be left alone, where it does.
+    pub fn not_before(&self) -> Option<Duration> {
+        match self {
+            Self::Api { source, .. } => patience::asked_for(source),
+            Self::Claims(ClaimsError::Store { source, .. })
+            | Self::Act(ActError::Claims(ClaimsError::Store { source, .. })) => {
+                source.downcast_ref().and_then(patience::asked_for)
+            }
+            Self::Act(_)
+            | Self::Claims(_)
+            | Self::Ledger(_)
+            | Self::Store(_)
+            | Self::NotLeading => None,
         }
     }
 

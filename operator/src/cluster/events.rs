@@ -188,6 +188,7 @@ pub fn of_job(old: Option<&TrainingJobStatus>, new: &TrainingJobStatus) -> Vec<E
         restarts: _,
         failures,
         interruptions,
+        moves: _,
         start_time: _,
         completion_time: _,
     } = new;

@@ -1,10 +1,12 @@
-//! The Deployment of a service's gateways and the Service that selects them: what they are, and
-//! whether what is there is that.
+//! The Deployment of a service's gateways, the Service that selects them, and the Ingress before that
+//! where a route is wanted: what they are, and whether what is there is that.
 
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::networking::v1::Ingress;
 use kube::ResourceExt;
 use petaflop_crds::InferenceService;
+use petaflop_crds::inference_service::Route;
 use serde_json::{Value, json};
 
 use crate::cluster::inference_service::port;
@@ -116,6 +118,44 @@ pub fn service(service: &InferenceService) -> Service {
     serde_json::from_value(object).expect("a Service")
 }
 
+/// What lets clients in from outside of the cluster, where a host is named.
+pub fn ingress(service: &InferenceService) -> Option<Ingress> {
+    let Route { host, ingress_class_name, tls_secret_name } = &service.spec.route;
+    let host = host.as_deref()?;
+    let tls = tls_secret_name.iter().map(|name| json!({"hosts": [host], "secretName": name}));
+    let object = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "Ingress",
+        "metadata": metadata(service, &service.name_any()),
+        "spec": {
+            "ingressClassName": ingress_class_name,
+            "rules": [{
+                "host": host,
+                "http": {"paths": [{
+                    "path": "/",
+                    "pathType": "Prefix",
+                    "backend": {"service": {"name": service.name_any(), "port": {"name": "http"}}},
+                }]},
+            }],
+            "tls": tls.collect::<Vec<_>>(),
+        },
+    });
+    Some(serde_json::from_value(object).expect("an Ingress"))
+}
+
+/// Where clients find it.
+pub fn url(service: &InferenceService) -> String {
+    let Route { host, ingress_class_name: _, tls_secret_name } = &service.spec.route;
+    match (host, tls_secret_name) {
+        (Some(host), Some(_)) => format!("https://{host}"),
+        (Some(host), None) => format!("http://{host}"),
+        (None, _) => {
+            let namespace = service.namespace().unwrap_or_default();
+            format!("http://{}.{namespace}.svc:{}", service.name_any(), port(service))
+        }
+    }
+}
+
 fn metadata(service: &InferenceService, name: &str) -> Value {
     json!({
         "name": name,
@@ -186,5 +226,9 @@ mod tests {
         assert!(!objects.to_string().contains("secretKeyRef"));
         assert_eq!(objects[1]["spec"]["ports"][0]["port"], json!(9000));
         assert_eq!(objects[1]["metadata"]["ownerReferences"][0]["uid"], json!("u"));
+        assert_eq!(
+            (ingress(&service), url(&service).as_str()),
+            (None, "http://chat.team.svc:9000")
+        );
     }
 }

@@ -31,6 +31,7 @@ use petaflop_crds::inference_service::{InferenceServicePhase as Phase, Inference
 use petaflop_crds::{InferenceService, InferenceServiceStatus, MANAGED_BY};
 
 use crate::claims::StoredClaim;
+use crate::cluster::gateway_objects;
 use crate::cluster::status::is_true;
 use crate::cluster::training_job::Waits;
 use crate::run::Run;
@@ -278,8 +279,7 @@ pub fn next(seen: &Seen) -> Next {
     let status = &mut next.status;
     status.observed_generation = service.metadata.generation;
     status.selector = Some(selector(service));
-    let namespace = service.namespace().unwrap_or_default();
-    status.url = Some(format!("http://{}.{namespace}.svc:{}", service.name_any(), port(service)));
+    status.url = Some(gateway_objects::url(service));
     let revision = Revision::of(&service.spec, seen.image);
     let tries = failures::settle(seen, &revision, &mut next);
     words::placement(seen, &mut next.status);

@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
+use jiff::SignedDuration;
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
+use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::reason::Reason;
 use petaflop_crds::training_job::TrainingJobPhase;
 use petaflop_crds::{TrainingJob, TrainingJobStatus};
@@ -199,15 +201,27 @@ async fn pass(operator: &Operator, name: &Name, mut job: TrainingJob) -> Result<
     Ok(next.again.map_or(Again::OnChange, Again::After))
 }
 
-/// A run that ended well teaches how fast such machines are.
+/// A run that ended well teaches how fast such machines are, and how long they take to begin.
 fn learn(operator: &Operator, job: &TrainingJob, stored: &StoredClaim, run: &Run) {
     let spec = &stored.claim.spec;
+    let name = &spec.offer.provider;
     let amount = operator.admissions.amount(job, &operator.artifacts);
-    if let (Ok(Amount::Training(work)), Some(rate)) = (amount, run.progress.tokens_per_second)
-        && let Some(lesson) = Lesson::of(spec, &work, rate)
-    {
-        operator.providers.learn(&spec.offer.provider, &lesson);
-    }
+    let Ok(Amount::Training(work)) = amount else { return };
+    let rate = run.progress.tokens_per_second;
+    let rate = rate.and_then(|rate| Lesson::of(spec, &work, rate));
+    let known = operator.providers.get(name);
+    let type_ = known.and_then(|known| known.object.spec.type_());
+    let launch = type_.zip(launched_in(job, stored));
+    let launch = launch.map(|(type_, took)| Lesson::of_launch(spec, &work, type_, took));
+    rate.iter().chain(&launch).for_each(|lesson| operator.providers.learn(name, lesson));
+}
+
+/// From the launch of a job's newest machine until it worked there, as its status has it.
+fn launched_in(job: &TrainingJob, stored: &StoredClaim) -> Option<SignedDuration> {
+    let ClaimPhase::Launched { at, .. } = stored.claim.phase else { return None };
+    let conditions = &job.status.as_ref()?.conditions;
+    let running = conditions.iter().find(|c| c.type_ == "Running" && c.status == "True")?;
+    Some(running.last_transition_time.0.duration_since(at))
 }
 
 /// Forgets a job that is gone, by its uid: one that never had a machine goes without a word from us.

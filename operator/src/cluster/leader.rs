@@ -61,7 +61,13 @@ impl Leadership {
     pub async fn gained(&self) {
         let mut changes = self.changed.subscribe();
         // The sender lives as long as `self`.
-        let _ = changes.wait_for(|leads| *leads).await;
+        while changes.wait_for(|leads| *leads).await.is_ok() {
+            if self.leads() {
+                return;
+            }
+            // What was said last has run out, and its renewal is under way.
+            let _ = changes.changed().await;
+        }
     }
 
     /// Waits until we no longer do.
@@ -239,4 +245,32 @@ impl Election {
 /// Counted from before the request was sent: the server saw it later, never earlier.
 fn until(began: Duration) -> Duration {
     began + (DURATION - MARGIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::FutureExt;
+    use petaflop_agent_api::clock::Clock;
+
+    use super::Leadership;
+
+    #[test]
+    fn what_has_run_out_is_not_gained_until_it_is_renewed() {
+        let clock = Clock::manual(jiff::Timestamp::UNIX_EPOCH);
+        let leadership = Leadership::new(clock.clone());
+        assert_eq!(leadership.gained().now_or_never(), None);
+        leadership.set(Some(clock.boottime() + Duration::from_secs(10)));
+        assert_eq!(leadership.gained().now_or_never(), Some(()));
+        assert_eq!(leadership.lost().now_or_never(), None);
+
+        clock.advance(Duration::from_secs(11));
+        assert_eq!(leadership.lost().now_or_never(), Some(()));
+        let gained = leadership.gained();
+        futures::pin_mut!(gained);
+        assert_eq!(gained.as_mut().now_or_never(), None);
+        leadership.set(Some(clock.boottime() + Duration::from_secs(10)));
+        assert_eq!(gained.now_or_never(), Some(()));
+    }
 }

@@ -11,7 +11,7 @@ use petaflop_crds::shared::{self, Container, SecretRef};
 use petaflop_crds::training_job::{Cache, TrainingJobSpec};
 use petaflop_crds::{InferenceService, TrainingJob};
 use petaflop_providers::Machine;
-use petaflop_providers::machine::{INPUTS, Volume, VolumeSource};
+use petaflop_providers::machine::{Bootstrap, INPUTS, Volume, VolumeSource};
 
 use crate::accelerators::promised;
 use crate::agents::Told;
@@ -38,6 +38,10 @@ pub fn of(operator: &Operator, job: &TrainingJob, stored: &StoredClaim) -> Machi
         image_pull_secrets: spec.image_pull_secrets.iter().map(|s| s.name.clone()).collect(),
         grace_seconds: u64::from(spec.checkpoint.grace_seconds),
         volumes: if near { volumes(spec) } else { Vec::new() },
+        bootstrap: Bootstrap {
+            endpoint: operator.call_at(&stored.claim.spec).map(str::to_owned),
+            ..machine.bootstrap
+        },
         ..machine
     }
 }

@@ -218,6 +218,7 @@ impl MakeProvider for Make {
             runpod,
             aws,
             allowed_namespaces: _, // the arbiter's
+            accelerators: _,       // the arbiter's
             state: _,
             credentials_secret_ref,
             limits: _,

@@ -28,6 +28,7 @@
 //! | [`status`], [`finalizer`], [`error`] | conditions; holding objects; what can go wrong and when to try again |
 //! | [`events`] | what people are told when something changes |
 //! | [`abandon`] | giving a machine up by hand |
+//! | [`patience`] | when an API server that has too much to do wants to be asked again |
 //! | [`probe`], [`schema`] | whether the cluster is fit |
 //! | [`make`], `keyed` | providers as their objects describe them; with credentials from a Secret |
 //! | [`begin`], [`operate`] | from settings to parts; from parts to all of it at work |
@@ -65,6 +66,7 @@ pub mod moves;
 pub mod operate;
 pub mod owner;
 pub mod parting;
+pub mod patience;
 pub mod placement;
 pub mod probe;
 pub mod providers;
@@ -96,6 +98,7 @@ use std::time::Duration;
 use jiff::SignedDuration;
 use k8s_openapi::api::apps::v1::Deployment;
 use k8s_openapi::api::core::v1::Service;
+use k8s_openapi::api::networking::v1::Ingress;
 use kube::runtime::reflector::Store;
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
@@ -191,11 +194,14 @@ pub struct Operator {
     pub events: events::Events,
     /// Claims whose machine may be gone.
     pub suspects: Shared<Name>,
+    /// Uids of accounts in the ledger that have neither a claim nor a machine.
+    pub unkept: Waiting,
     jobs: Shelf<TrainingJob>,
     services: Shelf<InferenceService>,
     // Few, and large types: as they are.
     deployments: Store<Deployment>,
     cluster_services: Store<Service>,
+    ingresses: Store<Ingress>,
     budgets: Shelf<SpendBudget>,
     exhausted: budgets::Exhausted,
     provider_objects: Shelf<ComputeProvider>,
@@ -347,6 +353,14 @@ impl Operator {
     pub fn is_near(&self, claim: &ClaimSpec) -> bool {
         let provider = self.provider_object(&claim.offer.provider);
         provider.is_some_and(|provider| provider.spec.nodes.is_some())
+    }
+
+    /// Where the agent of a job's machine calls, if it is to. What a provider rents may have no address at
+    /// which we reach it, so all of those call once there is somewhere to; a service's gateways dial.
+    pub fn call_at(&self, claim: &ClaimSpec) -> Option<&str> {
+        let calls = self.settings.agent_calls.as_ref()?;
+        let calling = claim.owner.kind == OwnerKind::TrainingJob && !self.is_near(claim);
+        calling.then_some(calls.endpoint.as_str())
     }
 
     /// Names of all ComputeProviders.

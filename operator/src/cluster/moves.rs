@@ -75,7 +75,7 @@ pub fn may_move(claim: &Claim) -> bool {
 /// # Errors
 /// The API server refuses, or another operator leads.
 pub async fn leave(operator: &Operator, decision: &Decision) -> Result<(), Error> {
-    let Outcome::Moves { claim, to, reason, stays, goes } = &decision.outcome else {
+    let Outcome::Moves { claim, to, reason, stays, goes, moves } = &decision.outcome else {
         return Ok(());
     };
     let WorkloadId { namespace, name, uid, .. } = &decision.workload;
@@ -89,9 +89,10 @@ pub async fn leave(operator: &Operator, decision: &Decision) -> Result<(), Error
     let from = &stored.claim.spec.offer.id;
     operator.placement.moves().inner().leaves.insert(stored.claim.uid.clone(), *reason);
     operator.claims.delete(stored).await?;
-    tracing::info!(job = %name, %from, %to, %stays, %goes, "moves");
+    tracing::info!(job = %name, %from, %to, %stays, %goes, moves, "moves");
     if let Some(job) = operator.job(namespace, name) {
-        let note = format!("from {from} to {to}: {goes} $ to the end there, {stays} $ here");
+        let note =
+            format!("from {from} to {to}: {goes} $ to the end there, {stays} $ here; move {moves}");
         operator.events.tell(&job, [Event::because(*reason, note)]);
     }
     operator.claim_changed(&(namespace.clone(), claim.clone()));

@@ -11,10 +11,11 @@ use kube::runtime::reflector;
 use kube::{Api, Client};
 use petaflop_agent_api::clock::Clock;
 use petaflop_crds::TrainingJob;
+use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::agents::Agents;
+use crate::agents::{self, Agents};
 use crate::cluster::book::Book;
 use crate::cluster::claims::ObjectClaims;
 use crate::cluster::events::Events;
@@ -62,8 +63,10 @@ pub enum StartError {
     #[error("no HTTP client can be made: {0}")]
     Http(#[from] reqwest::Error),
     /// Nothing can be served.
-    #[error("--http-address {address}: {source}")]
+    #[error("{flag} {address}: {source}")]
     Address {
+        /// Who named it.
+        flag: &'static str,
         /// Where.
         address: SocketAddr,
         /// What the system said.
@@ -122,12 +125,11 @@ pub fn start(settings: Settings, parts: Parts) -> BoxFuture<'static, Result<Runn
 
 async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartError> {
     let Parts { client, clock, ledger, make } = parts;
-    let address = settings.http_address;
-    let listener = http::listen(address)
-        .await
-        .and_then(|listener| Ok((listener.local_addr()?, listener)))
-        .map_err(|source| StartError::Address { address, source });
-    let (bound, listener) = listener?;
+    let (bound, listener) = listen("--http-address", settings.http_address).await?;
+    let calls = match &settings.agent_calls {
+        Some(calls) => Some(listen("--agent-listen", calls.listen).await?.1),
+        None => None,
+    };
     let installation = Arc::new(Installation::of(&client, &settings.namespace).await?);
     let mut tasks = JoinSet::new();
     let me =
@@ -148,6 +150,7 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
     let services = Shelf::new(|_| false);
     let (deployments, keep_deployments) = reflector::store();
     let (cluster_services, keep_services) = reflector::store();
+    let (ingresses, keep_ingresses) = reflector::store();
     let (_, keep_pods) = reflector::store();
     let provider_objects = Shelf::new(|_| false);
     let budgets = Shelf::new(|_| false);
@@ -197,11 +200,13 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         gateways: Gateways::new(clock.clone(), installation.clone())?,
         placement: Default::default(),
         waiting: Default::default(),
+        unkept: Default::default(),
         suspects: handle.suspects.clone(),
         jobs: jobs.clone(),
         services: services.clone(),
         deployments,
         cluster_services,
+        ingresses,
         budgets: budgets.clone(),
         exhausted: Default::default(),
         provider_objects: provider_objects.clone(),
@@ -249,6 +254,12 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         ),
         watches::begin(
             of_gateways(&client, namespaces),
+            keep_ingresses,
+            |_| {},
+            on_gateway_object(handle.clone()),
+        ),
+        watches::begin(
+            of_gateways(&client, namespaces),
             keep_pods,
             |pod: &mut Pod| pod.spec = None,
             operator.gateways.on_pod(handle.clone()),
@@ -273,6 +284,12 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
     }
     tasks.spawn(follow_claims(Part::each(&client, namespaces), table, handle, claims_ready));
     tasks.spawn(http::serve(operator.clone(), queues.clone(), listener));
+    if let Some(listener) = calls {
+        let (clock, router) = (operator.clock.clone(), agents::listen::router(&operator.agents));
+        tasks.spawn(async move {
+            http::accept(&clock, router, listener, agents::listen::CONNECTIONS).await;
+        });
+    }
     let (leader, shared) = (operator.clone(), queues.clone());
     tasks.spawn(async move {
         for mut list in complete {
@@ -283,6 +300,16 @@ async fn start_all(settings: Settings, parts: Parts) -> Result<Running, StartErr
         work::lead(leader, shared).await;
     });
     Ok(Running { operator, queues, http: bound, tasks, me })
+}
+
+/// A socket, and where it is bound.
+async fn listen(
+    flag: &'static str,
+    address: SocketAddr,
+) -> Result<(SocketAddr, TcpListener), StartError> {
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.and_then(|listener| Ok((listener.local_addr()?, listener)));
+    listener.map_err(|source| StartError::Address { flag, address, source })
 }
 
 /// What belongs to gateways, of a kind.

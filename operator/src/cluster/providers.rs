@@ -22,6 +22,7 @@ use crate::claims::StoredClaim;
 use crate::cluster::Handle;
 use crate::cluster::metrics::Metrics;
 use crate::learned::Lesson;
+use crate::unmet::Unmet;
 
 /// Kinds of machines of one provider whose rates are remembered: its status has room for no more.
 const MOST_RATES: usize = 64;
@@ -46,7 +47,7 @@ pub struct Known {
     pub object: Arc<ComputeProvider>,
     /// What it is asked through; `Err`: why it cannot be asked.
     pub provider: Result<Arc<dyn Provider>, ProviderError>,
-    /// What it offered last.
+    /// What it offered last, without the accelerators that its owner does not let be had.
     pub offers: Arc<Vec<Offer>>,
     /// The cheapest of them.
     pub cheapest: Option<crate::cluster::spend_budget::Price>,
@@ -82,6 +83,7 @@ struct Inner {
     figures: BTreeMap<String, Timestamp>,
     unavailable: Vec<Unavailable>,
     broken: Broken,
+    unmet: Unmet,
     /// What runs on machines of each taught.
     learned: BTreeMap<String, Corrections>,
     /// By claim's uid, until when it is not bought for.
@@ -100,6 +102,10 @@ impl Registry {
     /// to look through beside it; what it offered before is void.
     pub fn put(&self, name: &str, object: Arc<ComputeProvider>) {
         let mut inner = self.lock();
+        if let Some(status) = &object.status {
+            let rates: Vec<_> = status.rates.iter().cloned().map(Correction::from).collect();
+            inner.learned.entry(name.to_owned()).or_default().catch_up(&rates);
+        }
         if let Some(known) = inner.known.get_mut(name)
             && known.object.spec == object.spec
             && known.object.former_regions() == object.former_regions()
@@ -119,11 +125,6 @@ impl Registry {
         // Of before a restart, where this is the first that is seen of it.
         if let Some(status) = &known.object.status {
             inner.broken.remember(name, &status.broken);
-            let learned = inner.learned.entry(name.to_owned()).or_default();
-            if learned.entries.is_empty() {
-                let rates = status.rates.iter().cloned().map(Correction::from);
-                learned.take_in(&rates.collect::<Vec<_>>());
-            }
         }
         inner.known.insert(name.to_owned(), known);
         Arc::make_mut(&mut inner.market).replace(name, &[]);
@@ -189,10 +190,16 @@ impl Registry {
                 for offer in &mut offers {
                     offer.price = entry.object.spec.adjusted(offer.price);
                 }
-                let same = entry.trouble.is_none() && same_offers(&entry.offers, &offers);
-                entry.cheapest = crate::cluster::budgets::cheapest(&offers);
                 let doubles = Arc::make_mut(market).replace(name, &offers);
                 self.metrics.doubled(name, doubles as u64);
+                // Decisions know the others too, and say why they are not taken.
+                let rule = entry.object.spec.accelerators.rule();
+                let admitted = |offer: &Offer| {
+                    offer.accelerators.as_ref().is_none_or(|devices| rule.admits(devices))
+                };
+                offers.retain(admitted);
+                let same = entry.trouble.is_none() && same_offers(&entry.offers, &offers);
+                entry.cheapest = crate::cluster::budgets::cheapest(&offers);
                 entry.offers = Arc::new(offers);
                 entry.quoted_at = Some(now);
                 entry.trouble = None;
@@ -246,6 +253,12 @@ impl Registry {
         new
     }
 
+    /// Nobody was met on a claim's machine: its offer is left alone for a while. Returns whether that is
+    /// new.
+    pub fn leave_unmet_alone(&self, stored: &StoredClaim, now: Timestamp) -> bool {
+        self.lock().unmet.add(&stored.claim.uid, &stored.claim.spec.offer, now)
+    }
+
     /// What of a provider's offers is left alone for that now.
     pub fn broken(&self, name: &str, now: Timestamp) -> Vec<BrokenOffers> {
         self.lock().broken.of_provider(name, now)
@@ -268,9 +281,10 @@ impl Registry {
     pub fn unavailable(&self, now: Timestamp) -> Vec<Unavailable> {
         let mut inner = self.lock();
         inner.unavailable.retain(|entry| entry.until > now);
-        let offers = inner.known.values().flat_map(|known| known.offers.iter());
-        let broken = inner.broken.among(offers.filter(|_| !inner.broken.is_empty()), now);
-        inner.unavailable.iter().cloned().chain(broken).collect()
+        let offers = || inner.known.values().flat_map(|known| known.offers.iter());
+        let broken = inner.broken.among(offers().filter(|_| !inner.broken.is_empty()), now);
+        let unmet = inner.unmet.among(offers().filter(|_| !inner.unmet.is_empty()), now);
+        inner.unavailable.iter().cloned().chain(broken).chain(unmet).collect()
     }
 
     /// A run on a claim's machine has ended well: its rate counts from now on.
@@ -301,17 +315,10 @@ impl Registry {
 
     /// What decisions need to know of a provider beside its object.
     pub fn facts(known: &Known, spent_this_month: Usd) -> ProviderFacts {
-        let startup_seconds = match &known.object.spec.nodes {
-            Some(_) => 15,
-            None => 120,
-        };
         ProviderFacts {
             // One that never said anything sells nothing for now.
             usable: known.provider.is_ok() && known.quoted_at.is_some(),
             spent_this_month,
-            startup_millis: startup_seconds * 1000,
-            fetch_bytes_per_second: Some(100_000_000),
-            egress_usd_per_gb: Usd::ZERO,
         }
     }
 

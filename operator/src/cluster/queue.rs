@@ -29,6 +29,8 @@ pub enum Again {
     After(Duration),
     /// It failed: later, each time in a row twice as late, with jitter.
     Backoff,
+    /// The same, and whoever refused said that it is not worth to ask before this long.
+    NotBefore(Duration),
     /// Somebody wrote first: the same, from a much shorter wait.
     LostRace,
 }
@@ -159,6 +161,7 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
                 Some(wait)
             }
             Again::Backoff => Some(state.failed(key, FIRST_BACKOFF)),
+            Again::NotBefore(wait) => Some(state.failed(key, FIRST_BACKOFF).max(wait)),
             Again::LostRace => Some(state.failed(key, FIRST_LOST_RACE)),
         };
         if state.dirty.contains(key) {
@@ -169,6 +172,17 @@ impl<K: Clone + Eq + Ord + Hash + Send + 'static> Queue<K> {
         if let Some(wait) = wait {
             self.add_after(key.clone(), wait);
         }
+    }
+
+    /// The turn was given up before its end: the key has another.
+    pub fn abandoned(&self, key: &K) {
+        let mut state = self.lock();
+        if state.busy.remove(key) {
+            state.dirty.insert(key.clone());
+            state.ready.push_back(key.clone());
+        }
+        drop(state);
+        self.inner.changed.notify_one();
     }
 
     /// No key has a turn any more; those that have one may end it.
@@ -269,6 +283,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_turn_that_was_given_up_is_had_again_once() {
+        let (_, queue) = manual();
+        queue.add("a");
+        assert_eq!(queue.next().await, "a");
+        queue.add("a");
+        queue.abandoned(&"a");
+        assert_eq!(queue.next().await, "a");
+        queue.done(&"a", Again::OnChange);
+        assert!(queue.is_quiet(Duration::from_secs(3600)));
+    }
+
+    #[tokio::test]
     async fn waiting_goes_by_the_clock_and_the_earlier_wish_counts() {
         let (clock, queue) = manual();
         queue.add_after("a", Duration::from_secs(60));
@@ -284,6 +310,18 @@ mod tests {
         assert!(!waiting.is_finished());
         clock.advance(Duration::from_secs(1));
         assert_eq!(waiting.await.expect("not cancelled"), "a");
+    }
+
+    #[tokio::test]
+    async fn who_was_asked_to_wait_comes_back_no_sooner() {
+        let (clock, queue) = manual();
+        queue.add("a");
+        assert_eq!(queue.next().await, "a");
+        queue.done(&"a", Again::NotBefore(Duration::from_secs(30)));
+        clock.advance(Duration::from_secs(29));
+        assert!(futures::poll!(std::pin::pin!(queue.next())).is_pending(), "too soon");
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(queue.next().await, "a");
     }
 
     #[tokio::test]

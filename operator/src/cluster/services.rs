@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::NamespaceResourceScope;
-use kube::api::{Patch, PatchParams, PostParams};
+use k8s_openapi::api::networking::v1::Ingress;
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use kube::runtime::reflector::{ObjectRef, Store};
 use kube::{Api, Resource, ResourceExt};
 use petaflop_arbiter::reason::Reason;
@@ -207,8 +208,8 @@ fn lacks_secrets(operator: &Operator, service: &InferenceService, machines: usiz
         && (gets_one || operator.secrets.of(uid).is_none())
 }
 
-/// The Deployment of its gateways and their Service, as they should be. Returns what keeps them from
-/// being so that only somebody else can mend.
+/// The Deployment of its gateways, their Service and its route, as they should be. Returns what keeps
+/// them from being so that only somebody else can mend.
 async fn objects(operator: &Operator, service: &InferenceService) -> Result<Option<Waits>, Error> {
     let operator_key = operator.installation.root.noise().public().to_string();
     let given = Given { image: &operator.settings.gateway_image, operator_key: &operator_key };
@@ -216,7 +217,35 @@ async fn objects(operator: &Operator, service: &InferenceService) -> Result<Opti
     if let Some(waits) = keep(operator, &operator.deployments, service, deployment).await? {
         return Ok(Some(waits));
     }
-    keep(operator, &operator.cluster_services, service, gateway_objects::service(service)).await
+    let wanted = gateway_objects::service(service);
+    if let Some(waits) = keep(operator, &operator.cluster_services, service, wanted).await? {
+        return Ok(Some(waits));
+    }
+    match gateway_objects::ingress(service) {
+        Some(wanted) => keep(operator, &operator.ingresses, service, wanted).await,
+        None => without_route(operator, service).await.map(|()| None),
+    }
+}
+
+/// Takes the Ingress away that an earlier spec asked for.
+async fn without_route(operator: &Operator, service: &InferenceService) -> Result<(), Error> {
+    let (name, namespace) = (service.name_any(), service.namespace().unwrap_or_default());
+    let known = operator.ingresses.get(&ObjectRef::new(&name).within(&namespace));
+    let Some(ours) = known.filter(|there| is_of(&**there, service)) else {
+        return Ok(());
+    };
+    let api: Api<Ingress> = Api::namespaced(operator.client.clone(), &namespace);
+    let uid = Preconditions { uid: ours.uid(), resource_version: None };
+    let params = DeleteParams { preconditions: Some(uid), ..DeleteParams::default() };
+    match api.delete(&name, &params).await {
+        Ok(_) => Ok(()),
+        Err(error) if is_not_found(&error) || is_conflict(&error) => Ok(()),
+        Err(error) => Err(Error::api("taking a service's Ingress away")(error)),
+    }
+}
+
+fn is_of(object: &impl ResourceExt, owner: &InferenceService) -> bool {
+    object.owner_references().iter().any(|of| Some(&of.uid) == owner.metadata.uid.as_ref())
 }
 
 /// Makes an object so, or makes it.
@@ -240,9 +269,6 @@ where
     let api: Api<K> = Api::namespaced(operator.client.clone(), &namespace);
     let name = wanted.name_any();
     let value = |object: &K| serde_json::to_value(object).unwrap_or(Value::Null);
-    let is_ours = |object: &K| {
-        object.owner_references().iter().any(|of| Some(&of.uid) == owner.metadata.uid.as_ref())
-    };
     let there = match known.get(&ObjectRef::new(&name).within(&namespace)) {
         Some(there) => K::clone(&there),
         None => match api.create(&PostParams::default(), &wanted).await {
@@ -258,11 +284,11 @@ where
             Err(error) => return Err(Error::api("making a gateway's objects")(error)),
         },
     };
-    if !is_ours(&there) {
+    if !is_of(&there, owner) {
         let kind = K::kind(&());
         let message = format!(
-            "there is a {kind} {name} that is somebody else's: delete it, or give the \
-             InferenceService another name"
+            "{kind} {name} is somebody else's: delete it, or give the InferenceService another \
+             name"
         );
         return Ok(Some(Waits { reason: Reason::InvalidSpec, message }));
     }

@@ -8,6 +8,15 @@ use petaflop_providers::runpod::AgentDownload;
 
 pub use crate::store_at::StoreAt;
 
+/// Where agents call that cannot be dialled.
+#[derive(Clone, Debug)]
+pub struct AgentCalls {
+    /// Where the operator listens for them.
+    pub listen: SocketAddr,
+    /// What agents are told: the same place, as it is reached from outside.
+    pub endpoint: String,
+}
+
 /// What the operator is started with.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -30,6 +39,8 @@ pub struct Settings {
     pub agent_download: Option<AgentDownload>,
     /// The same for Arm.
     pub agent_arm_download: Option<AgentDownload>,
+    /// Where agents of rented machines call; `None`: they are dialled.
+    pub agent_calls: Option<AgentCalls>,
     /// Image of our runtime.
     pub runtime_image: String,
     /// The runtime's program in it.

@@ -3,7 +3,8 @@
 //! The provider is listed **first**, and only then is each machine's claim asked for, at the API
 //! server itself: a claim made meanwhile is found. A machine is an orphan only if the server says
 //! that its claim does not exist or is another; an error, a refusal or a partial list proves
-//! nothing. Young machines are left alone for longer than a list may lag behind.
+//! nothing. Young machines are left alone for longer than a list may lag behind. An account in the ledger
+//! that has neither is closed.
 
 use std::collections::{HashMap, HashSet};
 use std::iter;
@@ -14,12 +15,13 @@ use petaflop_arbiter::claim::{Identity, Phase};
 use petaflop_arbiter::reason::Reason;
 use petaflop_providers::{Instance, InstanceId, Listing, Provider};
 
-use crate::act::{self, ActError};
+use crate::act::ActError;
+use crate::act::accounts::{self, Kept};
 use crate::claims::{Claims, ClaimsError};
 use crate::cluster::error::Error;
 use crate::cluster::events::{Event, Happened};
 use crate::cluster::table::Name;
-use crate::cluster::{Operator, listed};
+use crate::cluster::{Operator, book, listed};
 
 /// Rounds after the start that come quickly.
 pub const QUICK_ROUNDS: u32 = 20;
@@ -38,6 +40,10 @@ pub struct Swept {
     pub orphans: Vec<String>,
     /// Machines that were not, for they are too many to be believed.
     pub spared: Vec<String>,
+    /// Machines that are to be ended, and accounts that are to be closed, and could not be, and why.
+    pub stuck: Vec<String>,
+    /// Accounts of machines that are gone that were closed, for their claims are gone too.
+    pub closed: Vec<String>,
     /// Claims whose machine was not seen.
     pub missing: Vec<Name>,
     /// Claims with more than one machine: a launch that was given up for lost showed after all.
@@ -61,6 +67,7 @@ pub async fn compare(
     // What is missing from a part of a list is not gone.
     if listing.complete {
         missing(operator, provider, listing, &mut swept);
+        close_accounts(operator, provider, listing, &mut swept).await;
         listed::tell(operator, provider.name(), listing).await?;
     }
     Ok(swept)
@@ -84,11 +91,19 @@ async fn orphans(
         if !is_old(instance, provider, now) || !operator.leadership.leads() {
             continue;
         }
-        provider.terminate(&instance.id).await.map_err(ActError::from)?;
+        let ledger = Some(&operator.ledger);
+        let ended = accounts::end_orphan(ledger, provider, instance, &operator.clock, false).await;
+        let booked = match ended {
+            Ok(booked) => booked,
+            // The others do not wait for it.
+            Err(error) => {
+                swept.stuck.push(format!("{}: {error}", instance.id));
+                continue;
+            }
+        };
         operator.metrics.orphan_terminated(provider.name());
         swept.orphans.push(instance.id.to_string());
-        let row = act::book_orphan(&operator.ledger, provider, instance, now, false).await?;
-        row.iter().for_each(|row| operator.book.add(row));
+        booked.rows.iter().for_each(|row| operator.book.add(row));
         if let Some(object) = operator.provider_object(provider.name()) {
             let note = match &instance.identity {
                 Some(Identity { namespace, claim, .. }) => {
@@ -238,6 +253,47 @@ pub fn is_old(instance: &Instance, provider: &dyn Provider, now: Timestamp) -> b
 pub fn grace(provider: &dyn Provider) -> SignedDuration {
     let settle = provider.capabilities().launch_safety.settle_seconds;
     SignedDuration::from_secs(i64::from(settle) + 30)
+}
+
+/// Closes the accounts that have neither a claim nor a machine, by lists of longer than one may lag behind,
+/// or at once where this one tells when the machine ended.
+async fn close_accounts(
+    operator: &Operator,
+    provider: &dyn Provider,
+    listing: &Listing,
+    swept: &mut Swept,
+) {
+    for open in operator.book.open_at(provider.name()) {
+        let ended = match accounts::kept(&operator.claims, listing, &open).await {
+            Ok(Kept::No { ended }) => ended,
+            Ok(Kept::Yes) => {
+                operator.unkept.remove(&open.uid);
+                continue;
+            }
+            Err(error) => {
+                swept.stuck.push(format!("account {}: {error}", open.uid));
+                continue;
+            }
+        };
+        let missed = operator.unkept.since(&open.uid, operator.clock.boottime(), || ());
+        let missed = SignedDuration::try_from(missed).unwrap_or(SignedDuration::MAX);
+        if (ended.is_none() && missed < grace(provider)) || !operator.leadership.leads() {
+            continue;
+        }
+        let since = operator.clock.now().saturating_sub(missed).unwrap_or(Timestamp::MIN);
+        match accounts::close_of_nobody(&operator.ledger, provider, &open, ended, since).await {
+            Ok(rows) => {
+                rows.iter().for_each(|row| (operator.beside)(row));
+                // It may have waited for its last sum.
+                if let Some(row) = rows.last() {
+                    operator.owner_changed(&book::owner(row));
+                }
+                operator.unkept.remove(&open.uid);
+                swept.closed.push(open.uid);
+            }
+            Err(error) => swept.stuck.push(format!("account {}: {error}", open.uid)),
+        }
+    }
 }
 
 fn missing(operator: &Operator, provider: &dyn Provider, listing: &Listing, swept: &mut Swept) {

@@ -253,6 +253,7 @@ mod tests {
             decided_at: jiff::Timestamp::UNIX_EPOCH,
             revision: None,
             checkpoint_interval_seconds: None,
+            runners_up: Vec::new(),
         };
         let mut object = ComputeClaim::planned(&spec).expect("a plain claim");
         object.metadata.uid = Some(uid.into());

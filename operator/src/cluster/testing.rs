@@ -49,5 +49,6 @@ pub(crate) fn claim_spec(claim: &str, job: &str, decided_at: Timestamp) -> Claim
         decided_at,
         revision: None,
         checkpoint_interval_seconds: None,
+        runners_up: Vec::new(),
     }
 }

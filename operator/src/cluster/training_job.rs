@@ -3,6 +3,11 @@
 //!
 //! Whatever ends a machine is counted exactly once: the count and the number of the placement
 //! that was counted (`status.placement.settled`) are one write, and the claim goes only after it.
+//!
+//! | module | holds |
+//! |---|---|
+//! | `ends` | how placements and jobs end |
+//! | `words` | what the status of one says that goes on |
 
 use std::time::Duration;
 
@@ -12,23 +17,24 @@ use kube::ResourceExt;
 use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::reason::Reason;
-use petaflop_crds::scalar::Money;
-use petaflop_crds::shared::{CostStatus, InterruptionPolicy, PlacementStatus};
 use petaflop_crds::training_job::TrainingJobPhase as Phase;
 use petaflop_crds::{MANAGED_BY, TrainingJob, TrainingJobStatus};
 
 use crate::claims::StoredClaim;
-use crate::cluster::budgets::{Stop, Stopped};
+use crate::cluster::budgets::Stop;
 use crate::cluster::finalizer;
-use crate::cluster::status::{Conditions, Is, is_true, time};
-use crate::restart;
-use crate::run::{End, Run};
+use crate::cluster::status::{is_true, time};
+use crate::run::Run;
+
+mod ends;
+mod words;
+
+use ends::{finish, limits, over, settle};
+pub use words::placement_of;
+use words::{resumed, suspended, waits, works};
 
 /// Cost and progress are written at most this often while something runs.
 pub const REFRESH: SignedDuration = SignedDuration::from_secs(300);
-
-/// A job's speed is believed after this long.
-const ENOUGH_TO_TELL: SignedDuration = SignedDuration::from_secs(60);
 
 /// What is seen of a job.
 #[derive(Debug)]
@@ -178,396 +184,6 @@ fn budget_stops(seen: &Seen, old: &TrainingJobStatus) -> bool {
     seen.stop.is_some() && (!seen.claims.is_empty() || old.conditions.iter().any(stopped))
 }
 
-/// Counts how placements ended that were not counted yet.
-fn settle(seen: &Seen, next: &mut Next) {
-    for stored in seen.claims {
-        let spec = &stored.claim.spec;
-        if spec.placement <= settled(&next.status) {
-            continue;
-        }
-        let said = seen.run.and_then(|run| run.end.as_ref());
-        let end = match (&stored.claim.phase, said) {
-            (_, Some(end)) => Ended::Said(end),
-            (ClaimPhase::Ending { reason, .. } | ClaimPhase::Ended { reason }, None) => {
-                Ended::Lost(*reason)
-            }
-            _ => continue,
-        };
-        take_progress(seen.run, &mut next.status);
-        next.status.placement.get_or_insert_with(|| placement_of(stored)).settled =
-            Some(spec.placement);
-        count(seen, stored, &end, next);
-    }
-}
-
-/// How a placement ended.
-enum Ended<'a> {
-    /// The command did.
-    Said(&'a End),
-    /// The machine did.
-    Lost(Reason),
-}
-
-fn count(seen: &Seen, stored: &StoredClaim, end: &Ended, next: &mut Next) {
-    let unwanted = seen.job.spec.suspend || seen.stop.is_some() || stored.deleting;
-    let status = &mut next.status;
-    match end {
-        Ended::Said(End::Finished { artifact, cached, caveat }) => {
-            status.artifact = Some(artifact.clone());
-            status.cached = Some(*cached);
-            let there = seen.job.spec.output.uri.as_ref();
-            let there = there.map(|uri| format!("the result is in {uri} too"));
-            let said: Vec<String> = there.into_iter().chain(caveat.clone()).collect();
-            finish(seen, next, Phase::Complete, Reason::Succeeded, &said.join("; "));
-        }
-        Ended::Said(End::Done) if seen.job.spec.container.is_some() => {
-            status.key = seen.key.map(str::to_owned);
-            status.cached = seen.key.map(|_| false);
-            finish(seen, next, Phase::Complete, Reason::Succeeded, "");
-        }
-        Ended::Said(End::Done) => {
-            failed(seen, next, Reason::HeartbeatLost, "the runtime ended and named no result");
-        }
-        Ended::Said(End::Refused { message }) => {
-            // What it said its key was counts no more than the rest.
-            status.key = None;
-            failed(seen, next, Reason::ResultRefused, message);
-        }
-        Ended::Said(End::Failed { message, retry: false }) => {
-            finish(seen, next, Phase::Failed, Reason::InvalidSpec, message);
-        }
-        Ended::Said(End::Failed { message, retry: true }) => {
-            failed(seen, next, Reason::HeartbeatLost, message);
-        }
-        Ended::Said(End::Unfit { message }) => unfit(seen, next, stored, message),
-        // Drained because we no longer wanted it there: the job goes on, nothing failed.
-        Ended::Said(End::Stopped) if unwanted => {}
-        Ended::Said(End::Stopped) => interrupted(seen, next, Reason::SpotInterrupted),
-        Ended::Lost(reason) => match reason {
-            Reason::SpotInterrupted | Reason::HeartbeatLost => interrupted(seen, next, *reason),
-            Reason::InvalidSpec => {
-                let message = "the provider refuses the request as invalid";
-                finish(seen, next, Phase::Failed, *reason, message);
-            }
-            Reason::ImagePullFailed => {
-                failed(seen, next, Reason::HeartbeatLost, "the image could not be fetched");
-            }
-            Reason::AcceleratorProbeFailed => unfit(seen, next, stored, "it said so"),
-            // Nothing was lost: it is placed anew, elsewhere or later.
-            _ => {}
-        },
-    }
-}
-
-fn failed(seen: &Seen, next: &mut Next, reason: Reason, message: &str) {
-    let status = &mut next.status;
-    status.failures += 1;
-    if status.failures > seen.job.spec.backoff_limit {
-        let times = status.failures;
-        let message = format!("failed {times} times; the last time: {message}");
-        finish(seen, next, Phase::Failed, Reason::BackoffLimitExceeded, &message);
-        return;
-    }
-    next.status.restarts += 1;
-    let generation = seen.job.metadata.generation;
-    let mut conditions = Conditions::of(&mut next.status.conditions, generation, seen.now);
-    conditions.set("Interrupted", Is::True, reason, message);
-    next.status.phase = Some(Phase::Interrupted);
-}
-
-/// Its machine lacks what it was bought for. Nothing was begun, so nothing was lost and nothing
-/// failed: it is placed anew, on another class of machine.
-fn unfit(seen: &Seen, next: &mut Next, stored: &StoredClaim, message: &str) {
-    let message = format!("{}: {message}", stored.claim.spec.offer.id);
-    next.status.phase = Some(Phase::Interrupted);
-    let generation = seen.job.metadata.generation;
-    let mut conditions = Conditions::of(&mut next.status.conditions, generation, seen.now);
-    conditions.set("Interrupted", Is::True, Reason::AcceleratorProbeFailed, &message);
-}
-
-fn interrupted(seen: &Seen, next: &mut Next, reason: Reason) {
-    let interruption = &seen.job.spec.placement.interruption;
-    let status = &mut next.status;
-    status.interruptions += 1;
-    let times = status.interruptions;
-    let fails = interruption.policy == InterruptionPolicy::Fail;
-    if fails || times > interruption.max_interruptions {
-        let message = match fails {
-            true => "the machine was lost, and placement.interruption.policy is Fail".to_owned(),
-            false => format!(
-                "{times} machines were lost; placement.interruption.maxInterruptions is {}",
-                interruption.max_interruptions
-            ),
-        };
-        finish(seen, next, Phase::Failed, reason, &message);
-        return;
-    }
-    next.status.restarts += 1;
-    let generation = seen.job.metadata.generation;
-    let mut conditions = Conditions::of(&mut next.status.conditions, generation, seen.now);
-    conditions.set("Interrupted", Is::True, reason, "");
-    next.status.phase = Some(Phase::Interrupted);
-}
-
-fn finish(seen: &Seen, next: &mut Next, phase: Phase, reason: Reason, message: &str) {
-    let status = &mut next.status;
-    status.phase = Some(phase);
-    status.completion_time = Some(time(seen.now));
-    let generation = seen.job.metadata.generation;
-    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-    conditions.set("Running", Is::False, reason, "");
-    conditions.clear("Interrupted");
-    match phase {
-        Phase::Complete => {
-            conditions.set("Complete", Is::True, reason, message);
-            conditions.ready(reason, message);
-        }
-        _ => {
-            conditions.set("Failed", Is::True, reason, message);
-            conditions.stalled(reason, message);
-        }
-    }
-    cost(seen, status);
-}
-
-/// Hard stops: money and time.
-fn limits(seen: &Seen, next: &mut Next) {
-    let spec = &seen.job.spec;
-    if let (Some(Stop { budget, how: Stopped::Terminated }), false) =
-        (seen.stop, seen.claims.is_empty())
-    {
-        let message = format!(
-            "the limit of SpendBudget {budget} is reached, and its onExceeded is Terminate"
-        );
-        finish(seen, next, Phase::Failed, Reason::BudgetExceeded, &message);
-        return;
-    }
-    let limit = spec.max_total_cost.as_ref().and_then(|m| m.micro_dollars().ok());
-    if let Some(limit) = limit.map(Usd::from_micros).filter(|limit| seen.spent >= *limit) {
-        let message = format!("has cost {} $; maxTotalCost is {limit} $", seen.spent);
-        finish(seen, next, Phase::Failed, Reason::CostLimitExceeded, &message);
-        return;
-    }
-    let started = next.status.start_time.as_ref().map(|at| at.0);
-    // What is suspended is on its way out: its clock begins anew when it is resumed.
-    let counts = spec.active_deadline_seconds.filter(|_| !spec.suspend);
-    if let (Some(seconds), Some(started)) = (counts, started) {
-        let left = SignedDuration::from_secs(i64::from(seconds)) - seen.now.duration_since(started);
-        if left <= SignedDuration::ZERO {
-            let message = format!("activeDeadlineSeconds ({seconds}) is over");
-            finish(seen, next, Phase::Failed, Reason::DeadlineExceeded, &message);
-        } else {
-            look_again(next, left);
-        }
-    }
-}
-
-/// Ended: nothing is paid for any more, the last sum is written, and then the object may go.
-fn over(seen: &Seen, next: &mut Next) {
-    next.unwanted = names(seen.claims);
-    if !seen.claims.is_empty() {
-        return;
-    }
-    cost(seen, &mut next.status);
-    let ended = next.status.completion_time.as_ref().map_or(seen.now, |at| at.0);
-    if let Some(ttl) = seen.job.spec.ttl_seconds_after_finished {
-        let left = SignedDuration::from_secs(i64::from(ttl)) - seen.now.duration_since(ended);
-        match left <= SignedDuration::ZERO {
-            true => next.delete = true,
-            false => look_again(next, left),
-        }
-    }
-}
-
-fn suspended(seen: &Seen, next: &mut Next) {
-    let (reason, why) = match seen.stop {
-        Some(Stop { budget, how: _ }) if !seen.job.spec.suspend => {
-            let goes_on = "goes on when its period ends or its limit is raised";
-            let why = format!("the limit of SpendBudget {budget} is reached; {goes_on}");
-            (Reason::BudgetExceeded, why)
-        }
-        _ => (Reason::Suspended, String::new()),
-    };
-    let gone = seen.claims.is_empty();
-    let status = &mut next.status;
-    let generation = seen.job.metadata.generation;
-    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-    conditions.set("Running", Is::False, reason, "");
-    if !gone {
-        conditions.progressing(reason, "ending its machine");
-        return;
-    }
-    conditions.set("Suspended", Is::True, reason, &why);
-    conditions.clear("Interrupted");
-    match reason {
-        // It goes on by itself.
-        Reason::BudgetExceeded => conditions.progressing(reason, &why),
-        // kstatus: what was asked for has been done.
-        _ => conditions.ready(reason, &why),
-    }
-    status.phase = Some(Phase::Suspended);
-    status.start_time = None;
-    cost(seen, status);
-}
-
-/// No longer suspended: clocks that count from admission or start begin anew.
-fn resumed(seen: &Seen, next: &mut Next) {
-    let status = &mut next.status;
-    if !is_true(&status.conditions, "Suspended") {
-        return;
-    }
-    status.admitted_time = Some(time(seen.now));
-    let generation = seen.job.metadata.generation;
-    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-    conditions.set("Suspended", Is::False, Reason::Resumed, "");
-}
-
-/// It has a machine, or has asked for one.
-fn works(seen: &Seen, stored: &StoredClaim, next: &mut Next) {
-    let status = &mut next.status;
-    let settled = settled(status);
-    let placement = placement_of(stored);
-    let moved =
-        status.placement.as_ref().and_then(|p| p.claim.as_ref()) != placement.claim.as_ref();
-    let settled = (settled > 0).then_some(settled);
-    status.placement = Some(PlacementStatus { settled, ..placement });
-    // An operator that has just begun has not asked the agent yet: what was written still holds.
-    let ran = is_true(&status.conditions, "Running");
-    let began = ran && !moved;
-    // A recipe runs once the runtime has said what it is; a command of the user's says nothing.
-    let is_container = seen.job.spec.container.is_some();
-    let says = |run: &Run| run.started || (is_container && run.up);
-    let running = stored.agent_key.is_some() && (began || seen.run.is_some_and(says));
-    let generation = seen.job.metadata.generation;
-    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-    let chosen = match seen.at_risk || (!moved && is_at_risk(conditions.get("OfferSelected"))) {
-        true => Reason::DeadlineAtRisk,
-        false => Reason::Ok,
-    };
-    conditions.set("OfferSelected", Is::True, chosen, &stored.claim.spec.offer.id.0);
-    if !running {
-        let reason = match stored.claim.phase {
-            ClaimPhase::Ambiguous { .. } => Reason::LaunchAmbiguous,
-            _ => Reason::Launching,
-        };
-        conditions.set("ComputeReady", Is::False, reason, "");
-        if ran {
-            conditions.set("Running", Is::False, reason, "");
-        }
-        conditions.progressing(reason, "");
-        status.phase = Some(Phase::Launching);
-        if moved {
-            cost(seen, status);
-        }
-        return;
-    }
-    let known_risk = conditions.get("Running").filter(|c| is_at_risk(Some(c))).cloned();
-    let fresh = status.phase != Some(Phase::Running);
-    status.phase = Some(Phase::Running);
-    status.start_time.get_or_insert_with(|| time(seen.now));
-    let known = status.cost.as_ref().and_then(|cost| cost.as_of.as_ref()).map(|at| at.0);
-    let stale = known.is_none_or(|at| seen.now.duration_since(at) >= REFRESH);
-    if fresh || stale {
-        take_progress(seen.run, status);
-        cost(seen, status);
-    }
-    let (risk, passes) = deadline(seen, status);
-    // What is expected moves with every step; it is thought over when progress is written.
-    let risk = match (risk, known_risk) {
-        (Late::Passed(message), _) => Some(message),
-        (Late::Expected(message), _) if fresh || stale => Some(message),
-        (Late::No, _) if fresh || stale => None,
-        (_, known) => known.map(|condition| condition.message),
-    };
-    let (reason, message) = match &risk {
-        Some(message) => (Reason::DeadlineAtRisk, message.as_str()),
-        None => (Reason::Ok, ""),
-    };
-    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-    conditions.set("ComputeReady", Is::True, Reason::Ok, "");
-    conditions.set("Running", Is::True, reason, message);
-    conditions.clear("Interrupted");
-    conditions.ready(reason, message);
-    look_again(next, passes.map_or(REFRESH, |left| left.min(REFRESH)));
-}
-
-/// How a job that runs stands to its deadline.
-enum Late {
-    No,
-    /// If it goes on as fast as it did so far.
-    Expected(String),
-    Passed(String),
-}
-
-/// And how long it is until the deadline passes.
-fn deadline(seen: &Seen, status: &TrainingJobStatus) -> (Late, Option<SignedDuration>) {
-    let admitted = status.admitted_time.as_ref().map_or(seen.now, |at| at.0);
-    let Some(finish_by) = seen.job.spec.finish_by(admitted) else { return (Late::No, None) };
-    let left = finish_by.duration_since(seen.now);
-    if left <= SignedDuration::ZERO {
-        return (Late::Passed(format!("its deadline, {finish_by}, has passed; it goes on")), None);
-    }
-    let started = status.start_time.as_ref().map_or(seen.now, |at| at.0);
-    let ran = seen.now.duration_since(started);
-    let late = status.progress.as_ref().is_some_and(|progress| {
-        let (done, steps) = (i128::from(progress.step), i128::from(progress.steps));
-        let to_do = (steps - done).max(0);
-        done > 0 && ran >= ENOUGH_TO_TELL && ran.as_millis() * to_do > left.as_millis() * done
-    });
-    match late {
-        true => (Late::Expected(format!("may end after its deadline, {finish_by}")), Some(left)),
-        false => (Late::No, Some(left)),
-    }
-}
-
-fn is_at_risk(condition: Option<&Condition>) -> bool {
-    condition.is_some_and(|c| c.status == "True" && c.reason == Reason::DeadlineAtRisk.as_str())
-}
-
-/// It has none, and wants one.
-fn waits(seen: &Seen, next: &mut Next) {
-    let not_before = backoff_until(&next.status);
-    let generation = seen.job.metadata.generation;
-    let status = &mut next.status;
-    let fresh = status.phase.is_none();
-    let lost = status.phase == Some(Phase::Interrupted);
-    if !lost {
-        status.phase = Some(Phase::Pending);
-    }
-    let mut conditions = Conditions::of(&mut status.conditions, generation, seen.now);
-    conditions.set("ComputeReady", Is::False, Reason::Launching, "");
-    conditions.set("Running", Is::False, Reason::Launching, "");
-    match seen.waits {
-        Some(Waits { reason, message }) if needs_a_change(*reason) => {
-            conditions.set("OfferSelected", Is::False, *reason, message);
-            conditions.stalled(*reason, message);
-        }
-        Some(Waits { reason, message }) => {
-            conditions.set("OfferSelected", Is::False, *reason, message);
-            conditions.progressing(*reason, message);
-        }
-        None if fresh => {
-            conditions.set("OfferSelected", Is::Unknown, Reason::Launching, "");
-            conditions.progressing(Reason::Launching, "looking for a place");
-        }
-        None => conditions.progressing(Reason::Launching, "looking for a place"),
-    }
-    match not_before.filter(|at| *at > seen.now) {
-        Some(at) => look_again(next, at.duration_since(seen.now)),
-        None => next.place = true,
-    }
-}
-
-/// When it may be started again after a failure.
-fn backoff_until(status: &TrainingJobStatus) -> Option<Timestamp> {
-    let failed =
-        status.conditions.iter().find(|c| c.type_ == "Interrupted" && c.status == "True")?;
-    if failed.reason != Reason::HeartbeatLost.as_str() || status.failures == 0 {
-        return None;
-    }
-    Some(restart::not_before(failed.last_transition_time.0, status.failures))
-}
-
 /// Whether waiting will not help: somebody has to change the job, a provider or a budget.
 pub fn needs_a_change(reason: Reason) -> bool {
     match reason {
@@ -586,55 +202,6 @@ pub fn needs_a_change(reason: Reason) -> bool {
         | Reason::ApiRetired => true,
         // Capacity, quotas, prices and providers come and go by themselves.
         _ => false,
-    }
-}
-
-fn take_progress(run: Option<&Run>, status: &mut TrainingJobStatus) {
-    let Some(run) = run else { return };
-    if run.progress.steps > 0 {
-        // How long a checkpoint takes is known of the job: a machine that has saved none yet, or was
-        // lost before it did, takes nothing back.
-        let known = status.progress.take().and_then(|progress| progress.checkpoint_seconds);
-        let mut progress = run.progress.clone();
-        progress.checkpoint_seconds = progress.checkpoint_seconds.or(known);
-        status.progress = Some(progress);
-    }
-    if let Some(key) = &run.key {
-        status.key.get_or_insert_with(|| key.clone());
-    }
-}
-
-fn cost(seen: &Seen, status: &mut TrainingJobStatus) {
-    let total = Some(Money::from(seen.spent));
-    let known = status.cost.as_ref().and_then(|cost| cost.total.as_ref()?.micro_dollars().ok());
-    // Accident: another process closed the claim, and its last row is not in our book. Two that
-    // corrected each other would go on for ever. But what runs is reckoned by its price alone, and may
-    // turn out to have cost less.
-    if !seen.settled && known.is_some_and(|known| seen.spent.micros() < known) {
-        return;
-    }
-    // A sum that did not change needs no newer date.
-    if status.cost.as_ref().is_none_or(|known| known.total != total) {
-        status.cost = Some(CostStatus { total, as_of: Some(time(seen.now)) });
-    }
-}
-
-/// Where a claim is, for people.
-pub fn placement_of(stored: &StoredClaim) -> PlacementStatus {
-    let spec = &stored.claim.spec;
-    let offer = &spec.offer;
-    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
-    PlacementStatus {
-        claim: Some(spec.name.clone()),
-        number: Some(spec.placement),
-        settled: None,
-        provider: Some(offer.provider.clone()),
-        region: text(&offer.region),
-        zone: text(&offer.zone),
-        instance_type: text(&offer.instance_type),
-        accelerator: offer.accelerators.as_ref().map(|a| format!("{}x {}", a.count, a.model)),
-        capacity_type: Some(offer.capacity.into()),
-        hourly_price: Some(Money::from(offer.price)),
     }
 }
 

@@ -150,6 +150,20 @@ async fn begin(operator: &Operator) -> Result<(), Error> {
     Ok(())
 }
 
+/// A key's turn; dropped before it is over, the key has another.
+struct TurnOf<'a, K: Clone + Eq + Ord + std::hash::Hash + Send + 'static> {
+    queue: &'a Queue<K>,
+    key: Option<&'a K>,
+}
+
+impl<K: Clone + Eq + Ord + std::hash::Hash + Send + 'static> Drop for TurnOf<'_, K> {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.queue.abandoned(key);
+        }
+    }
+}
+
 /// Works on keys, a bounded number at once, until it is dropped.
 async fn turns<K, F>(
     controller: Controller,
@@ -163,6 +177,8 @@ async fn turns<K, F>(
     let one = || async {
         loop {
             let key = queue.next().await;
+            // It is dropped in its midst when we no longer lead.
+            let mut turn_of = TurnOf { queue, key: Some(&key) };
             let span = trace::reconcile(controller.as_str(), &key);
             let pass = operator.metrics.begin(controller);
             let turn = std::panic::AssertUnwindSafe(reconcile(operator.clone(), key.clone()));
@@ -174,7 +190,7 @@ async fn turns<K, F>(
                 Ok(Err(error)) => {
                     let again = error.again();
                     match again {
-                        Again::Backoff => {
+                        Again::Backoff | Again::NotBefore(_) => {
                             tracing::warn!(%error, reason = %error.reason(), "again later");
                         }
                         Again::OnChange | Again::After(_) | Again::LostRace => {
@@ -188,6 +204,7 @@ async fn turns<K, F>(
                     Again::Backoff
                 }
             });
+            turn_of.key = None;
             queue.done(&key, again);
         }
     };
@@ -202,13 +219,19 @@ async fn placements(operator: &Operator) {
             () = operator.clock.sleep(again) => {}
         }
         let pass = operator.metrics.begin(Controller::Placement);
-        let result = placement::pass(operator).instrument(trace::pass("placement")).await;
-        pass.end(Outcome::of(&result));
-        again = match result {
-            Ok(again) => again.unwrap_or(PLACE_AGAIN).max(Duration::from_millis(100)),
-            Err(error) => {
+        let turn = std::panic::AssertUnwindSafe(placement::pass(operator)).catch_unwind();
+        let turn = turn.instrument(trace::pass("placement")).await;
+        pass.end(turn.as_ref().map_or(Outcome::Panicked, Outcome::of));
+        again = match turn {
+            Ok(Ok(again)) => again.unwrap_or(PLACE_AGAIN).max(Duration::from_millis(100)),
+            Ok(Err(error)) => {
                 tracing::warn!(%error, reason = %error.reason(), "placement");
-                Duration::from_secs(2)
+                error.not_before().unwrap_or(Duration::from_secs(2))
+            }
+            // Machines that run are looked after meanwhile.
+            Err(_) => {
+                tracing::error!("a placement pass panicked");
+                PLACE_AGAIN
             }
         };
     }
@@ -224,8 +247,13 @@ async fn sweeps(operator: &Operator) {
             let Ok(provider) = known.provider else { continue };
             let pass = operator.metrics.begin(Controller::Sweep);
             let round = sweep::round(operator, provider.as_ref());
-            let result = round.instrument(trace::pass("sweep")).await;
-            pass.end(Outcome::of(&result));
+            let round = std::panic::AssertUnwindSafe(round).catch_unwind();
+            let turn = round.instrument(trace::pass("sweep")).await;
+            pass.end(turn.as_ref().map_or(Outcome::Panicked, Outcome::of));
+            let Ok(result) = turn else {
+                tracing::error!(provider = %name, "a sweep panicked");
+                continue;
+            };
             match result {
                 Ok(swept) if swept != sweep::Swept::default() => {
                     tracing::warn!(provider = %name, ?swept, "swept");

@@ -1,9 +1,12 @@
 use petaflop_arbiter::claim::{Claim, ClaimSpec, Device, claim_name};
 use petaflop_arbiter::workload::{OwnerKind, WorkloadId};
+use petaflop_crds::scalar::Money;
 use petaflop_crds::training_job::TrainingJobSpec;
 
 use super::*;
+use crate::cluster::budgets::Stopped;
 use crate::cluster::testing::offer;
+use crate::run::End;
 
 const NOW: i64 = 1_800_000_000;
 
@@ -51,6 +54,7 @@ fn claim(placement: u32, phase: ClaimPhase, enrolled: bool) -> StoredClaim {
                 decided_at: at(0),
                 revision: None,
                 checkpoint_interval_seconds: None,
+                runners_up: Vec::new(),
             },
             uid: format!("c{placement}"),
             phase,
@@ -234,6 +238,29 @@ fn a_machine_without_its_accelerators_is_no_loss_and_no_failure_and_says_so_once
             unwanted_because(Some(&then(&first, one)), &claims[0]),
             Reason::AcceleratorProbeFailed
         );
+    }
+}
+
+#[test]
+fn a_machine_that_nobody_was_met_on_counts_as_a_failure_and_says_what_to_look_at() {
+    let first = job(serde_json::json!({
+        "backoffLimit": 1, "placement": {"interruption": {"policy": "Fail"}},
+    }));
+    let called = Run::called_at("203.0.113.7:7443".into());
+    for (run, words) in [
+        (Some(&called), "nobody answered at 203.0.113.7:7443 (TCP): let the operator through"),
+        (None, "it never had an address"),
+    ] {
+        let one = next(&look(&first, &[claim(1, ended(Reason::LaunchTimedOut), false)], run));
+        assert_eq!((one.status.failures, one.status.interruptions), (1, 0));
+        let why = one.status.conditions.iter().find(|c| c.type_ == "Interrupted").expect("it");
+        assert_eq!((&*why.status, &*why.reason), ("True", "LaunchTimedOut"));
+        assert!(why.message.contains(words), "{why:?}");
+        assert!(one.place, "elsewhere, at once");
+        let second = [claim(2, ended(Reason::LaunchTimedOut), false)];
+        let two = next(&look(&then(&first, one), &second, run));
+        let failed = ("True".into(), "BackoffLimitExceeded".into());
+        assert_eq!(condition(&two.status, "Failed"), failed);
     }
 }
 
@@ -445,6 +472,31 @@ fn a_budget_that_suspends_counts_no_interruption_and_lets_go_on_when_there_is_mo
     let goes_on = next(&look(&suspended, &[], None));
     assert_eq!(condition(&goes_on.status, "Suspended"), ("False".into(), "Resumed".into()));
     assert!(goes_on.place);
+}
+
+#[test]
+fn a_machine_that_is_left_for_a_better_one_is_a_move_and_nothing_else_is() {
+    let moved = |spec: serde_json::Value, claim: StoredClaim, run: Option<&Run>| {
+        let next = next(&look(&job(spec), &[claim], run));
+        (next.status.moves, next.status.interruptions, next.status.failures)
+    };
+    let stopped = run(Some(End::Stopped));
+    let left = |phase| StoredClaim { deleting: true, ..claim(1, phase, true) };
+    let plain = || serde_json::json!({});
+    // Heard from its agent; or, where that was not heard any more, from its claim.
+    assert_eq!(moved(plain(), left(launched()), Some(&stopped)), (1, 0, 0));
+    for reason in [Reason::CheaperOfferMigration, Reason::DeadlineAtRisk, Reason::Suspended] {
+        assert_eq!(moved(plain(), left(ended(reason)), None), (1, 0, 0));
+    }
+    let suspended = serde_json::json!({"suspend": true});
+    assert_eq!(moved(suspended.clone(), left(launched()), Some(&stopped)), (0, 0, 0));
+    assert_eq!(moved(suspended, left(ended(Reason::Suspended)), None), (0, 0, 0));
+    assert_eq!(moved(plain(), claim(1, launched(), true), Some(&stopped)), (0, 1, 0), "lost");
+    // Counted once.
+    let first = job(plain());
+    let claims = [left(launched())];
+    let once = then(&first, next(&look(&first, &claims, Some(&stopped))));
+    assert_eq!(next(&look(&once, &claims, Some(&stopped))).status.moves, 1);
 }
 
 #[test]

@@ -11,6 +11,7 @@
 //! | [`agents`], [`run`] | whoever is on a claimed machine: met, enrolled, listened to; what its command does |
 //! | [`fleet`], [`installation`] | what claimed machines are and run; whose they are |
 //! | [`accelerators`] | accelerators that were paid for; what is left alone where they are not there |
+//! | [`audit`] | machines that carry our identity and should not be there |
 //! | [`claims`], [`ledger`] | what is durable: claims wherever they are stored; what they cost |
 //! | `aws` | AWS, where this program was built with it |
 //! | [`store_at`] | where things are kept, and what opens that |
@@ -33,6 +34,7 @@
 pub mod accelerators;
 pub mod act;
 pub mod agents;
+pub mod audit;
 mod aws;
 pub mod claims;
 pub mod cli;
@@ -57,3 +59,4 @@ pub mod status;
 pub mod store_at;
 pub mod timeline;
 pub mod uid;
+pub mod unmet;

@@ -14,6 +14,8 @@ use petaflop_store::report::Progress;
 /// A claim's command, as its agent reports it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Run {
+    /// Where its agent is called, once that is known.
+    pub called_at: Option<String>,
     /// The runtime has said what it does.
     pub started: bool,
     /// The command has been started.
@@ -97,6 +99,11 @@ pub async fn left_behind(
 }
 
 impl Run {
+    /// Of an agent that is called at this address, and has said nothing yet.
+    pub fn called_at(address: String) -> Self {
+        Self { called_at: Some(address), ..Self::default() }
+    }
+
     /// Takes one line of progress over. Lines come in the order they were written; repeating some changes nothing.
     pub fn take_over(&mut self, line: &Progress) {
         match line {

@@ -1,4 +1,4 @@
-//! Status: what a running job says of itself, taken over into [`Status`].
+//! Status: what a running job says of itself, taken over into [`Status`], and what of it is news.
 
 use petaflop_store::report::Progress;
 
@@ -78,6 +78,11 @@ pub fn take_over(status: &mut Status, last: &mut LastWord, line: &Progress) {
             *last = LastWord::Failed { message: message.clone(), retry: *retry };
         }
     }
+}
+
+/// What a message says, whatever its numbers: those move with every look, and are no news.
+pub(crate) fn without_numbers(message: &str) -> String {
+    message.replace(|c: char| c.is_ascii_digit(), "")
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 use petaflop_crds::{Document, Object};
 use petaflop_plan::dtype::Dtype;
 use petaflop_plan::recipe::{Input, JobSpec, ResolvedRecipe};
+use petaflop_plan::shape::ModelShape;
 
 use crate::embedded::home::{Home, HomeError};
 use crate::embedded::job::{
@@ -158,17 +159,7 @@ pub fn serving(
     compute: Compute,
 ) -> Result<(Folder, Admission), AdmitError> {
     let folder = Folder::of(home, OwnerKind::InferenceService, namespace, name);
-    let store = home.store();
-    let (shape, weights) = match &model {
-        ServedModel::Artifact(hash) => {
-            work::stored_model(hash, &store).map_err(AdmitError::BadInput)?
-        }
-        // As the runtime serves any folder.
-        ServedModel::Folder(path) => {
-            (work::shape_at(path, &store).map_err(AdmitError::BadInput)?, Dtype::F32)
-        }
-        ServedModel::Gguf(path) => runtime::model(&runtime::find()?, Path::new(path))?,
-    };
+    let (shape, weights) = served(&model, &home.store())?;
     let work = work::serving(&shape, weights).map_err(AdmitError::BadInput)?;
     let known = folder.admission()?;
     let now = Timestamp::now();
@@ -185,6 +176,21 @@ pub fn serving(
         task: Task::Serving(Box::new(Serving { spec: spec.clone(), model, port, work })),
     };
     Ok((folder, admission))
+}
+
+/// The shape of a model that is served, and the format of its matrices.
+pub fn served(model: &ServedModel, store: &Path) -> Result<(ModelShape, Dtype), AdmitError> {
+    match model {
+        ServedModel::Artifact(hash) => {
+            work::stored_model(hash, store).map_err(AdmitError::BadInput)
+        }
+        // As the runtime serves any folder.
+        ServedModel::Folder(path) => {
+            let shape = work::shape_at(path, store).map_err(AdmitError::BadInput)?;
+            Ok((shape, Dtype::F32))
+        }
+        ServedModel::Gguf(path) => Ok(runtime::model(&runtime::find()?, Path::new(path))?),
+    }
 }
 
 /// The namespace of a document; a label, for `petaflop_crds::manifest` refuses others.

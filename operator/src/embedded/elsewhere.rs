@@ -20,7 +20,7 @@ use petaflop_store::logs::LogReader;
 use petaflop_store::report::Progress;
 
 use crate::accelerators::promised;
-use crate::agents::{self, Agents, Listener, Name, Told};
+use crate::agents::{self, Agents, Listener, Name, Told, Way};
 use crate::claims::StoredClaim;
 use crate::embedded::brought::{BroughtError, BroughtLog};
 use crate::embedded::claims::FileClaims;
@@ -158,7 +158,7 @@ impl Elsewhere {
             let task = self.fleet().training(claim, training()).ok()?;
             Some(Told { task, rights })
         };
-        self.agents.meet(&name_of(stored), stored, endpoint, told);
+        self.agents.meet(&name_of(stored), stored, Way::Dial(endpoint), told);
     }
 
     /// What the agent said of the command, and the newest lines that the command wrote.

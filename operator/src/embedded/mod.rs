@@ -14,9 +14,10 @@
 //! | [`live`], [`elsewhere`] | providers elsewhere; machines that are rented there |
 //! | [`brought`] | what commands there print, brought here |
 //! | [`publish`] | results copied to where they were asked for |
-//! | [`sweep`] | claims nobody works for, instances no claim wants |
+//! | [`sweep`], [`audit`] | claims nobody works for, instances no claim wants; the same looked at for a person |
 
 pub mod admit;
+pub mod audit;
 pub mod brought;
 pub mod claims;
 pub mod command;

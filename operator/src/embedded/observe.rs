@@ -9,7 +9,8 @@ use petaflop_arbiter::money::{Usd, UsdPerHour};
 use petaflop_arbiter::offer::{Offer, OfferId, Sale};
 use petaflop_arbiter::support::SupportTable;
 use petaflop_arbiter::workload::{Workload, WorkloadId};
-use petaflop_arbiter::world::{Assumptions, ProviderState, Switch, Unavailable, World};
+use petaflop_arbiter::world::{Assumptions, ModelRule, ProviderState, Switch, Unavailable, World};
+use petaflop_crds::compute_provider::ProviderType;
 use petaflop_providers::host::{self, Host, HostConfig};
 use petaflop_providers::{Provider, ProviderError, snapshot};
 
@@ -22,6 +23,7 @@ use crate::embedded::job::Folder;
 use crate::embedded::live;
 use crate::learned::Lesson;
 use crate::spot::Spot;
+use crate::unmet::Unmet;
 
 /// The providers of an installation outside a cluster.
 pub struct Providers {
@@ -34,6 +36,8 @@ pub struct Providers {
     /// Tables of the spot policy.
     pub spot: Spot,
     max_hourly: Option<UsdPerHour>,
+    /// What 10⁹ bytes cost that leave AWS.
+    aws_egress: Usd,
 }
 
 impl Providers {
@@ -53,12 +57,16 @@ impl Providers {
                 })?,
             None => Vec::new(),
         };
+        let aws = config.aws.as_ref().map(|aws| aws.settings.clone()).unwrap_or_default();
+        let egress = aws.egress_price_per_gb.micro_dollars();
         Ok(Self {
             host: Host::new(host).map_err(HomeError::unusable(&folder))?,
             rented,
             snapshot: snapshot::Snapshot,
             spot: Spot::default(),
             max_hourly: config.rented.as_ref().and_then(|rented| rented.max_hourly),
+            // What is no amount was refused when the file was read.
+            aws_egress: Usd::from_micros(egress.unwrap_or_default()),
         })
     }
 
@@ -97,19 +105,19 @@ impl Providers {
     }
 }
 
-/// What it is like to start at each provider. Figures for rented machines are what the
-/// providers' own documents and users report; they weigh in estimates, not in bills.
+/// The providers as decisions see them.
 fn provider_states(providers: &Providers) -> Vec<ProviderState> {
-    let state = |name: &str, startup_seconds: i64, fetch: Option<u64>, egress: i64| ProviderState {
+    let state = |name: &str, type_: ProviderType, egress_usd_per_gb: Usd| ProviderState {
         name: name.to_owned(),
         state: Switch::Enabled,
         allowed_namespaces: None,
+        accelerators: ModelRule::default(),
         max_hourly: providers.max_hourly.filter(|_| providers.rents(name)),
         monthly: None,
         max_machines: None,
-        startup_millis: startup_seconds * 1000,
-        fetch_bytes_per_second: fetch,
-        egress_usd_per_gb: Usd::from_micros(egress),
+        startup_millis: type_.startup_millis(),
+        fetch_bytes_per_second: type_.fetch_bytes_per_second(),
+        egress_usd_per_gb,
         // Dated prices are compared with, wherever they are.
         remote: providers.rents(name),
         // `spec.resources.ephemeralStorage` means something in a cluster alone.
@@ -117,9 +125,9 @@ fn provider_states(providers: &Providers) -> Vec<ProviderState> {
         quotes_stock: name == "runpod",
     };
     vec![
-        state("aws", 90, Some(100_000_000), 90_000),
-        state(host::NAME, 1, None, 0),
-        state("runpod", 120, Some(50_000_000), 0),
+        state("aws", ProviderType::AWS, providers.aws_egress),
+        state(host::NAME, ProviderType::Host, Usd::ZERO),
+        state("runpod", ProviderType::RunPod, Usd::ZERO),
     ]
 }
 
@@ -155,6 +163,20 @@ pub fn leave_class_alone(
     let mut broken: Broken = home::read_json(&path)?.unwrap_or_default();
     match broken.add(&stored.claim.uid, &stored.claim.spec.offer, now) {
         true => home::write_json(&path, &broken),
+        false => Ok(()),
+    }
+}
+
+/// Nobody was met on a claim's machine: its offer is left alone for a while.
+pub fn leave_unmet_alone(
+    home: &Home,
+    stored: &StoredClaim,
+    now: Timestamp,
+) -> Result<(), HomeError> {
+    let path = home.root().join("unmet.json");
+    let mut unmet: Unmet = home::read_json(&path)?.unwrap_or_default();
+    match unmet.add(&stored.claim.uid, &stored.claim.spec.offer, now) {
+        true => home::write_json(&path, &unmet),
         false => Ok(()),
     }
 }
@@ -206,6 +228,8 @@ pub fn world(
     let broken: Broken = home::read_json(&home.root().join("broken.json"))?.unwrap_or_default();
     let mut left_alone = unavailable(home, now)?;
     left_alone.extend(broken.among(offers.iter(), now));
+    let unmet: Unmet = home::read_json(&home.root().join("unmet.json"))?.unwrap_or_default();
+    left_alone.extend(unmet.among(offers.iter(), now));
     Ok(World {
         installation: home.installation().to_owned(),
         market: Arc::new(Market::new(offers)),

@@ -9,8 +9,9 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::money::Usd;
 
-use crate::act;
+use crate::act::accounts::{self, Kept};
 use crate::claims::{Claims, ClaimsError};
+use crate::cluster::sweep::grace;
 use crate::embedded::claims::FileClaims;
 use crate::embedded::config::Config;
 use crate::embedded::home::{Home, HomeError};
@@ -18,7 +19,7 @@ use crate::embedded::job::Folder;
 use crate::embedded::observe::Providers;
 use crate::embedded::operate;
 use crate::ledger::{self, Ledger};
-use petaflop_providers::{EnrolmentToken, Provider, ProviderError, host};
+use petaflop_providers::{EnrolmentToken, Listing, Provider, ProviderError, host};
 
 /// Younger instances may belong to a launch that is being written down.
 const GRACE: SignedDuration = SignedDuration::from_secs(10);
@@ -32,8 +33,12 @@ pub struct Swept {
     pub orphans: Vec<String>,
     /// Instances without a claim that were left alone, being suspiciously many.
     pub spared: Vec<String>,
+    /// Instances without a claim that could not be ended, and why.
+    pub stuck: Vec<String>,
     /// Instances that ended without a claim, with the last row they got.
     pub booked: Vec<(String, Usd)>,
+    /// Accounts that had neither a claim nor a machine, and were closed.
+    pub closed: Vec<String>,
 }
 
 /// Whether most of what runs may be ended at once.
@@ -48,7 +53,7 @@ pub enum Mass {
 impl Swept {
     /// What a person should hear of it.
     pub fn lines(&self) -> Vec<String> {
-        let Self { restarted, orphans, spared, booked } = self;
+        let Self { restarted, orphans, spared, stuck, booked, closed } = self;
         let mut lines = Vec::new();
         for name in restarted {
             lines.push(format!("{name}: nobody worked for it; its operator was started again"));
@@ -56,8 +61,15 @@ impl Swept {
         for id in orphans {
             lines.push(format!("{id}: no claim wants it; it was told to end"));
         }
+        for machine in stuck {
+            lines.push(format!("{machine}; no claim wants it, and it goes on: it is tried again"));
+        }
         for (id, amount) in booked {
             lines.push(format!("{id}: ended without a claim; {amount} $ more are in the ledger"));
+        }
+        for uid in closed {
+            lines
+                .push(format!("account {uid}: neither its claim nor its machine is there; closed"));
         }
         if !spared.is_empty() {
             lines.push(format!(
@@ -100,7 +112,7 @@ pub async fn sweep(home: &Home, runtime: &Path, mass: Mass) -> Result<Swept, Swe
     let clock = Clock::system();
     let mut swept = Swept::default();
     for provider in providers.sellers() {
-        match unclaimed(home, &claims, &ledger, provider, mass, &mut swept).await {
+        match unclaimed(home, &claims, &ledger, provider, &clock, mass, &mut swept).await {
             // Who is elsewhere may be out of reach; what is here is set right all the same.
             Err(SweepError::Provider(error)) if provider.name() != host::NAME => {
                 tracing::warn!(%error, "not swept");
@@ -155,11 +167,12 @@ async fn unclaimed(
     claims: &FileClaims,
     ledger: &Ledger,
     provider: &dyn Provider,
+    clock: &Clock,
     mass: Mass,
     swept: &mut Swept,
 ) -> Result<(), SweepError> {
     let listing = provider.list(home.installation()).await?;
-    let now = Timestamp::now();
+    let now = clock.now();
     let known = listing.instances.iter().filter(|i| i.state.may_bill()).count();
     let mut unclaimed = Vec::new();
     for instance in &listing.instances {
@@ -176,22 +189,53 @@ async fn unclaimed(
         }
         // Gone, and its claim with it: either its ledger was closed before, or it is now.
         if let Some(ended) = instance.ended
-            && let Some(row) = act::book_orphan(ledger, provider, instance, ended, false).await?
+            && let Some(row) =
+                accounts::book_orphan(ledger, provider, instance, ended, false, true).await?
         {
             swept.booked.push((instance.id.to_string(), row.amount));
         }
     }
+    swept.closed.extend(close_accounts(claims, ledger, provider, &listing, now).await?);
     // The young ones count here too, or the rest could be ended one small sweep at a time.
     if too_many(unclaimed.len(), known) && mass == Mass::Refused {
         swept.spared = unclaimed.iter().map(|instance| instance.id.to_string()).collect();
     } else {
         let old = |at: Timestamp| now.duration_since(at) >= GRACE;
         for instance in unclaimed.into_iter().filter(|i| i.started.is_some_and(old)) {
-            provider.terminate(&instance.id).await?;
-            swept.orphans.push(instance.id.to_string());
+            let id = instance.id.to_string();
+            match accounts::end_orphan(Some(ledger), provider, instance, clock, false).await {
+                Ok(_) => swept.orphans.push(id),
+                // The others do not wait for it.
+                Err(error) => swept.stuck.push(format!("{id}: {error}")),
+            }
         }
     }
     Ok(())
+}
+
+/// Closes the accounts that have neither a claim nor a machine. What is here is listed with its end, and
+/// closed by that.
+async fn close_accounts(
+    claims: &dyn Claims,
+    ledger: &Ledger,
+    provider: &dyn Provider,
+    listing: &Listing,
+    now: Timestamp,
+) -> Result<Vec<String>, SweepError> {
+    let mut closed = Vec::new();
+    if !provider.capabilities().rented {
+        return Ok(closed);
+    }
+    for open in ledger.open_at(provider.name()).await? {
+        let Kept::No { ended } = accounts::kept(claims, listing, &open).await? else { continue };
+        // Booked so lately that a list may lag behind.
+        let is_young = now.duration_since(open.until) < grace(provider);
+        if ended.is_some() || !is_young {
+            accounts::close_of_nobody(ledger, provider, &open, ended, now).await?;
+            closed.push(open.uid);
+        }
+    }
+    Ok(closed)
 }
 
 #[cfg(test)]

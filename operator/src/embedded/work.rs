@@ -17,8 +17,9 @@ use serde::Deserialize;
 const UNSEEN_BYTES: u64 = 2 << 20;
 
 /// What the server plans for when nothing else is said; as `petaflop-runtime serve` has it.
-const SERVED_SEQUENCES: u32 = 16;
-const SERVED_STEP_TOKENS: u32 = 256;
+pub const SERVED_SEQUENCES: u32 = 16;
+/// Tokens of one of its passes.
+pub const SERVED_STEP_TOKENS: u32 = 256;
 
 /// Work of a training job.
 ///
@@ -31,15 +32,30 @@ pub fn training(
     checkpoint_interval_seconds: Option<u32>,
 ) -> Result<TrainingWork, String> {
     let uri_of = |name: &str| inputs.iter().find(|i| i.name == name).map_or("", |i| i.uri.as_str());
-    let shape = match &recipe.model {
-        ModelSource::Scratch(shape) => shape.clone(),
-        ModelSource::Base { input } => shape_at(uri_of(input), store)?,
-    };
+    let shape = trained(recipe, inputs, store)?;
     let data: u64 = recipe.datasets.iter().map(|d| size_of(uri_of(&d.input), store)).sum();
     let base = recipe.model.input().map_or(0, |name| size_of(uri_of(name), store));
     let interval = checkpoint_interval_seconds;
     petaflop_arbiter::work::training(recipe, &shape, data, data + base, interval)
         .map_err(|e| e.to_string())
+}
+
+/// The shape of the model that a recipe trains.
+///
+/// # Errors
+/// As [`shape_at`].
+pub fn trained(
+    recipe: &ResolvedRecipe,
+    inputs: &[Input],
+    store: &Path,
+) -> Result<ModelShape, String> {
+    match &recipe.model {
+        ModelSource::Scratch(shape) => Ok(shape.clone()),
+        ModelSource::Base { input } => {
+            let uri = inputs.iter().find(|one| one.name == *input).map_or("", |one| &one.uri);
+            shape_at(uri, store)
+        }
+    }
 }
 
 /// Work of one replica that serves a model, its matrices in this format.

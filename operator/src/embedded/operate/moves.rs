@@ -37,11 +37,14 @@ impl Operator<'_> {
         let Operator { home, providers, folder, admission, status, .. } = self;
         let found = better_place(home, providers, folder, admission, status).await;
         match found {
-            Ok(Some(Outcome::Moves { claim, to, reason, stays, goes })) if claim == spec.name => {
+            Ok(Some(Outcome::Moves { claim, to, reason, stays, goes, moves }))
+                if claim == spec.name =>
+            {
                 let from = &spec.offer.id;
                 self.status.message =
                     format!("moves from {from} to {to}: {goes} $ to the end there, {stays} $ here");
                 self.status.reason = Some(reason);
+                self.status.moves = moves;
                 self.status.leaving = Some(Leaving { claim, reason });
             }
             Ok(_) => {}

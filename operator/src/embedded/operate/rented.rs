@@ -6,16 +6,19 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use petaflop_arbiter::claim::Phase as ClaimPhase;
 use petaflop_arbiter::reason::Reason;
+use petaflop_crds::compute_provider::ProviderType;
 
 use super::{Doing, OperateError, Operator};
 use crate::act;
 use crate::claims::StoredClaim;
 use crate::embedded::job::{Phase, Task};
 use crate::embedded::observe;
+use crate::learned::Lesson;
 use crate::run::{self, Run};
 use crate::status::LastWord;
+use crate::unmet;
 
-/// What did not come up is left alone for so long.
+/// What was in trouble is left alone for so long.
 const NOT_AGAIN: SignedDuration = SignedDuration::from_mins(10);
 
 impl Operator<'_> {
@@ -36,6 +39,9 @@ impl Operator<'_> {
         self.take_over(&lines);
         if let Some(run) = &run {
             if run.started {
+                if self.status.phase != Phase::Running {
+                    self.learn_launch(&stored, at)?;
+                }
                 self.runs(&stored, at).await;
             }
             if let Some(end) = &run.end {
@@ -50,6 +56,10 @@ impl Operator<'_> {
         let actor = self.actor(&stored, doing);
         let instance = actor.instance(&stored).await?;
         let stored = actor.note_running(stored, instance.as_ref()).await?;
+        if instance.as_ref().is_some_and(|seen| unmet::is_over(&stored, seen)) {
+            self.unmet(&stored)?;
+            return Ok(stored);
+        }
         let there = instance.filter(|instance| instance.state.may_bill());
         let trouble = there.as_ref().and_then(|instance| instance.trouble.as_ref());
         let trouble = trouble.map(|trouble| trouble.reason);
@@ -70,10 +80,11 @@ impl Operator<'_> {
         let provider = self.providers.seller(&stored.claim.spec.offer.provider);
         let waited = self.clock.now().duration_since(at);
         let patience = SignedDuration::try_from(provider.capabilities().launch_timeout);
-        let late = stored.agent_key.is_none() && patience.is_ok_and(|patience| waited > patience);
-        if let Some(reason) = trouble.or(late.then_some(Reason::LaunchTimedOut))
-            && (late || waited > act::patience(reason))
-        {
+        if stored.agent_key.is_none() && patience.is_ok_and(|patience| waited > patience) {
+            self.unmet(&stored)?;
+            return Ok(stored);
+        }
+        if let Some(reason) = trouble.filter(|reason| waited > act::patience(*reason)) {
             let until = self.clock.now() + NOT_AGAIN;
             observe::leave_alone(self.home, &stored.claim.spec.offer.id, until, reason)?;
             self.lost(&stored.claim.spec.name, reason);
@@ -85,6 +96,20 @@ impl Operator<'_> {
             elsewhere.meet(&self.admission, &stored, endpoint);
         }
         self.charge(stored, doing).await
+    }
+
+    /// The job works on a machine for the first time: how long that took is known now.
+    fn learn_launch(&self, stored: &StoredClaim, at: Timestamp) -> Result<(), OperateError> {
+        let Task::Training(task) = &self.admission.task else { return Ok(()) };
+        let spec = &stored.claim.spec;
+        let type_ = match spec.offer.provider.as_str() {
+            "aws" => ProviderType::AWS,
+            "runpod" => ProviderType::RunPod,
+            _ => return Ok(()),
+        };
+        let took = self.clock.now().duration_since(at);
+        let lesson = Lesson::of_launch(spec, &task.work, type_, took);
+        Ok(observe::learn(self.home, &lesson)?)
     }
 
     /// A machine elsewhere is gone, or was taken away: what its agent left in the store counts.
@@ -141,6 +166,24 @@ impl Operator<'_> {
         if !ours {
             self.count_end(&stored.claim.spec.name);
         }
+    }
+
+    /// Nobody was met on its machine, and nobody will be: what was bought is left alone, and it counts,
+    /// for an own mistake may make that of every machine.
+    fn unmet(&mut self, stored: &StoredClaim) -> Result<(), OperateError> {
+        observe::leave_unmet_alone(self.home, stored, self.clock.now())?;
+        let claim = &stored.claim.spec.name;
+        if self.status.counted.as_ref() == Some(claim) {
+            return Ok(());
+        }
+        self.status.counted = Some(claim.clone());
+        let Task::Training(task) = &self.admission.task else { return Ok(()) };
+        let limit = task.spec.backoff_limit;
+        let called_at = self.elsewhere.as_ref().and_then(|there| there.heard(stored).0);
+        let called_at = called_at.and_then(|run| run.called_at);
+        self.failed(&unmet::message(stored, called_at.as_deref()), limit);
+        self.status.reason = Some(Reason::LaunchTimedOut);
+        Ok(())
     }
 
     /// A machine was lost, or never came up: the job goes on from its checkpoint. Counted once.

@@ -83,6 +83,7 @@ mod client {
             spot,
             on_demand,
             spot_headroom_percent,
+            egress_price_per_gb: _, // of decisions: `ComputeProvider::state`
             address,
             api_base_url,
         } = settings;

@@ -63,6 +63,45 @@ fn what_fits_nowhere_gets_the_changes_that_make_it_fit() {
     assert!(shown.contains(last["change"].as_str().expect("words")), "{shown}");
 }
 
+/// Llama 405B with twice its context, served from a folder; of that only the form is there, which is all that is asked for.
+#[test]
+fn what_a_manifest_asks_for_gets_the_changes_too_and_is_counted_by_its_own_model() {
+    let sandbox = Sandbox::new();
+    let llama = json!({
+        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_act": "silu",
+        "hidden_size": 16_384, "num_hidden_layers": 126, "num_attention_heads": 128,
+        "num_key_value_heads": 8, "intermediate_size": 53_248, "vocab_size": 128_256,
+        "max_position_embeddings": 262_144, "rms_norm_eps": 1e-5, "rope_theta": 500_000.0,
+        "tie_word_embeddings": false,
+    });
+    sandbox.file("config.json", &llama.to_string());
+    let service = json!({
+        "apiVersion": "petaflop.dev/v1alpha1", "kind": "InferenceService",
+        "metadata": { "name": "llama" }, "spec": { "model": { "uri": "." } },
+    });
+    let manifest = sandbox.file("service.yaml", &service.to_string()).display().to_string();
+    let output = sandbox.run(&["fit", "-f", &manifest, "--json"]);
+    let said = json(&output);
+    assert_eq!(said["parameters"], 405_853_388_800_u64);
+    assert_eq!((output.status.code(), &said["fitting"]), (Some(3), &json!(0)));
+    let ladder = said["ladder"].as_array().expect("a ladder");
+    assert!(ladder[0]["change"].as_str().expect("words").starts_with("8 sequences"), "{ladder:?}");
+    let (last, before) = ladder.split_last().expect("at least one change");
+    assert!(before.iter().all(|step| step["fitting"] == 0), "{ladder:?}");
+    assert!(last["fitting"].as_u64().is_some_and(|offers| offers > 0), "{last}");
+
+    // And what is trained.
+    let job = include_str!("../../examples/tiny.yaml").replace("../LICENSE", "builtin:petaflop");
+    let job = job.replace("micro_batch_size: 16", "micro_batch_size: 65536");
+    let wide = job.replace("layers: 4", "layers: 1000");
+    assert!(wide.contains("65536") && wide.contains("1000"), "another example: {wide}");
+    let manifest = sandbox.file("job.yaml", &wide).display().to_string();
+    let said = json(&sandbox.run(&["fit", "-f", &manifest, "--json"]));
+    assert_eq!(said["fitting"], 0);
+    let ladder = said["ladder"].as_array().expect("a ladder");
+    assert!(ladder.last().is_some_and(|last| last["fitting"] != 0), "{ladder:?}");
+}
+
 #[test]
 fn a_model_that_nobody_knows_is_refused_by_name() {
     let sandbox = Sandbox::new();

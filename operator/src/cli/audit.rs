@@ -5,9 +5,11 @@
 use petaflop_agent_api::clock::Clock;
 
 use super::{Code, Failure, Outcome, print, print_json, say, show, waiting};
-use crate::cluster::audit::{Audit, Fate, Findings};
+use crate::audit::{Fate, Findings};
+use crate::cluster::audit::Audit;
 use crate::cluster::begin;
 use crate::cluster::make::Make;
+use crate::embedded::home::{Home, HomeError};
 use crate::installation::Installation;
 
 #[derive(clap::Args)]
@@ -15,11 +17,17 @@ pub(crate) struct Args {
     /// End them, but for the youngest
     #[arg(long)]
     terminate: bool,
+    /// Without a cluster: those that `petaflop run` rented, at the providers whose keys there are
+    #[arg(long, conflicts_with_all = ["ledger_uri", "provider_labels"])]
+    local: bool,
+    /// Of an installation that is gone, a home or a cluster: its uid, as its machines carry it
+    #[arg(long, value_name = "UID", requires = "local")]
+    installation: Option<String>,
     /// Where the cost of what is ended is booked [default: it is only said]
     #[arg(long, value_name = "URI", default_value = "", hide_default_value = true)]
     ledger_uri: String,
     /// Labels of the ComputeProviders to ask [default: all]
-    #[arg(long, value_name = "KEY=VALUE,…")]
+    #[arg(long, env = "PETAFLOP_PROVIDER_LABELS", value_name = "KEY=VALUE,…")]
     provider_labels: Option<String>,
     #[command(flatten)]
     watched: super::operator::Watched,
@@ -31,8 +39,14 @@ pub(crate) struct Args {
     json: bool,
 }
 
-pub(crate) fn run(args: &Args) -> Outcome {
-    let findings = waiting()?.block_on(look(args))?;
+pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -> Outcome {
+    let findings = match args.local {
+        true => {
+            let (home, gone) = (open()?, args.installation.as_deref());
+            waiting()?.block_on(crate::embedded::audit::run(&home, gone, args.terminate))?
+        }
+        false => waiting()?.block_on(look(args))?,
+    };
     if args.json {
         print_json(&findings)?;
     } else {
@@ -51,7 +65,15 @@ async fn look(args: &Args) -> Result<Findings, Failure> {
     };
     let ledger = match args.ledger_uri.as_str() {
         "" => None,
-        uri => Some(begin::ledger(&super::operator::ledger_at(uri), &clock).await?),
+        uri => match begin::ledger(&super::operator::ledger_at(uri), &clock).await {
+            Ok(ledger) => Some(ledger),
+            // What bills and is nobody's is found and ended all the same.
+            Err(error) if args.terminate => {
+                say(format_args!("what is ended is not booked: {error}"));
+                None
+            }
+            Err(error) => return Err(error.into()),
+        },
     };
     let make = Make::unwatched(client.clone(), clock.clone(), &uid, &args.watched.namespaces())
         .secrets_of(&namespace);
@@ -69,7 +91,7 @@ async fn look(args: &Args) -> Result<Findings, Failure> {
 }
 
 fn tell(findings: &Findings) -> Result<(), Failure> {
-    let Findings { machines, unclaimed, surplus, lapsed, unasked } = findings;
+    let Findings { machines, unclaimed, surplus, lapsed, unasked, troubles } = findings;
     if findings.found().next().is_some() {
         let mut table = show::table(
             &["PROVIDER", "MACHINE", "FOR CLAIM", "SINCE", "$/H", "COST $", "WHY", ""],
@@ -92,6 +114,9 @@ fn tell(findings: &Findings) -> Result<(), Failure> {
     }
     for provider in unasked {
         say(format_args!("{}: not known: {}", provider.provider, provider.why));
+    }
+    for trouble in troubles {
+        say(format_args!("{}: {}: {}", trouble.provider, trouble.machine, trouble.why));
     }
     say(format_args!(
         "{machines} machines carry our identity: {} without a claim, {} beside their claim's own, {} with a lapsed lease",

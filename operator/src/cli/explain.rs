@@ -1,5 +1,6 @@
 //! `petaflop explain -f`: why not that one, with numbers.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -12,7 +13,7 @@ use petaflop_arbiter::workload::WorkloadId;
 use petaflop_arbiter::world::Recorded;
 use petaflop_crds::manifest;
 
-use super::{Code, Failure, Outcome, plan, print, print_json, show, waiting};
+use super::{Code, Failure, Outcome, plan, print, print_json, say, show, waiting};
 use crate::embedded::admit;
 use crate::embedded::home::{Home, HomeError};
 use crate::timeline;
@@ -51,11 +52,7 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
     }
     let (seen, workload, recorded) = match (&args.world, &args.file) {
         (Some(path), _) => {
-            let text = std::fs::read(path)
-                .map_err(|e| Failure::bad_input(format!("{}: {e}", path.display())))?;
-            let seen: Recorded = serde_json::from_slice(&text).map_err(|e| {
-                Failure::bad_input(format!("{}: not a recorded world: {e}", path.display()))
-            })?;
+            let seen = recorded_world(path)?;
             let workload = workload_of(args, &seen)
                 .map_err(|said| Failure::bad_input(format!("{}: {said}", path.display())))?;
             (seen, workload, true)
@@ -81,6 +78,29 @@ pub(crate) fn run(open: impl FnOnce() -> Result<Home, HomeError>, args: &Args) -
         explanation.decision.world = Some(seen.hash());
     }
     show_explanation(args, &explanation)
+}
+
+/// A world that was written down, maybe by another version of petaflop: then it is said what of it plays
+/// no part here.
+fn recorded_world(path: &Path) -> Result<Recorded, Failure> {
+    let failed = |what: String| Failure::bad_input(format!("{}: {what}", path.display()));
+    let text = std::fs::read(path).map_err(|e| failed(e.to_string()))?;
+    let mut reader = serde_json::Deserializer::from_slice(&text);
+    let mut unknown = BTreeSet::new();
+    let seen = serde_ignored::deserialize(&mut reader, |field| {
+        unknown.insert(field.to_string());
+    })
+    .and_then(|seen: Recorded| reader.end().map(|()| seen))
+    .map_err(|e| failed(format!("not a recorded world: {e}")))?;
+    if !unknown.is_empty() {
+        let fields = unknown.iter().take(10).map(String::as_str).collect::<Vec<_>>().join(", ");
+        say(format_args!(
+            "{}: recorded by another version of petaflop, whose decision may differ; passed over: {fields}{}",
+            path.display(),
+            if unknown.len() > 10 { ", …" } else { "" },
+        ));
+    }
+    Ok(seen)
 }
 
 /// The workload of a recorded world that is asked about: the one that is named, else the first.
@@ -189,13 +209,15 @@ fn in_full(one: &Explained) -> String {
         terms,
         millis,
         millis_range,
+        usd_range,
         tokens_per_second,
         usd_per_million_tokens,
     }) = cost
     {
         let (low, high) = *millis_range;
         text.push_str(&format!(
-            "  {total} $ expected in {} ({} to {})\n",
+            "  {total} $ expected{} in {} ({} to {})\n",
+            show::between(*usd_range),
             show::span(*millis),
             show::span(low),
             show::span(high)

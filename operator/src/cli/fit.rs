@@ -20,7 +20,7 @@ use serde::Serialize;
 use self::model::{Again, Asked, Cache, Estimate, Precision, Trained};
 use super::{Code, Failure, Outcome, plan, print, print_json, show};
 use crate::embedded::home::Home;
-use crate::embedded::job::{DEFAULT_NAMESPACE, Task};
+use crate::embedded::job::DEFAULT_NAMESPACE;
 
 #[derive(clap::Args)]
 #[command(group(clap::ArgGroup::new("what").required(true).args(["file", "model"])))]
@@ -109,11 +109,14 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
             let Some(admission) = plan::asked(home, document, None)? else {
                 return Ok(Code::Failed);
             };
-            let parameters = match &admission.task {
-                Task::Training(task) => task.work.checkpoint_bytes / 12,
-                Task::Serving(task) => task.work.model_bytes / 4,
-            };
-            (plan::workload_for(home, &admission)?, parameters, None, None)
+            let (shape, of) = model::admitted(home, &admission.task)?;
+            let workload = plan::workload_for(home, &admission)?;
+            (
+                workload,
+                shape.parameters(),
+                None,
+                model::anatomy(&shape).map(|anatomy| (anatomy, of)),
+            )
         }
         (None, Some(model)) => {
             let Asked { parameters, work, estimate, of } = model::read(args, model)?;
@@ -170,7 +173,7 @@ fn climb(
     let mut steps = Vec::new();
     for rung in ladder(anatomy, of) {
         for workload in world.workloads.iter_mut().filter(|workload| workload.id == *id) {
-            workload.work = model::work(anatomy, rung.with);
+            workload.work = model::by_formulas(anatomy, rung.with);
         }
         let rows = rows(world, id)?;
         let fitting = count(&rows);

@@ -12,6 +12,7 @@ use super::{Failure, say};
 use crate::embedded::home::Home;
 use crate::embedded::job::{Folder, Intent, Phase, Status};
 use crate::embedded::operate;
+use crate::status::without_numbers;
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_millis(100);
@@ -114,7 +115,8 @@ impl View {
             return;
         }
         let (phase, step, message) = &self.shown;
-        let news = *phase != status.phase || *message != status.message;
+        let news =
+            *phase != status.phase || without_numbers(message) != without_numbers(&status.message);
         let advanced = *step != status.step && Instant::now() >= self.next;
         if !news && !advanced {
             return;

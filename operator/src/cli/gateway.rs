@@ -32,7 +32,11 @@ pub(crate) fn run(args: &Args) -> Outcome {
         let at = |port| {
             let address = SocketAddr::new(args.address, port);
             listen(address)
-                .map_err(|error| Failure::failed(format!("cannot listen on {address}: {error}")))
+                .map_err(|error| {
+                    Failure::failed(format!(
+                        "cannot listen on {address}: {error}; give another --address, --port or --own-port"
+                    ))
+                })
         };
         let (requests, own) = (at(args.port)?, at(args.own_port)?);
         let mut terminate = signal(SignalKind::terminate())?;

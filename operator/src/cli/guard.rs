@@ -33,7 +33,7 @@ pub(crate) struct Args {
     #[arg(long, env = "POD_NAMESPACE", default_value = "", hide_default_value = true)]
     namespace: String,
     /// Labels of the ComputeProviders of this installation [default: all there are]
-    #[arg(long, value_name = "SELECTOR")]
+    #[arg(long, env = "PETAFLOP_PROVIDER_LABELS", value_name = "SELECTOR")]
     provider_labels: Option<String>,
     #[command(flatten)]
     watched: super::operator::Watched,

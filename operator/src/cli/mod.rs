@@ -101,7 +101,7 @@ enum Command {
     Sandbox(sandbox::Args),
     /// Work in a cluster: what the chart starts
     Operator(operator::Args),
-    /// Find machines in a cluster's providers that no claim knows
+    /// Find machines that carry our identity and that no claim knows
     Audit(audit::Args),
     /// Refuse, or drain, before the operator is uninstalled
     Guard(guard::Args),
@@ -191,8 +191,10 @@ pub fn main() -> ExitCode {
     let code = outcome.map(|code| code as u8).unwrap_or_else(|Failure { code, message }| {
         let known = message.starts_with("error:") || message.contains("\nerror:");
         let prefix = if known { "" } else { "error: " };
-        // A closed stderr is no reason to end differently.
-        let _ = writeln!(io::stderr(), "{prefix}{message}");
+        if !message.is_empty() {
+            // A closed stderr is no reason to end differently.
+            let _ = writeln!(io::stderr(), "{prefix}{message}");
+        }
         code
     });
     ExitCode::from(code)
@@ -229,7 +231,7 @@ fn dispatch(command: Command, open: impl FnOnce() -> Result<Home, HomeError>) ->
         #[cfg(feature = "sandbox")]
         Command::Sandbox(args) => sandbox::run(&open()?, args),
         Command::Operator(args) => operator::run(args),
-        Command::Audit(args) => audit::run(&args),
+        Command::Audit(args) => audit::run(open, &args),
         Command::Guard(args) => guard::run(&args),
         Command::Selftest(args) => selftest::run(&args),
         Command::Crds(args) => crds::run(&args),
@@ -242,10 +244,12 @@ fn dispatch(command: Command, open: impl FnOnce() -> Result<Home, HomeError>) ->
     }
 }
 
-/// Prints to stdout. A reader that went away ends the command without a panic.
+/// Prints to stdout. A reader that went away (`| head`) ends the command, and nothing is said of it.
 pub(crate) fn print(text: impl std::fmt::Display) -> Result<(), Failure> {
-    writeln!(io::stdout(), "{text}")
-        .map_err(|error| Failure::failed(format!("cannot write to stdout: {error}")))
+    writeln!(io::stdout(), "{text}").map_err(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Failure::failed(""),
+        _ => Failure::failed(format!("cannot write to stdout: {error}; is its disk full?")),
+    })
 }
 
 /// Says something to a person; nobody listening is no failure.

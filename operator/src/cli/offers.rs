@@ -101,7 +101,9 @@ fn live(home: &Home, config: &Config, args: &Args) -> Outcome {
     };
     let (offers, failed) = super::waiting()?.block_on(asked);
     if failed == providers.len() {
-        return Err(Failure::failed("no provider said what it offers"));
+        return Err(Failure::failed(
+            "no provider said what it offers: mend one of those left out above",
+        ));
     }
     show_offers(args, offers)
 }

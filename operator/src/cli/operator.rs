@@ -11,7 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::{Code, Failure, Outcome, waiting};
 use crate::agents::LEASE;
 use crate::cluster::begin::begin;
-use crate::cluster::settings::{Settings, StoreAt};
+use crate::cluster::settings::{AgentCalls, Settings, StoreAt};
 use crate::narrow::Sts;
 use crate::store_at::HANDED_ON;
 
@@ -54,6 +54,12 @@ pub(crate) struct Args {
     /// Its SHA-256
     #[arg(long, value_name = "HEX", requires = "agent_arm_url")]
     agent_arm_sha256: Option<String>,
+    /// Where it listens for agents of rented machines, which then call it instead of being dialled
+    #[arg(long, value_name = "ADDRESS", requires = "agent_endpoint")]
+    agent_listen: Option<SocketAddr>,
+    /// The same place as those machines reach it: http(s)://host[:port][/path]
+    #[arg(long, value_name = "URL", requires = "agent_listen", value_parser = endpoint)]
+    agent_endpoint: Option<String>,
     /// Image of the runtime
     #[arg(long, value_name = "IMAGE", default_value = "petaflop-runtime")]
     runtime_image: String,
@@ -67,7 +73,7 @@ pub(crate) struct Args {
     #[arg(long)]
     leader_elect: bool,
     /// Labels of the ComputeProviders to work with [default: all]
-    #[arg(long, value_name = "KEY=VALUE,…")]
+    #[arg(long, env = "PETAFLOP_PROVIDER_LABELS", value_name = "KEY=VALUE,…")]
     provider_labels: Option<String>,
     #[command(flatten)]
     watched: Watched,
@@ -134,7 +140,7 @@ pub(crate) fn run(args: Args) -> Outcome {
         };
         tokio::select! {
             () = told() => tracing::info!("told to end"),
-            () = running.wait() => return Err(Failure::failed("a part of the operator ended; the log says which")),
+            () = running.wait() => return Err(Failure::failed("a part of the operator ended; the log says which and why: mend that, and start it again")),
         }
         running.stop().await;
         Ok(Code::Done)
@@ -152,6 +158,8 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         agent_sha256,
         agent_arm_url,
         agent_arm_sha256,
+        agent_listen,
+        agent_endpoint,
         runtime_image,
         runtime,
         http_address,
@@ -181,6 +189,9 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         agent_image,
         agent_download: download(agent_url, agent_sha256),
         agent_arm_download: download(agent_arm_url, agent_arm_sha256),
+        agent_calls: agent_listen
+            .zip(agent_endpoint)
+            .map(|(listen, endpoint)| AgentCalls { listen, endpoint }),
         runtime_image,
         runtime,
         lease: LEASE,
@@ -191,6 +202,20 @@ fn settings(args: Args, environment: &BTreeMap<String, String>) -> Settings {
         secret_reader,
         record_worlds,
         leader_elect,
+    }
+}
+
+/// An address that agents can be told: it stands in what a machine is started with.
+fn endpoint(text: &str) -> Result<String, String> {
+    let host = text.strip_prefix("https://").or_else(|| text.strip_prefix("http://"));
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._~:/[]%".contains(c);
+    match host {
+        Some(host) if host.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '[') => {}
+        _ => return Err("say http:// or https:// and a host".to_owned()),
+    }
+    match text.chars().all(plain) {
+        true => Ok(text.to_owned()),
+        false => Err("say an address without user, query or spaces".to_owned()),
     }
 }
 
@@ -242,6 +267,18 @@ fn credentials(environment: &BTreeMap<String, String>) -> (Credentials, Credenti
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn where_agents_call_is_an_address_and_nothing_else() {
+        for good in ["https://a.example", "http://10.0.0.1:7443", "https://[fd00::1]:7443/agents"] {
+            assert_eq!(endpoint(good).as_deref(), Ok(good));
+        }
+        for bad in
+            ["", "a.example:7443", "ftp://a", "https://", "https:///x", "http://a b", "http://a'$b"]
+        {
+            assert!(endpoint(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn a_ledger_with_credentials_of_its_own_never_uses_the_stores_and_jobs_never_see_them() {

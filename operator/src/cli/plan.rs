@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use jiff::Timestamp;
-use petaflop_arbiter::decide::decide;
+use petaflop_arbiter::decide::{decide, explain};
 use petaflop_arbiter::decision::Outcome as Decided;
+use petaflop_arbiter::money::Usd;
+use petaflop_arbiter::own_or_rent::{OwnOrRent, Purchase};
 use petaflop_arbiter::workload::Workload;
 use petaflop_arbiter::world::{Recorded, World};
 use petaflop_crds::{Document, Object, manifest};
@@ -34,12 +36,26 @@ pub(crate) struct Args {
     /// Write the world of the first decision to this file, for `explain --world`
     #[arg(long, value_name = "FILE")]
     save_world: Option<PathBuf>,
+    /// Say whether buying pays: what a machine like the cheapest of one's own costs to buy, in dollars
+    #[arg(long, value_name = "USD", value_parser = dollars)]
+    bought_usd: Option<Usd>,
+    /// Years that it is used
+    #[arg(long, value_name = "YEARS", default_value = "4", requires = "bought_usd", value_parser = clap::value_parser!(u32).range(1..=50))]
+    bought_years: u32,
+}
+
+/// An amount that is not below 0.
+fn dollars(text: &str) -> Result<Usd, String> {
+    let usd: Usd = text.parse().map_err(|error| format!("{error}"))?;
+    if usd < Usd::ZERO { Err("must be 0 or more".to_owned()) } else { Ok(usd) }
 }
 
 pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
     let mut documents = manifest::read(&args.file).map_err(Failure::bad_input)?;
     args.only.apply(&mut documents);
     let mut decisions = Vec::new();
+    let mut compared = Vec::new();
+    let purchase = args.bought_usd.map(|usd| Purchase { usd, years: args.bought_years });
     let mut code = Code::Done;
     for document in &documents {
         let Some(admission) = asked(home, document, args.data.as_deref())? else {
@@ -68,10 +84,22 @@ pub(crate) fn run(home: &Home, args: &Args) -> Outcome {
                 print(show::misses(&decision.misses))?;
             }
         }
+        if let Some(purchase) = purchase {
+            let explained = explain(&seen.world, seen.now, &decision.workload);
+            let both = explained.and_then(|explained| OwnOrRent::of(&explained, purchase));
+            if !args.json {
+                print(show::own_or_rent(both.as_ref()))?;
+            }
+            compared.push(both);
+        }
         decisions.push(decision);
     }
     if args.json {
-        print_json(&serde_json::json!({ "decisions": decisions }))?;
+        let mut told = serde_json::json!({ "decisions": decisions });
+        if purchase.is_some() {
+            told["ownOrRent"] = serde_json::to_value(&compared)?;
+        }
+        print_json(&told)?;
     }
     Ok(code)
 }

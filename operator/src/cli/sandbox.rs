@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::process::{Child, Command};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -20,6 +20,9 @@ const AFTER: u32 = 45;
 
 /// Between two looks at the market.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// Nothing has run for so long: a service goes on here, and no more is billed in the clouds.
+const OVER: SignedDuration = SignedDuration::from_secs(20);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -111,6 +114,7 @@ async fn watch(
     // Ctrl-C reaches it too: it has the same terminal.
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    let mut told = 0;
     loop {
         tokio::select! {
             status = child.wait() => return Ok(status?),
@@ -125,6 +129,11 @@ async fn watch(
                 let event = market.as_mut().and_then(|market| market.turn(clouds, Timestamp::now()));
                 if let Some(event) = event {
                     say(format_args!("sandbox: {event}"));
+                }
+                let receipt = Receipt::of(clouds);
+                if receipt.machines.len() > told && receipt.is_settled(OVER, Timestamp::now()) {
+                    told = receipt.machines.len();
+                    say(shown(&receipt));
                 }
             }
         }

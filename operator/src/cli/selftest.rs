@@ -28,7 +28,10 @@ pub(crate) fn run(args: &Args) -> Outcome {
             let status = answer.status();
             let body = answer.text().await.unwrap_or_default();
             if !status.is_success() {
-                return Err(Failure::failed(format!("{url}{path}: {status}: {}", body.trim())));
+                return Err(Failure::failed(format!(
+                    "{url}{path}: {status}: {}; the operator's log says more",
+                    body.trim()
+                )));
             }
             print(format_args!("{path}: {}", body.trim()))?;
         }

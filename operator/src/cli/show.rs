@@ -3,7 +3,9 @@
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use jiff::Timestamp;
 use petaflop_arbiter::decision::{Advice, Advised, Decision, Miss, Outcome, Ranked};
+use petaflop_arbiter::money::Usd;
 use petaflop_arbiter::offer::{Offer, Sale};
+use petaflop_arbiter::own_or_rent::OwnOrRent;
 
 /// A table in this house's style: headings, no lines.
 pub(crate) fn table(headings: &[&str], right: &[usize]) -> Table {
@@ -119,9 +121,10 @@ pub(crate) fn decision(decision: &Decision) -> String {
             if let Some(Ranked { offer, cost, .. }) = decision.ranked.first() {
                 let (low, high) = cost.millis_range;
                 text.push_str(&format!(
-                    "→ {}: {} $ expected, {} (between {} and {}) at {} $/h",
+                    "→ {}: {} $ expected{}, {} (between {} and {}) at {} $/h",
                     offer.id,
                     cost.total,
+                    between(cost.usd_range),
                     span(cost.millis),
                     span(low),
                     span(high),
@@ -137,10 +140,10 @@ pub(crate) fn decision(decision: &Decision) -> String {
         Outcome::Settled { machines } => {
             text.push_str(&format!("→ has what it wants ({machines} machines)"));
         }
-        Outcome::Moves { claim, to, reason, stays, goes } => {
+        Outcome::Moves { claim, to, reason, stays, goes, moves } => {
             let saves = stays.saturating_sub(*goes);
             text.push_str(&format!(
-                "→ {reason}: leaves {claim} for {to}: {goes} $ to the end there, the move included, {stays} $ here; saves {saves} $"
+                "→ {reason}: leaves {claim} for {to}: {goes} $ to the end there, the move included, {stays} $ here; saves {saves} $; move {moves} of this job"
             ));
         }
         Outcome::Waiting { reason, message } => text.push_str(&format!("→ {reason}: {message}")),
@@ -161,10 +164,55 @@ pub(crate) fn decision(decision: &Decision) -> String {
     text
 }
 
+/// The dollars between which about nine runs in ten lie, to follow those that are expected.
+pub(crate) fn between(range: Option<(Usd, Usd)>) -> String {
+    range.map(|(low, high)| format!(" (between {low} and {high} $)")).unwrap_or_default()
+}
+
+/// Whether buying a machine pays.
+pub(crate) fn own_or_rent(both: Option<&OwnOrRent>) -> String {
+    let Some(both) = both else {
+        return "buy or rent: there is nothing to compare: it takes one machine of one's own and one for rent that would do".to_owned();
+    };
+    let OwnOrRent {
+        own,
+        rented,
+        own_millis,
+        marginal,
+        full,
+        rent,
+        pays_after_hours,
+        lifetime_hours,
+    } = both;
+    let pays = match pays_after_hours {
+        None => "buying never pays".to_owned(),
+        Some(hours) => {
+            let share = *hours as f64 / *lifetime_hours as f64 * 100.0;
+            let within = if hours <= lifetime_hours { "" } else { ", which it does not have" };
+            format!(
+                "buying pays from {hours} hours of such work on, {share:.1} % of its years{within}"
+            )
+        }
+    };
+    format!(
+        "buy or rent: {marginal} $ on {own} in {}, at least {full} $ with its share of the purchase; {rent} $ rented on {rented}; {pays}",
+        span(*own_millis)
+    )
+}
+
 /// What the spot policy said, with the numbers that it stood on.
 fn advised(advice: &Advice) -> String {
-    let Advice { says, policy, zones, slack_seconds, restart_seconds, refused, line, on_demand } =
-        advice;
+    let Advice {
+        says,
+        policy,
+        zones,
+        slack_seconds,
+        restart_seconds,
+        refused,
+        line,
+        on_demand,
+        short_of_money,
+    } = advice;
     let says = match says {
         Advised::Wait => "wait",
         Advised::Spot => "spot",
@@ -176,8 +224,12 @@ fn advised(advice: &Advice) -> String {
         1 => ", an on-demand offer refused lately".to_owned(),
         many => format!(", {many} on-demand offers refused lately"),
     };
+    let money = match short_of_money {
+        true => "; after another try on spot the money would not do for on-demand",
+        false => "",
+    };
     format!(
-        "{says} ({policy}; {zones} places for spot, {} to spare, a start takes up to {}{refusals}); without progress, {on_demand} from {line}",
+        "{says} ({policy}; {zones} places for spot, {} to spare, a start takes up to {}{refusals}{money}); without progress, {on_demand} from {line}",
         span(slack_seconds.saturating_mul(1_000)),
         span(restart_seconds.saturating_mul(1_000)),
     )

@@ -18,7 +18,6 @@ mod logs;
 mod metrics;
 mod offers;
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,6 +29,7 @@ use http::{HeaderValue, StatusCode, header};
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::workload::OwnerKind;
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
@@ -85,11 +85,15 @@ impl Api {
 /// Answers until it is dropped, and every connection with it.
 pub(crate) async fn serve(operator: Arc<Operator>, queues: Queues, listener: TcpListener) {
     let clock = operator.clock.clone();
-    let router = Api::router(operator, queues);
+    accept(&clock, Api::router(operator, queues), listener, CONNECTIONS).await;
+}
+
+/// Answers so many connections at once until it is dropped, and every connection with it.
+pub(crate) async fn accept(clock: &Clock, router: Router, listener: TcpListener, most: usize) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
-            accepted = listener.accept(), if connections.len() < CONNECTIONS => match accepted {
+            accepted = listener.accept(), if connections.len() < most => match accepted {
                 Ok((stream, _)) => { connections.spawn(connection(router.clone(), stream)); }
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -124,11 +128,6 @@ fn kind_of(text: &str) -> Result<OwnerKind, Refusal> {
             format!("expected trainingjobs or inferenceservices, found {text:?}"),
         )),
     }
-}
-
-/// A socket for [`serve`].
-pub(crate) async fn listen(at: std::net::SocketAddr) -> io::Result<TcpListener> {
-    TcpListener::bind(at).await
 }
 
 /// Why a request gets no answer: a status, and what to do about it.

@@ -31,12 +31,11 @@ impl Cloud for OfAws {
         SignedDuration::try_from(ec2::PACE.notice).ok()
     }
 
-    /// Whoever takes one machine away wants all of them.
+    /// Whoever takes one machine away wants all of them: none is left, on demand neither.
     fn dries_up(&self) {
         self.0.engine(|engine| {
-            let spot = engine.products().filter(|(_, product)| product.pool == catalog::SPOT);
-            let spot: Vec<ProductId> = spot.map(|(id, _)| id).collect();
-            spot.into_iter().for_each(|id| engine.product_mut(id).capacity = 0);
+            let all: Vec<ProductId> = engine.products().map(|(id, _)| id).collect();
+            all.into_iter().for_each(|id| engine.product_mut(id).capacity = 0);
         });
     }
 
@@ -78,8 +77,10 @@ pub(super) fn start(
     });
     config["aws"] = json!({
         "regions": [{ "name": REGION, "securityGroups": groups }],
-        "instanceTypes": ["c7i.large", "c7i.2xlarge"],
+        "instanceTypes": ["c7i.2xlarge"],
         "diskGb": 30,
+        // The store is to them what a bucket in their region is.
+        "egressPricePerGb": "0",
         // No machine here has an address of the internet's.
         "address": "Private",
         "apiBaseUrl": ec2.url(),

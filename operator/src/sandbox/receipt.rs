@@ -1,7 +1,7 @@
 //! What the clouds of a sandbox billed, machine by machine, and what the same machines cost in the
 //! same hours where nobody may take them away.
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use petaflop_arbiter::money::Usd;
 use petaflop_cloud_box::engine::Engine;
 use petaflop_cloud_box::engine::bill::Item;
@@ -63,6 +63,14 @@ impl Receipt {
         };
         let (billed_usd, on_demand_usd) = (sum(|m| m.billed_usd), sum(|m| m.on_demand_usd));
         Self { machines, billed_usd, on_demand_usd }
+    }
+
+    /// Whether nothing has run, nor been billed, for so long.
+    pub fn is_settled(&self, quiet: SignedDuration, now: Timestamp) -> bool {
+        let is_over = |machine: &Rented| {
+            !machine.bills && machine.until.is_some_and(|until| now.duration_since(until) >= quiet)
+        };
+        self.machines.iter().all(is_over)
     }
 }
 

@@ -15,6 +15,9 @@ use serde_json::Value;
 
 use super::Args;
 use crate::cli::Failure;
+use crate::embedded::home::Home;
+use crate::embedded::job::Task;
+use crate::embedded::{admit, work};
 use crate::models;
 
 /// Longest context that is planned for when none is named.
@@ -122,7 +125,7 @@ pub(super) fn read(args: &Args, model: &str) -> Result<Asked, Failure> {
         },
         (Err(because), Some(anatomy)) => Asked {
             parameters: anatomy.parameters(),
-            work: work(&anatomy, asked),
+            work: by_formulas(&anatomy, asked),
             estimate: Some(Estimate { because, needs: asked.needs(&anatomy) }),
             of: Some((anatomy, asked)),
         },
@@ -130,8 +133,59 @@ pub(super) fn read(args: &Args, model: &str) -> Result<Asked, Failure> {
     })
 }
 
+/// The model of a manifest, and what its job or service does with it, in the formulas' words.
+pub(super) fn admitted(home: &Home, task: &Task) -> Result<(ModelShape, Use), Failure> {
+    match task {
+        Task::Training(task) => {
+            let recipe = &task.recipe;
+            let shape = work::trained(recipe, &task.inputs, &home.store());
+            let training = Training {
+                sequences: recipe.micro_batch_size,
+                passes: recipe.gradient_accumulation_steps,
+                context: recipe.sequence_len,
+                ..PLAIN
+            };
+            Ok((shape.map_err(Failure::bad_input)?, Use::Train(training)))
+        }
+        Task::Serving(task) => {
+            let served = admit::served(&task.model, &home.store());
+            let (shape, weights) = served.map_err(Failure::bad_input)?;
+            let serving = Serving {
+                weights: match weights {
+                    Dtype::Bf16 => Format::Bf16,
+                    Dtype::Q8_0 => Format::Q8_0,
+                    Dtype::Q4_0 => Format::Q4_0,
+                    _ => Format::F32,
+                },
+                cache: Format::F32,
+                sequences: work::SERVED_SEQUENCES,
+                context: shape.max_positions,
+                step_tokens: work::SERVED_STEP_TOKENS,
+            };
+            Ok((shape, Use::Serve(serving)))
+        }
+    }
+}
+
+/// What the formulas count for a shape of the runtime's; nothing for one that they do not know.
+pub(super) fn anatomy(shape: &ModelShape) -> Option<Anatomy> {
+    Anatomy::from_hf_config(&shape.to_hf_config()).ok()
+}
+
+/// As the runtime trains.
+const PLAIN: Training = Training {
+    method: Method::Full,
+    optimizer: Optimizer::Adam,
+    recompute: Recompute::Nothing,
+    loss: Loss::InPlace,
+    sequences: 1,
+    passes: 1,
+    context: LONGEST_CONTEXT,
+    precision: workload::Precision::F32,
+};
+
 /// The work of a use, by formulas.
-pub(super) fn work(model: &Anatomy, of: Use) -> Work {
+pub(super) fn by_formulas(model: &Anatomy, of: Use) -> Work {
     match of {
         Use::Serve(serving) => Work::Serving(serving.work(model)),
         Use::Train(training) => Work::Training(training.work(model)),
@@ -181,8 +235,8 @@ fn plan(args: &Args, shape: &ModelShape, context: u32) -> Result<Work, Failure> 
         };
         let tokens = args.sequences.max(STEP_TOKENS);
         let options = ServingOptions::new(weights, args.sequences, tokens, context);
-        let work = petaflop_arbiter::work::serving(shape, &options);
-        return Ok(Work::Serving(work.map_err(Failure::bad_input)?));
+        let replica = petaflop_arbiter::work::serving(shape, &options);
+        return Ok(Work::Serving(replica.map_err(Failure::bad_input)?));
     }
     let plan = plan_training(shape, &TrainingOptions::new(args.sequences, context))
         .map_err(Failure::bad_input)?;

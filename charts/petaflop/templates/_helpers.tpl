@@ -104,6 +104,12 @@ capabilities:
 - name: PETAFLOP_WATCH_NAMESPACES
   value: {{ join "," . }}
 {{- end }}
+{{- if .Values.providerLabels }}
+{{- $labels := list }}
+{{- range $key, $value := .Values.providerLabels }}{{ $labels = append $labels (printf "%s=%s" $key $value) }}{{ end }}
+- name: PETAFLOP_PROVIDER_LABELS
+  value: {{ join "," $labels | quote }}
+{{- end }}
 {{- with .Values.store.endpoint }}
 - name: AWS_ENDPOINT_URL
   value: {{ . | quote }}

@@ -210,6 +210,7 @@ fn claim(job: &TrainingJob) -> Result<Claim> {
         decided_at: now,
         revision: None,
         checkpoint_interval_seconds: None,
+        runners_up: Vec::new(),
     };
     let phase = Phase::Launched { instance: "i-0123456789abcdef0".into(), at: now };
     Ok(Claim { spec, uid: String::new(), phase, attempt: 1, spent: Usd::ZERO })

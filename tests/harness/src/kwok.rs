@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Node, NodeStatus};
@@ -127,6 +128,15 @@ impl FakeNode {
     }
 }
 
+/// Addresses for the Pods of one KWOK, of this host alone: a test that wants to can answer at a Pod's,
+/// and what another test answers must not be at the same.
+fn addresses() -> String {
+    static NEXT: AtomicU8 = AtomicU8::new(0);
+    let process = (std::process::id() & 63) as u8;
+    let one = NEXT.fetch_add(1, Ordering::Relaxed) & 15;
+    format!("127.{}.{}.0/20", 128 | process, one << 4)
+}
+
 impl Kwok {
     /// Starts KWOK. It looks after the nodes made by [`Self::node`] only.
     ///
@@ -145,8 +155,7 @@ impl Kwok {
             "--manage-all-nodes=false".into(),
             format!("--manage-nodes-with-annotation-selector={OURS}=fake"),
             "--node-lease-duration-seconds=40".into(),
-            // Of this host alone: a test that wants to can answer at a Pod's address.
-            "--cidr=127.128.0.0/10".into(),
+            format!("--cidr={}", addresses()),
             "--node-ip=192.0.2.1".into(),
         ]);
         let component = Component::start("kwok", launch, &state)?;

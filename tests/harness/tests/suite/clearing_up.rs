@@ -49,7 +49,7 @@ fn a_killed_test_process_leaves_no_server_and_no_folder() {
 }
 
 /// Children, their children, and so on; also in process namespaces of their own.
-fn descendants(process: u32) -> Vec<u32> {
+pub(crate) fn descendants(process: u32) -> Vec<u32> {
     let mut found = vec![process];
     let mut at = 0;
     while let Some(parent) = found.get(at) {

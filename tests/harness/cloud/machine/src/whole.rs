@@ -23,8 +23,14 @@ use crate::{Result, of, root};
 /// Where process 1 is asked.
 pub(crate) const SOCKET: &str = "/run/petaflop-box.sock";
 
-/// Names by which this program is called on a machine.
-const NAMES: [&str; 3] = ["/usr/bin/docker", "/usr/bin/systemctl", "/usr/sbin/shutdown"];
+/// Names by which this program is called on a machine, and where: at their usual places, and at the first of the
+/// path, for an image may bring a docker of its own, without anything behind it.
+const NAMES: [(&str, [&str; 2]); 3] = [
+    ("docker", ["/usr/bin", FIRST]),
+    ("systemctl", ["/usr/bin", FIRST]),
+    ("shutdown", ["/usr/sbin", FIRST]),
+];
+const FIRST: &str = "/usr/local/sbin";
 /// As cloud-init names it.
 const USER_DATA: &str = "/var/lib/cloud/instance/scripts/part-001";
 /// How long a container, and then everything else, may take to end when the machine is turned off.
@@ -78,9 +84,13 @@ pub(crate) fn ask_at(socket: &str, request: &Request) -> Result<String> {
 
 /// Never returns: the machine is off when the process is gone.
 pub(crate) fn boot(machine: Whole) -> Result<u8> {
-    for name in NAMES {
-        let _ = fs::remove_file(name);
-        symlink(PROGRAM, name).map_err(of(name))?;
+    for (name, folders) in NAMES {
+        for folder in folders {
+            let name = Path::new(folder).join(name);
+            fs::create_dir_all(folder).map_err(of(folder))?;
+            let _ = fs::remove_file(&name);
+            symlink(PROGRAM, &name).map_err(of(name.display()))?;
+        }
     }
     let listener = UnixListener::bind(SOCKET).map_err(of(SOCKET))?;
     if machine.user_data.starts_with(b"#!") {

@@ -14,6 +14,7 @@ use petaflop_harness::eventually;
 use petaflop_providers::provider::parse_identity;
 use serde_json::json;
 
+use crate::calls::{Fault, Point, Standing};
 use crate::world::{Lane, Seen, Twist, World, alone, by_hand, clouds, on_each};
 
 async fn running(world: &mut World<'_>) -> Result<ComputeClaim> {
@@ -27,6 +28,9 @@ async fn gone(world: &mut World<'_>) -> Result<()> {
     ensure!(world.cloud.billed_now().is_empty(), "{:?}", world.cloud.billed_now());
     Ok(())
 }
+
+/// After its start an operator looks for the first time, where the provider has forgotten what ended before.
+const FIRST_ROUND: Duration = Duration::from_secs(12);
 
 #[test]
 fn c1_a_job_that_is_deleted_while_its_machine_is_bought_leaves_none() -> Result<()> {
@@ -45,22 +49,28 @@ fn c1_a_job_that_is_deleted_while_its_machine_is_bought_leaves_none() -> Result<
 fn c2_the_machine_of_a_claim_that_was_removed_by_force_is_ended() -> Result<()> {
     on_each("c2", &[], async |world| {
         let claim = running(world).await?;
-        let machine = world.cloud.billed_now().remove(0).id;
-        let bare = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
-        let name = claim.name_any();
-        let claims = world.lane.claims();
-        claims.patch(&name, &PatchParams::default(), &bare).await?;
-        let _ = claims.delete(&name, &DeleteParams::background().grace_period(0)).await;
-        let since = world.clock.boottime();
-        let ended = |seen: &Seen| seen.billed.iter().all(|billed| billed.id != machine);
-        world.until("no such machine", ended).await?;
-        let leaked = world.clock.boottime() - since;
-        // One round of the sweep, and how long a young machine is left alone.
-        ensure!(leaked <= Duration::from_secs(120 + 90 + 10), "it billed for {leaked:?}");
+        world.orphan(&claim).await?;
+        // That its machine is gone in time is looked at whenever time stands still.
         world.until_complete().await?;
-        world.leaks.clear();
         // It is booked until it was told to end; what it takes to shut down nobody waits for.
         world.unseen = world.manners.shutdown;
+        Ok(())
+    })
+}
+
+#[test]
+fn c2_the_account_of_an_orphan_is_closed_though_whoever_ended_it_died_before_its_last_row()
+-> Result<()> {
+    let ended = [(Point::new("provider.terminate", 1), Fault::CrashAfter)];
+    on_each("c2-died", &ended, async |world| {
+        let claim = running(world).await?;
+        world.orphan(&claim).await?;
+        world.until_complete().await?;
+        ensure!(world.calls.struck() == 1, "nobody died");
+        // A list may lag behind for so long.
+        world.pass(world.manners.settle + Duration::from_secs(30 + 120)).await?;
+        world.unseen = world.manners.shutdown;
+        world.outlived = FIRST_ROUND;
         Ok(())
     })
 }
@@ -77,6 +87,30 @@ fn c2_the_machine_of_a_job_that_was_removed_by_force_is_ended_and_its_claim_says
         let says = |seen: &Seen| seen.claim_says("Orphaned") == Some("OwnerGone");
         world.until("its claim says so", says).await?;
         gone(world).await
+    })
+}
+
+#[test]
+fn c2_a_machine_of_nobody_that_cannot_be_ended_keeps_no_other_alive() -> Result<()> {
+    on_each("c2-stuck", &[], async |world| {
+        running(world).await?;
+        let bought = world.cloud.billed_now().remove(0);
+        let bought = parse_identity(&bought.identity).context("an identity")?;
+        world.until_complete().await?;
+        world.until("no machine", |seen| seen.billed.is_empty()).await?;
+        let of_nobody = |name: &str| {
+            let (claim, claim_uid) = (name.to_owned(), format!("{name}{}", &bought.claim_uid[4..]));
+            Foreign::Tagged(Identity { claim, claim_uid, ..bought.clone() })
+        };
+        let planted = ["gone", "lost"].map(|name| world.cloud.plant(of_nobody(name)));
+        world.cloud.misbehave_after(Kind::Terminate, 0, Misbehaviour::TerminateForbidden);
+        let seen = world.until("one of them", |seen| seen.billed.len() == 1).await?;
+        // The one that was refused; the other was ended in the same round.
+        ensure!(seen.billed[0].id == planted[0], "{:?} of {planted:?}", seen.billed);
+        world.until("none of them", |seen| seen.billed.is_empty()).await?;
+        world.leaks.clear();
+        world.unseen = world.manners.shutdown;
+        Ok(())
     })
 }
 
@@ -241,6 +275,40 @@ fn c9_a_machine_that_shows_up_after_its_claim_and_its_provider_were_removed_is_e
         world.unseen = world.manners.shutdown;
         Ok(())
     })
+}
+
+#[test]
+fn c9_credentials_that_are_gone_while_a_machine_runs_cost_neither_it_nor_its_job() -> Result<()> {
+    // They are back while its task runs, and long after it has ended.
+    for (gone, outlived) in [(200, 0), (1_200, 15 * 60)] {
+        on_each("c9-keys", &[], async |world| {
+            let claim = running(world).await?;
+            let refused = Fault::Refuse(401);
+            world.calls.stand(Standing { classes: "provider.", every: 1, fault: refused });
+            world.pass(Duration::from_secs(60)).await?;
+            // Whoever begins now never had any.
+            world.die();
+            world.live().await?;
+            world.pass(Duration::from_secs(gone)).await?;
+            let seen = world.settle().await?;
+            ensure!(seen.claims.len() == 1 && !seen.is("Failed"), "forgotten: {:#}", seen.status());
+            let providers: Api<ComputeProvider> = Api::all(world.lane.client.clone());
+            let object = providers.get(&claim.spec.provider).await?;
+            let said = object.status.unwrap_or_default().conditions;
+            for (type_, status) in [("CredentialsValid", "False"), ("Stalled", "True")] {
+                let is = |c: &&Condition| c.type_ == type_ && c.status == status;
+                let found = said.iter().find(is).with_context(|| format!("{said:#?}"))?;
+                ensure!(found.reason == "Unauthorized", "{found:?}");
+            }
+            world.calls.mend();
+            world.outlived = Duration::from_secs(outlived);
+            let seen = world.until_complete().await?;
+            let status = seen.job.context("the job")?.status.context("a status")?;
+            ensure!(status.interruptions == 0 && world.cloud.created() == 1, "{status:#?}");
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

@@ -14,9 +14,12 @@ use serde_json::json;
 
 use crate::calls::{Fault, Link, Standing};
 use crate::layers::class;
-use crate::world::{Lane, Twist, World, by_hand, clouds, on_each};
+use crate::world::{Lane, Seen, Twist, World, by_hand, clouds, on_each};
 
 const API: &str = "k8s.";
+
+/// How long the server is away.
+const AWAY: Duration = Duration::from_secs(300);
 
 #[test]
 fn e1_while_the_server_is_away_nothing_is_bought_and_then_all_goes_on() -> Result<()> {
@@ -33,21 +36,14 @@ fn e1_while_the_server_is_away_nothing_is_bought_and_then_all_goes_on() -> Resul
                     world.until("running", |seen| seen.is("Running")).await?;
                 }
             }
-            let before = world.cloud.created();
-            world.link(Link::Partitioned);
             if phase == "before" {
-                // Somebody else can reach it.
+                // Nobody but the operator is cut off: the job comes while it is.
+                world.link(Link::Partitioned);
                 world.create(json!({})).await?;
             }
-            world.pass(Duration::from_secs(300)).await?;
-            ensure!(world.cloud.created() == before, "{phase}: bought on an old view");
+            let before = world.cloud.billed_now().len();
+            stay_away(world, phase).await?;
             ensure!(world.cloud.billed_now().len() == before, "{phase}: ended on an old view");
-            // It is alive, and what it knows can still be asked for: nobody restarts it for that.
-            for path in ["/healthz", "/readyz"] {
-                let (status, said) = world.http(path).await?;
-                ensure!(status == 200, "{phase}: {path} {status} {said}");
-            }
-            world.link(Link::Open);
             let seen = world.until_complete().await?;
             let status = seen.job.context("the job")?.status.context("a status")?;
             ensure!(status.interruptions == 0, "{phase}: {status:#?}");
@@ -57,6 +53,81 @@ fn e1_while_the_server_is_away_nothing_is_bought_and_then_all_goes_on() -> Resul
             Ok(())
         })?;
     }
+    Ok(())
+}
+
+#[test]
+fn e1_what_was_ending_when_the_server_went_away_ends_when_it_is_back() -> Result<()> {
+    for phase in ["ending", "suspending", "deleting"] {
+        on_each("e1", &[], async |world| {
+            world.create(json!({})).await?;
+            match phase {
+                "ending" => {
+                    let seen = world.until("complete", |seen| seen.is("Complete")).await?;
+                    ensure!(seen.claims.len() == 1, "its machine has gone already");
+                }
+                "suspending" => {
+                    world.until("running", |seen| seen.is("Running")).await?;
+                    world.suspend(true).await?;
+                }
+                _ => {
+                    world.until("running", |seen| seen.is("Running")).await?;
+                    world.delete().await?;
+                }
+            }
+            // Where its end falls into that time, a cloud that forgets it says no more when it was.
+            world.outlived = AWAY;
+            stay_away(world, phase).await?;
+            let gone = |seen: &Seen| seen.claims.is_empty() && seen.billed.is_empty();
+            match phase {
+                "ending" => drop(world.until_complete().await?),
+                "suspending" => {
+                    world.until(phase, |seen| seen.is("Suspended") && gone(seen)).await?;
+                    world.suspend(false).await?;
+                    world.until_complete().await?;
+                }
+                _ => drop(world.until(phase, |seen| seen.job.is_none() && gone(seen)).await?),
+            }
+            let most = if phase == "suspending" { 2 } else { 1 };
+            ensure!(world.cloud.created() == most, "{phase}: {} machines", world.cloud.created());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn e1_a_service_keeps_its_replica_while_the_server_is_away() -> Result<()> {
+    on_each("e1-service", &[], async |world| {
+        world.serves = true;
+        // One that knows the store of models.
+        world.live().await?;
+        world.create(json!({ "replicas": 1 })).await?;
+        world.until("it answers", |seen| seen.answer() == 1).await?;
+        stay_away(world, "serving").await?;
+        ensure!(world.cloud.billed_now().len() == 1, "ended on an old view");
+        let seen = world.settle().await?;
+        ensure!(seen.answer() == 1 && seen.claims.len() == 1, "{:#?}", seen.claims);
+        // It is not only that nothing is done any more.
+        world.scale(0).await?;
+        world.until("gone", |seen| seen.claims.is_empty() && seen.billed.is_empty()).await?;
+        ensure!(world.cloud.created() == 1, "{} machines", world.cloud.created());
+        Ok(())
+    })
+}
+
+/// The server is away: nothing is bought, and nobody restarts the operator for it, for
+/// it is alive and what it knows can still be asked for.
+async fn stay_away(world: &mut World<'_>, phase: &str) -> Result<()> {
+    let before = world.cloud.created();
+    world.link(Link::Partitioned);
+    world.pass(AWAY).await?;
+    ensure!(world.cloud.created() == before, "{phase}: bought on an old view");
+    for path in ["/healthz", "/readyz"] {
+        let (status, said) = world.http(path).await?;
+        ensure!(status == 200, "{phase}: {path} {status} {said}");
+    }
+    world.link(Link::Open);
     Ok(())
 }
 

@@ -30,29 +30,73 @@ fn comparable(seen: &Seen) -> Value {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
+/// Each field of a job's spec that may be changed, with another value than it has from the beginning.
+fn others() -> Vec<(&'static str, Value)> {
+    vec![
+        ("backoffLimit", json!(7)),
+        ("budgetRef", json!({ "name": "another" })),
+        ("cache", json!("Never")),
+        ("checkpoint", json!({ "intervalSeconds": 60 })),
+        ("deadline", json!({ "within": "9h" })),
+        ("imagePullSecrets", json!([{ "name": "another" }])),
+        ("maxTotalCost", json!("40")),
+        ("output", json!({ "uri": "s3://bucket/another" })),
+        ("placement", json!({ "maxHourlyPrice": "90" })),
+        ("ports", json!([{ "name": "http", "port": 8000 }])),
+        ("resources", json!({ "memory": "9Gi" })),
+        ("secrets", json!([{ "name": "another", "env": true }])),
+        ("serviceAccountName", json!("another")),
+        ("ttlSecondsAfterFinished", json!(100_000)),
+        ("volumes", json!([{ "name": "another", "mountPath": "/data", "emptyDir": {} }])),
+    ]
+}
+
+/// By the API itself: what says that it is immutable is tried where it is refused, and what suspends a
+/// job has tests of its own.
+#[test]
+fn j_every_field_that_may_be_changed_is_tried() -> Result<()> {
+    let all = petaflop_crds::crds::all();
+    let job = all.iter().find(|crd| crd.spec.names.kind == "TrainingJob").context("the kind")?;
+    let schema = job.spec.versions[0].schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
+    let spec = schema.and_then(|schema| schema.properties.as_ref()?.get("spec"));
+    let fields = spec.and_then(|spec| spec.properties.as_ref()).context("a spec")?;
+    let is_mutable = |says: &Option<String>| !says.as_deref().unwrap_or("").contains("Immutable.");
+    let mutable: Vec<&str> = fields
+        .iter()
+        .filter(|(name, field)| is_mutable(&field.description) && *name != "suspend")
+        .map(|(name, _)| name.as_str())
+        .collect();
+    let tried: Vec<&str> = others().into_iter().map(|(field, _)| field).collect();
+    ensure!(mutable == tried, "{mutable:?} may be changed, {tried:?} are");
+    Ok(())
+}
+
 #[test]
 fn j_a_field_that_is_changed_and_changed_back_leaves_no_trace() -> Result<()> {
     let usual = fresh(&json!({}))?;
-    for (field, other, first) in [
-        ("backoffLimit", json!(7), json!(3)),
-        ("ttlSecondsAfterFinished", json!(100_000), Value::Null),
-        ("maxTotalCost", json!("40"), Value::Null),
-        ("deadline", json!({ "within": "9h" }), Value::Null),
-        ("placement", json!({ "maxHourlyPrice": "90" }), json!({ "maxHourlyPrice": null })),
-        ("checkpoint", json!({ "intervalSeconds": 60 }), json!({ "intervalSeconds": 600 })),
-    ] {
-        alone("j-back", Manners::runpod(), &[], async |world| {
+    let mut traces = Vec::new();
+    for (field, other) in others() {
+        let there_and_back = alone("j-back", Manners::runpod(), &[], async |world| {
             world.create(json!({})).await?;
             world.until("launching", |seen| !seen.billed.is_empty()).await?;
             world.patch(json!({ field: other })).await?;
             world.pass(Duration::from_secs(15)).await?;
-            world.patch(json!({ field: first })).await?;
+            // By default it may not read its users' Secrets, and says so.
+            if field == "secrets" {
+                world.calls.forgive("k8s.get.secrets");
+            }
+            // What is left out is what it was.
+            world.patch(json!({ field: null })).await?;
             let found = comparable(&world.until_complete().await?);
-            ensure!(found == usual, "{field}: {found:#}\ninstead of\n{usual:#}");
-            ensure!(world.cloud.created() == 1, "{field}: {} machines", world.cloud.created());
+            ensure!(found == usual, "{found:#}\ninstead of\n{usual:#}");
+            ensure!(world.cloud.created() == 1, "{} machines", world.cloud.created());
             Ok(())
-        })?;
+        });
+        if let Err(error) = there_and_back {
+            traces.push(format!("{field}: {error:?}"));
+        }
     }
+    ensure!(traces.is_empty(), "{}", traces.join("\n"));
     Ok(())
 }
 
@@ -134,6 +178,44 @@ fn j_a_job_suspended_in_any_phase_and_changed_meanwhile_goes_on() -> Result<()> 
         })?;
     }
     Ok(())
+}
+
+#[test]
+fn j_a_job_suspended_while_its_machine_is_taken_away_goes_on() -> Result<()> {
+    for (phase, notice) in [("draining", Some(Duration::from_secs(120))), ("interrupted", None)] {
+        on_each("j-taken", &[], async |world| {
+            world.create(json!({})).await?;
+            let seen = world.until("running", |seen| seen.is("Running")).await?;
+            world.cloud.interrupt(&seen.billed[0].id, notice);
+            // Where a cloud forgets it, it is booked until it was missed.
+            world.outlived = Duration::from_secs(150);
+            world.suspend(true).await?;
+            suspended(world).await?;
+            world.suspend(false).await?;
+            let seen = world.until_complete().await?;
+            let status = seen.job.context("the job")?.status.context("a status")?;
+            ensure!(status.failures == 0, "{phase}: {status:#?}");
+            ensure!(world.cloud.created() <= 2, "{phase}: {} machines", world.cloud.created());
+            Ok(())
+        })?;
+    }
+    Ok(())
+}
+
+#[test]
+fn j_a_job_that_is_over_is_neither_suspended_nor_resumed() -> Result<()> {
+    on_each("j-over", &[], async |world| {
+        world.create(json!({})).await?;
+        world.until_complete().await?;
+        for suspend in [true, false] {
+            world.suspend(suspend).await?;
+            world.pass(Duration::from_secs(60)).await?;
+            let seen = world.settle().await?;
+            ensure!(seen.is("Complete") && !seen.is("Suspended"), "{:#}", seen.status());
+            ensure!(world.cloud.created() == 1, "{} machines", world.cloud.created());
+        }
+        Ok(())
+    })
 }
 
 async fn suspended(world: &mut World<'_>) -> Result<()> {

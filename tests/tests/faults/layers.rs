@@ -106,6 +106,7 @@ pub(crate) fn refused(trouble: Trouble) -> Result<Response<Body>, kube::Error> {
     let body = serde_json::json!({
         "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": status,
         "reason": reason, "message": "a fault that a test asked for",
+        "details": { "retryAfterSeconds": if status == 429 { 2 } else { 0 } },
     });
     let mut answer = Response::new(Body::from(body.to_string().into_bytes()));
     *answer.status_mut() = http::StatusCode::from_u16(status).expect("a status");

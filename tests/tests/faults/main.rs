@@ -10,20 +10,24 @@
 //! | `scenario` | what a user and the cloud do to a job |
 //! | `oracles` | what must be true in the end: O1 to O8, and the ledger |
 //! | `sweep` | A: a crash before and after every call |
-//! | `mutations` | that the oracles can fail |
-//! | `b_duplicate_launch`, `c_leaks`, `d_leader_election`, `e_api_server_trouble`, `h_scale`, `i_lifecycle`, `j_changes_of_mind` | the groups of `docs/faults.md` |
+//! | `mutations`, `mischief` | that the oracles can fail: by the protocol, and by all else |
+//! | `b_duplicate_launch`, `c_leaks`, `d_leader_election`, `e_api_server_trouble`, `e_patience`, `e_watches`, `h_scale`, `i_lifecycle`, `j_changes_of_mind`, `j_every_field` | the groups of `docs/faults.md` |
 
 mod b_duplicate_launch;
 mod c_leaks;
 mod calls;
 mod d_leader_election;
 mod e_api_server_trouble;
+mod e_patience;
+mod e_watches;
 mod h_scale;
 mod i_lifecycle;
 mod j_changes_of_mind;
+mod j_every_field;
 #[path = "../support/kstatus.rs"]
 mod kstatus;
 mod layers;
+mod mischief;
 mod mutations;
 mod oracles;
 mod rights;

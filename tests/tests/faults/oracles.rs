@@ -26,7 +26,7 @@ pub(crate) struct Outcome {
     /// O5: writes while nothing was to be done, and all calls then.
     pub(crate) idle_writes: Vec<String>,
     pub(crate) idle_calls: usize,
-    /// O6: errors that were logged after the faults.
+    /// O6: errors that were logged, at any time.
     pub(crate) errors: Vec<String>,
     /// O8: refusals for want of rights.
     pub(crate) denied: Vec<String>,

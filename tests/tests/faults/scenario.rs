@@ -25,6 +25,8 @@ pub(crate) enum Act {
     Undersell,
     /// The cloud takes the machine away, after a notice or without.
     Interrupt(Option<Duration>),
+    /// Somebody removes the claim by force: its machine is nobody's.
+    Orphan,
     /// It is over.
     Done,
 }
@@ -125,6 +127,23 @@ const INTERRUPTED: Scenario = Scenario {
     ..COMPLETE
 };
 
+/// The sweep books the machine, ends it and closes its account, while the job goes on on another.
+const ORPHAN: Scenario = Scenario {
+    name: "orphan",
+    machines: 2,
+    // Who dies between the end and the last row closes the account by when the machine was first missed: a
+    // round of the sweep, and another where that one dies too.
+    late: Duration::from_secs(25),
+    // Longer than the sweep may take.
+    lasts: Duration::from_secs(340),
+    next: |done, seen| match done {
+        0 if seen.is("Running") => Act::Orphan,
+        1 if seen.is("Complete") && seen.claims.is_empty() && seen.billed.is_empty() => Act::Done,
+        _ => Act::Wait,
+    },
+    ..COMPLETE
+};
+
 const MOVES: Scenario = Scenario {
     name: "moves",
     machines: 2,
@@ -183,7 +202,7 @@ const BUDGET: Scenario = Scenario {
 
 /// All of them. What has no name of a cloud is in the one without idempotency that forgets machines
 /// with their end, unless it says so.
-pub(crate) const ALL: [Scenario; 23] = [
+pub(crate) const ALL: [Scenario; 24] = [
     COMPLETE,
     CHARGED,
     in_aws(COMPLETE, "complete-aws"),
@@ -219,6 +238,7 @@ pub(crate) const ALL: [Scenario; 23] = [
         late: Duration::from_secs(150),
         ..INTERRUPTED
     },
+    ORPHAN,
     MOVES,
     in_aws(MOVES, "moves-aws"),
     SCALE,

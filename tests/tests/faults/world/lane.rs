@@ -13,7 +13,7 @@ use petaflop_crds::{ComputeClaim, ComputeProvider, InferenceService, TrainingJob
 use petaflop_fake_provider::cloud::{Setup, small_offer};
 use petaflop_fake_provider::{Cloud, Manners, Script, script};
 use petaflop_harness::{ControlPlane, Namespace};
-use petaflop_operator::cluster::installation;
+use petaflop_operator::cluster::{installation, patience};
 use petaflop_store::Store;
 use serde_json::json;
 
@@ -55,7 +55,7 @@ impl Lane {
         config.default_retry = false;
         Ok(Self {
             client,
-            restricted: Client::try_from(config)?,
+            restricted: patience::client(config)?,
             provider: format!("cloud-{name}"),
             jobs_in: name,
             namespace,
@@ -101,6 +101,7 @@ impl Lane {
             began: Instant::now(),
             at_once: 0,
             leaks: Vec::new(),
+            orphaned: None,
             foreign: false,
             unseen: Duration::ZERO,
             outlived: Duration::ZERO,
@@ -117,8 +118,8 @@ impl Lane {
         test: impl AsyncFnOnce(&mut World) -> Result<()>,
     ) -> Result<()> {
         let lasts = match name {
-            // Longer than a lease.
-            "c10" => Duration::from_secs(3600),
+            // Longer than a lease, or than all fields of a kind take.
+            "c10" | "j-budget" | "j-provider" | "j-within" => Duration::from_secs(3600),
             _ => Duration::from_secs(340),
         };
         let faults = faults.to_vec();
@@ -175,7 +176,7 @@ impl Lane {
 
     /// A model in the store, as far as the operator looks at it: its shape, of which one size makes
     /// another model. Gives its hash.
-    pub(super) async fn model(&self, vocabulary: u32) -> Result<String> {
+    pub(crate) async fn model(&self, vocabulary: u32) -> Result<String> {
         let folder = self.folder.path().join(format!("model-{vocabulary}"));
         std::fs::create_dir_all(&folder)?;
         let config = json!({

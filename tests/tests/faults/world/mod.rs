@@ -25,6 +25,7 @@ use petaflop_agent_api::clock::Clock;
 use petaflop_arbiter::ledger::Row;
 use petaflop_crds::{ComputeClaim, ComputeProvider, SpendBudget};
 use petaflop_fake_provider::{Cloud, Manners};
+use petaflop_operator::cluster::finalizer::is_held;
 use petaflop_operator::ledger::Ledger;
 use serde_json::json;
 
@@ -44,6 +45,10 @@ const NOTICED: Duration = Duration::from_secs(2);
 
 /// Real time after which a run counts as stuck, however slow the machine.
 const STUCK: Duration = Duration::from_secs(60);
+
+/// After which the machine of a claim that was removed by force has ended: a round of the sweep, how long
+/// a young machine is left alone, and the call itself.
+pub(crate) const SWEPT: Duration = Duration::from_secs(120 + 90 + 10);
 
 /// Micro-dollars an hour of what the cloud sells: 400 a second.
 pub(crate) const PRICE: i64 = 1_440_000;
@@ -69,6 +74,9 @@ pub(crate) struct World<'a> {
     pub(crate) at_once: u64,
     /// Machines that billed while their claim was not there, each once.
     pub(crate) leaks: Vec<String>,
+    /// Uid of the claim that was removed by force, and by the time since boot until when its machine is to
+    /// be gone.
+    orphaned: Option<(String, Duration)>,
     /// Machines of others are on the bill.
     pub(crate) foreign: bool,
     /// Machines of orphans bill for so long after they were told to end, and it is not booked.
@@ -224,7 +232,11 @@ impl World<'_> {
             let owned = |claim: &ComputeClaim| {
                 claim.uid().is_some_and(|uid| billed.identity.contains(&format!("/{uid}/")))
             };
-            if !seen.claims.iter().any(owned) && !self.leaks.contains(&billed.id) {
+            let is_swept_soon = self.orphaned.as_ref().is_some_and(|(uid, until)| {
+                billed.identity.contains(&format!("/{uid}/")) && self.clock.boottime() <= *until
+            });
+            if !seen.claims.iter().any(owned) && !is_swept_soon && !self.leaks.contains(&billed.id)
+            {
                 self.leaks.push(billed.id.clone());
             }
         }
@@ -260,18 +272,19 @@ impl World<'_> {
             bill.retain(|identity, _| rows.iter().any(|row| identity.contains(&row.claim_uid)));
         }
         let rows = self.rows().await?;
-        if let (true, Some(total), Some(meta)) = (seen.is("Complete"), seen.cost(), seen.metadata())
-        {
-            let its = rows.iter().filter(|row| Some(&row.job_uid) == meta.uid.as_ref());
-            let booked: i64 = its.map(|row| row.amount.micros()).sum();
-            if total.micro_dollars()? != booked {
-                wrong.push(format!("status.cost is {total:?}, the ledger's sum {booked}"));
-            }
+        if seen.is("Complete") {
+            wrong.extend(seen.miscounted(&rows)?);
         }
         let struck = self.calls.struck();
         let unsure = Unsure { late: self.outlived, early: self.unseen };
         wrong.extend(compare(&rows, &bill, &self.manners, PRICE, struck, unsure));
         Ok(wrong)
+    }
+
+    /// Whether the operator holds on to its provider still.
+    pub(crate) async fn is_held(&self) -> Result<bool> {
+        let providers: Api<ComputeProvider> = Api::all(self.lane.client.clone());
+        Ok(providers.get_opt(&self.lane.provider).await?.is_some_and(|object| is_held(&object)))
     }
 
     /// Everything in the ledger.

@@ -68,6 +68,7 @@ impl World<'_> {
             agent_image: "agent".into(),
             agent_download: None,
             agent_arm_download: None,
+            agent_calls: None,
             runtime_image: "runtime".into(),
             runtime: "runtime".into(),
             lease: petaflop_operator::agents::LEASE,

@@ -1,6 +1,8 @@
 //! What stands at a moment of a run.
 
+use anyhow::Result;
 use kube::api::ObjectMeta;
+use petaflop_arbiter::ledger::Row;
 use petaflop_crds::scalar::Money;
 use petaflop_crds::{ComputeClaim, InferenceService, TrainingJob};
 use petaflop_fake_provider::cloud::Billed;
@@ -62,6 +64,16 @@ impl Seen {
         let job = self.job.as_ref().and_then(|job| job.status.as_ref()?.cost.as_ref());
         let service = self.service.as_ref().and_then(|s| s.status.as_ref()?.cost.as_ref());
         job.or(service)?.total.clone()
+    }
+
+    /// What it says that it has cost, where that is not what is booked for it. The machine of a claim that
+    /// was removed by force is nobody's.
+    pub(crate) fn miscounted(&self, rows: &[Row]) -> Result<Option<String>> {
+        let (Some(total), Some(meta)) = (self.cost(), self.metadata()) else { return Ok(None) };
+        let its = rows.iter().filter(|row| Some(&row.job_uid) == meta.uid.as_ref());
+        let booked: i64 = its.map(|row| row.amount.micros()).sum();
+        let differs = total.micro_dollars()? != booked;
+        Ok(differs.then(|| format!("status.cost is {total:?}, the ledger's sum {booked}")))
     }
 
     /// Its status.

@@ -2,18 +2,18 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
-use kube::Api;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use anyhow::{Context, Result, bail};
+use kube::api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams};
+use kube::{Api, ResourceExt};
 use petaflop_arbiter::money::UsdPerHour;
 use petaflop_arbiter::offer::{Offer, OfferId};
-use petaflop_crds::SpendBudget;
+use petaflop_crds::{ComputeClaim, SpendBudget};
 use petaflop_fake_provider::Fault as Misbehaviour;
 use petaflop_fake_provider::cloud::small_offer;
 use serde_json::{Value, json};
 
 use super::process::Process;
-use super::{NOTICED, PRICE, World};
+use super::{NOTICED, PRICE, SWEPT, World};
 use crate::calls::Link;
 
 impl World<'_> {
@@ -105,6 +105,20 @@ impl World<'_> {
         Ok(())
     }
 
+    /// Removes a claim by force, as nobody should. Its machine is nobody's from then on, until the sweep
+    /// has had its time.
+    pub(crate) async fn orphan(&mut self, claim: &ComputeClaim) -> Result<()> {
+        self.last = None;
+        let uid = claim.uid().context("a claim's uid")?;
+        self.orphaned = Some((uid, self.clock.boottime() + SWEPT));
+        let (claims, name) = (self.lane.claims(), claim.name_any());
+        let bare = Patch::Merge(json!({ "metadata": { "finalizers": null } }));
+        claims.patch(&name, &PatchParams::default(), &bare).await?;
+        // The operator may have asked for its end meanwhile.
+        let _ = claims.delete(&name, &DeleteParams::background().grace_period(0)).await;
+        Ok(())
+    }
+
     pub(crate) async fn suspend(&mut self, suspend: bool) -> Result<()> {
         self.patch(json!({ "suspend": suspend })).await
     }
@@ -116,6 +130,27 @@ impl World<'_> {
         let job = self.lane.jobs().patch(&self.job, &PatchParams::default(), &patch).await?;
         self.noticed(job.metadata.generation).await;
         Ok(())
+    }
+
+    /// Changes the spec of an object of whatever kind, and has it seen. Gives the object then.
+    pub(crate) async fn change(
+        &mut self,
+        api: &Api<DynamicObject>,
+        name: &str,
+        spec: &Value,
+    ) -> Result<DynamicObject> {
+        self.last = None;
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        let written = api.patch(name, &PatchParams::default(), &patch).await?;
+        for _ in 0..100 {
+            self.pass(Duration::from_secs(5)).await?;
+            let object = api.get(name).await?;
+            let seen = object.data["status"]["observedGeneration"].as_i64();
+            if seen == written.metadata.generation {
+                return Ok(object);
+            }
+        }
+        bail!("{name} does not say that it has seen {spec}")
     }
 
     /// What was written comes by a watch, a moment later: time stands still until it has, wherever it

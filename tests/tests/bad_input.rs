@@ -12,9 +12,11 @@ use kube::api::{Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::{Cluster, tiny};
 use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::offer::{Accelerators, Offer};
 use petaflop_crds::{ComputeClaim, ComputeProvider, SpendBudget, TrainingJob};
 use petaflop_fake_provider::Fault;
 use petaflop_fake_provider::agent::silent;
+use petaflop_fake_provider::cloud::small_offer;
 use petaflop_harness::eventually;
 use serde_json::{Value, json};
 
@@ -275,6 +277,46 @@ async fn a_namespace_that_no_provider_serves_is_told_so_until_one_does() -> Resu
     ensure!(bench.cluster.cloud.created() == 0);
     allow(json!([bench.cluster.namespace])).await?;
     bench.until_claim_of("outside").await?;
+    drop(running);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn accelerators_that_their_provider_does_not_allow_are_not_had_until_it_does() -> Result<()> {
+    let bench = Bench::start("models").await?;
+    let (cloud, name) = (&bench.cluster.cloud, &bench.cluster.provider);
+    let plain = small_offer(name, "0.40".parse()?);
+    cloud.withdraw(&plain.id);
+    let l4 = Accelerators { model: "L4".into(), count: 1, memory: None };
+    cloud.sell(Offer { accelerators: Some(l4), ..plain });
+    let providers: Api<ComputeProvider> = Api::all(bench.cluster.client.clone());
+    let deny = async |models: Value| {
+        let patch = Patch::Merge(json!({ "spec": { "accelerators": { "deny": models } } }));
+        providers.patch(name, &PatchParams::default(), &patch).await
+    };
+    deny(json!(["H100", "L4"])).await?;
+    let running = bench.cluster.operator().await?;
+    bench.cluster.create(&job("on-any", &json!({}))?).await?;
+    let stalled = bench.until_stalled("on-any").await?;
+    ensure!(stalled.reason == "NoMatchingOffer", "{stalled:#?}");
+    let mend = format!("accelerators of the ComputeProvider {name}: allow L4");
+    ensure!(stalled.message.contains(&mend), "{stalled:#?}");
+    // A name that nobody has forbids nothing: nothing is had there until it is mended.
+    deny(json!(["L44"])).await?;
+    let said = bench
+        .until("the provider is stalled", async || {
+            let object = providers.get(name).await.map_err(|error| error.to_string())?;
+            let status = object.status.unwrap_or_default();
+            let found = |c: &&Condition| c.type_ == "Stalled" && c.status == "True";
+            let stalled = status.conditions.iter().find(found).cloned();
+            stalled.ok_or_else(|| format!("{:#?}", status.conditions))
+        })
+        .await?;
+    ensure!(said.reason == "InvalidSpec", "{said:#?}");
+    ensure!(said.message.contains("spec.accelerators.deny[0]: no accelerator"), "{said:#?}");
+    ensure!(cloud.created() == 0);
+    deny(json!(["H100"])).await?;
+    bench.until_claim_of("on-any").await?;
     drop(running);
     Ok(())
 }

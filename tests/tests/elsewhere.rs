@@ -15,12 +15,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use market::{IMAGE, Market, RUNTIME};
 use petaflop_agent_api::clock::Clock;
+use petaflop_arbiter::estimate::{Correction, launch_key};
 use petaflop_cloud_box::engine::Pace;
 use petaflop_cloud_box::engine::machine::{Life, Machine};
 use petaflop_cloud_box::runpod::{PACE, RunPod};
 use petaflop_harness::eventually;
 use petaflop_tests::binary;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::process::Command;
 
@@ -92,6 +93,25 @@ impl World {
         self.runpod.engine(|engine| engine.machines().to_vec())
     }
 
+    /// The home that rented it knows it. Elsewhere it is found by its installation's uid, as where the
+    /// home is lost: just bought, it is too young to be ended.
+    async fn is_audited(&self, pod: &str) -> Result<()> {
+        let found = async |home: &Path, more: &[&str]| {
+            let words = [&["audit", "--local", "--json"][..], more].concat();
+            result(&self.petaflop(home, &words)?.output().await?)
+        };
+        let own = found(&self.home(), &[]).await?;
+        ensure!(own["machines"] == 1 && own["unclaimed"] == json!([]), "{own:#}");
+        let uid = fs::read_to_string(self.home().join("installation"))?;
+        let other = self.folder.path().join("other");
+        let lost = found(&other, &["--terminate", "--installation", uid.trim()]).await?;
+        let is = |key: &str, value: &str| lost["unclaimed"][0][key] == value;
+        ensure!(is("machine", pod) && is("provider", "runpod") && is("fate", "young"), "{lost:#}");
+        let nobodys = found(&other, &[]).await?;
+        ensure!(nobodys["machines"] == 0, "{nobodys:#}");
+        Ok(())
+    }
+
     /// No pod is there any more, and each has its rows in the ledger.
     async fn is_settled(&self) -> Result<()> {
         let pods = self.pods();
@@ -134,6 +154,12 @@ async fn a_job_runs_on_a_pod_and_its_result_comes_home() -> Result<()> {
     let explain = ["explain", "--world", recorded.as_str(), "--json"];
     let explained = result(&world.petaflop(&world.home(), &explain)?.output().await?)?;
     ensure!(explained["decision"] == decided, "{explained}\n{decided}");
+    // How long it took until it worked there counts for the next one.
+    let learned = fs::read_to_string(world.home().join("corrections.json"))?;
+    let learned: Vec<Correction> = serde_json::from_str(&learned)?;
+    let launch = learned.iter().find(|one| one.key == launch_key("runpod"));
+    let launch = launch.with_context(|| format!("{learned:?}"))?;
+    ensure!(launch.runs == 1 && launch.sum_ln_ratio < 0.0, "no pod here takes minutes: {launch:?}");
     Ok(())
 }
 
@@ -153,6 +179,7 @@ async fn a_pod_that_is_taken_away_is_replaced_and_the_hash_is_the_same() -> Resu
         running.map(|pod| pod.id.clone()).ok_or(format!("{pods:?}"))
     })
     .await?;
+    world.is_audited(&pod).await?;
     world.runpod.engine(|engine| engine.evict(&pod, None))?;
     let away = result(&run.await??)?;
     ensure!(away["jobs"][0]["artifact"] == here["jobs"][0]["artifact"], "{away} {here}");

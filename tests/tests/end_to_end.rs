@@ -1,11 +1,14 @@
 //! A user's day with petaflop, on a real node with real containers, by helm and kubectl alone: install,
-//! train, serve, ask, scale, lose a Pod, leave. What is trained in a Pod is what `petaflop run` gives.
+//! train, serve, ask, scale, upgrade, lose a Pod, leave. What is trained in a Pod is what `petaflop run` gives.
 
 mod node;
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -23,7 +26,7 @@ const LONG: Duration = Duration::from_secs(300);
 /// The example, as it is but for its length.
 fn quickstart() -> Result<String> {
     let text = std::fs::read_to_string(at_root("examples/quickstart.yaml"))?;
-    let short = text.replace("max_steps: 3000 ", &format!("max_steps: {STEPS} "));
+    let short = text.replace("max_steps: 2000 ", &format!("max_steps: {STEPS} "));
     ensure!(short != text, "examples/quickstart.yaml has another length");
     Ok(short)
 }
@@ -36,6 +39,20 @@ fn interrupted(quickstart: &str) -> Result<String> {
         .replace("name: quickstart", "name: interrupted")
         .replace(&format!("max_steps: {STEPS} "), &format!("max_steps: {LONG_STEPS} "))
         .replace("intervalSeconds: 30", "intervalSeconds: 1"))
+}
+
+/// A job that trains for as long as anybody looks: nothing bounds it in dollars.
+fn endless(interrupted: &str) -> Result<String> {
+    let mut endless = interrupted.to_owned();
+    for (one, other) in [
+        ("name: interrupted", "name: endless"),
+        (&format!("max_steps: {LONG_STEPS} "), "max_steps: 1000000 "),
+        ("  maxTotalCost: \"0.50\"\n", ""),
+    ] {
+        ensure!(endless.contains(one), "the example has no {one}");
+        endless = endless.replace(one, other);
+    }
+    Ok(endless)
 }
 
 /// What the first job of a manifest gives without a cluster.
@@ -64,6 +81,8 @@ async fn a_job_is_trained_served_moved_and_paid_for_and_helm_takes_it_all_away()
         train(&site, &quickstart).await?;
         serve(&site).await?;
         bring_an_image(&site).await?;
+        serve_an_image(&site).await?;
+        upgrade(&site, &endless(&interrupted)?).await?;
         lose_a_pod(&site, &interrupted).await?;
         leave(&site).await
     }
@@ -139,16 +158,115 @@ async fn bring_an_image(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// A server whose image has never heard of us, either: found by its Service once its probe says so.
+async fn serve_an_image(site: &Site) -> Result<()> {
+    let spec = serde_json::json!({
+        "apiVersion": "petaflop.dev/v1alpha1",
+        "kind": "InferenceService",
+        "metadata": { "name": "pages" },
+        "spec": {
+            "container": {
+                "image": petaflop_harness::node::BUSYBOX,
+                "command": ["sh", "-c", "exec httpd -f -p $PORT -h /text"],
+            },
+            "port": 8000,
+            "resources": { "cpu": "100m", "memory": "32Mi" },
+            "probes": { "readiness": { "path": "/it" } },
+            "volumes": [{ "name": "text", "mountPath": "/text", "configMap": { "name": "text" } }],
+        },
+    });
+    site.apply("team", &spec.to_string())?;
+    site.kubectl(
+        "wait --namespace team inferenceservices.petaflop.dev/pages --for=condition=Ready --timeout=120s",
+    )?;
+    let answer =
+        exchange(address(site, "pages")?, "GET /it HTTP/1.1\r\nConnection: close\r\n", "")?;
+    ensure!(answer.starts_with("HTTP/1.1 200") && answer.contains("here"), "{answer}");
+    Ok(())
+}
+
+/// While a service answers and a job trains, another operator takes over, and the first form of the
+/// release comes back: neither is touched.
+async fn upgrade(site: &Site, manifest: &str) -> Result<()> {
+    site.apply("team", manifest)?;
+    let trains = "get pods --namespace team --selector petaflop.dev/owner=endless --output name";
+    site.until("a Pod of the job", LONG, trains, |said| said.lines().count() == 1).await?;
+    let log = format!("logs --namespace team {}", site.kubectl(trains)?.trim());
+    let checkpoints = |log: &str| log.matches("checkpoint of step").count();
+    site.until("a checkpoint", LONG, &log, |said| checkpoints(said) > 0).await?;
+
+    let workers = || Ok::<_, anyhow::Error>([pods_of(site, "endless")?, pods_of(site, "pages")?]);
+    let before = workers()?;
+    let asker = Asker::start(address(site, "pages")?);
+    let change = "upgrade petaflop charts/petaflop --reuse-values --set log.level=debug";
+    for change in [change, "rollback petaflop 1"] {
+        says_no_secret(site)?;
+        let first = site.kubectl(OPERATORS)?;
+        site.helm(&format!("{change} --namespace petaflop-system --wait --timeout 120s"))?;
+        let second = site.kubectl(OPERATORS)?;
+        ensure!(second != first && second.ends_with(",true"), "{change}: {first}, then {second}");
+        // The job trains on, on the machine it has.
+        let written = checkpoints(&site.kubectl(&log)?);
+        site.until("more checkpoints", LONG, &log, |said| checkpoints(said) > written).await?;
+        let after = workers()?;
+        ensure!(after == before, "{change}: {before:?}, then {after:?}");
+    }
+    let (answered, failed) = asker.stop()?;
+    ensure!(answered > 0 && failed.is_empty(), "{answered} answers, and {failed:?}");
+    site.kubectl("delete --namespace team trainingjobs.petaflop.dev/endless --timeout=120s")?;
+    Ok(())
+}
+
+/// An owner's Pods: which they are, and how often each began anew.
+fn pods_of(site: &Site, owner: &str) -> Result<String> {
+    site.kubectl(&format!(
+        "get pods --namespace team --selector petaflop.dev/owner={owner} \
+         --output jsonpath={{.items[*].metadata.uid}},{{.items[*].status.containerStatuses[*].restartCount}}"
+    ))
+}
+
+/// The operator's Pods: which they are, and whether each is ready.
+const OPERATORS: &str = "get pods --namespace petaflop-system --selector app.kubernetes.io/component=operator \
+                         --output jsonpath={.items[*].metadata.uid},{.items[*].status.containerStatuses[*].ready}";
+
+/// Asks a server for its page, one time after the other.
+struct Asker {
+    enough: Arc<AtomicBool>,
+    thread: JoinHandle<(usize, Vec<String>)>,
+}
+
+impl Asker {
+    fn start(address: SocketAddr) -> Self {
+        let enough = Arc::new(AtomicBool::new(false));
+        let told = enough.clone();
+        let thread = std::thread::spawn(move || {
+            let (mut answered, mut failed) = (0, Vec::new());
+            while !told.load(Ordering::Relaxed) {
+                match exchange(address, "GET /it HTTP/1.1\r\nConnection: close\r\n", "") {
+                    Ok(answer) if answer.starts_with("HTTP/1.1 200") => answered += 1,
+                    Ok(answer) => failed.push(answer),
+                    Err(error) => failed.push(format!("{error:#}")),
+                }
+                // A connection each: the ports of a minute are not endless.
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            (answered, failed)
+        });
+        Self { enough, thread }
+    }
+
+    /// How many answers came, and what came instead of others.
+    fn stop(self) -> Result<(usize, Vec<String>)> {
+        self.enough.store(true, Ordering::Relaxed);
+        self.thread.join().map_err(|_| anyhow::anyhow!("who asks panicked"))
+    }
+}
+
 async fn serve(site: &Site) -> Result<()> {
     site.kubectl(
         "wait --namespace team inferenceservices.petaflop.dev/quickstart --for=condition=Ready --timeout=300s",
     )?;
-    let address: SocketAddr = site
-        .kubectl(
-            "get --namespace team service/quickstart \
-             --output jsonpath={.spec.clusterIP}:{.spec.ports[0].port}",
-        )?
-        .parse()?;
+    let address = address(site, "quickstart")?;
     ask(address)?;
 
     let available = "get --namespace team inferenceservices.petaflop.dev/quickstart \
@@ -166,19 +284,34 @@ async fn serve(site: &Site) -> Result<()> {
     Ok(())
 }
 
+/// A Service's address.
+fn address(site: &Site, service: &str) -> Result<SocketAddr> {
+    let said = site.kubectl(&format!(
+        "get --namespace team service/{service} \
+         --output jsonpath={{.spec.clusterIP}}:{{.spec.ports[0].port}}"
+    ))?;
+    Ok(said.parse()?)
+}
+
+/// One request, and the whole answer.
+fn exchange(address: SocketAddr, head: &str, body: &str) -> Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
+    stream.set_read_timeout(Some(Duration::from_secs(120)))?;
+    write!(stream, "{head}Host: {address}\r\n\r\n{body}")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    Ok(answer)
+}
+
 /// One chat request by the Service's address.
 fn ask(address: SocketAddr) -> Result<()> {
     let body = r#"{"model": "quickstart", "messages": [{"role": "user", "content": "pub fn"}], "max_tokens": 8}"#;
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10))?;
-    stream.set_read_timeout(Some(Duration::from_secs(120)))?;
-    write!(
-        stream,
-        "POST /v1/chat/completions HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/json\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+    let head = format!(
+        "POST /v1/chat/completions HTTP/1.1\r\nContent-Type: application/json\r\n\
+         Content-Length: {}\r\nConnection: close\r\n",
         body.len()
-    )?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
+    );
+    let answer = exchange(address, &head, body)?;
     let (head, body) = answer.split_once("\r\n\r\n").with_context(|| answer.clone())?;
     ensure!(head.starts_with("HTTP/1.1 200"), "{answer}");
     // The body may come in chunks; what is JSON begins and ends with a brace.
@@ -205,6 +338,8 @@ async fn lose_a_pod(site: &Site, manifest: &str) -> Result<()> {
     ensure!(!site.kubectl(claims)?.is_empty());
     let refused = site.helm("uninstall petaflop --namespace petaflop-system --timeout 60s");
     ensure!(refused.is_err(), "uninstalled under a running job");
+    let why = site.kubectl("logs --namespace petaflop-system job/petaflop-guard")?;
+    ensure!(why.contains("trainingjob/interrupted"), "{why}");
 
     site.kubectl(&format!("delete --namespace team {} --grace-period=0 --force", first.trim()))?;
     let another = |said: &str| said.lines().count() == 1 && said.trim() != first.trim();
@@ -226,14 +361,12 @@ const PODS: &str =
     "get pods --namespace team --selector petaflop.dev/owner=interrupted --output name";
 
 async fn leave(site: &Site) -> Result<()> {
-    // What was seen of the operator so far holds no secret, and no right was missing.
-    let log = site.kubectl("logs --namespace petaflop-system deployment/petaflop")?;
-    ensure!(!log.contains("forbidden"), "{log}");
+    says_no_secret(site)?;
     let everything = site.kubectl(
         "get pods,services,deployments,jobs,events,trainingjobs.petaflop.dev,inferenceservices.petaflop.dev,\
          computeclaims --namespace team --output yaml",
     )?;
-    ensure!(!log.contains(SECRET_KEY) && !everything.contains(SECRET_KEY), "a secret is shown");
+    ensure!(!everything.contains(SECRET_KEY), "a secret is shown");
 
     site.kubectl(
         "delete --namespace team trainingjobs.petaflop.dev,inferenceservices.petaflop.dev --all --timeout=120s",
@@ -251,6 +384,14 @@ async fn leave(site: &Site) -> Result<()> {
     ensure!(left.is_empty(), "{left}");
     let crds = site.kubectl("get customresourcedefinitions --output name")?;
     ensure!(crds.contains("trainingjobs.petaflop.dev"), "what people wrote is gone: {crds}");
+    Ok(())
+}
+
+/// What was seen of this operator so far holds no secret, and no right was missing.
+fn says_no_secret(site: &Site) -> Result<()> {
+    let log = site.kubectl("logs --namespace petaflop-system deployment/petaflop")?;
+    ensure!(!log.contains("forbidden"), "{log}");
+    ensure!(!log.contains(SECRET_KEY), "a secret is shown");
     Ok(())
 }
 

@@ -23,8 +23,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use k8s_openapi::api::core::v1::Secret;
-use kube::api::PostParams;
+use k8s_openapi::api::core::v1::{ResourceQuota, Secret};
+use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::{Cluster, tiny};
 use petaflop_agent_api::clock::Clock;
@@ -58,6 +58,49 @@ async fn an_offer_that_no_claim_can_name_keeps_nobody_from_being_placed() -> Res
     ensure!(claims.iter().all(|claim| claim.spec.offer.id != cheaper.id.0), "{claims:#?}");
     cluster.delete("tiny").await?;
     cluster.until_gone("tiny").await?;
+    cluster.until_no_claims().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_may_have_no_claim_is_told_so_and_holds_up_nobody() -> Result<()> {
+    let cluster = Cluster::start("quota").await?;
+    let counted = "count/computeclaims.petaflop.dev";
+    let quotas: Api<ResourceQuota> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let quota = serde_json::from_value(json!({
+        "metadata": { "name": "claims" }, "spec": { "hard": { counted: "1" } },
+    }))?;
+    quotas.create(&PostParams::default(), &quota).await?;
+    // What the controller would write that counts what was there before; it does not run here.
+    let none = json!({ "status": { "hard": { counted: "1" }, "used": { counted: "0" } } });
+    quotas.patch_status("claims", &PatchParams::default(), &Patch::Merge(none)).await?;
+    for name in ["one", "two"] {
+        cluster.create(&tiny(name)?).await?;
+    }
+    let _running = cluster.operator().await?;
+    let told = |job: &TrainingJob| {
+        let conditions = job.status.iter().flat_map(|status| &status.conditions);
+        conditions.into_iter().any(|condition| {
+            condition.reason == "QuotaExceeded" && condition.message.contains(counted)
+        })
+    };
+    let placed =
+        |job: &TrainingJob| job.status.as_ref().is_some_and(|status| status.placement.is_some());
+    eventually("one is placed, and the other is told", Duration::from_secs(60), || async {
+        let jobs = [cluster.job("one").await, cluster.job("two").await];
+        let [one, two] = jobs.map(|job| job.map_err(|error| error.to_string()));
+        let (one, two) = (one?, two?);
+        match (placed(&one) && told(&two)) || (placed(&two) && told(&one)) {
+            true => Ok(()),
+            false => Err(format!("{:?} {:?}", one.status, two.status)),
+        }
+    })
+    .await?;
+    quotas.delete("claims", &DeleteParams::default()).await?;
+    for name in ["one", "two"] {
+        cluster.until(name, "placed", Duration::from_secs(120), placed).await?;
+        cluster.delete(name).await?;
+        cluster.until_gone(name).await?;
+    }
     cluster.until_no_claims().await
 }
 
@@ -179,6 +222,8 @@ async fn a_command_of_the_users_runs_to_its_end_and_fails_when_it_fails() -> Res
     cluster.create(&command("greets", says, &json!({}))?).await?;
     let fails = format!("{says}; exit 3");
     cluster.create(&command("fails", &fails, &json!({ "backoffLimit": 1 }))?).await?;
+    let saves = "trap 'sleep 2; echo saved in time; exit 0' TERM; while :; do sleep 0.1; done";
+    cluster.create(&command("saves", saves, &json!({}))?).await?;
 
     let holds = |condition: &'static str| {
         move |job: &TrainingJob| {
@@ -195,11 +240,17 @@ async fn a_command_of_the_users_runs_to_its_end_and_fails_when_it_fails() -> Res
     ensure!(why.reason == "BackoffLimitExceeded" && why.message.contains('3'), "{why:#?}");
     ensure!((failed.failures, failed.restarts) == (2, 1), "{failed:#?}");
 
+    // One that is asked to make room may end what it does.
+    cluster.until("saves", "Running", patience, holds("Running")).await?;
+    let jobs: Api<TrainingJob> = Api::namespaced(cluster.plane.client().await?, &cluster.namespace);
+    let suspend = Patch::Merge(json!({ "spec": { "suspend": true } }));
+    jobs.patch("saves", &PatchParams::default(), &suspend).await?;
+
     cluster.until_no_claims().await?;
-    ensure!(cluster.cloud.created() == 3, "{} machines", cluster.cloud.created());
+    ensure!(cluster.cloud.created() == 4, "{} machines", cluster.cloud.created());
     let logs = Path::new(&cluster.store()).join("logs").join(&cluster.namespace);
     let mut said = Vec::new();
-    for job in ["greets", "fails"] {
+    for job in ["greets", "fails", "saves"] {
         for claim in std::fs::read_dir(logs.join(job))? {
             for file in std::fs::read_dir(claim?.path())? {
                 said.push(String::from_utf8_lossy(&std::fs::read(file?.path())?).into_owned());
@@ -210,6 +261,7 @@ async fn a_command_of_the_users_runs_to_its_end_and_fails_when_it_fails() -> Res
         let line = format!("hello from {}/{job}, machine {machine} in /usr", cluster.namespace);
         ensure!(said.iter().any(|text| text.contains(&line)), "{line}: {said:#?}");
     }
+    ensure!(said.iter().any(|text| text.contains("saved in time")), "{said:#?}");
     Ok(())
 }
 

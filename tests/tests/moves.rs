@@ -18,26 +18,9 @@ use petaflop_fake_provider::Kind;
 use petaflop_fake_provider::cloud::small_offer;
 use petaflop_fake_provider::fault::Fault;
 use petaflop_harness::eventually;
-use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(120);
-
-/// Processes that train on a cluster's machines.
-fn trainers(machines: &Path) -> Result<Vec<Pid>> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
-        let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
-        let at = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
-        let argv = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        if at.starts_with(machines) && String::from_utf8_lossy(&argv).contains("train") {
-            found.push(pid);
-        }
-    }
-    Ok(found)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_moves_to_a_cheaper_place_and_ends_with_the_same_hash() -> Result<()> {
@@ -63,9 +46,7 @@ async fn a_job_moves_to_a_cheaper_place_and_ends_with_the_same_hash() -> Result<
         })
         .await?;
     // It rests, so that it is not over before anybody looks at prices.
-    let at_rest = trainers(&cluster.machines())?;
-    ensure!(!at_rest.is_empty(), "nothing trains, or it is over already");
-    at_rest.iter().try_for_each(|pid| kill_process(*pid, Signal::STOP))?;
+    let at_rest = cluster.at_rest()?;
     let claims = cluster.claims().await?;
     let left = claims.first().context("a claim")?;
     ensure!(left.spec.offer.instance_type == "small", "{:?}", left.spec.offer);
@@ -81,7 +62,7 @@ async fn a_job_moves_to_a_cheaper_place_and_ends_with_the_same_hash() -> Result<
         }
     })
     .await?;
-    at_rest.iter().try_for_each(|pid| kill_process(*pid, Signal::CONT))?;
+    at_rest.go_on()?;
 
     let job = cluster
         .until("tiny", "Complete", Duration::from_secs(240), |job| {
@@ -92,6 +73,7 @@ async fn a_job_moves_to_a_cheaper_place_and_ends_with_the_same_hash() -> Result<
     let golden: Value = serde_json::from_str(include_str!("../golden/tiny.json"))?;
     ensure!(status.artifact.as_deref() == golden["artifact"].as_str(), "{status:#?}");
     ensure!(status.interruptions == 0 && status.failures == 0, "a move is no loss: {status:#?}");
+    ensure!(status.moves == 1, "{status:#?}");
     let place = status.placement.as_ref().and_then(|place| place.instance_type.clone());
     ensure!(place.as_deref() == Some("other"), "{status:#?}");
     let told = cluster.events("tiny").await?;

@@ -4,13 +4,18 @@
 
 #[path = "runpod/accelerators.rs"]
 mod accelerators;
+#[path = "runpod/calling.rs"]
+mod calling;
+#[path = "runpod/keys.rs"]
+mod keys;
 mod market;
 mod operator;
+#[path = "runpod/unmet.rs"]
+mod unmet;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use kube::ResourceExt;
 use market::account::{self, Account};
 use market::log::Log;
 use market::time::Ticking;
@@ -216,45 +221,5 @@ async fn what_is_dearer_than_quoted_or_taken_away_is_booked_and_the_job_goes_on(
         }
     })
     .await?;
-    Ok(())
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_key_counts_as_soon_as_its_secret_has_it_and_what_is_missing_is_said() -> Result<()> {
-    let Some(world) = World::start("runpod-keys").await? else { return Ok(()) };
-    let _running = world.operator(false).await?;
-    let missing = world.account.until("Stalled", "True", "SecretNotFound").await?;
-    let namespace = &world.cluster.namespace;
-    let wanted = format!("there is no Secret runpod in namespace {namespace}; create it");
-    ensure!(missing.message.contains(&wanted), "{missing:?}");
-    world.account.until("CredentialsValid", "False", "SecretNotFound").await?;
-    world.key(" ").await?;
-    let eventually_said = eventually("the key is missed", Duration::from_secs(60), || async {
-        let found = world.account.until("Stalled", "True", "SecretNotFound").await;
-        let message = found.map_err(|error| error.to_string())?.message;
-        match message.contains("no text under the key RUNPOD_API_KEY") {
-            true => Ok(()),
-            false => Err(message),
-        }
-    });
-    eventually_said.await?;
-    world.key("somebody-elses").await?;
-    world.account.until("CredentialsValid", "False", "Unauthorized").await?;
-    world.key(CANARY).await?;
-    world.account.until("Ready", "True", "Ok").await?;
-    let offers = world.account.object().await?.status.unwrap_or_default().offers;
-    ensure!(offers.as_ref().is_some_and(|offers| offers.count > 5), "{offers:?}");
-
-    // The store is a folder, which no pod reaches: nothing is bought, and it is said why.
-    world.cluster.create(&job(&world, "tied")?).await?;
-    let tied = world
-        .cluster
-        .until("tied", "told why it waits", Duration::from_secs(60), |job| {
-            let said = format!("{:?}", job.status);
-            said.contains("NoMatchingOffer") && said.contains("cannot reach the store")
-        })
-        .await?;
-    ensure!(tied.name_any() == "tied" && world.cluster.claims().await?.is_empty(), "{tied:?}");
-    ensure!(world.runpod.engine(|engine| engine.machines().is_empty()), "a pod was bought");
     Ok(())
 }

@@ -13,20 +13,22 @@ mod operator;
 mod places;
 #[path = "faults/rights.rs"]
 mod rights;
+#[path = "serving/route.rs"]
+mod route;
 mod serving;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::autoscaling::v2::HorizontalPodAutoscaler;
-use k8s_openapi::api::core::v1::ServiceAccount;
+use k8s_openapi::api::core::v1::{Service, ServiceAccount};
 use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams};
 use kube::{Api, ResourceExt};
 use operator::Cluster;
 use petaflop_agent_api::task::Secret;
-use petaflop_crds::InferenceServiceStatus;
 use petaflop_crds::inference_service::InferenceServicePhase as Phase;
-use petaflop_harness::eventually;
+use petaflop_crds::{InferenceService, InferenceServiceStatus};
+use petaflop_harness::{Access, eventually};
 use petaflop_operator::cluster::settings::Settings;
 use petaflop_operator::installation::Installation;
 use serde_json::json;
@@ -34,12 +36,9 @@ use serving::{Chat, Kubelet, Says, models};
 
 const SOON: Duration = Duration::from_secs(240);
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_service_becomes_ready_and_answers_and_leaves_nothing() -> Result<()> {
-    let cluster = Cluster::start("serves").await?;
-    let [model, _] = models(&cluster).await?;
-    let kubelet = Kubelet::start(&cluster).await?;
-    // With the chart's rights, as an account of which each refusal is recorded.
+/// An account with the rights that the chart gives, of which each refusal is recorded: who it is, and its
+/// way in.
+async fn by_the_chart(cluster: &Cluster) -> Result<(String, Access)> {
     let account = ServiceAccount {
         metadata: ObjectMeta { name: Some("operator".into()), ..ObjectMeta::default() },
         ..ServiceAccount::default()
@@ -48,8 +47,16 @@ async fn a_service_becomes_ready_and_answers_and_leaves_nothing() -> Result<()> 
     accounts.create(&PostParams::default(), &account).await?;
     let user = format!("system:serviceaccount:{}:operator", cluster.namespace);
     rights::give(&cluster.client, &user, &cluster.namespace).await?;
+    Ok((user, cluster.plane.service_account(&cluster.namespace, "operator").await?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_becomes_ready_and_answers_and_leaves_nothing() -> Result<()> {
+    let cluster = Cluster::start("serves").await?;
+    let [model, _] = models(&cluster).await?;
+    let kubelet = Kubelet::start(&cluster).await?;
+    let (user, access) = by_the_chart(&cluster).await?;
     let writes = cluster.plane.writes().await?;
-    let access = cluster.plane.service_account(&cluster.namespace, "operator").await?;
     let running = cluster.operator_as(&access).await?;
     cluster.serve("chat", json!({ "model": { "artifact": model } })).await?;
     let service = cluster.until_service("chat", "Ready", SOON, |s| s.is("Ready")).await?;
@@ -104,6 +111,25 @@ async fn what_is_not_there_is_waited_for_and_what_cannot_work_says_how_to_mend_i
         ensure!(said.reason == reason && said.message.contains(message), "{name}: {said:?}");
         ensure!(!status.is("Ready"), "{name}: {status:#?}");
     }
+    ensure!(cluster.claims().await?.is_empty() && cluster.cloud.created() == 0);
+    Ok(())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_that_another_manages_is_left_alone() -> Result<()> {
+    let cluster = Cluster::start("managed").await?;
+    let _running = cluster.operator().await?;
+    let model = json!({ "artifact": "0".repeat(64) });
+    cluster.serve("theirs", json!({ "model": model, "managedBy": "example.com/queue" })).await?;
+    // One that came later has had its turn.
+    cluster.serve("ours", json!({ "model": model })).await?;
+    cluster.until_service("ours", "Stalled", SOON, |s| s.is("Stalled")).await?;
+    let services: Api<InferenceService> =
+        Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    let theirs = services.get("theirs").await?;
+    ensure!(theirs.status.is_none() && theirs.finalizers().is_empty(), "{theirs:#?}");
+    let fronts: Api<Service> = Api::namespaced(cluster.client.clone(), &cluster.namespace);
+    ensure!(fronts.get_opt("theirs").await?.is_none());
     ensure!(cluster.claims().await?.is_empty() && cluster.cloud.created() == 0);
     Ok(())
 }

@@ -202,6 +202,7 @@ mod tests {
             decided_at: at(from),
             revision: None,
             checkpoint_interval_seconds: None,
+            runners_up: Vec::new(),
         };
         let mut ledger = ClaimLedger::new(spec, claim.to_owned(), at(from));
         for (number, end) in until.iter().enumerate() {

@@ -103,7 +103,7 @@ impl World {
         let cluster = Cluster::start_with(name, clock.clone(), None).await?;
         let lease = petaflop_operator::agents::LEASE;
         let aws = json!({
-            "regions": [{ "name": REGION }], "instanceTypes": [KIND], "diskGb": 73,
+            "regions": [{ "name": REGION }], "instanceTypes": [KIND], "diskGb": 73, "egressPricePerGb": "0",
             "onDemand": false, "address": "Private", "apiBaseUrl": clouds.ec2.url(),
         });
         let aws = Account::open(&cluster, "aws", &aws).await?;

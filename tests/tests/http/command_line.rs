@@ -70,6 +70,12 @@ pub(crate) async fn from_the_command_line(
         ensure!(costs["groups"][format!("{here}/all")] == costs["total"], "{costs}");
         let explained = ask(&["explain", "job/waits"]).await?;
         ensure!(explained.contains(&cluster.provider), "{explained}");
+        let folder = tempfile::tempdir()?;
+        let picture = folder.path().join("job.svg").display().to_string();
+        ask(&["explain", "job/job", "--svg", &picture]).await?;
+        let drawn = std::fs::read_to_string(&picture)?;
+        ensure!(drawn.starts_with("<svg") && drawn.contains(&format!("{here}/job")), "{drawn}");
+        ensure!(drawn.contains(&cluster.provider), "the place of its machine: {drawn}");
         let listed = ask(&["ps", "--all"]).await?;
         ensure!(listed.contains("Complete") && listed.contains("waits"), "{listed}");
     }

@@ -206,6 +206,11 @@ async fn a_job_leaves_its_cost_its_log_and_no_secret_behind() -> Result<()> {
     ensure!(costs["rows"].as_array().is_some_and(|rows| !rows.is_empty()), "{costs}");
     let none = viewer.json(&format!("/api/v1/costs?namespace={here}&to=2020-01-01")).await?;
     ensure!(none["total"] == "0", "{none}");
+    let by = format!("/api/v1/costs?namespace={here}&by=namespace&from");
+    let spaces = viewer.json(&format!("{by}=2020-01-01")).await?;
+    ensure!(spaces["groups"] == json!({ here.as_str(): costs["total"] }), "{spaces}");
+    let none = viewer.json(&format!("{by}=2100-01-01T00:00:00Z")).await?;
+    ensure!(none["total"] == "0" && none["groups"] == json!({}), "{none}");
 
     let offers = viewer.json(&format!("/api/v1/offers?namespace={here}")).await?;
     ensure!(offers["offers"][0]["provider"] == cluster.provider.as_str(), "{offers}");

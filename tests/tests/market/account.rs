@@ -73,6 +73,13 @@ impl Account {
         Ok(())
     }
 
+    /// From now on there is no such Secret.
+    pub(crate) async fn no_keys(&self) -> Result<()> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        secrets.delete(self.secret, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
     /// The ComputeProvider.
     pub(crate) async fn object(&self) -> Result<ComputeProvider> {
         self.providers().get(&self.name).await.context("reading the ComputeProvider")

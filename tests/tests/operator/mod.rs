@@ -3,11 +3,12 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use k8s_openapi::api::events::v1::Event;
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -26,6 +27,7 @@ use petaflop_operator::cluster::providers::MakeProvider;
 use petaflop_operator::cluster::settings::{Settings, StoreAt};
 use petaflop_operator::ledger::Ledger;
 use petaflop_providers::{Provider, ProviderError};
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tokio::sync::OnceCell;
 
@@ -118,6 +120,14 @@ impl Cluster {
         self.folder.path().join("machines")
     }
 
+    /// Lets whatever trains on its machines rest, so that it is not over before something happens.
+    pub(crate) fn at_rest(&self) -> Result<AtRest> {
+        let found = trainers(&self.machines())?;
+        ensure!(!found.is_empty(), "nothing trains, or it is over already");
+        found.iter().try_for_each(|pid| kill_process(*pid, Signal::STOP))?;
+        Ok(AtRest(found))
+    }
+
     /// The operator, in this process.
     pub(crate) async fn operator(&self) -> Result<Running> {
         self.operator_as(self.plane.admin()).await
@@ -178,6 +188,7 @@ impl Cluster {
             agent_image: "localhost/petaflop-agent:test".into(),
             agent_download: None,
             agent_arm_download: None,
+            agent_calls: None,
             runtime_image: "localhost/petaflop-runtime:test".into(),
             runtime: petaflop_tests::binary("petaflop-runtime")?.display().to_string(),
             lease: petaflop_operator::agents::LEASE,
@@ -333,28 +344,28 @@ impl Drop for Cluster {
     }
 }
 
-/// Our kinds, once a server.
+/// Our kinds on the server that all tests share, once.
 pub(crate) async fn install(client: &Client) -> Result<()> {
     static INSTALLED: OnceCell<()> = OnceCell::const_new();
-    INSTALLED
-        .get_or_try_init(|| async {
-            let api: Api<CustomResourceDefinition> = Api::all(client.clone());
-            for crd in petaflop_crds::crds::all() {
-                api.create(&PostParams::default(), &crd).await?;
-            }
-            // Each is served in its own time; these two are asked for first.
-            let claims: Api<ComputeClaim> = Api::all(client.clone());
-            let providers: Api<ComputeProvider> = Api::all(client.clone());
-            eventually("our kinds are served", Duration::from_secs(30), || async {
-                let all = ListParams::default();
-                let lists = tokio::try_join!(claims.list(&all), providers.list(&all));
-                lists.map(drop).map_err(|error| error.to_string())
-            })
-            .await?;
-            anyhow::Ok(())
-        })
-        .await
-        .map(drop)
+    INSTALLED.get_or_try_init(|| define(client)).await.map(drop)
+}
+
+/// Our kinds, on a server that does not know them.
+pub(crate) async fn define(client: &Client) -> Result<()> {
+    let api: Api<CustomResourceDefinition> = Api::all(client.clone());
+    for crd in petaflop_crds::crds::all() {
+        api.create(&PostParams::default(), &crd).await?;
+    }
+    // Each is served in its own time; these two are asked for first.
+    let claims: Api<ComputeClaim> = Api::all(client.clone());
+    let providers: Api<ComputeProvider> = Api::all(client.clone());
+    eventually("our kinds are served", Duration::from_secs(30), || async {
+        let all = ListParams::default();
+        let lists = tokio::try_join!(claims.list(&all), providers.list(&all));
+        lists.map(drop).map_err(|error| error.to_string())
+    })
+    .await?;
+    Ok(())
 }
 
 /// `examples/tiny.yaml`, its data by absolute path: outside of a manifest's folder there is no other.
@@ -371,4 +382,30 @@ pub(crate) fn tiny(name: &str) -> Result<TrainingJob> {
 /// Whether a condition is true.
 pub(crate) fn is(conditions: &[Condition], type_: &str) -> bool {
     conditions.iter().any(|c| c.type_ == type_ && c.status == "True")
+}
+
+/// Processes that train on a cluster's machines.
+fn trainers(machines: &Path) -> Result<Vec<Pid>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let pid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
+        let at = fs::read_link(entry.path().join("cwd")).unwrap_or_default();
+        let argv = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        if at.starts_with(machines) && String::from_utf8_lossy(&argv).contains("train") {
+            found.push(pid);
+        }
+    }
+    Ok(found)
+}
+
+/// Processes that train and were told to rest.
+pub(crate) struct AtRest(Vec<Pid>);
+
+impl AtRest {
+    /// They go on.
+    pub(crate) fn go_on(self) -> Result<()> {
+        Ok(self.0.iter().try_for_each(|pid| kill_process(*pid, Signal::CONT))?)
+    }
 }

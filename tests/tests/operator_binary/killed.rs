@@ -162,14 +162,18 @@ where
 }
 
 /// Runs the agent of each Pod at the Pod's address; ends the Pod with it, and it with the Pod.
-fn kubelet(world: &Arc<World>) -> JoinSet<()> {
+/// What runs there runs on while the API server does not say which Pods there are.
+pub(crate) fn kubelet(world: &Arc<World>) -> JoinSet<()> {
     let (pods, world) = (world.api::<Pod>(), world.clone());
     let mut task = JoinSet::new();
     task.spawn(async move {
         let mut running: BTreeMap<String, JoinSet<()>> = BTreeMap::new();
         loop {
-            let list = pods.list(&ListParams::default()).await;
-            let there = list.map(|list| list.items).unwrap_or_default();
+            let Ok(there) = pods.list(&ListParams::default()).await else {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            };
+            let there = there.items;
             running.retain(|uid, _| there.iter().any(|pod| pod.uid().as_ref() == Some(uid)));
             for pod in there {
                 let uid = pod.uid().unwrap_or_default();

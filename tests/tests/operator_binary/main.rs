@@ -2,6 +2,7 @@
 //! rights: it begins, works, ends when it is told to, is killed and goes on. Its machines are Pods
 //! on nodes that KWOK pretends.
 
+mod away;
 mod commands;
 mod killed;
 mod nodes;
@@ -9,6 +10,7 @@ mod nodes;
 mod operator;
 mod rights;
 mod starts;
+mod stopped;
 #[path = "../support/mod.rs"]
 mod support;
 mod world;

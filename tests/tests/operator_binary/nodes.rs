@@ -41,6 +41,7 @@ async fn operator(world: &World, clock: &Clock) -> Result<Running> {
         agent_image: "localhost/agent:1".into(),
         agent_download: None,
         agent_arm_download: None,
+        agent_calls: None,
         runtime_image: "localhost/runtime:1".into(),
         runtime: "petaflop-runtime".into(),
         lease: petaflop_operator::agents::LEASE,

@@ -29,8 +29,9 @@ use crate::support::{chart, documents, helm};
 pub(crate) const SOON: Duration = Duration::from_secs(90);
 
 /// A node for each test that has machines, by its name.
-const NODES: [&str; 9] =
-    ["begins", "stalls", "two", "audited", "lapsed", "guarded", "taken", "filled", "killed"];
+const NODES: [&str; 10] = [
+    "begins", "stalls", "two", "audited", "lapsed", "guarded", "taken", "filled", "killed", "stop",
+];
 
 /// What one test works with.
 pub(crate) struct World {
@@ -44,7 +45,7 @@ pub(crate) struct World {
     /// Namespaces that it works for.
     pub(crate) watched: Vec<String>,
     /// Where the operator answers by HTTP.
-    http: SocketAddr,
+    pub(crate) http: SocketAddr,
     writes: Writes,
     folder: tempfile::TempDir,
 }
@@ -128,6 +129,17 @@ impl World {
         })
         .await?;
         ensure!(NODES.contains(&test), "no node is called {test}");
+        Self::over(plane, test, namespace, watched).await
+    }
+
+    /// One on servers of the test's own, which know our kinds, with a node of the test's name.
+    pub(crate) async fn over(
+        plane: &'static ControlPlane,
+        test: &'static str,
+        namespace: Namespace,
+        watched: Vec<String>,
+    ) -> Result<Self> {
+        let client = plane.client().await?;
         let folder = tempfile::tempdir()?;
         let writes = plane.writes().await?;
         let http = own_address();
@@ -196,24 +208,39 @@ impl World {
         self.start_with(["--leader-elect"]).await
     }
 
+    /// One more of the same Deployment.
+    pub(crate) async fn start_beside(&self) -> Result<Component> {
+        let name = format!("{}-beside", self.test);
+        self.start_as(&name, own_address(), ["--leader-elect"]).await
+    }
+
     /// The operator with other words on its command line.
     pub(crate) async fn start_with<const N: usize>(&self, more: [&str; N]) -> Result<Component> {
+        self.start_as(self.test, self.http, more).await
+    }
+
+    async fn start_as<const N: usize>(
+        &self,
+        name: &str,
+        http: SocketAddr,
+        more: [&str; N],
+    ) -> Result<Component> {
         let access = self.account("").await?;
         let launch = Launch::new(petaflop_tests::binary("petaflop")?)
             .argument("operator")
             .arguments([
                 format!("--store-uri={}", self.uri("store")),
                 format!("--provider-labels=test={}", self.test),
-                format!("--http-address={}", self.http),
+                format!("--http-address={http}"),
             ])
             .arguments(["--agent-image=localhost/agent:1", "--runtime-image=localhost/runtime:1"])
             .arguments(more)
             .environment("KUBECONFIG", access.kubeconfig().display().to_string())
             .environment("POD_NAMESPACE", self.namespace.name())
-            .environment("POD_NAME", format!("{}-0", self.test))
+            .environment("POD_NAME", format!("{name}-0"))
             .environment("PETAFLOP_WATCH_NAMESPACES", self.watched.join(","))
             .environment("PETAFLOP_LOG", "info,petaflop_operator=debug");
-        Ok(self.plane.run(self.test, launch)?)
+        Ok(self.plane.run(name, launch)?)
     }
 
     /// What `helm test` runs, and whether it is content.

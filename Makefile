@@ -27,10 +27,10 @@ BASE ?= docker.io/library/debian:13-slim
 # Folder or URI to train the demo on instead of this repository's own text.
 DATA ?=
 
-.PHONY: help demo sandbox test fuzz faults chase kernels llama-cpp lint fmt generate bench bench-arbiter bench-operator images toolchain musl cargo-deny cuda-compilers clang vulkan python go cluster
+.PHONY: help demo sandbox test fuzz faults chase kernels arm llama-cpp lint fmt generate bench bench-kernels bench-arbiter bench-operator images toolchain musl cargo-deny cuda-compilers clang neon vulkan python go cluster
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: toolchain ## price the world, train a model here, serve it, ask it (DATA=folder to use your text)
 	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
@@ -46,7 +46,7 @@ fuzz: ## libFuzzer at one parser of outside input (TARGET=name SECONDS_EACH=60);
 # Machines there are network namespaces: root. FILE is the manifest.
 FILE ?= examples/quickstart.yaml
 sandbox: toolchain musl ## a job among clouds on this machine, which take its machines away; nothing is paid (FILE=manifest)
-	@$(CARGO) build $(PROFILE) $(ALL_FEATURES) --bin petaflop --bin petaflop-runtime
+	@$(CARGO) build $(PROFILE) $(FEATURES),petaflop-operator/sandbox --bin petaflop --bin petaflop-runtime
 	@$(CARGO) build $(PROFILE) --bin petaflop-agent --bin petaflop-box-machine --target $(MUSL)
 	@"$$($(CARGO) metadata --format-version 1 --no-deps | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')"/release/petaflop run --provider sandbox -f "$(FILE)"
 
@@ -75,11 +75,16 @@ chase: toolchain musl cluster ## N jobs that are chased over clouds on this mach
 	$(CARGO) test $(PROFILE) --workspace $(ALL_FEATURES) --test chase -- --nocapture chases_by_seed || status=$$?; \
 	cat "$(PETAFLOP_CACHE)/chase.json"; exit $$status
 
-# What runs of it without a GPU: NVIDIA's and AMD's compilers, and Vulkan on the processor. wgpu is
-# minutes of compile time, so `make test` leaves it out.
-kernels: toolchain python cuda-compilers clang vulkan ## every printed kernel through NVIDIA's, AMD's and Metal's compilers, and on Vulkan
+# What runs of it without a GPU: NVIDIA's and AMD's compilers, NEON on an emulated processor, and Vulkan on this one. wgpu
+# and qemu are minutes, so `make test` leaves them out.
+kernels: toolchain python cuda-compilers clang neon vulkan ## every printed kernel through NVIDIA's, AMD's and Metal's compilers, and on Vulkan; NEON under qemu
 	@$(CARGO) run $(PROFILE) --quiet -p petaflop-kernel --example print_kernels -- "$(PETAFLOP_CACHE)/kernels"
 	@"$(CUDA_HOME)/bin/python" runtime-image/kernel/compile.py "$(PETAFLOP_CACHE)/kernels" --gpus arbiter/data/gpus.csv --cuda "$(CUDA_HOME)" --clang $(CLANG)
+	@nvrtc="$$(find "$(CUDA_HOME)" -name libnvrtc.so.12)"; \
+	LD_LIBRARY_PATH="$${nvrtc%/*}" PETAFLOP_NVRTC="$$nvrtc" $(CARGO) test $(PROFILE) -p petaflop-device --test nvrtc
+	@CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="qemu-aarch64 -L /usr/aarch64-linux-gnu" \
+	$(CARGO) test $(PROFILE) --no-fail-fast -p petaflop-kernel --target aarch64-unknown-linux-gnu
 	@$(CARGO) test $(PROFILE) --no-fail-fast -p petaflop-device -p petaflop-model -p petaflop-runtime --features petaflop-runtime/wgpu --test shaders --test wgpu --test vulkan --test devices -- --nocapture
 
 # llama.cpp is compiled from source, once, for minutes; so `make test` leaves it out.
@@ -103,11 +108,17 @@ fmt: toolchain ## format the sources
 generate: toolchain ## write the generated files anew (CRDs); CI checks that nothing changes
 	@$(CARGO) run $(PROFILE) --quiet --bin petaflop -- crds --output charts/petaflop-crds/files
 
-bench: toolchain python ## figures beside their baselines, with machine, versions and spread (PEERS=folder)
-	@$(CARGO) build $(PROFILE) --bin petaflop --bin petaflop-runtime
-	@python3 bench/bench.py --runtime "$$($(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/release/petaflop-runtime" $(if $(PEERS),--peers "$(PEERS)")
+bench: bench-kernels ## figures beside their baselines, with machine, versions and spread (PEERS=folder)
+	@$(CARGO) build $(PROFILE) --bin petaflop
 	@$(CARGO) bench --locked -p petaflop-arbiter
 	@$(MAKE) --no-print-directory bench-operator
+
+# A part of it: BENCH="--only gemm,serving --rounds 5".
+BENCH ?=
+bench-kernels: toolchain python ## the runtime's part of it: training, products, serving, rooflines (PEERS=folder BENCH=options)
+	@$(CARGO) build $(PROFILE) --bin petaflop-runtime
+	@python3 bench/bench.py --runtime "$$($(CARGO) metadata --format-version 1 --no-deps | python3 -c 'import json,sys; print(json.load(sys.stdin)["target_directory"])')/release/petaflop-runtime" \
+	  --llama-cpp "$(LLAMA_CPP_HOME)/bin/python" $(if $(PEERS),--peers "$(PEERS)") $(BENCH)
 
 bench-arbiter: toolchain python ## decisions beside SkyPilot and gpuhunt, and what a job with a deadline costs on spot, each policy beside the optimum (TRACES=folder PEERS=folder)
 	@[ -n "$(TRACES)" ] || { echo "give the folder of traces: make bench-arbiter TRACES=…" >&2; exit 1; }
@@ -148,6 +159,15 @@ musl: toolchain
 	@command -v musl-gcc >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && apt-get install -qy musl-tools >/dev/null; \
 	  else echo "musl-gcc is missing: sudo apt-get install musl-tools" >&2; exit 1; fi; }
+
+# The same for Arm. It starts itself anew to hand over its token, which qemu-user alone cannot; the rest of it runs there.
+ARM := aarch64-unknown-linux-musl
+arm: toolchain neon ## the agent for aarch64: static, and what of its tests runs under qemu
+	@! command -v rustup >/dev/null || rustup target add --toolchain "$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)" $(ARM) 2>/dev/null
+	@export CC_$(subst -,_,$(ARM))=aarch64-linux-gnu-gcc \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_LINKER=aarch64-linux-gnu-gcc CARGO_TARGET_AARCH64_UNKNOWN_LINUX_MUSL_RUNNER=qemu-aarch64; \
+	$(CARGO) test $(PROFILE) -p petaflop-agent -p petaflop-agent-api --lib --target $(ARM) && \
+	$(CARGO) run $(PROFILE) --quiet -p petaflop-agent --bin petaflop-agent --target $(ARM) -- --version
 
 toolchain:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing. Install Rust with rustup, then run this again: rust-toolchain.toml names the version." >&2; exit 1; }
@@ -192,6 +212,12 @@ clang:
 	@command -v $(CLANG) >/dev/null && command -v ld.lld-19 >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && apt-get install -qy --no-install-recommends clang-19 lld-19 >/dev/null; \
 	  else echo "clang 19 is missing: sudo apt-get install clang-19 lld-19" >&2; exit 1; fi; }
+
+neon:
+	@command -v qemu-aarch64 >/dev/null && command -v aarch64-linux-gnu-gcc >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then apt-get update -q >/dev/null && apt-get install -qy --no-install-recommends qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross >/dev/null; \
+	  else echo "qemu or a linker for aarch64 is missing: sudo apt-get install qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross" >&2; exit 1; fi; }
+	@! command -v rustup >/dev/null || rustup target add --toolchain "$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)" aarch64-unknown-linux-gnu 2>/dev/null
 
 vulkan:
 	@compgen -G '/usr/share/vulkan/icd.d/*.json' >/dev/null || compgen -G '/etc/vulkan/icd.d/*.json' >/dev/null || { \

@@ -1,6 +1,7 @@
 //! Letting go of a provider. Whoever removes its object ends the sweep of every place in which it bought,
 //! so our finalizer holds it while there are claims on it, and after the last of them until all its
-//! machines were listed, later than such a list may lag behind, and none of ours was there.
+//! machines were listed, later than such a list may lag behind, none of ours was there, and what all
+//! of them cost is booked.
 //!
 //! Accident: a purchase fails by all that is heard of it, its claim ends, and its machine shows up
 //! afterwards. The sweep ends it, as long as there is one.
@@ -24,6 +25,8 @@ pub enum Stays {
     Unlisted(ProviderError),
     /// So many machines of ours are there, which the sweep ends.
     Machines(usize),
+    /// So many machines that are gone have no last row in the ledger yet, which the sweep writes.
+    Accounts(usize),
 }
 
 impl Stays {
@@ -40,6 +43,9 @@ impl Stays {
             }
             Self::Machines(machines) => {
                 format!("{machines} machines of ours are there and are being ended")
+            }
+            Self::Accounts(accounts) => {
+                format!("what {accounts} machines cost that are gone is being booked")
             }
         };
         (Reason::Releasing, message)
@@ -115,7 +121,10 @@ async fn there(operator: &Operator, provider: &dyn Provider) -> Result<Option<St
         one.identity.as_ref().is_none_or(|identity| identity.installation == *ours)
     };
     match (bills.filter(is_ours).count(), listing.complete) {
-        (0, true) => Ok(None),
+        (0, true) => {
+            let open = operator.book.open_at(provider.name()).len();
+            Ok((open > 0).then_some(Stays::Accounts(open)))
+        }
         (0, false) => Ok(Some(Stays::Unlisted(ProviderError::Unreachable {
             provider: provider.name().to_owned(),
             detail: "only a part of its machines was listed".to_owned(),

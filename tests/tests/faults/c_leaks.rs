@@ -278,6 +278,27 @@ fn c9_a_machine_that_shows_up_after_its_claim_and_its_provider_were_removed_is_e
 }
 
 #[test]
+fn c9_a_provider_that_is_deleted_stays_until_what_its_machines_cost_is_booked() -> Result<()> {
+    let ended = [(Point::new("provider.terminate", 1), Fault::CrashAfter)];
+    on_each("c9-account", &ended, async |world| {
+        let claim = running(world).await?;
+        world.orphan(&claim).await?;
+        let providers: Api<ComputeProvider> = Api::all(world.lane.client.clone());
+        providers.delete(&claim.spec.provider, &DeleteParams::default()).await?;
+        world.delete().await?;
+        let ended = |seen: &Seen| seen.job.is_none() && seen.billed.is_empty();
+        world.until("no machine", ended).await?;
+        ensure!(world.calls.struck() == 1, "nobody died");
+        world.pass(2 * (world.manners.settle + Duration::from_secs(30 + 30))).await?;
+        let left = providers.get_opt(&claim.spec.provider).await?;
+        ensure!(left.is_none(), "{left:#?}");
+        world.unseen = world.manners.shutdown;
+        world.outlived = FIRST_ROUND;
+        Ok(())
+    })
+}
+
+#[test]
 fn c9_credentials_that_are_gone_while_a_machine_runs_cost_neither_it_nor_its_job() -> Result<()> {
     // They are back while its task runs, and long after it has ended.
     for (gone, outlived) in [(200, 0), (1_200, 15 * 60)] {

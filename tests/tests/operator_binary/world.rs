@@ -1,6 +1,7 @@
 //! A namespace, a node that KWOK pretends and a ComputeProvider of one test; the program with the
 //! rights that the chart gives it.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -154,17 +155,29 @@ impl World {
         Ok(self.plane.service_account(self.namespace.name(), &name).await?)
     }
 
-    /// Objects of a kind that were ever created by this test's operator.
+    /// Objects of a kind that were ever created by this test's operator. Where it was killed while it asked,
+    /// the server may answer nobody with an error and have made the object: whatever was written to
+    /// afterwards was there.
     pub(crate) async fn created(&self, resource: &str) -> Result<usize> {
         let ours = format!("system:serviceaccount:{}:{}", self.namespace.name(), self.test);
-        let created = self.writes.all().await?.into_iter().filter(|write| {
-            write.verb == "create"
-                && write.was_taken()
-                && write.user == ours
-                && write.object.resource == resource
-                && write.object.subresource.is_empty()
-        });
-        Ok(created.count())
+        let mut asked: BTreeMap<String, (usize, bool)> = BTreeMap::new();
+        for write in self.writes.all().await? {
+            let object = &write.object;
+            if object.resource != resource || object.namespace != self.namespace.name() {
+                continue;
+            }
+            if write.verb == "create" && object.subresource.is_empty() {
+                if write.user == ours {
+                    let (taken, _) = asked.entry(object.name.clone()).or_default();
+                    *taken += usize::from(write.was_taken());
+                }
+            } else if write.was_taken()
+                && let Some((_, there)) = asked.get_mut(&object.name)
+            {
+                *there = true;
+            }
+        }
+        Ok(asked.into_values().map(|(taken, there)| taken.max(usize::from(there))).sum())
     }
 
     /// A folder of this test on this host.

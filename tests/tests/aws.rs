@@ -292,5 +292,12 @@ async fn petaflop_run_rents_an_instance_by_a_profile_while_the_environment_is_th
     let invoiced = cloud.engine(|engine| engine.invoice().total());
     eprintln!("booked {booked} dollars, invoiced {invoiced} micro-dollars");
     ensure!(booked > 0.0 && invoiced > 0, "{costs:#}");
+    // With an hour's time the spot policy had a say. It says the same again of what was recorded.
+    let folder = home.join("jobs/default/tiny");
+    let decided: Value = serde_json::from_slice(&std::fs::read(folder.join("decision.json"))?)?;
+    ensure!(decided["advice"]["says"] == "spot", "{decided:#}");
+    let recorded = folder.join("world.json").display().to_string();
+    let again = petaflop(&home, &["explain", "--world", &recorded, "--json"], &[]).await?;
+    ensure!(again["decision"] == decided, "{again:#}\n{decided:#}");
     Ok(())
 }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use crate::calls::{Fault, Point};
 use crate::oracles::{Outcome, Unsure, compare, end, writes};
 use crate::scenario::{ALL, Act, Scenario};
-use crate::world::{Errors, Lane, PRICE, Twist, everything};
+use crate::world::{Errors, Lane, PRICE, Twist, World, everything};
 
 /// Runs side by side, for each processor: most of a run is waiting for answers, and for quiet.
 const LANES: usize = 5;
@@ -30,6 +30,25 @@ const SAMPLE: usize = 25;
 const REST: Duration = Duration::from_secs(125);
 const RESTS: usize = 3;
 const IDLE: Duration = Duration::from_secs(65);
+
+/// What is called while nothing is left to do. A fault within the rest has that begin anew; so has one within
+/// the watch, as the second of two may be later than all calls of the run: whoever starts has its own to make.
+async fn idle(world: &mut World<'_>) -> Result<Vec<Point>> {
+    loop {
+        for _ in 0..=RESTS {
+            let struck = world.calls.struck();
+            world.pass(REST).await?;
+            if world.calls.struck() == struck && !world.is_held().await? {
+                break;
+            }
+        }
+        let struck = world.calls.struck();
+        let idle = world.pass(IDLE).await?;
+        if world.calls.struck() == struck {
+            return Ok(idle);
+        }
+    }
+}
 
 /// Without faults or with these, from the first process to the idle end. Writes are counted later.
 async fn run(lane: &mut Lane, task: &Task) -> Result<Outcome> {
@@ -70,15 +89,7 @@ async fn run(lane: &mut Lane, task: &Task) -> Result<Outcome> {
         }
     }
     let calls = world.calls.made();
-    // A fault within it has it begin anew.
-    for _ in 0..=RESTS {
-        let struck = world.calls.struck();
-        world.pass(REST).await?;
-        if world.calls.struck() == struck && !world.is_held().await? {
-            break;
-        }
-    }
-    let idle = world.pass(IDLE).await?;
+    let idle = idle(&mut world).await?;
     // Who dies says nothing, so no fault of a sweep excuses an error.
     let errors = world.errors();
     let seen = world.settle().await?;

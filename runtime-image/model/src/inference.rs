@@ -259,16 +259,25 @@ fn pack(
 ) -> Result<PackedWeight, ModelError> {
     let bytes = usize::try_from(dtype.bytes((rows * width) as u64))
         .map_err(|_| OutOfMemory { bytes: usize::MAX })?;
-    let mut buffer = HostBuffer::zeroed(bytes)?;
-    weights.read(name, dtype, buffer.bytes_mut())?;
-    let weight = match dtype {
-        Dtype::F32 => Weight::F32(buffer.f32s()),
-        Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(buffer.bytes())),
-        Dtype::Q8_0 if numerics == Numerics::Int8Activations => {
-            return Ok(PackedWeight::for_int8(cpu, buffer.bytes(), rows, width));
+    let mut buffer;
+    // A file may have its numbers anywhere.
+    let usable = |lies: &&[u8]| lies.len() == bytes && lies.as_ptr().cast::<f32>().is_aligned();
+    let lies = match weights.as_it_lies(name, dtype).filter(usable) {
+        Some(lies) => lies,
+        None => {
+            buffer = HostBuffer::zeroed(bytes)?;
+            weights.read(name, dtype, buffer.bytes_mut())?;
+            buffer.bytes()
         }
-        Dtype::Q8_0 => Weight::Q8_0(buffer.bytes()),
-        Dtype::Q4_0 => Weight::Q4_0(buffer.bytes()),
+    };
+    let weight = match dtype {
+        Dtype::F32 => Weight::F32(bytemuck::cast_slice(lies)),
+        Dtype::Bf16 => Weight::Bf16(bytemuck::cast_slice(lies)),
+        Dtype::Q8_0 if numerics == Numerics::Int8Activations => {
+            return Ok(PackedWeight::for_int8(cpu, lies, rows, width));
+        }
+        Dtype::Q8_0 => Weight::Q8_0(lies),
+        Dtype::Q4_0 => Weight::Q4_0(lies),
         Dtype::U32 | Dtype::F16 => unreachable!("the planner keeps no weights in these"),
     };
     Ok(PackedWeight::new(cpu, weight, rows, width))

@@ -42,6 +42,11 @@ pub trait Weights {
     /// There is no such tensor, or it has not `out`'s length.
     fn read(&self, name: &str, dtype: Dtype, out: &mut [u8]) -> Result<(), WeightsError>;
 
+    /// A tensor where it lies, if it lies there in this format and in the order of [`Self::read`].
+    fn as_it_lies(&self, _name: &str, _dtype: Dtype) -> Option<&[u8]> {
+        None
+    }
+
     /// Reads a tensor as f32.
     ///
     /// # Errors
@@ -247,6 +252,15 @@ impl Weights for WeightsFolder {
             encode(dtype, numbers, out);
         }
         Ok(())
+    }
+
+    fn as_it_lies(&self, name: &str, dtype: Dtype) -> Option<&[u8]> {
+        let located = self.tensors.get(name)?;
+        let is = matches!(
+            (located.dtype, dtype),
+            (FileDtype::F32, Dtype::F32) | (FileDtype::BF16, Dtype::Bf16)
+        );
+        is.then(|| &self.files[located.file].1[located.bytes.clone()])
     }
 }
 

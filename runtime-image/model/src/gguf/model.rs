@@ -133,6 +133,12 @@ impl Weights for GgufModel {
         }
         Ok(())
     }
+
+    fn as_it_lies(&self, name: &str, dtype: Dtype) -> Option<&[u8]> {
+        let tensor = self.file.contents().tensors.get(&name_in_file(name))?;
+        let is = tensor.dtype.dtype() == dtype && turned(&self.shape, name).is_none();
+        is.then(|| self.file.bytes(tensor))
+    }
 }
 
 fn divisors_in(file: &Gguf) -> Option<Vec<f32>> {

@@ -39,6 +39,8 @@ pub use status::{
 
 /// A data centre of RunPod's.
 pub(crate) const DATA_CENTER_PATTERN: &str = "^[A-Z0-9]+(-[A-Z0-9]+)*$";
+/// A version of CUDA.
+pub(crate) const CUDA_PATTERN: &str = "^[0-9]+[.][0-9]+$";
 /// An address of an API.
 pub(crate) const ADDRESS_PATTERN: &str = "^https?://[^/?#@]+(/[^?#]*)?$";
 

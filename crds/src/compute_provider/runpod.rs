@@ -8,7 +8,7 @@
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ADDRESS_PATTERN, DATA_CENTER_PATTERN, yes};
+use super::{ADDRESS_PATTERN, CUDA_PATTERN, DATA_CENTER_PATTERN, yes};
 
 /// A RunPod account. Its machines fetch the agent themselves: the operator must be told where it
 /// lies (`agentDownload` in the chart), and keep its store where they reach it.
@@ -49,6 +49,11 @@ pub struct RunPodProvider {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub registry_credential_id: Option<String>,
+    /// The oldest CUDA that the driver of a host with accelerators must know (`12.8`). Machines of
+    /// older drivers are not asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 7), regex(pattern = CUDA_PATTERN))]
+    pub min_cuda_version: Option<String>,
     /// Where the API is, if not at `https://api.runpod.io`: a proxy.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253), regex(pattern = ADDRESS_PATTERN))]
@@ -75,6 +80,7 @@ impl Default for RunPodProvider {
             disk_gb: disk_gb(),
             spot: yes(),
             registry_credential_id: None,
+            min_cuda_version: None,
             api_base_url: None,
         }
     }

@@ -28,6 +28,7 @@ const PATTERNS: &[(&str, &str)] = &[
     (QUANTITY_PATTERN, "a quantity such as 8, 500m, 0.5 or 64Gi"),
     (SPAN_PATTERN, "a span of time such as 90s, 45m, 52h or 2d12h"),
     (DECIMAL_PATTERN, "a number of 0 or more, as text, such as \"0.05\" or \"1.5e3\""),
+    (crate::compute_provider::CUDA_PATTERN, "a version of CUDA such as 12.8"),
     (crate::compute_provider::DATA_CENTER_PATTERN, "a data centre of RunPod's such as EU-RO-1"),
     (crate::compute_provider::ADDRESS_PATTERN, "an address such as https://api.runpod.io"),
     (aws::REGION_PATTERN, "a region of AWS's such as us-east-1"),

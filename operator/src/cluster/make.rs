@@ -302,6 +302,7 @@ fn runpod_config(name: &str, settings: &RunPodProvider) -> RunPodConfig {
         disk_gb,
         spot,
         registry_credential_id,
+        min_cuda_version,
         api_base_url,
     } = settings.clone();
     RunPodConfig {
@@ -312,6 +313,7 @@ fn runpod_config(name: &str, settings: &RunPodProvider) -> RunPodConfig {
         disk_gb,
         spot,
         registry: registry_credential_id,
+        min_cuda: min_cuda_version,
         ..RunPodConfig::new(name, ApiKey::default())
     }
 }
@@ -371,7 +373,7 @@ mod tests {
     fn each_setting_of_runpod_reaches_the_client() {
         let settings = from_value(json!({
             "dataCenters": ["EU-RO-1"], "acceleratorCounts": [3], "vcpuCounts": [64], "diskGb": 40, "spot": false,
-            "registryCredentialId": "credential", "apiBaseUrl": "https://api.example",
+            "registryCredentialId": "credential", "minCudaVersion": "12.8", "apiBaseUrl": "https://api.example",
         }));
         let config = runpod_config("pods", &settings.expect("settings"));
         assert_eq!((config.name.as_str(), config.base.as_str()), ("pods", "https://api.example"));
@@ -379,6 +381,7 @@ mod tests {
         assert_eq!(config.data_centers, ["EU-RO-1"]);
         assert_eq!((config.disk_gb, config.spot), (40, false));
         assert_eq!(config.registry.as_deref(), Some("credential"));
+        assert_eq!(config.min_cuda.as_deref(), Some("12.8"));
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub struct RunPodAccount {
     pub api_key_file: Option<PathBuf>,
     /// Data centres that count; none named: all, and the Community cloud.
     pub data_centers: Vec<String>,
+    /// The oldest CUDA that the driver of a host with accelerators must know: `12.8`.
+    pub min_cuda_version: Option<String>,
 }
 
 /// An account at AWS: what stands under `aws` in a ComputeProvider, and whose keys are used.
@@ -110,9 +112,12 @@ pub fn providers(
     let set = |name| variable(name).filter(|value| !value.trim().is_empty());
     let mut providers: Vec<Arc<dyn Provider>> = Vec::new();
     if let Some(key) = runpod_key(home, config, set(runpod::KEY_VARIABLE))? {
+        let RunPodAccount { data_centers, min_cuda_version, .. } =
+            config.runpod.clone().unwrap_or_default();
         let settings = RunPodConfig {
             base: set(runpod::BASE_VARIABLE).unwrap_or_else(|| runpod::BASE.to_owned()),
-            data_centers: config.runpod.clone().unwrap_or_default().data_centers,
+            data_centers,
+            min_cuda: min_cuda_version,
             agent: config.rented.as_ref().map(|rented| rented.agent.clone()),
             ..RunPodConfig::new("runpod", key)
         };

@@ -59,6 +59,8 @@ pub struct RunPodConfig {
     pub spot_life: Duration,
     /// The account's credential for the registry of the images, where they are not public.
     pub registry: Option<String>,
+    /// The oldest CUDA that the driver of an accelerator's host must know, `12.8`.
+    pub min_cuda: Option<String>,
     /// What the owner adds to every price that is quoted here, in per cent, before it is decided on.
     pub price_adjustment_percent: i32,
 }
@@ -80,6 +82,7 @@ impl RunPodConfig {
             spot: true,
             spot_life: Duration::from_secs(24 * 3600),
             registry: None,
+            min_cuda: None,
             price_adjustment_percent: 0,
         }
     }
@@ -101,6 +104,13 @@ impl RunPodConfig {
                 "a pod has 1 or more accelerators, or 2, 4, 8… processors, and 1 or more GB"
                     .to_owned(),
             );
+        }
+        let number = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+        let version = |text: &String| {
+            text.split_once('.').is_some_and(|(major, minor)| number(major) && number(minor))
+        };
+        if !self.min_cuda.as_ref().is_none_or(version) {
+            return Err("minCudaVersion is a version like 12.8".to_owned());
         }
         Ok(())
     }

@@ -22,7 +22,9 @@ impl RunPod {
             for count in &self.config.counts {
                 let what = format!("prices of {count} accelerators ({})", cloud.as_str());
                 let size = count.to_string();
-                let query = [kind[0], kind[1], ("count", size.as_str()), ("cloud", cloud.as_str())];
+                let mut query =
+                    vec![kind[0], kind[1], ("count", size.as_str()), ("cloud", cloud.as_str())];
+                query.extend(self.config.min_cuda.as_deref().map(|v| ("minCudaVersion", v)));
                 let answer = self.api.get(&["catalog", "gpus"], &query, price).await;
                 let answer = self.good(&what, answer)?;
                 let gpus = catalogue::gpus(&answer.body, cloud, *count);
@@ -49,7 +51,8 @@ impl RunPod {
     async fn spot_prices(&self) -> spot::Prices {
         let what = "spot prices";
         let counts = &self.config.counts;
-        let question = serde_json::json!({ "query": spot::question(counts) });
+        let question =
+            serde_json::json!({ "query": spot::question(counts, self.config.min_cuda.as_deref()) });
         let answer = self.api.ask(&question, Purpose::Price).await;
         let prices = self.good(what, answer).and_then(|answer| {
             spot::prices(&answer.body, counts).map_err(|detail| self.unreachable(what, detail))

@@ -216,7 +216,13 @@ fn rest(wish: &Wish<'_>) -> Map<String, Value> {
     put("ports", json!(ports(machine)));
     put("cloud", json!(thing.cloud.as_str()));
     match &thing.what {
-        What::Gpu { id, count } => put("gpu", json!({ "id": id, "count": count })),
+        What::Gpu { id, count } => {
+            let mut gpu = json!({ "id": id, "count": count });
+            if let Some(version) = &config.min_cuda {
+                gpu["minCudaVersion"] = json!(version);
+            }
+            put("gpu", gpu)
+        }
         What::Cpu { id, vcpus } => put("cpu", json!({ "id": id, "vcpuCount": vcpus })),
     };
     if !config.data_centers.is_empty() {
@@ -264,6 +270,9 @@ fn bid(wish: &Wish<'_>, most: UsdPerHour, now: Timestamp) -> Result<Map<String, 
     }
     if let Some(registry) = &config.registry {
         put("containerRegistryAuthId", json!(registry));
+    }
+    if let Some(version) = &config.min_cuda {
+        put("minCudaVersion", json!(version));
     }
     Ok(input)
 }

@@ -23,7 +23,8 @@ pub(super) const RENT: &str = "mutation($i:PodRentInterruptableInput!){podRentIn
 
 /// Asks for all prices at all sizes in one request. Community's `lowestPrice` is one country's, and
 /// null where none is named: there the type's own spot price is the least bid that is known.
-pub(super) fn question(counts: &[u32]) -> String {
+pub(super) fn question(counts: &[u32], min_cuda: Option<&str>) -> String {
+    let cuda = min_cuda.map(|version| format!(",minCudaVersion:\"{version}\"")).unwrap_or_default();
     let mut query =
         "query{gpuTypes{id secureCloud communityCloud secureSpotPrice communitySpotPrice"
             .to_owned();
@@ -31,7 +32,7 @@ pub(super) fn question(counts: &[u32]) -> String {
         // Writing to a string cannot fail.
         let _ = write!(
             query,
-            " s{count}:lowestPrice(input:{{gpuCount:{count},secureCloud:true}}){{minimumBidPrice}}"
+            " s{count}:lowestPrice(input:{{gpuCount:{count},secureCloud:true{cuda}}}){{minimumBidPrice}}"
         );
     }
     query.push_str("}}");
@@ -127,7 +128,11 @@ mod tests {
 
     #[test]
     fn all_sizes_are_asked_for_at_once() {
-        let question = question(&[1, 8]);
+        let with = question(&[8], Some("12.8"));
+        assert!(with.contains(
+            "s8:lowestPrice(input:{gpuCount:8,secureCloud:true,minCudaVersion:\"12.8\"})"
+        ));
+        let question = question(&[1, 8], None);
         assert!(question.contains("s1:lowestPrice(input:{gpuCount:1,secureCloud:true})"));
         assert!(question.contains("s8:lowestPrice(input:{gpuCount:8,secureCloud:true})"));
         assert!(!question.contains("secureCloud:false"), "nothing is said without a country");

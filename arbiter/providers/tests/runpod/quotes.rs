@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use petaflop_arbiter::offer::{Capacity, HostOwner};
 use petaflop_providers::runpod::{RunPod, RunPodConfig};
-use petaflop_providers::{InstanceId, Provider, ProviderError};
+use petaflop_providers::{InstanceId, Order, Provider, ProviderError, Work};
 use serde_json::{Value, json};
 
 use super::server::{Call, Reply, Server, problem};
-use super::{KEY, client, config};
+use super::{KEY, client, config, identity, machine, offer};
 
 fn gpus() -> Value {
     json!({ "gpus": [{
@@ -89,6 +89,43 @@ async fn where_several_data_centers_are_named_no_spot_is_offered() {
         assert_eq!(offers.iter().any(|offer| offer.capacity == Capacity::Spot), spot, "{places:?}");
         assert!(offers.iter().any(|offer| offer.capacity == Capacity::OnDemand));
         assert_eq!(server.count("POST /graphql"), usize::from(spot));
+    }
+}
+
+#[tokio::test]
+async fn hosts_with_an_older_cuda_than_is_needed_are_neither_offered_nor_bought() {
+    let server = Server::start(catalogue).await;
+    let needs = |version: &str| RunPodConfig {
+        counts: vec![1],
+        spot: true,
+        min_cuda: Some(version.to_owned()),
+        ..config(&server.base)
+    };
+    let (provider, _) = client(needs("12.8"));
+    provider.quote().await.expect("offers");
+    let calls = server.calls();
+    let about = |call: &&Call| call.path.starts_with("/v2/catalog/gpus");
+    let stock: Vec<_> = calls.iter().filter(about).collect();
+    assert_eq!(stock.len(), 2, "each cloud");
+    assert!(stock.iter().all(|call| call.path.ends_with("&minCudaVersion=12.8")), "{stock:?}");
+    let prices = calls.iter().find(|call| call.path == "/graphql").expect("spot prices").json();
+    let text = prices["query"].as_str().expect("text");
+    assert!(text.contains("secureCloud:true,minCudaVersion:\"12.8\"})"), "{text}");
+
+    for (capacity, place) in [
+        (Capacity::OnDemand, "/call/Rest/gpu/minCudaVersion"),
+        (Capacity::Spot, "/call/Spot/minCudaVersion"),
+    ] {
+        let offer = offer("1x NVIDIA L40S SECURE", capacity, "1.0");
+        let machine = machine();
+        let order = Order { identity: &identity(), offer: &offer, work: Work::Machine(&machine) };
+        let request = provider.prepare(order).await.expect("a request");
+        let body: Value = serde_json::from_str(&request.body).expect("JSON");
+        assert_eq!(body.pointer(place), Some(&json!("12.8")), "{body}");
+    }
+    for odd in ["", "12", "12.", ".8", "12.8.1", "12.8\"", "twelve.8"] {
+        let refused = RunPod::new(needs(odd)).expect_err("no version");
+        assert!(refused.to_string().contains("minCudaVersion"), "{refused}");
     }
 }
 

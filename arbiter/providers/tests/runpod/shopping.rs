@@ -95,6 +95,29 @@ fn refusal(answer: &Result<InstanceId, LaunchError>) -> Option<Refusal> {
 }
 
 #[tokio::test]
+async fn what_hosts_drivers_do_not_know_is_not_for_sale() {
+    let needing = |version: &str| {
+        let version = Some(version.to_owned());
+        Shop::open(|_| {}, |config| RunPodConfig { min_cuda: version, ..config })
+    };
+    let with_devices =
+        |offers: &[Offer]| offers.iter().filter(|o| o.accelerators.is_some()).count();
+    let [any, old, new] = [Shop::new(), needing("12.8"), needing("13.0")];
+    let offers = any.provider.quote().await.expect("offers");
+    let here = old.provider.quote().await.expect("offers");
+    assert!(with_devices(&offers) > 0);
+    assert_eq!(with_devices(&here), with_devices(&offers), "all know it");
+    let none = new.provider.quote().await.expect("offers");
+    assert_eq!(with_devices(&none), 0, "{none:?}");
+    assert!(!none.is_empty(), "processors need no driver");
+    // Who has seen the offer elsewhere is refused at the purchase.
+    let offer = old.offer(COMMUNITY, Capacity::OnDemand).await;
+    old.buy(1, &offer).await.expect("bought");
+    let refused = new.buy(1, &offer).await.expect_err("no such host").answer();
+    assert_eq!(refused, LaunchAnswer::Refused(Refusal::NoCapacity));
+}
+
+#[tokio::test]
 async fn it_quotes_what_is_in_stock_and_no_spot_that_costs_as_much() {
     let shop = Shop::new();
     let offers = shop.provider.quote().await.expect("offers");

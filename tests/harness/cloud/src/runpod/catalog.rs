@@ -51,6 +51,18 @@ pub struct Catalog {
     pub places: Vec<DataCenter>,
 }
 
+/// The newest CUDA that the driver of any host here knows. Made; how hosts differ was not seen.
+const CUDA: (u32, u32) = (12, 8);
+
+/// Whether hosts' drivers know a CUDA as new as this.
+pub(crate) fn has_cuda(least: Option<&str>) -> bool {
+    let version = |text: &str| {
+        let (major, minor) = text.split_once('.')?;
+        Some((major.parse::<u32>().ok()?, minor.parse::<u32>().ok()?))
+    };
+    least.is_none_or(|least| version(least).is_some_and(|least| least <= CUDA))
+}
+
 /// Type, name, maker, GB, Secure, Community, GPUs in each Secure data centre and in each country.
 /// Dollars are thousandths; 0: not offered.
 type Row = (&'static str, &'static str, &'static str, u32, i64, i64, u32, u32);

@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Ask};
+use super::catalog;
 use super::wire::{Act, Action, CloudType, Create, Mounts, Patch};
 use super::world::{HOST_FULL, NONE_LEFT, Spec, World};
 use crate::engine::Refusal;
@@ -134,6 +135,9 @@ fn specify(world: &World, create: Create) -> Result<Spec, Answer> {
         (Some(gpu), None) => {
             if gpu.min_cuda_version.is_some() && !gpu.allowed_cuda_versions.is_empty() {
                 return fail("gpu: allowedCudaVersions and minCudaVersion exclude each other");
+            }
+            if !catalog::has_cuda(gpu.min_cuda_version.as_deref()) {
+                return fail(NONE_LEFT);
             }
             (gpu.id, gpu.count, false)
         }

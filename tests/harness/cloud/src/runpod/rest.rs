@@ -4,6 +4,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::answer::{Answer, Ask};
+use super::catalog;
 use super::pods::{self, dollars};
 use super::wire::Credentials;
 use super::world::{Registry, World};
@@ -99,6 +100,8 @@ struct Wanted<'a> {
     count: u32,
     cloud: &'a str,
     countries: Vec<&'a str>,
+    /// `None`: any.
+    cuda: Option<&'a str>,
 }
 
 const FILTERS: &[&str] = &["count", "cloud", "countryCodes", "cudaVersions", "minCudaVersion"];
@@ -124,7 +127,12 @@ fn wanted<'a>(ask: &'a Ask<'_>) -> Result<Option<Wanted<'a>>, Answer> {
     if !["SECURE", "COMMUNITY"].contains(&cloud) {
         return fail("cloud: SECURE or COMMUNITY");
     }
-    Ok(Some(Wanted { count, cloud, countries: ask.list("countryCodes") }))
+    Ok(Some(Wanted {
+        count,
+        cloud,
+        countries: ask.list("countryCodes"),
+        cuda: ask.parameter("minCudaVersion"),
+    }))
 }
 
 /// `GET /v2/catalog/gpus[/{id}]`.
@@ -177,7 +185,8 @@ fn add_stock(world: &World, gpu: &mut Value, kind: &str, wanted: &Wanted<'_>) {
     let mut places = Vec::new();
     for (id, product) in world.engine.products() {
         let country = wanted.countries.is_empty() || wanted.countries.contains(&&*product.region);
-        if product.kind != kind || product.pool != wanted.cloud || !country {
+        let host = country && catalog::has_cuda(wanted.cuda);
+        if product.kind != kind || product.pool != wanted.cloud || !host {
             continue;
         }
         let machines = availability(world, id, wanted.count);
@@ -206,7 +215,7 @@ fn cpus(world: &World, ask: &Ask<'_>) -> Answer {
     let Some(count) = vcpus.filter(|count| *count >= 2 && count.is_power_of_two()) else {
         return fail("vcpuCount: must be a power of two of at least 2");
     };
-    let wanted = Wanted { count, cloud: "SECURE", countries: Vec::new() };
+    let wanted = Wanted { count, cloud: "SECURE", countries: Vec::new(), cuda: None };
     let list = world.catalog.cpus.iter().map(|flavour| {
         let sold = cheapest(world, &flavour.id, "SECURE");
         let mut cpu = json!({

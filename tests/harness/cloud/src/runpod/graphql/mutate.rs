@@ -12,6 +12,7 @@ use crate::engine::Refusal;
 use crate::engine::machine::Why;
 use crate::engine::product::Sale;
 use crate::faults::Fault;
+use crate::runpod::catalog;
 use crate::runpod::keys::Scope;
 use crate::runpod::world::{
     HOST_FULL, NONE_LEFT, NONE_LEFT_SPOT, Registry, SOMETHING, Spec, World,
@@ -42,6 +43,7 @@ struct Buy {
     container_registry_auth_id: Option<String>,
     stop_after: Option<Timestamp>,
     terminate_after: Option<Timestamp>,
+    min_cuda_version: Option<String>,
     // Accepted; there is nothing here that they could choose between.
     #[serde(rename = "minVcpuCount")]
     _min_vcpu_count: Option<Value>,
@@ -53,8 +55,6 @@ struct Buy {
     _start_jupyter: Option<bool>,
     #[serde(rename = "supportPublicIp")]
     _support_public_ip: Option<bool>,
-    #[serde(rename = "minCudaVersion")]
-    _min_cuda_version: Option<String>,
     #[serde(rename = "allowedCudaVersions")]
     _allowed_cuda_versions: Option<Vec<String>>,
     #[serde(rename = "cudaVersion")]
@@ -185,6 +185,9 @@ fn specify(buy: Buy, spot: bool) -> Result<Spec, Wrong> {
         (false, None) => Sale::OnDemand,
         (false, Some(_)) => return Err(Wrong::input(undefined.to_owned())),
     };
+    if !catalog::has_cuda(buy.min_cuda_version.as_deref()) {
+        return Err(Wrong::new(if spot { NONE_LEFT_SPOT } else { NONE_LEFT }));
+    }
     let cloud = match buy.cloud_type {
         None | Some(Cloud::All) => None,
         Some(Cloud::Secure) => Some("SECURE"),

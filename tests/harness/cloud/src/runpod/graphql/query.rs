@@ -6,6 +6,7 @@ use super::Wrong;
 use super::parse::Field;
 use crate::engine::machine::{Life, Machine, Why};
 use crate::engine::product::{Product, ProductId, Sale};
+use crate::runpod::catalog;
 use crate::runpod::keys::Scope;
 use crate::runpod::pods::dollars;
 use crate::runpod::rest::cheapest;
@@ -71,8 +72,9 @@ pub(super) fn lowest_price(world: &World, kind: &Map<String, Value>, input: &Val
     let count = input["gpuCount"].as_u64().and_then(|count| u32::try_from(count).ok()).unwrap_or(1);
     let secure = input["secureCloud"].as_bool();
     let (zone, country) = (input["dataCenterId"].as_str(), input["countryCode"].as_str());
+    let host = catalog::has_cuda(input["minCudaVersion"].as_str());
     // Community without a country was seen to say nothing even when there was stock.
-    let asked = secure != Some(false) || country.is_some();
+    let asked = host && (secure != Some(false) || country.is_some());
     let fits = |(_, product): &(ProductId, &Product)| {
         product.kind == id
             && secure.is_none_or(|secure| (product.pool == "SECURE") == secure)
